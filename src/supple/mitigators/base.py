@@ -1,0 +1,248 @@
+"""What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from supple.population import Population
+from supple.roles import Kind, Role, describe, find_roles, owned_parameters
+
+Tensors = dict[str, Tensor]
+State = dict[str, Tensors]
+"""What a method remembers: for each parameter's name, named tensors."""
+Strength = float | Tensor
+
+
+class Mitigator:
+    """A method that keeps a network trainable, acting at up to three moments of a training step.
+
+    ============  ===========================  =====================================================
+    moment        kernel                       for a loop of your own
+    ============  ===========================  =====================================================
+    the loss      ``_penalty``                 ``(loss + method.penalty().sum()).backward()``
+    gradients     ``add_gradients``            ``method.before_step()`` before ``optimizer.step()``
+    parameters    ``change_parameters``        ``method.after_step(lr)`` after ``optimizer.step()``
+    ============  ===========================  =====================================================
+
+    ``attach(optimizer)`` does the last two on the optimizer's own step. The kernels work in place on dictionaries, by
+    parameter name, of tensors with any leading dimensions: they serve a network, a population and a compiled training
+    step alike. They wait for no result on the host.
+
+    Args:
+        network: a module, or a :class:`Population` (then every strength and penalty may differ by member).
+        strength: the multiplier λ, at least 0: a number, or a tensor with one value a member. May change at any time.
+        roles: overrides for :func:`supple.roles.find_roles`.
+    """
+
+    coupled = True
+    """Whether the penalty's gradient passes through the optimizer."""
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength,
+        *,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        self._network, self._role_overrides = network, roles
+        self._members = (len(network),) if isinstance(network, Population) else ()
+        self.strength = strength
+        self.roles = find_roles(network, roles)
+        self.parameters = {
+            name: parameter
+            for name, parameter, _ in owned_parameters(network)
+            if name in self.roles and parameter.numel()
+        }
+        if not self.parameters:
+            raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
+        self.state: State = {}
+        self._hooks: dict[Optimizer, tuple[RemovableHandle, ...]] = {}
+
+    # The kernels, which each method gives where it acts.
+
+    def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
+        """Add this method's gradient to ``gradients`` and advance ``state``, all in place."""
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, step_size: Strength) -> None:
+        """Change ``parameters`` after an optimizer's step of size ``step_size`` and advance ``state``, all in place."""
+
+    def _penalty(self, parameters: Tensors) -> Tensor:
+        """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
+        return next(iter(self.parameters.values())).new_zeros(self._members)
+
+    # The face that a training loop sees.
+
+    @property
+    def strength(self) -> Strength:
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: Strength) -> None:
+        tensor = torch.as_tensor(value)
+        if tensor.shape not in ((), self._members):
+            expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
+            raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
+        if not (tensor.isfinite() & (tensor >= 0)).all():
+            raise ValueError(f"expected a finite strength of at least 0, got {value}: 0 switches the method off")
+        self._strength = value
+
+    def penalty(self) -> Tensor:
+        """What the method adds to the loss, times strength: differentiable, one value a member.
+
+        With gradients enabled it counts as a step and advances what the method remembers; under ``torch.no_grad()`` it
+        only looks.
+        """
+        return self.strength * self._penalty(self._trainable())
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Add the gradient of :meth:`penalty` to each trainable parameter's ``.grad``, in a loop without ``attach``."""
+        self._regularize(self._trainable())
+
+    @torch.no_grad()
+    def after_step(self, step_size: Strength) -> None:
+        """Change the parameters after an optimizer's step of size ``step_size`` (its ``lr``); without ``attach``."""
+        self.change_parameters(self._trainable(), self.state, self.strength, step_size)
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
+
+        Works with closures, gradient scaling and parameter groups (each with its own step size). A network whose
+        parameters are split between optimizers is attached to each of them.
+
+        Raises:
+            ValueError: when the optimizer holds none of the network's parameters, or maximizes.
+            RuntimeError: when already attached to this optimizer.
+        """
+        if optimizer in self._hooks:
+            raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")
+        if not any(self._held_in(group) for group in optimizer.param_groups):
+            raise ValueError(
+                "expected an optimizer of this network's parameters, got one that holds none of them: build the "
+                "optimizer from the same network's parameters()"
+            )
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+        self._hooks[optimizer] = (
+            optimizer.register_step_pre_hook(self._on_step_start),
+            optimizer.register_step_post_hook(self._on_step_end),
+        )
+        return self
+
+    def detach(self) -> Self:
+        """Undo every :meth:`attach`; what the method remembers is kept."""
+        for hook in [hook for hooks in self._hooks.values() for hook in hooks]:
+            hook.remove()
+        self._hooks.clear()
+        return self
+
+    def state_dict(self) -> State:
+        """A copy of everything that the method remembers between steps."""
+        return {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
+
+        Raises:
+            ValueError: naming the first entry that is missing, unknown or of another shape; nothing is changed then.
+        """
+        mine, theirs = _shapes(self.state), _shapes(state)
+        for entry in sorted(mine.keys() | theirs.keys()):
+            if mine.get(entry) != theirs.get(entry):
+                raise ValueError(
+                    f"expected a state with {entry} of shape {mine.get(entry)}, got {theirs.get(entry)}: "
+                    f"load it into a {type(self).__name__} with the same options on the same architecture"
+                )
+        for name, entries in state.items():
+            for key, tensor in entries.items():
+                self.state[name][key].copy_(tensor)
+
+    def describe(self) -> str:
+        """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
+        return describe(self._network, self._role_overrides)
+
+    # What happens on an optimizer's step.
+
+    def _on_step_start(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer itself
+        if closure is not None:
+            # The gradients come to be inside the step, each time that the optimizer calls the closure.
+            return args[:1], {**kwargs, "closure": self._regularized(closure, optimizer)}
+        with torch.no_grad():
+            # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
+            self._regularize(self._held_in(*optimizer.param_groups), getattr(optimizer, "grad_scale", None))
+        return None
+
+    @torch.no_grad()
+    def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # likewise: 1 where a fused optimizer skipped its step
+        strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
+        for group in optimizer.param_groups:
+            self.change_parameters(self._held_in(group), self.state, strength, group["lr"])
+
+    def _regularized(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+        def with_penalty() -> Any:
+            loss = closure()
+            parameters = self._held_in(*optimizer.param_groups)
+            with torch.no_grad():
+                if loss is not None and self.coupled:
+                    loss = loss + (self.strength * self._penalty(parameters)).sum()
+                self._regularize(parameters)
+            return loss
+
+        return with_penalty
+
+    def _regularize(self, parameters: Tensors, grad_scale: Tensor | None = None) -> None:
+        if not self.coupled:
+            return
+        for name, parameter in parameters.items():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                raise ValueError(
+                    f"expected a dense gradient, got a sparse one for {name!r}: build its embedding with sparse=False, "
+                    f"or leave it out with roles={{{name!r}: None}}"
+                )
+        for parameter in parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        strength = self.strength if grad_scale is None else self.strength * grad_scale
+        self.add_gradients(parameters, gradients, self.state, strength)
+
+    def _trainable(self) -> Tensors:
+        return self._select(self.parameters)
+
+    def _held_in(self, *groups: dict[str, Any]) -> Tensors:
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        return self._select(name for name, parameter in self.parameters.items() if id(parameter) in held)
+
+    def _select(self, names: Iterable[str]) -> Tensors:
+        """The trainable parameters among these."""
+        self._follow_devices()
+        return {name: self.parameters[name] for name in names if self.parameters[name].requires_grad}
+
+    def _follow_devices(self) -> None:
+        """A network may be moved at any time; what is remembered of it goes along."""
+        for name, entry in self.state.items():
+            device = self.parameters[name].device
+            for key, tensor in entry.items():
+                if tensor.device != device:
+                    entry[key] = tensor.to(device)
+        if isinstance(self.strength, Tensor):
+            self._strength = self.strength.to(next(iter(self.parameters.values())).device)
+
+
+def per_member(strength: Strength, ndim: int) -> Strength:
+    """``strength`` shaped so as to multiply a tensor of ``ndim`` dimensions of which the first is the members'."""
+    if isinstance(strength, Tensor) and strength.ndim:
+        return strength.reshape(-1, *(1,) * (ndim - 1))
+    return strength
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/{key}": tuple(tensor.shape) for name, entry in state.items() for key, tensor in entry.items()}

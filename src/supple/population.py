@@ -1,0 +1,101 @@
+"""Many networks of one shape, stacked on dim 0 and run as one."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+
+class Population(nn.Module):
+    """Networks of one architecture, one a seed, with every parameter and buffer stacked as ``(members, ...)``.
+
+    Member *i* starts with the same bits as ``torch.manual_seed(seeds[i]); make_model()``, and any element-wise
+    optimizer on ``population.parameters()`` (SGD, Adam, ...) trains each member as it would train that network alone.
+
+    >>> population = Population(lambda: nn.Linear(3, 2), seeds=[0, 1])
+    >>> population(torch.zeros(2, 5, 3)).shape
+    torch.Size([2, 5, 2])
+
+    Args:
+        make_model: builds one network; called once a seed. The global random state is left as it was found.
+        seeds: one a member.
+
+    Raises:
+        ValueError: when there is no seed, or when the networks do not have the same parameters and shapes.
+    """
+
+    def __init__(self, make_model: Callable[[], nn.Module], seeds: Iterable[int]) -> None:
+        super().__init__()
+        self.seeds = tuple(seeds)
+        if not self.seeds:
+            raise ValueError("expected at least one seed, got none: give one a member")
+        members = [_seeded(make_model, seed) for seed in self.seeds]
+        stacks = _stack([_tensors(member) for member in members])
+        self.stacked = _with_tensors(members[0], stacks)
+        """The network's modules, holding the stacked parameters and buffers; names and roles are found here."""
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run each member on its own slice: inputs ``(members, batch, ...)`` to outputs ``(members, batch, ...)``.
+
+        Give all members the same batch with ``x.expand(len(population), *x.shape)``, which copies nothing. Dropout
+        draws differently for each member; batch norm keeps its statistics for each.
+        """
+
+        def run(tensors: dict[str, Tensor], *inputs: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.stacked, tensors, inputs)
+            return output
+
+        outputs: Tensor = vmap(run, randomness="different")(_tensors(self.stacked), *inputs)
+        return outputs
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index`` as an ordinary module with parameters of its own, in the same training mode."""
+        index = range(len(self))[index]
+        slices = {name: tensor.detach()[index].clone() for name, tensor in _tensors(self.stacked).items()}
+        return _with_tensors(copy.deepcopy(self.stacked), slices)
+
+
+def _seeded(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return make_model()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once where they are tied."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _stack(members: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    shapes = [{name: tensor.shape for name, tensor in member.items()} for member in members]
+    for index, other in enumerate(shapes):
+        if other != shapes[0]:
+            name = min(name for name in other.keys() | shapes[0].keys() if other.get(name) != shapes[0].get(name))
+            raise ValueError(
+                f"expected members of one shape, got {name!r} as {shapes[0].get(name)} in member 0 and "
+                f"{other.get(name)} in member {index}: make_model() must build the same architecture each time"
+            )
+    return {name: torch.stack([member[name].detach() for member in members]) for name in members[0]}
+
+
+def _with_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """``module`` with every parameter and buffer exchanged by name, in place; what was tied stays tied."""
+    old = _tensors(module)
+    new = {
+        id(tensor): nn.Parameter(tensors[name], tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter)
+        else tensors[name]
+        for name, tensor in old.items()
+    }
+    for owner in module.modules():
+        for name, tensor in [
+            *owner.named_parameters(recurse=False, remove_duplicate=False),
+            *owner.named_buffers(recurse=False, remove_duplicate=False),
+        ]:
+            setattr(owner, name, new[id(tensor)])
+    return module

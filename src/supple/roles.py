@@ -1,0 +1,226 @@
+"""What each parameter of a network does: it multiplies as a matrix, it is added as a vector, or it scales units.
+
+Roles are found once, by the type of the module that owns the parameter, when a method is built. A step only looks them
+up.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from supple.population import Population
+from supple.power_iteration import spectral_norm
+
+Kind = Literal["matrix", "vector", "scale"]
+
+_SCALE_NAMES = ("weight", "gamma", "gain", "scale")
+
+
+@dataclass(frozen=True)
+class Role:
+    """The part that one parameter plays, and how to see it as matrices or as a vector.
+
+    All methods take tensors with any number of leading dimensions before the parameter's own, such as the members of a
+    population.
+    """
+
+    kind: Kind
+    """``matrix`` (multiplicative), ``vector`` (additive) or ``scale`` (element-wise multiplicative)."""
+    shape: tuple[int, ...]
+    """The parameter's shape in one network."""
+    layout: tuple[int, ...] = ()
+    """For a matrix: the same numbers read as (groups, out, in, *kernel), where groups separate matrices lie in the
+    tensor one after the other."""
+    transposed: bool = False
+    """Whether the layout is (groups, in, out, *kernel) instead, as in transposed convolutions."""
+
+    def matrices(self, tensor: Tensor) -> Tensor:
+        """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows."""
+        split, rows = self._split(tensor)
+        return (split.transpose(rows, rows + 1) if self.transposed else split).flatten(rows + 1)
+
+    def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
+        """Add ``u vᵀ`` to each of the matrices in place, whatever the tensor's strides, with no temporary of its size.
+
+        ``tensor`` is ``(..., *shape)``, ``u`` is ``(..., groups, out)`` and ``v`` is ``(..., groups, in · kernel)``.
+        """
+        split, rows = self._split(tensor)
+        _, first, second, *kernel = self.layout
+        u = u.reshape(u.shape + (1,) * len(kernel))
+        if self.transposed:
+            u, v = u.unsqueeze(rows), v.reshape(*v.shape[:-1], first, 1, *kernel)
+        else:
+            u, v = u.unsqueeze(rows + 1), v.reshape(*v.shape[:-1], 1, second, *kernel)
+        split.addcmul_(u.to(split.dtype), v.to(split.dtype))
+
+    def vector(self, tensor: Tensor) -> Tensor:
+        """``(..., *shape)`` as one vector ``(..., n)``."""
+        return tensor.reshape(*self._leading(tensor), math.prod(self.shape))
+
+    def spectral_norms(self, tensor: Tensor) -> Tensor:
+        """The exact largest singular value of each matrix, ``(..., groups)``.
+
+        For a vector its norm, for a scale (a diagonal matrix) the largest ``|gain|``, both ``(..., 1)``.
+        """
+        if self.kind == "matrix":
+            return spectral_norm(self.matrices(tensor))
+        order = 2 if self.kind == "vector" else math.inf
+        norms: Tensor = torch.linalg.vector_norm(self.vector(tensor), ord=order, dim=-1, keepdim=True)
+        return norms
+
+    def _leading(self, tensor: Tensor) -> torch.Size:
+        return tensor.shape[: tensor.ndim - len(self.shape)]
+
+    def _split(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """A view as (..., *layout), and which of its dimensions follows the groups."""
+        leading = self._leading(tensor)
+        return tensor.reshape(*leading, *self.layout), len(leading) + 1
+
+
+def find_roles(
+    network: nn.Module | Population, overrides: Mapping[str, Kind | Role | None] | None = None
+) -> dict[str, Role]:
+    """The role of every parameter of ``network``, by name as in ``named_parameters()``; tied parameters count once.
+
+    ==============================  ===============================================================================
+    owner                           role
+    ==============================  ===============================================================================
+    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side
+    convolutions                    matrix (out, in · kernel), one for each group; transposed ones turned round
+    MultiheadAttention              matrix, one each for q, k, v
+    RNN, LSTM, GRU and their cells  matrix, one for each gate
+    batch, layer, group, ... norms  weight: scale
+    PReLU                           vector: towards a gain of 1 it would become linear, towards 0 a ReLU
+    whatever these have besides     vector
+    any other type                  two or more dimensions: matrix (position tables and class tokens lose their leading
+                                    ones); one dimension called weight, gamma, gain or scale: scale; else vector
+    ==============================  ===============================================================================
+
+    Args:
+        network: any module, or a population; a role's shape is that of one member.
+        overrides: parameter name to ``"matrix"``, ``"vector"``, ``"scale"``, a :class:`Role`, or None to leave it out.
+
+    Raises:
+        ValueError: for a lazy parameter without a shape, a complex one, or an override that fits no parameter.
+    """
+    overrides = dict(overrides or {})
+    parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
+    for name in overrides.keys() - parameters.keys():
+        nearest = get_close_matches(name, parameters, n=1) or list(parameters)[:1]
+        raise ValueError(f"expected roles for parameters of this network, got {name!r}: did you mean {nearest[0]!r}?")
+    roles = {}
+    for name, (parameter, module) in parameters.items():
+        if name in overrides and overrides[name] is None:
+            continue
+        if is_lazy(parameter):
+            raise ValueError(
+                f"expected parameters with shapes, got the uninitialised {name!r}: pass a batch through first"
+            )
+        if parameter.is_complex():
+            raise ValueError(
+                f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
+            )
+        shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
+        found = _role_of(parameter, name.rpartition(".")[2], module, shape)
+        roles[name] = _overridden(found, overrides[name], name) if name in overrides else found
+    return roles
+
+
+def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | None] | None = None) -> str:
+    """A table of every parameter: name, shape, role, number of matrices, and its present largest singular value.
+
+    >>> print(describe(nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))))  # doctest: +ELLIPSIS
+    parameter  shape  role    matrices  sigma_1
+    0.weight   2x2    matrix         1    ...
+    1.weight   2      scale          -    1.000
+    1.bias     2      vector         -    0.000
+    """
+    found = find_roles(network, roles)
+    rows = [("parameter", "shape", "role", "matrices", "sigma_1")]
+    for name, parameter, _ in owned_parameters(network):
+        shape = "x".join(map(str, parameter.shape)) or "scalar"
+        if name not in found:
+            rows.append((name, shape, "left out", "-", "-"))
+            continue
+        role = found[name]
+        count = str(role.layout[0]) if role.kind == "matrix" else "-"
+        sigma = role.spectral_norms(parameter.detach()).amax().item() if parameter.numel() else 0.0
+        rows.append((name, shape, role.kind, count, f"{sigma:.3f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{name:{widths[0]}}  {shape:{widths[1]}}  {kind:{widths[2]}}  {count:>{widths[3]}}  {sigma:>{widths[4]}}"
+        for name, shape, kind, count, sigma in rows
+    )
+
+
+def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """(name, parameter, the module that owns it), each parameter once."""
+    seen = set()
+    for path, module in (network.stacked if isinstance(network, Population) else network).named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield f"{path}.{name}" if path else name, parameter, module
+
+
+def _role_of(parameter: nn.Parameter, name: str, module: nn.Module, shape: tuple[int, ...]) -> Role:
+    match module:
+        case _ConvNd():
+            if parameter is module.weight:
+                return _matrix(shape, module.groups, module.transposed)
+        case nn.MultiheadAttention():
+            if parameter is module.in_proj_weight:
+                return _matrix(shape, groups=3)
+            if parameter is module.bias_k or parameter is module.bias_v:
+                return Role("vector", shape)
+        case nn.RNNBase() | nn.RNNCellBase():
+            if len(shape) == 2:  # gates x hidden_size rows; an LSTM's output projection has fewer than hidden_size
+                return _matrix(shape, groups=max(1, shape[0] // module.hidden_size))
+        case nn.PReLU():
+            return Role("vector", shape)
+        case _NormBase() | nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():  # _NormBase: batch and instance norms
+            return Role("scale" if parameter is module.weight else "vector", shape)
+        case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
+            pass
+        case _:
+            if len(shape) == 1 and name in _SCALE_NAMES:
+                return Role("scale", shape)
+            if len(shape) > 2:
+                return Role("matrix", shape, _matrix(_without_leading_ones(shape)).layout)
+    return _matrix(shape) if len(shape) >= 2 else Role("vector", shape)
+
+
+def _matrix(shape: tuple[int, ...], groups: int = 1, transposed: bool = False) -> Role:
+    rows, *rest = shape
+    return Role("matrix", shape, (groups, rows // groups, *rest), transposed)
+
+
+def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Position tables and class tokens carry them, (1, n, d), to broadcast over a batch; they are n one-hot rows."""
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _overridden(found: Role, override: Kind | Role | None, name: str) -> Role:
+    if isinstance(override, Role):
+        if override.shape != found.shape:
+            raise ValueError(
+                f"expected a role of shape {found.shape} for {name!r}, got {override.shape}: give it that shape"
+            )
+        return override
+    if override == found.kind:
+        return found
+    if override == "matrix":
+        return Role("matrix", found.shape, (1, *(1,) * (2 - len(found.shape)), *found.shape))
+    if override in ("vector", "scale"):
+        return Role(override, found.shape)
+    raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {override!r}")
