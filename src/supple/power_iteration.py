@@ -10,6 +10,9 @@ from torch import Tensor
 # singular value when another overtakes it. It moves the estimate of sigma by about its square, 1e-12.
 RESTART = 1e-6
 
+TINY = 1e-30
+"""Norms below this count as zero; what they divide stays finite in float32."""
+
 
 class SingularTriple(NamedTuple):
     """The largest singular value with its vectors: ``weight @ v = sigma * u`` once converged."""
@@ -43,8 +46,8 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
     """
     weight = weight.to(working_dtype(weight))
     for _ in range(iterations):
-        u, _ = _normalize((weight @ (v + RESTART * restart).unsqueeze(-1)).squeeze(-1))
-        v, sigma = _normalize((u.unsqueeze(-2) @ weight).squeeze(-2))
+        u, _ = _normalize(_multiply(weight, torch.add(v, restart, alpha=RESTART)))
+        v, sigma = _normalize(_multiply(weight.mT, u))
     return SingularTriple(sigma, u, v)
 
 
@@ -69,5 +72,10 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _normalize(vector: Tensor) -> tuple[Tensor, Tensor]:
-    norm = torch.linalg.vector_norm(vector, dim=-1)
-    return vector / norm.clamp_min(torch.finfo(norm.dtype).tiny).unsqueeze(-1), norm
+    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return vector / norm.clamp_min(TINY), norm.squeeze(-1)
+
+
+def _multiply(weight: Tensor, vector: Tensor) -> Tensor:
+    """``(..., m, n)`` by ``(..., n)``; a lone matrix, the usual case, without the detour over a batched product."""
+    return torch.mv(weight, vector) if weight.ndim == 2 else (weight @ vector.unsqueeze(-1)).squeeze(-1)

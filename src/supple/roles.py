@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -43,38 +44,54 @@ class Role:
     """Whether the layout is (groups, in, out, *kernel) instead, as in transposed convolutions."""
 
     def matrices(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows."""
+        """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows.
+
+        One matrix alone has no dimension for groups.
+        """
+        if self._is_plain:
+            return tensor
         split, rows = self._split(tensor)
-        return (split.transpose(rows, rows + 1) if self.transposed else split).flatten(rows + 1)
+        return (
+            (split.transpose(rows, rows + 1) if self.transposed else split)
+            .flatten(rows + 1)
+            .squeeze(rows - 1 if self.layout[0] == 1 else ())
+        )
 
     def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
         """Add ``u vᵀ`` to each of the matrices in place, whatever the tensor's strides, with no temporary of its size.
 
-        ``tensor`` is ``(..., *shape)``, ``u`` is ``(..., groups, out)`` and ``v`` is ``(..., groups, in · kernel)``.
+        ``tensor`` is ``(..., *shape)``; ``u`` and ``v`` are ``(..., groups, out)`` and ``(..., groups, in · kernel)``,
+        without the groups for one matrix alone.
         """
+        u, v = u.to(tensor.dtype), v.to(tensor.dtype)
+        if self._is_plain:
+            tensor.addcmul_(u.unsqueeze(-1), v.unsqueeze(-2))
+            return
         split, rows = self._split(tensor)
-        _, first, second, *kernel = self.layout
-        u = u.reshape(u.shape + (1,) * len(kernel))
+        groups, first, second, *kernel = self.layout
+        outer = (*split.shape[: rows - 1], groups)
         if self.transposed:
-            u, v = u.unsqueeze(rows), v.reshape(*v.shape[:-1], first, 1, *kernel)
+            u, v = u.view(*outer, 1, second, *(1,) * len(kernel)), v.view(*outer, first, 1, *kernel)
         else:
-            u, v = u.unsqueeze(rows + 1), v.reshape(*v.shape[:-1], 1, second, *kernel)
-        split.addcmul_(u.to(split.dtype), v.to(split.dtype))
+            u, v = u.view(*outer, first, 1, *(1,) * len(kernel)), v.view(*outer, 1, second, *kernel)
+        split.addcmul_(u, v)
 
     def vector(self, tensor: Tensor) -> Tensor:
         """``(..., *shape)`` as one vector ``(..., n)``."""
-        return tensor.reshape(*self._leading(tensor), math.prod(self.shape))
+        return tensor if len(self.shape) == 1 else tensor.reshape(*self._leading(tensor), math.prod(self.shape))
 
     def spectral_norms(self, tensor: Tensor) -> Tensor:
-        """The exact largest singular value of each matrix, ``(..., groups)``.
-
-        For a vector its norm, for a scale (a diagonal matrix) the largest ``|gain|``, both ``(..., 1)``.
-        """
+        """The exact largest singular value of each matrix; a vector's norm; a scale's largest ``|gain|``."""
         if self.kind == "matrix":
             return spectral_norm(self.matrices(tensor))
         order = 2 if self.kind == "vector" else math.inf
-        norms: Tensor = torch.linalg.vector_norm(self.vector(tensor), ord=order, dim=-1, keepdim=True)
+        norms: Tensor = torch.linalg.vector_norm(self.vector(tensor), ord=order, dim=-1)
         return norms
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether the tensor as it stands is one matrix."""
+        return self.layout == (1, *self.shape) and len(self.shape) == 2 and not self.transposed
 
     def _leading(self, tensor: Tensor) -> torch.Size:
         return tensor.shape[: tensor.ndim - len(self.shape)]

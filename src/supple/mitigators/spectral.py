@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
 from supple.population import Population
-from supple.power_iteration import SingularTriple, power_iteration, working_dtype
+from supple.power_iteration import TINY, SingularTriple, power_iteration, working_dtype
 from supple.roles import Kind, Role
 
 _WARM_UP = 15
@@ -84,19 +84,17 @@ class SpectralRegularizer(Mitigator):
         self.state = self._first_vectors(seed)
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        for name, gradient in gradients.items():
-            self._pull(name, parameters[name], state, gradient, partial(self._slope, strength=strength))
+        self._pull(parameters, gradients, state, partial(self._slope, strength=strength))
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, step_size: Strength) -> None:
         if self.coupled:
             return
 
-        def back(stretch: Tensor, target: float) -> Tensor:
-            distance = ((stretch.abs() if self.exponent % 2 == 0 else stretch) - target).abs()
-            return -(self._slope(stretch, target, strength) * step_size).clamp(-distance, distance)
+        def back(stretches: Tensor, target: float) -> Tensor:
+            distance = ((stretches.abs() if self.exponent % 2 == 0 else stretches) - target).abs()
+            return -(self._slope(stretches, target, strength) * step_size).clamp(-distance, distance)
 
-        for name, parameter in parameters.items():
-            self._pull(name, parameter, state, parameter, back)
+        self._pull(parameters, parameters, state, back)
 
     @torch.no_grad()
     def spectral_norms(self) -> dict[str, Tensor]:
@@ -105,8 +103,7 @@ class SpectralRegularizer(Mitigator):
         Only looks. The estimate is never above the true value, and close to it once a few steps have been taken.
         """
         self._follow_devices()
-        norms = {name: self._iterate(name, self.parameters[name], self.state).sigma for name in self.state}
-        return {name: sigma.squeeze(-1) if sigma.shape[-1] == 1 else sigma for name, sigma in norms.items()}
+        return {name: self._iterate(name, self.parameters[name], self.state).sigma for name in self.state}
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         k = self.exponent
@@ -114,11 +111,11 @@ class SpectralRegularizer(Mitigator):
         for name, parameter in parameters.items():
             role = self.roles[name]
             if role.kind == "matrix":
-                _, u, v = self._iterate(name, parameter, self.state)
-                if torch.is_grad_enabled():
-                    self.state[name]["v"].copy_(v)
+                look = self._advance if torch.is_grad_enabled() else self._iterate
+                with torch.no_grad():
+                    _, u, v = look(name, parameter, self.state)
                 sigma = ((role.matrices(parameter).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)
-                terms = (sigma**k - self.target**k).square()
+                terms = self._row(sigma**k - self.target**k).square()
             elif role.kind == "vector":
                 terms = (_vector(role, parameter).square().sum(-1, keepdim=True)) ** k
             else:
@@ -126,30 +123,49 @@ class SpectralRegularizer(Mitigator):
             total = total + terms.sum(-1)
         return total
 
-    def _slope(self, stretch: Tensor, target: float, strength: Strength) -> Tensor:
-        """The derivative of strength · (stretchᵏ − targetᵏ)² by the stretch, for stretches ``(members…, n)``."""
+    def _slope(self, stretches: Tensor, target: float, strength: Strength) -> Tensor:
+        """The derivative of strength · (stretchᵏ − targetᵏ)² by each of the stretches ``(members…, n)``."""
         k = self.exponent
-        return per_member(2 * k * strength, stretch.ndim) * stretch ** (k - 1) * (stretch**k - target**k)
+        return per_member(2 * k * strength, stretches.ndim) * stretches ** (k - 1) * (stretches**k - target**k)
 
     def _pull(
-        self, name: str, parameter: Tensor, state: State, into: Tensor, amount: Callable[[Tensor, float], Tensor]
+        self, parameters: Tensors, into: Tensors, state: State, amount: Callable[[Tensor, float], Tensor]
     ) -> None:
-        """Add ``amount(stretch, target)`` times the direction in which the parameter's stretch grows to ``into``."""
-        role = self.roles[name]
-        if role.kind == "matrix":
-            sigma, u, v = self._iterate(name, parameter, state)
-            state[name]["v"].copy_(v)
-            role.add_outer_(into, amount(sigma, self.target).unsqueeze(-1) * u, v)
-        elif role.kind == "vector":
-            vector = _vector(role, parameter)
-            norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-            direction = vector / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            into.add_((amount(norm, 0.0) * direction).view_as(into))
-        else:
-            into.add_(amount(_vector(role, parameter), self.target).view_as(into))
+        """Add ``amount(stretch, target)`` times each stretch's derivative by its parameter to ``into``.
+
+        All stretches of the network lie in one tensor while their amounts are worked out: it takes as many small
+        operations for a hundred layers as for one.
+        """
+        triples = {name: self._advance(name, parameters[name], state) for name in self._names(parameters, "matrix")}
+        scales = {name: _vector(self.roles[name], parameters[name]) for name in self._names(parameters, "scale")}
+        if triples or scales:
+            stretches = [self._row(triple.sigma) for triple in triples.values()] + list(scales.values())
+            amounts = iter(_at_once(stretches, lambda stretches: amount(stretches, self.target)))
+            for name, (sigma, u, v) in triples.items():
+                self.roles[name].add_outer_(into[name], next(amounts).view_as(sigma).unsqueeze(-1) * u, v)
+            for name in scales:
+                into[name].add_(next(amounts).view_as(into[name]))
+        vectors = {name: _vector(self.roles[name], parameters[name]) for name in self._names(parameters, "vector")}
+        if vectors:
+            norms = [torch.linalg.vector_norm(vector, dim=-1, keepdim=True) for vector in vectors.values()]
+            per_unit = _at_once(norms, lambda norm: amount(norm, 0.0) / norm.clamp_min(TINY))
+            for (name, vector), share in zip(vectors.items(), per_unit, strict=True):
+                into[name].add_((share * vector).view_as(into[name]))
+
+    def _row(self, sigma: Tensor) -> Tensor:
+        """(members…, groups), or (members…) for one matrix, as (members…, n)."""
+        return sigma.view(*self._members, -1)
+
+    def _names(self, parameters: Tensors, kind: Kind) -> list[str]:
+        return [name for name in parameters if self.roles[name].kind == kind]
+
+    def _advance(self, name: str, parameter: Tensor, state: State) -> SingularTriple:
+        triple = self._iterate(name, parameter, state)
+        state[name]["v"].copy_(triple.v)
+        return triple
 
     def _iterate(self, name: str, parameter: Tensor, state: State) -> SingularTriple:
-        weight = self.roles[name].matrices(parameter.detach())
+        weight = self.roles[name].matrices(parameter)
         return power_iteration(weight, state[name]["v"], state[name]["restart"], self.power_iterations)
 
     @torch.no_grad()
@@ -159,11 +175,11 @@ class SpectralRegularizer(Mitigator):
         for name, parameter in self.parameters.items():
             if self.roles[name].kind == "matrix":
                 weight = self.roles[name].matrices(parameter)
-                shape = (weight.shape[-3], weight.shape[-1])
+                shape = (*weight.shape[len(self._members) : -2], weight.shape[-1])
                 v, restart = (
                     nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
                     .to(weight.device, working_dtype(weight))
-                    .expand(*weight.shape[:-3], *shape)
+                    .expand(*self._members, *shape)
                     for _ in range(2)
                 )
                 v = power_iteration(weight, v, restart, _WARM_UP).v
@@ -173,3 +189,8 @@ class SpectralRegularizer(Mitigator):
 
 def _vector(role: Role, parameter: Tensor) -> Tensor:
     return role.vector(parameter).to(working_dtype(parameter))
+
+
+def _at_once(tensors: list[Tensor], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """An element-wise function of many small tensors ``(members…, n)`` in one call."""
+    return torch.split(function(torch.cat(tensors, -1)), [tensor.shape[-1] for tensor in tensors], -1)
