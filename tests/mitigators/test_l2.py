@@ -1,0 +1,142 @@
+"""L2 regularization against autograd on its formula in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from oracles import ZOO, Custom, Tied, owned, parameters64, relative_error
+from supple import L2InitRegularizer, L2Regularizer, Population
+
+METHODS = [L2Regularizer, L2InitRegularizer]
+
+
+def oracle(network, initial, strength):
+    """λ‖θ − θ⁽⁰⁾‖², and its gradient; θ⁽⁰⁾ = 0 for plain L2."""
+    parameters = {name: value.requires_grad_() for name, value in parameters64(network).items()}
+    total = strength * sum(((value - initial[name]) ** 2).sum() for name, value in parameters.items())
+    total.backward()
+    return total.detach(), {name: value.grad for name, value in parameters.items()}
+
+
+@pytest.fixture(params=ZOO)
+def network(request):
+    return ZOO[request.param]()
+
+
+def moved(network):
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_and_penalty_are_the_oracles(method, network):
+    regularizer = method(network, strength=0.3)
+    zero = {name: torch.zeros_like(value) for name, value in parameters64(network).items()}
+    initial = parameters64(network) if method is L2InitRegularizer else zero
+    moved(network)
+    penalty, gradients = oracle(network, initial, 0.3)
+    torch.testing.assert_close(regularizer.penalty().double(), penalty, rtol=1e-5, atol=0)
+    regularizer.before_step()
+    for name, _, _, parameter in owned(network):
+        assert relative_error(parameter.grad, gradients[name]) <= 1e-6, name
+    closed = {name: parameter.grad for name, parameter in network.named_parameters()}
+    network.zero_grad()
+    regularizer.penalty().backward()
+    for name, parameter in network.named_parameters():
+        assert relative_error(parameter.grad, closed[name]) <= 1e-6, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_counts(method):
+    """No term is lost, such as all but the last."""
+    network = Custom()
+    regularizer = method(network, strength=1.0)
+    moved(network)
+    regularizer.before_step()
+    assert all(parameter.grad.abs().min() > 0 for parameter in network.parameters())
+
+
+def test_the_initial_values_are_those_before_the_first_step():
+    network = nn.Linear(3, 2)
+    start = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.25)
+    L2InitRegularizer(network, strength=1.0).attach(optimizer)
+    moved(network)
+    for _ in range(60):
+        optimizer.zero_grad()
+        optimizer.step()
+    for parameter, initial in zip(network.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(parameter, initial)
+
+
+def test_the_initial_values_are_a_copy():
+    network = nn.Linear(3, 2)
+    regularizer = L2InitRegularizer(network, strength=1.0)
+    assert regularizer.penalty() == 0
+    with torch.no_grad():
+        network.weight.add_(1)
+    assert regularizer.penalty().item() == pytest.approx(6)
+
+
+def test_the_initial_values_are_state():
+    network = nn.Linear(3, 2)
+    state = L2InitRegularizer(network, strength=1.0).state_dict()
+    moved(network)
+    resumed = L2InitRegularizer(network, strength=1.0)
+    assert resumed.penalty() == 0
+    resumed.load_state_dict(state)
+    assert resumed.penalty() > 0
+    with pytest.raises(ValueError, match="weight"):
+        resumed.load_state_dict(L2InitRegularizer(nn.Linear(4, 2)).state_dict())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_population_as_its_members(method):
+    population = Population(ZOO["mlp"], seeds=range(3))
+    strength = torch.tensor([0.0, 0.1, 1.0])
+    members = [population.member(index) for index in range(3)]
+    alone = [method(member, strength=value.item()) for member, value in zip(members, strength, strict=True)]
+    together = method(population, strength=strength)
+    with torch.no_grad():
+        for index, member in enumerate(members):
+            for stacked, parameter in zip(population.parameters(), member.parameters(), strict=True):
+                noise = torch.randn_like(parameter)
+                stacked[index].add_(noise)
+                parameter.add_(noise)
+    torch.testing.assert_close(together.penalty(), torch.stack([method.penalty() for method in alone]))
+    together.before_step()
+    for index, (member, method_alone) in enumerate(zip(members, alone, strict=True)):
+        method_alone.before_step()
+        for stacked, parameter in zip(population.parameters(), member.parameters(), strict=True):
+            torch.testing.assert_close(stacked.grad[index], parameter.grad)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tied_and_left_out_parameters(method):
+    network = Tied()
+    regularizer = method(network, strength=1.0, roles={"head.bias": None})
+    moved(network)
+    regularizer.before_step()
+    assert network.head.bias.grad is None
+    expected = 2 * network.head.weight.detach()
+    if method is L2Regularizer:
+        torch.testing.assert_close(network.head.weight.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_types_are_kept(method, dtype):
+    network = nn.Linear(3, 2, dtype=dtype)
+    method(network, strength=1.0).before_step()
+    assert network.weight.grad.dtype == network.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_strengths_are_refused(method, strength):
+    with pytest.raises(ValueError, match="strength"):
+        method(nn.Linear(2, 2), strength=strength)

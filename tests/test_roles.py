@@ -1,0 +1,230 @@
+"""What role each parameter gets, and the matrices inside it."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from oracles import ZOO, Custom, Tied, kind, matrices, owned, spectral_norms
+from supple import Population, Role, SpectralRegularizer, describe
+from supple.roles import find_roles
+
+
+@pytest.fixture(params=ZOO)
+def network(request):
+    return ZOO[request.param]()
+
+
+def by_hand(module, name, parameter):
+    """(groups, out, in), or (out, in) for one matrix alone."""
+    cut = torch.stack(matrices(module, name, parameter.detach()))
+    return cut.squeeze(0) if len(cut) == 1 else cut
+
+
+def test_kinds_follow_the_paper(network):
+    expected = {name: kind(module, short, parameter) for name, module, short, parameter in owned(network)}
+    assert {name: role.kind for name, role in find_roles(network).items()} == expected
+
+
+def test_matrices_are_those_cut_out_by_hand(network):
+    for name, module, short, parameter in owned(network):
+        role = find_roles(network)[name]
+        if role.kind == "matrix":
+            assert torch.equal(role.matrices(parameter), by_hand(module, short, parameter))
+
+
+def test_the_outer_product_lands_where_the_matrices_are(network):
+    for name, module, short, parameter in owned(network):
+        role = find_roles(network)[name]
+        if role.kind == "matrix":
+            cut = by_hand(module, short, parameter)
+            u, v = torch.randn(cut.shape[:-1]), torch.randn(cut.shape[:-2] + cut.shape[-1:])
+            changed = parameter.detach().clone()  # keeps the strides, channels last among them
+            assert changed.stride() == parameter.stride()
+            role.add_outer_(changed, u, v)
+            after = by_hand(module, short, changed)
+            torch.testing.assert_close(after, cut + u.unsqueeze(-1) * v.unsqueeze(-2))
+
+
+def test_every_norm_layer_of_torch_is_known():
+    """Wherever torch defines a normalisation with parameters, its weight is a scale: none is skipped."""
+    arguments = {"GroupNorm": (1, 4), "CrossMapLRN2d": (4,), "LocalResponseNorm": (4,)}
+    found = []
+    for name in dir(nn):
+        if "Norm" in name and not name.startswith("Lazy"):
+            module = getattr(nn, name)(*arguments.get(name, (4,)))
+            if "Instance" in name:
+                module = getattr(nn, name)(4, affine=True)
+            if list(module.parameters()):
+                found.append(name)
+                roles = {name: role.kind for name, role in find_roles(module).items()}
+                assert roles.pop("weight") == "scale"
+                assert set(roles.values()) <= {"vector"}
+    assert len(found) >= 9
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "matrix"),
+    [
+        ("positions", "matrix", (5, 4)),
+        ("class_token", "matrix", (1, 4)),
+        ("mixing", "matrix", (3, 6)),
+        ("weight", "scale", None),
+        ("gamma", "scale", None),
+        ("gain", "scale", None),
+        ("scale", "scale", None),
+        ("shift", "vector", None),
+        ("weight_vector", "vector", None),
+    ],
+)
+def test_fallback_for_types_that_torch_does_not_define(name, kind, matrix):
+    network = Custom()
+    role = find_roles(network)[name]
+    assert role.kind == kind
+    if matrix:
+        assert role.matrices(getattr(network, name)).shape == matrix
+
+
+def test_a_name_counts_only_in_the_fallback():
+    class Misleading(nn.Linear):
+        """Still a Linear, whatever its parameters are called."""
+
+    network = nn.Sequential()
+    network.add_module("gamma", Misleading(3, 3))
+    network.add_module("norm_bias", nn.LayerNorm(3))
+    kinds = {name: role.kind for name, role in find_roles(network).items()}
+    expected = {"gamma.weight": "matrix", "gamma.bias": "vector", "norm_bias.weight": "scale"}
+    assert kinds == {**expected, "norm_bias.bias": "vector"}
+
+
+def test_a_subclass_has_its_parents_role():
+    class MyNorm(nn.LayerNorm):
+        pass
+
+    class MyConv(nn.Conv2d):
+        pass
+
+    assert find_roles(MyNorm(4))["weight"].kind == "scale"
+    conv = MyConv(4, 4, 3, groups=2)
+    assert find_roles(conv)["weight"].matrices(conv.weight).shape == (2, 2, 18)
+
+
+def test_roles_of_a_population_are_those_of_a_member(network):
+    lone = find_roles(network)
+    population = Population(lambda: network, seeds=[0, 1, 2])
+    roles = find_roles(population)
+    assert roles == lone
+    for name, parameter in population.stacked.named_parameters():
+        if roles[name].kind == "matrix":
+            stacked = roles[name].matrices(parameter)
+            each = [roles[name].matrices(member) for member in parameter.unbind()]
+            assert torch.equal(stacked, torch.stack(each))
+
+
+def test_tied_parameters_count_once():
+    assert list(find_roles(Tied())) == ["embedding.weight", "head.bias"]
+
+
+def test_a_module_used_twice_counts_once():
+    shared = nn.Linear(3, 3)
+    assert list(find_roles(nn.Sequential(shared, shared))) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize("chosen", ["matrix", "vector", "scale"])
+@pytest.mark.parametrize("name", ["positions", "mixing", "shift", "scale"])
+def test_roles_can_be_overridden(name, chosen):
+    roles = find_roles(Custom(), {name: chosen})
+    assert roles[name].kind == chosen
+    del roles[name]
+    assert roles == {other: role for other, role in find_roles(Custom()).items() if other != name}
+
+
+def test_overridden_to_none_is_left_out():
+    assert list(find_roles(nn.Linear(2, 2), {"bias": None})) == ["weight"]
+
+
+def test_a_whole_role_can_be_given():
+    network = nn.Linear(4, 6)
+    stacked = Role("matrix", (6, 4), layout=(3, 2, 4))
+    assert find_roles(network, {"weight": stacked})["weight"].matrices(network.weight).shape == (3, 2, 4)
+    with pytest.raises(ValueError, match=r"weight.*\(4, 6\)"):
+        find_roles(network, {"weight": Role("matrix", (4, 6), layout=(1, 4, 6))})
+
+
+def test_an_unknown_override_suggests_the_nearest_name():
+    network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    with pytest.raises(ValueError, match=r"1\.wieght.*did you mean '1\.weight'"):
+        find_roles(network, {"1.wieght": "scale"})
+
+
+def test_an_unknown_kind_says_which_there_are():
+    with pytest.raises(ValueError, match=r"matrix, vector, scale.*'weight'.*'matrx'"):
+        find_roles(nn.Linear(2, 2), {"weight": "matrx"})
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3)), r"1\.weight.*pass a batch through"),
+        (lambda: nn.Linear(2, 2, dtype=torch.complex64), r"weight.*complex64.*roles="),
+    ],
+    ids=["lazy", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_parameters_that_have_no_role_are_named(network, message):
+    for build in (find_roles, SpectralRegularizer):
+        with pytest.raises(ValueError, match=message):
+            build(network())
+
+
+def test_a_lazy_module_works_once_it_has_seen_a_batch():
+    network = nn.LazyLinear(3)
+    network(torch.zeros(1, 4))
+    assert find_roles(network)["weight"].shape == (3, 4)
+
+
+def test_complex_parameters_can_be_left_out():
+    network = nn.Linear(2, 2, dtype=torch.complex64)
+    assert find_roles(network, {"weight": None, "bias": None}) == {}
+
+
+def rows(table):
+    header, *lines = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines())
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in lines}
+
+
+def test_describe_has_a_row_for_each_parameter(network):
+    table = rows(describe(network))
+    assert list(table) == [name for name, *_ in owned(network)]
+    for name, module, short, parameter in owned(network):
+        row = table[name]
+        assert row["shape"] == "x".join(map(str, parameter.shape))
+        assert row["role"] == kind(module, short, parameter)
+        if row["role"] == "matrix":
+            norms = spectral_norms(module, short, parameter)
+            assert row["matrices"] == str(len(norms))
+            assert float(row["sigma_1"]) == pytest.approx(max(norms), abs=6e-4)
+        else:
+            assert row["matrices"] == "-"
+            order = 2 if row["role"] == "vector" else float("inf")
+            assert float(row["sigma_1"]) == pytest.approx(
+                torch.linalg.vector_norm(parameter.double(), ord=order).item(), abs=6e-4
+            )
+
+
+def test_describe_shows_overrides_and_what_is_left_out():
+    overrides = {"0.weight": None, "0.bias": "scale"}
+    network = nn.Sequential(nn.Linear(2, 2))
+    table = rows(describe(network, overrides))
+    assert table["0.weight"]["role"] == "left out"
+    assert table["0.bias"]["role"] == "scale"
+    assert rows(SpectralRegularizer(network, roles=overrides).describe()) == table
+
+
+def test_describe_looks_only():
+    network = Custom()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    describe(network)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
