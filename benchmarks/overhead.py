@@ -39,9 +39,7 @@ class Overhead:
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     widths = [784, 256, 256, 256, 256, 10]
-    layers = [
-        layer for sizes in itertools.pairwise(widths[:-1]) for layer in (nn.Linear(*sizes), nn.ReLU())
-    ]
+    layers = [layer for sizes in itertools.pairwise(widths[:-1]) for layer in (nn.Linear(*sizes), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
 
 

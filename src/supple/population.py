@@ -53,10 +53,15 @@ class Population(nn.Module):
         outputs: Tensor = vmap(run, randomness="different")(_tensors(self.stacked), *inputs)
         return outputs
 
-    def member(self, index: int) -> nn.Module:
-        """Member ``index`` as an ordinary module with parameters of its own, in the same training mode."""
+    def member(self, index: int, *, share: bool = False) -> nn.Module:
+        """Member ``index`` as an ordinary module in the same training mode.
+
+        Its parameters and buffers are copies or, with ``share``, views: then what changes here changes there.
+        """
         index = range(len(self))[index]
-        slices = {name: tensor.detach()[index].clone() for name, tensor in _tensors(self.stacked).items()}
+        slices = {name: tensor.detach()[index] for name, tensor in _tensors(self.stacked).items()}
+        if not share:
+            slices = {name: tensor.clone() for name, tensor in slices.items()}
         return _with_tensors(copy.deepcopy(self.stacked), slices)
 
 

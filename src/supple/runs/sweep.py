@@ -1,0 +1,96 @@
+"""Many pieces of work at once, each in a process of one thread, with their progress in one place."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from queue import Empty
+from typing import Any, TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Work = Callable[[Job, Callable[[float], None]], None]
+"""Does one job, calling its second argument with how much of it is done."""
+
+# glibc hands freed memory back to the system and fetches it anew at each training step, page fault by page fault.
+# Told to keep it, a step of a 4x256 network takes about 15 % less time. Other C libraries ignore these names.
+_KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+def work_through(
+    jobs: Iterable[Job], work: Work[Job], *, workers: int | None = None, report: Callable[[Job, float], None]
+) -> None:
+    """Do all jobs, ``workers`` at a time, and ``report(job, done)`` here as they go on.
+
+    Every worker is a fresh process with one thread: on small networks two threads lose to each other what they gain.
+    The first error stops the rest and is raised here.
+
+    Args:
+        jobs: hashable descriptions, sent to the workers.
+        work: an importable function; it must keep its own results.
+        workers: one for each core when left out.
+        report: called in this process.
+    """
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    with (
+        _environment(_KEEP_FREED_MEMORY),
+        ProcessPoolExecutor(workers or available_cores(), context, initializer=_start, initargs=(messages,)) as pool,
+    ):
+        waiting = {pool.submit(_do, work, job) for job in jobs}
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for message in _drain(messages):
+                    report(*message)
+                for future in finished:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for message in _drain(messages):
+        report(*message)
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_messages: Any = None
+
+
+def _start(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    torch.set_num_threads(1)
+
+
+def _do(work: Work[Job], job: Job) -> None:
+    work(job, lambda done: _messages.put((job, done)))
+
+
+def _drain(messages: Any) -> Iterator[Any]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except Empty:
+            return
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """For processes started in between; what the user has set stays."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
