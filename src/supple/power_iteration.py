@@ -10,8 +10,8 @@ from torch import Tensor
 # singular value when another overtakes it. It moves the estimate of sigma by about its square, 1e-12.
 RESTART = 1e-6
 
-TINY = 1e-30
-"""Norms below this count as zero; what they divide stays finite in float32."""
+TINY = 1e-18
+"""Norms below this fade to zero: their squares would be lost in float32."""
 
 
 class SingularTriple(NamedTuple):

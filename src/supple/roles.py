@@ -118,7 +118,7 @@ def find_roles(
     PReLU                           vector: towards a gain of 1 it would become linear, towards 0 a ReLU
     whatever these have besides     vector
     any other type                  two or more dimensions: matrix (position tables and class tokens lose their leading
-                                    ones); one dimension called weight, gamma, gain or scale: scale; else vector
+                                    ones); fewer, called weight, gamma, gain or scale: scale; else vector
     ==============================  ===============================================================================
 
     Args:
@@ -208,7 +208,7 @@ def _role_of(parameter: nn.Parameter, name: str, module: nn.Module, shape: tuple
         case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
             pass
         case _:
-            if len(shape) == 1 and name in _SCALE_NAMES:
+            if len(shape) <= 1 and name in _SCALE_NAMES:
                 return Role("scale", shape)
             if len(shape) > 2:
                 return Role("matrix", shape, _matrix(_without_leading_ones(shape)).layout)

@@ -88,7 +88,7 @@ class Mitigator:
             raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
         if not (tensor.isfinite() & (tensor >= 0)).all():
             raise ValueError(f"expected a finite strength of at least 0, got {value}: 0 switches the method off")
-        self._strength = value
+        self._strength = tensor if tensor.ndim or isinstance(value, Tensor) else float(value)
 
     def penalty(self) -> Tensor:
         """What the method adds to the loss, times strength: differentiable, one value a member.
