@@ -25,6 +25,12 @@ from oracles import (
 )
 from supple import Population, SpectralRegularizer
 
+
+def sgd(network: nn.Module, step_size: float) -> torch.optim.Optimizer:
+    """The optimizer whose step has just been taken."""
+    return torch.optim.SGD(network.parameters(), lr=step_size)
+
+
 CONVERGED = 40
 OPTIONS = [(1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (1, 0.0), (2, 0.0), (2, 0.7), (2, 2.5), (3, 1.2)]
 
@@ -383,7 +389,7 @@ def test_a_network_of_zeros_stays_finite_and_recovers(decoupled, exponent):
     regularizer = SpectralRegularizer(network, strength=1.0, exponent=exponent, decoupled=decoupled)
     for _ in range(3):
         regularizer.before_step()
-        regularizer.after_step(0.1)
+        regularizer.after_step(sgd(network, 0.1))
         regularizer.penalty().backward()
         assert not any(parameter.any() for parameter in network.parameters())
         assert not any(p.grad.any() for p in network.parameters() if p.grad is not None)
@@ -412,7 +418,7 @@ def test_precision(dtype, decoupled):
     eps = torch.finfo(dtype).eps
     if decoupled:
         expected = decoupled_step(network, 1.0, 0.01)
-        regularizer.after_step(0.01)
+        regularizer.after_step(sgd(network, 0.01))
         actual = snapshot(network)
     else:
         expected = spectral_gradients(network)
@@ -535,7 +541,7 @@ def test_decoupled_step_is_the_oracles(name, sigma, strength):
     before = snapshot(network)
     expected = decoupled_step(network, strength, 0.05)
     regularizer = SpectralRegularizer(network, strength=strength, power_iterations=CONVERGED, decoupled=True)
-    regularizer.after_step(0.05)
+    regularizer.after_step(sgd(network, 0.05))
     for name, parameter in network.named_parameters():
         assert not torch.equal(parameter, before[name])
         assert (parameter - expected[name]).norm() <= 1e-6 * before[name].norm(), name  # the cap may leave zero
@@ -549,7 +555,7 @@ def test_decoupled_with_other_exponents_and_targets(exponent, target, strength, 
     expected = decoupled_step(mlp, strength, 0.05, exponent, target)
     options = {"exponent": exponent, "target": target, "power_iterations": CONVERGED, "decoupled": True}
     before = snapshot(mlp)
-    SpectralRegularizer(mlp, strength=strength, **options).after_step(0.05)
+    SpectralRegularizer(mlp, strength=strength, **options).after_step(sgd(mlp, 0.05))
     for name, parameter in mlp.named_parameters():
         # Measured against what was there before: the cap may leave zero.
         error = (parameter.detach().double() - expected[name]).norm() / before[name].norm()
@@ -589,7 +595,7 @@ def test_no_norm_overshoots_its_target(out, width, scale, strength, exponent, ta
 
     before = stretches()
     biases = [network[0].bias.detach().clone(), network[1].bias.detach().clone()]
-    regularizer.after_step(1.0)
+    regularizer.after_step(sgd(network, 1.0))
     after = stretches()
     rounding = 1e-5 * (before.abs() + target)
     assert (after.abs() <= before.abs() + rounding).all(), "never further away than before"
@@ -606,7 +612,7 @@ def test_decoupled_with_one_iteration_never_falls_below_the_target():
         nn.init.normal_(network.weight)
         regularizer = SpectralRegularizer(network, strength=1e6, decoupled=True)
         for _ in range(10):
-            regularizer.after_step(1.0)
+            regularizer.after_step(sgd(network, 1.0))
             assert torch.linalg.matrix_norm(network.weight.detach().double(), 2) >= 1 - 1e-5
 
 
@@ -617,13 +623,13 @@ def test_decoupled_leaves_gradients_and_penalty_unchanged(mlp):
     assert decoupled.penalty().requires_grad
     other.zero_grad()
     decoupled.before_step()
-    decoupled.after_step(0.1)
+    decoupled.after_step(sgd(other, 0.1))
     assert all(parameter.grad is None for parameter in other.parameters())
 
 
 def test_coupled_does_nothing_after_the_step(mlp):
     before = snapshot(mlp)
-    SpectralRegularizer(mlp, strength=1.0).after_step(1.0)
+    SpectralRegularizer(mlp, strength=1.0).after_step(sgd(mlp, 1.0))
     assert all(torch.equal(before[name], parameter) for name, parameter in mlp.named_parameters())
 
 
@@ -642,7 +648,7 @@ def test_members_are_regularized_as_lone_networks(name, decoupled):
     assert penalty.shape == (2,)
     norms = stacked.spectral_norms()
     stacked.before_step()
-    stacked.after_step(0.05)
+    stacked.after_step(sgd(population, 0.05))
     for index, member in enumerate(members):
         expected_penalty = strength[index].double() * spectral_penalty(member, parameters64(member))
         torch.testing.assert_close(penalty[index].double(), expected_penalty, rtol=1e-5, atol=0)

@@ -38,6 +38,6 @@ METHODS: dict[str, Method] = {
     "decoupled-spectral": Method(
         summary="the same, applied after the optimizer's step as AdamW does with weight decay",
         mitigator=partial(SpectralRegularizer, decoupled=True),
-        strength=1.0,
+        strength=2e-3,
     ),
 }

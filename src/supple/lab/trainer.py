@@ -15,6 +15,7 @@ from supple.lab.models import MODELS
 from supple.lab.optimizers import adam, adam_moments
 from supple.lab.problems import Run, named
 from supple.lab.shifts import SHIFTS, batch_order
+from supple.mitigators.base import Update
 from supple.population import Population
 from supple.roles import find_roles
 from supple.runs.store import Row
@@ -106,7 +107,8 @@ class Trainer:
             mitigator.add_gradients(mitigated, theirs, mitigator.state, mitigator.strength)
         adam(self.parameters, gradients, self.moments, step_size)
         if mitigator:
-            mitigator.change_parameters(mitigated, mitigator.state, mitigator.strength, step_size)
+            update = Update(dict.fromkeys(mitigated, step_size), self.moments)
+            mitigator.change_parameters(mitigated, mitigator.state, mitigator.strength, update)
 
     def _vectorised(self, x: Tensor, y: Tensor) -> Tensors:
         def loss(parameters: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:

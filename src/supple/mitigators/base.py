@@ -1,6 +1,7 @@
 """What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,18 @@ Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
 """What a method remembers: for each parameter's name, named tensors."""
 Strength = float | Tensor
+GLOBAL = ""
+"""The entry of a state for what belongs to no parameter; it stays on the host."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a method may want to know of the optimizer's step that has just been taken, by parameter."""
+
+    step_sizes: Mapping[str, Strength]
+    """The optimizer's present step size (its ``lr``)."""
+    moments: Mapping[str, Tensors]
+    """What the optimizer remembers entry by entry (Adam's ``exp_avg``, momentum, ...): the live tensors."""
 
 
 class Mitigator:
@@ -25,7 +38,7 @@ class Mitigator:
     ============  ===========================  =====================================================
     the loss      ``_penalty``                 ``(loss + method.penalty().sum()).backward()``
     gradients     ``add_gradients``            ``method.before_step()`` before ``optimizer.step()``
-    parameters    ``change_parameters``        ``method.after_step(lr)`` after ``optimizer.step()``
+    parameters    ``change_parameters``        ``method.after_step(optimizer)`` after its ``step()``
     ============  ===========================  =====================================================
 
     ``attach(optimizer)`` does the last two on the optimizer's own step. The kernels work in place on dictionaries, by
@@ -60,6 +73,7 @@ class Mitigator:
         if not self.parameters:
             raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
         self.state: State = {}
+        self._generators: tuple[torch.Generator, ...] = ()
         self._hooks: dict[Optimizer, tuple[RemovableHandle, ...]] = {}
 
     # The kernels, which each method gives where it acts.
@@ -67,8 +81,8 @@ class Mitigator:
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
         """Add this method's gradient to ``gradients`` and advance ``state``, all in place."""
 
-    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, step_size: Strength) -> None:
-        """Change ``parameters`` after an optimizer's step of size ``step_size`` and advance ``state``, all in place."""
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        """Change ``parameters``, which the optimizer has just updated, and advance ``state``, all in place."""
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
@@ -104,9 +118,12 @@ class Mitigator:
         self._regularize(self._trainable())
 
     @torch.no_grad()
-    def after_step(self, step_size: Strength) -> None:
-        """Change the parameters after an optimizer's step of size ``step_size`` (its ``lr``); without ``attach``."""
-        self.change_parameters(self._trainable(), self.state, self.strength, step_size)
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``."""
+        found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
+        strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
+        parameters = self._held_in(*optimizer.param_groups)
+        self.change_parameters(parameters, self.state, strength, _update_of(optimizer, parameters))
 
     def attach(self, optimizer: Optimizer) -> Self:
         """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
@@ -142,7 +159,10 @@ class Mitigator:
 
     def state_dict(self) -> State:
         """A copy of everything that the method remembers between steps."""
-        return {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
+        state = {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
+        if self._generators:
+            state.setdefault(GLOBAL, {})["random"] = torch.stack([random.get_state() for random in self._generators])
+        return state
 
     def load_state_dict(self, state: State) -> None:
         """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
@@ -150,7 +170,7 @@ class Mitigator:
         Raises:
             ValueError: naming the first entry that is missing, unknown or of another shape; nothing is changed then.
         """
-        mine, theirs = _shapes(self.state), _shapes(state)
+        mine, theirs = _shapes(self.state_dict()), _shapes(state)
         for entry in sorted(mine.keys() | theirs.keys()):
             if mine.get(entry) != theirs.get(entry):
                 raise ValueError(
@@ -159,7 +179,11 @@ class Mitigator:
                 )
         for name, entries in state.items():
             for key, tensor in entries.items():
-                self.state[name][key].copy_(tensor)
+                if (name, key) == (GLOBAL, "random"):
+                    for generator, random in zip(self._generators, tensor.cpu(), strict=True):
+                        generator.set_state(random)
+                else:
+                    self.state[name][key].copy_(tensor)
 
     def describe(self) -> str:
         """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
@@ -179,12 +203,8 @@ class Mitigator:
             self._regularize(self._held_in(*optimizer.param_groups), getattr(optimizer, "grad_scale", None))
         return None
 
-    @torch.no_grad()
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)  # likewise: 1 where a fused optimizer skipped its step
-        strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
-        for group in optimizer.param_groups:
-            self.change_parameters(self._held_in(group), self.state, strength, group["lr"])
+        self.after_step(optimizer)
 
     def _regularized(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
         def with_penalty() -> Any:
@@ -228,13 +248,26 @@ class Mitigator:
 
     def _follow_devices(self) -> None:
         """A network may be moved at any time; what is remembered of it goes along."""
+        first = next(iter(self.parameters.values())).device
         for name, entry in self.state.items():
-            device = self.parameters[name].device
+            device = self.parameters[name].device if name in self.parameters else first
             for key, tensor in entry.items():
-                if tensor.device != device:
+                if tensor.device != device and name != GLOBAL:
                     entry[key] = tensor.to(device)
         if isinstance(self.strength, Tensor):
-            self._strength = self.strength.to(next(iter(self.parameters.values())).device)
+            self._strength = self.strength.to(first)
+
+    def _seed(self, seed: int) -> None:
+        """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""
+        seeds = self._network.seeds if isinstance(self._network, Population) else (0,)
+        self._generators = tuple(torch.Generator().manual_seed(seed + member) for member in seeds)
+
+    def _random(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+        """A tensor like ``like`` that ``draw(part, generator)`` has filled in place, member by member."""
+        drawn = torch.empty_like(like, device="cpu")
+        for part, generator in zip(drawn if self._members else (drawn,), self._generators, strict=True):
+            draw(part, generator)
+        return drawn.to(like.device, non_blocking=True)
 
 
 def per_member(strength: Strength, ndim: int) -> Strength:
@@ -242,6 +275,19 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     if isinstance(strength, Tensor) and strength.ndim:
         return strength.reshape(-1, *(1,) * (ndim - 1))
     return strength
+
+
+def _update_of(optimizer: Optimizer, parameters: Tensors) -> Update:
+    step_sizes = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    moments = {
+        name: {
+            key: tensor
+            for key, tensor in optimizer.state.get(parameter, {}).items()
+            if isinstance(tensor, Tensor) and tensor.ndim
+        }
+        for name, parameter in parameters.items()
+    }
+    return Update({name: step_sizes[id(parameter)] for name, parameter in parameters.items()}, moments)
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
