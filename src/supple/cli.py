@@ -80,7 +80,7 @@ class List:
             problems.add_row(name, problem.scale, str(problem.tasks), problem.summary)
         methods = Table("method", "strength", "what it does", title="Methods", title_justify="left")
         for name, method in METHODS.items():
-            methods.add_row(name, f"{method.strength:g}" if method.mitigator else "-", method.summary)
+            methods.add_row(name, f"{method.strength:g}" if method.strength else "-", method.summary)
         console = Console()
         console.print(problems, methods, sep="\n\n")
 

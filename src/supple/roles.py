@@ -7,7 +7,6 @@ up.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from supple.errors import known
 from supple.population import Population
 from supple.power_iteration import spectral_norm
 
@@ -76,6 +76,25 @@ class Role:
             u, v = u.view(*outer, first, 1, *(1,) * len(kernel)), v.view(*outer, 1, second, *kernel)
         split.addcmul_(u, v)
 
+    def fold(self, matrices: Tensor, like: Tensor) -> Tensor:
+        """What :meth:`matrices` makes of a tensor, brought back to the shape of that tensor, ``like``."""
+        if self._is_plain:
+            return matrices
+        groups, first, second, *kernel = self.layout
+        leading = self._leading(like)
+        if not self.transposed:
+            return matrices.reshape(like.shape)
+        return (
+            matrices.reshape(*leading, groups, second, first, *kernel)
+            .transpose(-2 - len(kernel), -1 - len(kernel))
+            .reshape(like.shape)
+        )
+
+    def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
+        """Multiply each of the matrices in place by its factor, ``(..., groups)``, or ``(...)`` for one alone."""
+        split, rows = self._split(tensor)
+        split.mul_(factors.reshape(*split.shape[:rows], *(1,) * (split.ndim - rows)).to(split.dtype))
+
     def vector(self, tensor: Tensor) -> Tensor:
         """``(..., *shape)`` as one vector ``(..., n)``."""
         return tensor if len(self.shape) == 1 else tensor.reshape(*self._leading(tensor), math.prod(self.shape))
@@ -130,9 +149,8 @@ def find_roles(
     """
     overrides = dict(overrides or {})
     parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
-    for name in overrides.keys() - parameters.keys():
-        nearest = get_close_matches(name, parameters, n=1) or list(parameters)[:1]
-        raise ValueError(f"expected roles for parameters of this network, got {name!r}: did you mean {nearest[0]!r}?")
+    for name in overrides:
+        known(name, parameters, "parameter of this network")
     roles = {}
     for name, (parameter, module) in parameters.items():
         if name in overrides and overrides[name] is None:

@@ -5,7 +5,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from supple.mitigators import L2InitRegularizer, L2Regularizer, Mitigator, SpectralRegularizer
+from supple.mitigators import (
+    UPGD,
+    HareAndTortoise,
+    L2InitRegularizer,
+    L2Regularizer,
+    Mitigator,
+    NormalizeAndProject,
+    ParsevalRegularizer,
+    ShrinkAndPerturb,
+    SpectralNormRegularizer,
+    SpectralRegularizer,
+    StreamingEWC,
+    WassersteinRegularizer,
+    WeightClipping,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +27,10 @@ class Method:
     """One way of keeping a network plastic: a mitigator, a change to the network, or both."""
 
     summary: str
-    mitigator: Callable[..., Mitigator] | None = None
-    """Called with the network and the strength."""
+    mitigator: Callable[..., Mitigator] = Mitigator
+    """Called with the network and the strength; the default does nothing."""
     strength: float = 0.0
-    """The default on the built-in problems, chosen on seeds that are not reported."""
+    """The default on the built-in problems, chosen on seeds that are not reported; 0 for methods without."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network."""
 
@@ -39,5 +53,49 @@ METHODS: dict[str, Method] = {
         summary="the same, applied after the optimizer's step as AdamW does with weight decay",
         mitigator=partial(SpectralRegularizer, decoupled=True),
         strength=2e-3,
+    ),
+    "wasserstein": Method(
+        summary="each tensor's distribution of values towards its initial one (Lewandowski et al., 2023)",
+        mitigator=WassersteinRegularizer,
+        strength=1e-4,
+    ),
+    "spectral-norm": Method(
+        summary="each weight's largest singular value towards zero (Yoshida & Miyato, 2017)",
+        mitigator=SpectralNormRegularizer,
+        strength=1e-3,
+    ),
+    "parseval": Method(
+        summary="every singular value of hidden weights towards one (Chung et al., 2024)",
+        mitigator=ParsevalRegularizer,
+        strength=1e-3,
+    ),
+    "streaming-ewc": Method(
+        summary="important weights stay near their moving average (Elsayed & Mahmood, 2024)",
+        mitigator=StreamingEWC,
+        strength=1e-2,
+    ),
+    "shrink-and-perturb": Method(
+        summary="each step a little towards a fresh initialisation (Ash & Adams, 2020; Kumar et al., 2023)",
+        mitigator=ShrinkAndPerturb,
+        strength=1e-4,
+    ),
+    "upgd": Method(
+        summary="useful weights move little, others wander (Elsayed & Mahmood, 2024)", mitigator=UPGD, strength=1.0
+    ),
+    "normalize-and-project": Method(
+        summary="LayerNorm, and each weight matrix kept at its initial norm (Lyle et al., 2024)",
+        mitigator=NormalizeAndProject,
+        strength=1.0,
+        model={"layer_norm": True},
+    ),
+    "weight-clipping": Method(
+        summary="weights clamped to about the range of their initialisation (Elsayed et al., 2024)",
+        mitigator=WeightClipping,
+        strength=0.5,
+    ),
+    "hare-and-tortoise": Method(
+        summary="set back every 1,000 steps to a slow average (Lee et al., 2024)",
+        mitigator=HareAndTortoise,
+        strength=1.0,
     ),
 }

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from supple.errors import known
 from supple.lab.methods import METHODS
 from supple.runs.store import RunFolder
 
@@ -83,8 +83,4 @@ class Run:
 
 def named(name: str, table: Mapping[str, Entry], kind: str) -> Entry:
     """The table's entry, or an error that lists the known names and suggests the nearest."""
-    if name not in table:
-        nearest = get_close_matches(name, table, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"expected a {kind}, got {name!r}: {hint}known are {', '.join(table)}")
-    return table[name]
+    return table[known(name, table, kind)]

@@ -52,10 +52,14 @@ class Trainer:
         self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
         self.buffers: Tensors = dict(self.population.stacked.named_buffers())
         self.moments = adam_moments(self.parameters)
-        self.mitigator = method.mitigator(self.population, run.strength) if method.mitigator else None
+        self.mitigator = method.mitigator(self.population, run.strength)
         self.steps_a_task = len(self.data.labels) // run.batch_size * run.epochs
         if compiled is None:
             compiled = self.steps_a_task * run.tasks * len(run.seeds) >= COMPILE_FROM
+        kernels = self.mitigator.add_gradients, self.mitigator.change_parameters
+        if compiled and not self.mitigator.traceable:
+            kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])
+        self._add_gradients, self._change_parameters = kernels
         self._gradients = self._vectorised if compiled else self._one_by_one
         self._step = torch.compile(self._advance) if compiled else self._advance
 
@@ -80,7 +84,7 @@ class Trainer:
             "parameters": self.parameters,
             "buffers": self.buffers,
             "moments": self.moments,
-            "mitigator": self.mitigator.state_dict() if self.mitigator else {},
+            "mitigator": self.mitigator.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -93,22 +97,18 @@ class Trainer:
         ]:
             for name, tensor in mine.items():
                 tensor.copy_(theirs[name])
-        if self.mitigator:
-            self.mitigator.load_state_dict(state["mitigator"])
+        self.mitigator.load_state_dict(state["mitigator"])
         torch.set_rng_state(state["random"])
 
     def _advance(self, x: Tensor, y: Tensor) -> None:
         """One step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``."""
         gradients = self._gradients(x, y)
-        mitigator, step_size = self.mitigator, self.run.step_size
-        mitigated = {name: self.parameters[name] for name in (mitigator.parameters if mitigator else ())}
-        if mitigator:
-            theirs = {name: gradients[name] for name in mitigated}
-            mitigator.add_gradients(mitigated, theirs, mitigator.state, mitigator.strength)
+        state, strength, step_size = self.mitigator.state, self.mitigator.strength, self.run.step_size
+        parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
+        self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength)
         adam(self.parameters, gradients, self.moments, step_size)
-        if mitigator:
-            update = Update(dict.fromkeys(mitigated, step_size), self.moments)
-            mitigator.change_parameters(mitigated, mitigator.state, mitigator.strength, update)
+        update = Update(dict.fromkeys(parameters, step_size), self.moments)
+        self._change_parameters(parameters, state, strength, update)
 
     def _vectorised(self, x: Tensor, y: Tensor) -> Tensors:
         def loss(parameters: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:

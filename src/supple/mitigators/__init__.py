@@ -1,7 +1,31 @@
 """The methods that keep a network plastic, one file a published method."""
 
 from supple.mitigators.base import Mitigator
-from supple.mitigators.l2 import L2InitRegularizer, L2Regularizer
+from supple.mitigators.hare_and_tortoise import HareAndTortoise
+from supple.mitigators.l2 import L2Regularizer
+from supple.mitigators.l2_init import L2InitRegularizer
+from supple.mitigators.normalize_and_project import NormalizeAndProject
+from supple.mitigators.parseval import ParsevalRegularizer
+from supple.mitigators.shrink_and_perturb import ShrinkAndPerturb
 from supple.mitigators.spectral import SpectralRegularizer
+from supple.mitigators.spectral_norm import SpectralNormRegularizer
+from supple.mitigators.streaming_ewc import StreamingEWC
+from supple.mitigators.upgd import UPGD
+from supple.mitigators.wasserstein import WassersteinRegularizer
+from supple.mitigators.weight_clipping import WeightClipping
 
-__all__ = ["L2InitRegularizer", "L2Regularizer", "Mitigator", "SpectralRegularizer"]
+__all__ = [
+    "UPGD",
+    "HareAndTortoise",
+    "L2InitRegularizer",
+    "L2Regularizer",
+    "Mitigator",
+    "NormalizeAndProject",
+    "ParsevalRegularizer",
+    "ShrinkAndPerturb",
+    "SpectralNormRegularizer",
+    "SpectralRegularizer",
+    "StreamingEWC",
+    "WassersteinRegularizer",
+    "WeightClipping",
+]

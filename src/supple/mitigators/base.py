@@ -1,5 +1,6 @@
 """What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -53,6 +54,9 @@ class Mitigator:
 
     coupled = True
     """Whether the penalty's gradient passes through the optimizer."""
+    largest_strength = math.inf
+    traceable = True
+    """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
 
     def __init__(
         self,
@@ -100,8 +104,10 @@ class Mitigator:
         if tensor.shape not in ((), self._members):
             expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
             raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
-        if not (tensor.isfinite() & (tensor >= 0)).all():
-            raise ValueError(f"expected a finite strength of at least 0, got {value}: 0 switches the method off")
+        if not (tensor.isfinite() & (tensor >= 0) & (tensor <= self.largest_strength)).all():
+            raise ValueError(
+                f"expected a finite strength from 0 to {self.largest_strength}, got {value}: 0 switches the method off"
+            )
         self._strength = tensor if tensor.ndim or isinstance(value, Tensor) else float(value)
 
     def penalty(self) -> Tensor:
@@ -231,8 +237,11 @@ class Mitigator:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-        strength = self.strength if grad_scale is None else self.strength * grad_scale
-        self.add_gradients(parameters, gradients, self.state, strength)
+        if grad_scale is not None:  # a power of two: undone and redone without rounding
+            torch._foreach_div_(list(gradients.values()), grad_scale)
+        self.add_gradients(parameters, gradients, self.state, self.strength)
+        if grad_scale is not None:
+            torch._foreach_mul_(list(gradients.values()), grad_scale)
 
     def _trainable(self) -> Tensors:
         return self._select(self.parameters)

@@ -1,0 +1,61 @@
+"""Hare and tortoise (Lee et al., 2024): a fast network that is now and then set back to its own slow average."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.population import Population
+from supple.roles import Kind, Role
+
+
+class HareAndTortoise(Mitigator):
+    r"""Follow the fast parameters with a slow copy, and put the fast ones back to it every so many steps.
+
+    .. math:: \bar\theta \gets \beta \bar\theta + (1 - \beta)\,\theta \quad\text{each step},\qquad
+              \theta \gets \bar\theta \quad\text{every } T \text{ steps}
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: how much of the way back, from 0 (none) to 1 (all of it: the published method).
+        decay: β, 0.999 as in the source.
+        every: T, the steps from one return to the next. The source returns about as often as it reset before, once in
+            some epochs.
+        roles: None for a parameter leaves it out; the role itself makes no difference here.
+
+    Raises:
+        ValueError: for a strength above 1, a decay outside [0, 1) or a period below 1.
+
+    The optimizer's state is kept, and so are buffers, such as the statistics of batch norm.
+
+    Source: Lee et al., *Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks*, 2024.
+    """
+
+    largest_strength = 1.0
+    traceable = False
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1.0,
+        *,
+        decay: float = 0.999,
+        every: int = 1000,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the source's is 0.999")
+        if every < 1:
+            raise ValueError(f"expected a return every 1 or more steps, got every={every}")
+        super().__init__(network, strength, roles=roles)
+        self.decay, self.every = decay, every
+        self.state = {name: {"slow": parameter.detach().clone()} for name, parameter in self.parameters.items()}
+        self.state[GLOBAL] = {"steps": torch.zeros((), dtype=torch.int64)}
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        steps = state[GLOBAL]["steps"].add_(1)
+        for name, parameter in parameters.items():
+            slow = state[name]["slow"].lerp_(parameter, 1 - self.decay)
+            if steps % self.every == 0:
+                parameter.add_((slow - parameter) * per_member(strength, parameter.ndim))

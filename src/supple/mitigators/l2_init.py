@@ -1,0 +1,37 @@
+"""L2 regularization towards the initial parameters (Kumar et al., 2023)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from supple.mitigators.base import State, Strength
+from supple.mitigators.squared_distance import SquaredDistance
+from supple.population import Population
+from supple.roles import Kind, Role
+
+
+class L2InitRegularizer(SquaredDistance):
+    r"""Keep all parameters near their initial values: :math:`R(\theta) = \lVert \theta - \theta^{(0)} \rVert^2`.
+
+    θ⁽⁰⁾ is a copy of the parameters as they are when this is built, so build it before training; it costs their memory.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: λ; the gradient is 2λ(θ − θ⁽⁰⁾).
+        roles: None for a parameter leaves it out; the role itself makes no difference here.
+
+    Source: Kumar, Marklund & Van Roy, *Maintaining Plasticity in Continual Learning via Regenerative Regularization*.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1e-4,
+        *,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        super().__init__(network, strength, roles=roles)
+        self.state = self._initial()
+
+    def _deviation(self, name: str, parameter: Tensor, state: State) -> Tensor:
+        return parameter - state[name]["initial"]

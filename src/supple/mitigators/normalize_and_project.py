@@ -1,0 +1,57 @@
+"""Normalize-and-project (Lyle et al., 2024): each weight matrix back to its initial norm after each step."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.population import Population
+from supple.power_iteration import TINY
+from supple.roles import Kind, Role
+
+
+class NormalizeAndProject(Mitigator):
+    r"""Rescale each weight matrix to its initial Frobenius norm after each step.
+
+    .. math:: W \gets W \lVert W^{(0)} \rVert / \lVert W \rVert
+
+    Meant for networks with a normalisation layer before each non-linearity, whose function does not depend on the
+    norms; without one the network cannot grow its outputs.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: how much of the way back, from 0 (none) to 1 (all of it: the published method).
+        roles: parameter name to role; only matrices are rescaled.
+
+    Raises:
+        ValueError: for a strength above 1.
+
+    Departure: the source also treats the gains of the normalisation layers; here they are free.
+
+    Source: Lyle et al., *Normalization and Effective Learning Rates in Reinforcement Learning*, 2024.
+    """
+
+    largest_strength = 1.0
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1.0,
+        *,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        super().__init__(network, strength, roles=roles)
+        self.parameters = {name: self.parameters[name] for name in self.parameters if self.roles[name].kind == "matrix"}
+        with torch.no_grad():
+            self.state = {name: {"norm": self._norm(name, parameter)} for name, parameter in self.parameters.items()}
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        for name, parameter in parameters.items():
+            back = state[name]["norm"] / self._norm(name, parameter).clamp_min(TINY)
+            factor = 1 + per_member(strength, back.ndim) * (back - 1)
+            self.roles[name].multiply_(parameter, factor)
+
+    def _norm(self, name: str, parameter: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.matrix_norm(self.roles[name].matrices(parameter).float())
+        return norm

@@ -1,0 +1,85 @@
+"""Shrink and perturb (Ash & Adams, 2020): weights a little towards zero, and a little of something fresh added."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from supple.errors import known
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.fresh import FreshParameters
+from supple.population import Population
+from supple.roles import Kind, Role
+
+Variant = Literal["step-fresh", "step-noise", "task"]
+
+
+class ShrinkAndPerturb(Mitigator):
+    r"""Shrink the parameters and add something random to them: :math:`\theta \gets (1 - s)\,\theta + s\,p\,\xi`.
+
+    ===============  ========================================  ==============================================
+    variant          when                                      ξ
+    ===============  ========================================  ==============================================
+    ``step-fresh``   after each step (Kumar et al., 2023)      a fresh initialisation
+    ``step-noise``   after each step, shrinking by the step    standard normal
+                     size times s, as weight decay does
+                     (Dohare et al., 2024)
+    ``task``         where ``start_task()`` is called          a fresh initialisation
+                     (Ash & Adams, 2020)
+    ===============  ========================================  ==============================================
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: s. Each step 1e-5 to 1e-2, or as weight decay 1e-4 to 5e-4; for a task 0.2 to 0.8.
+        perturb: p, the perturbation for each unit of shrinking. 1 keeps the scale of the initialisation; for
+            ``step-noise`` 0.1 gives the source's noise of 1e-5 at its weight decay of 1e-4.
+        variant: as above. Only the step forms do without knowing when a task begins.
+        roles: None for a parameter leaves it out; the role itself makes no difference here.
+        seed: of the perturbation.
+
+    Raises:
+        ValueError: for a strength above 1, a negative ``perturb`` or an unknown variant.
+
+    Source: Ash & Adams, *On Warm-Starting Neural Network Training*, 2020.
+    """
+
+    largest_strength = 1.0
+    traceable = False
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1e-4,
+        *,
+        perturb: float | None = None,
+        variant: Variant = "step-fresh",
+        roles: Mapping[str, Kind | Role | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.variant = known(variant, get_args(Variant), "variant")
+        self.perturb = (0.1 if variant == "step-noise" else 1.0) if perturb is None else perturb
+        if not self.perturb >= 0:
+            raise ValueError(f"expected a perturbation p of at least 0, got {perturb}: 1 keeps the initial scale")
+        super().__init__(network, strength, roles=roles)
+        self._fresh = None if variant == "step-noise" else FreshParameters(network, list(self.parameters))
+        self._seed(seed)
+
+    @torch.no_grad()
+    def start_task(self) -> None:
+        """Shrink and perturb once, at the start of a task."""
+        self._shrink(self._trainable(), self.strength)
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        if self.variant != "task":
+            self._shrink(parameters, strength, update)
+
+    def _shrink(self, parameters: Tensors, strength: Strength, update: Update | None = None) -> None:
+        fresh = self._fresh.draw(self._generators) if self._fresh else {}
+        for name, parameter in parameters.items():
+            share = per_member(strength, parameter.ndim)
+            if self._fresh:
+                parameter.add_(share * (self.perturb * fresh[name].to(parameter) - parameter))
+            elif update:
+                noise = self._random(parameter, lambda part, random: part.normal_(generator=random))
+                parameter.add_(share * (self.perturb * noise - update.step_sizes[name] * parameter))

@@ -1,0 +1,55 @@
+"""What the regularizers share that are a squared distance: of the parameters, or of something made of them."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
+from supple.population import Population
+from supple.roles import Kind, Role
+
+
+class SquaredDistance(Mitigator):
+    r"""A penalty :math:`R(\theta) = \sum_p w_p \lVert d(p) \rVert^2` over parameter tensors, of gradient 2 w d(p).
+
+    A method says what the deviation ``d`` is: the parameter less something that does not depend on it, except through
+    the order of its entries, which does not change under a small step.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1e-4,
+        *,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        super().__init__(network, strength, roles=roles)
+
+    def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
+        for name, gradient in gradients.items():
+            deviation = self._deviation(name, parameters[name], state)
+            if isinstance(strength, Tensor):
+                gradient.add_(deviation * per_member(2 * self._weight(name) * strength, gradient.ndim))
+            else:
+                gradient.add_(deviation, alpha=2 * self._weight(name) * strength)
+
+    @abstractmethod
+    def _deviation(self, name: str, parameter: Tensor, state: State) -> Tensor:
+        """What is to become zero, shaped as the parameter."""
+
+    def _weight(self, name: str) -> float:
+        return 1.0
+
+    def _penalty(self, parameters: Tensors) -> Tensor:
+        total = super()._penalty(parameters)
+        for name, parameter in parameters.items():
+            deviation = self.roles[name].vector(self._deviation(name, parameter, self.state))
+            total = total + self._weight(name) * deviation.square().sum(-1)
+        return total
+
+    def _initial(self) -> State:
+        """A copy of the parameters as they are now."""
+        with torch.no_grad():
+            return {name: {"initial": parameter.clone()} for name, parameter in self.parameters.items()}

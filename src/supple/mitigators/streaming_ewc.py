@@ -1,0 +1,68 @@
+"""Streaming elastic weight consolidation (Elsayed & Mahmood, 2024): important weights stay near their average."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
+from supple.population import Population
+from supple.roles import Kind, Role
+
+
+class StreamingEWC(Mitigator):
+    r"""Keep weights that matter near where they have been: adds :math:`\lambda \hat F \odot (\theta - \bar\theta)`.
+
+    :math:`\bar\theta` and :math:`\hat F` are moving averages, with decay β and corrected for their start from zero, of
+    the weights and of the squared mini-batch gradient. No task boundary is used. The gradient is that of
+    :math:`\frac{1}{2} \sum_i \hat F_i (\theta_i - \bar\theta_i)^2`, with the averages held constant.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: λ.
+        decay: β, 0.999 as in the source.
+        roles: None for a parameter leaves it out; the role itself makes no difference here.
+
+    The squared gradient is the one found in ``.grad``: attach this before other methods that add to it.
+
+    Source: Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, 2024,
+    after Kirkpatrick et al., 2017.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1.0,
+        *,
+        decay: float = 0.999,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the source's is 0.999")
+        super().__init__(network, strength, roles=roles)
+        self.decay = decay
+        self.state = {
+            name: {
+                "mean": torch.zeros_like(parameter.detach()),
+                "fisher": torch.zeros_like(parameter.detach()),
+                "weight": torch.zeros((), device=parameter.device),  # of all values averaged so far: 1 + β + β² + …
+            }
+            for name, parameter in self.parameters.items()
+        }
+
+    def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
+        for name, gradient in gradients.items():
+            mean, fisher, weight = (state[name][key] for key in ("mean", "fisher", "weight"))
+            weight.mul_(self.decay).add_(1)
+            share = (1 / weight).to(mean.dtype)
+            mean.lerp_(parameters[name], share)
+            fisher.lerp_(gradient.square(), share)
+            pull = fisher * (parameters[name] - mean)
+            gradient.add_(pull * per_member(strength, pull.ndim))
+
+    def _penalty(self, parameters: Tensors) -> Tensor:
+        total = super()._penalty(parameters)
+        for name, parameter in parameters.items():
+            terms = self.state[name]["fisher"] * (parameter - self.state[name]["mean"]).square() / 2
+            total = total + self.roles[name].vector(terms).sum(-1)
+        return total
