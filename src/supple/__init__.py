@@ -1,5 +1,6 @@
 """supple keeps neural networks trainable while the data they learn from keeps changing."""
 
+from supple import nn
 from supple.mitigators import (
     UPGD,
     HareAndTortoise,
@@ -35,5 +36,6 @@ __all__ = [
     "WassersteinRegularizer",
     "WeightClipping",
     "describe",
+    "nn",
 ]
 __version__ = "0.1.0"

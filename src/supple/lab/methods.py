@@ -44,6 +44,14 @@ METHODS: dict[str, Method] = {
         strength=1e-4,
     ),
     "layer-norm": Method(summary="LayerNorm before each non-linearity (Ba et al., 2016)", model={"layer_norm": True}),
+    "crelu": Method(
+        summary="units pass on their positive and their negative part (Abbas et al., 2023)",
+        model={"activation": "crelu"},
+    ),
+    "spectral-normalization": Method(
+        summary="weights divided by their largest singular value in the forward pass (Miyato et al., 2018)",
+        model={"spectral_normalization": True},
+    ),
     "spectral": Method(
         summary="each layer's largest singular value towards one (Lewandowski et al., 2025)",
         mitigator=SpectralRegularizer,

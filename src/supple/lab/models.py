@@ -1,24 +1,57 @@
 """The networks that are trained."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from typing import Literal
 
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from supple.lab.datasets import Dataset
+from supple.nn import CReLU
 
 
-def mlp(data: Dataset, *, width: int = 256, depth: int = 4, layer_norm: bool = False) -> nn.Sequential:
-    """A multi-layer perceptron: ``depth`` hidden ReLU layers of ``width`` units (the paper's, App. B).
+def mlp(
+    data: Dataset,
+    *,
+    width: int = 256,
+    depth: int = 4,
+    layer_norm: bool = False,
+    activation: Literal["relu", "crelu"] = "relu",
+    spectral_normalization: bool = False,
+) -> nn.Sequential:
+    """A multi-layer perceptron: ``depth`` hidden layers of ``width`` units (the paper's, App. B).
 
-    LayerNorm, where asked for, stands after the linear map and before the non-linearity. Weights start from torch's
-    default.
+    Args:
+        data: gives the numbers of inputs and classes.
+        width: units a hidden layer. With CReLU, whose units pass on two values each, it is cut to where the number of
+            parameters comes nearest to that of the ReLU network.
+        depth: hidden layers.
+        layer_norm: LayerNorm after the linear map and before the non-linearity.
+        activation: the non-linearity.
+        spectral_normalization: divide each weight by its largest singular value in the forward pass (Miyato et al.,
+            2018).
+
+    Weights start from torch's default.
     """
-    widths = [data.images[0].numel()] + [width] * depth
+    sizes = data.images[0].numel(), data.classes
+    if activation == "crelu":
+        plain = _parameters(*sizes, width, depth, passed_on=1)
+        width = min(range(1, width + 1), key=lambda cut: abs(_parameters(*sizes, cut, depth, passed_on=2) - plain))
+    passed_on = {"relu": width, "crelu": 2 * width}[activation]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), *([nn.LayerNorm(outputs)] if layer_norm else []), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, data.classes))
+    for inputs in [sizes[0]] + [passed_on] * (depth - 1):
+        layers += [nn.Linear(inputs, width), *([nn.LayerNorm(width)] if layer_norm else [])]
+        layers += [CReLU() if activation == "crelu" else nn.ReLU()]
+    layers += [nn.Linear(passed_on, data.classes)]
+    if spectral_normalization:
+        layers = [spectral_norm(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
+    return nn.Sequential(*layers)
+
+
+def _parameters(inputs: int, classes: int, width: int, depth: int, passed_on: int) -> int:
+    """Weights and biases of a network whose units each pass on so many values."""
+    features = [inputs] + [width * passed_on] * depth
+    return sum((before + 1) * width for before in features[:-1]) + (features[-1] + 1) * classes
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp}
