@@ -1,13 +1,12 @@
 """The command line: each command is a dataclass whose field docstrings are its help."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import tyro
-from tyro.conf import subcommand
 
 if TYPE_CHECKING:
     import polars as pl
@@ -173,13 +172,13 @@ def _table(rows: "pl.DataFrame", title: str) -> "Table":
     return table
 
 
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "run": Run, "list": List}
+
+
 def main() -> None:
     """The entry point of the ``supple`` command."""
-    commands = (
-        Annotated[Demo, subcommand("demo")] | Annotated[Run, subcommand("run")] | Annotated[List, subcommand("list")]
-    )
-    command = tyro.cli(
-        commands, prog="supple", description="Which methods keep a network trainable while its data changes?"
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="supple", description="Which methods keep a network trainable while its data changes?"
     )
     try:
         command()

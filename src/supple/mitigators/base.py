@@ -286,6 +286,14 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     return strength
 
 
+def add_product(into: Tensor, a: Tensor, b: Tensor, strength: Strength) -> None:
+    """``into += strength · a · b`` in one pass over the memory where one strength serves all."""
+    if isinstance(strength, Tensor):
+        into.addcmul_(a, b * per_member(strength, b.ndim))
+    else:
+        into.addcmul_(a, b, value=strength)
+
+
 def _update_of(optimizer: Optimizer, parameters: Tensors) -> Update:
     step_sizes = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     moments = {

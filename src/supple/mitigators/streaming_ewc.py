@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, add_product
 from supple.population import Population
 from supple.roles import Kind, Role
 
@@ -57,8 +57,7 @@ class StreamingEWC(Mitigator):
             share = (1 / weight).to(mean.dtype)
             mean.lerp_(parameters[name], share)
             fisher.lerp_(gradient.square(), share)
-            pull = fisher * (parameters[name] - mean)
-            gradient.add_(pull * per_member(strength, pull.ndim))
+            add_product(gradient, fisher, parameters[name] - mean, strength)
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         total = super()._penalty(parameters)
