@@ -1,0 +1,110 @@
+"""Charts: three files that open anywhere, and curves that show the numbers they were given."""
+
+import re
+import struct
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+
+from supple.lab.methods import METHODS
+from supple.runs.charts import COLOURS, TITLES, learning_curves, save
+
+
+def frame(methods, seeds=2):
+    """Seed s at task t measures s + t."""
+    rows = [
+        (method, 1.0, seed, task, "train_accuracy", float(seed + task))
+        for method in methods
+        for seed in range(seeds)
+        for task in range(3)
+    ]
+    return pl.DataFrame(rows, schema=["method", "strength", "seed", "task", "metric", "value"], orient="row")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    chart = learning_curves(frame(["none", "spectral"]), "train_accuracy", "What it shows", "and how")
+    paths = save(chart, tmp_path_factory.mktemp("charts") / "deeper", "curve")
+    assert [path.name for path in paths] == ["curve.svg", "curve.png", "curve.html"]
+    return {path.suffix[1:]: path for path in paths}
+
+
+def test_png(files):
+    content = files["png"].read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", content[16:24])
+    assert 2 * 560 < width < 3 * 560  # the plot twice as fine, with axes and legend
+    assert 2 * 320 < height < 3 * 320
+
+
+def test_svg(files):
+    root = ElementTree.parse(files["svg"]).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    text = " ".join(root.itertext())
+    for part in ("What it shows", "and how", "none", "spectral", "task", TITLES["train_accuracy"]):
+        assert part in text
+    assert COLOURS["none"] in files["svg"].read_text()
+
+
+def test_html_needs_no_network(files):
+    page = files["html"].read_text()
+    addresses = Addresses()
+    addresses.feed(page)
+    assert addresses.tags > {"html", "script", "style"}
+    assert addresses.found == []
+    assert not re.search(r"""\bimport\s*(\(|[\w{}*,\s]+from)?\s*['"]https?:""", page)
+    assert "vegaEmbed" in page
+    assert len(page) > 400_000  # the scripts are inside
+    assert "What it shows" in page
+
+
+class Addresses(HTMLParser):
+    """Everything that a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.found = set(), []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.found += [value for name, value in attributes if name in ("src", "href")]
+
+
+def test_every_method_has_a_colour_of_its_own():
+    assert COLOURS.keys() >= METHODS.keys()
+    assert len({colour.lower() for colour in COLOURS.values()}) == len(COLOURS)
+    assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in COLOURS.values())
+
+
+def spec_of(rows, metric="train_accuracy"):
+    spec = learning_curves(rows, metric, "title").to_dict()
+    (data,) = spec["datasets"].values()
+    return spec, data
+
+
+def test_curves_show_means_and_errors_from_task_one():
+    _, data = spec_of(frame(["none"]))
+    found = [(row["task"], row["mean"], row["low"], row["high"]) for row in data]
+    assert found == [(task, task - 0.5, task - 1, task) for task in (1, 2, 3)]  # two seeds, 1 apart: 0.5 either way
+
+
+def test_one_seed_has_a_line_without_a_band():
+    _, data = spec_of(frame(["none"], seeds=1))
+    assert all(row["low"] == row["mean"] == row["high"] for row in data)
+
+
+def test_the_legend_selects():
+    spec, _ = spec_of(frame(["none", "l2"]))
+    (picked,) = spec["params"]
+    assert (picked["bind"], picked["select"]["fields"]) == ("legend", ["method"])
+    for layer in spec["layer"]:
+        assert picked["name"] in str(layer["encoding"]["opacity"]["condition"])
+
+
+def test_a_method_has_the_same_colour_in_any_company():
+    for methods in (["spectral"], ["l2", "spectral", "none"]):
+        scale = spec_of(frame(methods))[0]["layer"][0]["encoding"]["color"]["scale"]
+        assert scale["domain"] == methods
+        assert scale["range"] == [COLOURS[method] for method in methods]
