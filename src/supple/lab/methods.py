@@ -7,12 +7,16 @@ from typing import Any
 
 from supple.mitigators import (
     UPGD,
+    ContinualBackprop,
     HareAndTortoise,
     L2InitRegularizer,
     L2Regularizer,
     Mitigator,
+    NetworkReset,
     NormalizeAndProject,
     ParsevalRegularizer,
+    ReDo,
+    SelfNormalizedResets,
     ShrinkAndPerturb,
     SpectralNormRegularizer,
     SpectralRegularizer,
@@ -60,7 +64,7 @@ METHODS: dict[str, Method] = {
     "decoupled-spectral": Method(
         summary="the same, applied after the optimizer's step as AdamW does with weight decay",
         mitigator=partial(SpectralRegularizer, decoupled=True),
-        strength=2e-3,
+        strength=1.0,
     ),
     "wasserstein": Method(
         summary="each tensor's distribution of values towards its initial one (Lewandowski et al., 2023)",
@@ -104,6 +108,24 @@ METHODS: dict[str, Method] = {
     "hare-and-tortoise": Method(
         summary="set back every 1,000 steps to a slow average (Lee et al., 2024)",
         mitigator=HareAndTortoise,
+        strength=1.0,
+    ),
+    "redo": Method(
+        summary="every 1,000 steps, dormant units drawn anew (Sokar et al., 2023)", mitigator=ReDo, strength=0.1
+    ),
+    "continual-backprop": Method(
+        summary="each step a few of the least useful units drawn anew (Dohare et al., 2024)",
+        mitigator=ContinualBackprop,
+        strength=1e-4,
+    ),
+    "self-normalized-resets": Method(
+        summary="units drawn anew that are silent for longer than they used to be (Farias & Jozefiak, 2024)",
+        mitigator=SelfNormalizedResets,
+        strength=0.02,
+    ),
+    "network-reset": Method(
+        summary="every 1,000 steps, the whole network drawn anew (Nikishin et al., 2022; D'Oro et al., 2022)",
+        mitigator=partial(NetworkReset, every=1000),
         strength=1.0,
     ),
 }

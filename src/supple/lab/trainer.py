@@ -53,9 +53,12 @@ class Trainer:
         self.buffers: Tensors = dict(self.population.stacked.named_buffers())
         self.moments = adam_moments(self.parameters)
         self.mitigator = method.mitigator(self.population, run.strength)
+        self.mitigator.observe(self.members)
         self.steps_a_task = len(self.data.labels) // run.batch_size * run.epochs
         if compiled is None:
             compiled = self.steps_a_task * run.tasks * len(run.seeds) >= COMPILE_FROM
+        if self.mitigator.observes:
+            compiled = False  # a compiled step would not see the members' activations
         kernels = self.mitigator.add_gradients, self.mitigator.change_parameters
         if compiled and not self.mitigator.traceable:
             kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])

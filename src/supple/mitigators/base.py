@@ -1,7 +1,7 @@
 """What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -28,7 +28,8 @@ class Update:
     step_sizes: Mapping[str, Strength]
     """The optimizer's present step size (its ``lr``)."""
     moments: Mapping[str, Tensors]
-    """What the optimizer remembers entry by entry (Adam's ``exp_avg``, momentum, ...): the live tensors."""
+    """What the optimizer remembers (Adam's ``exp_avg``, momentum, ...): the live tensors. Those without dimensions,
+    such as Adam's ``step``, belong to the parameter as a whole."""
 
 
 class Mitigator:
@@ -57,6 +58,8 @@ class Mitigator:
     largest_strength = math.inf
     traceable = True
     """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
+    observes = False
+    """Whether it looks at activations in the forward pass: :meth:`observe` says whose."""
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Mitigator:
         self.state: State = {}
         self._generators: tuple[torch.Generator, ...] = ()
         self._hooks: dict[Optimizer, tuple[RemovableHandle, ...]] = {}
+        self._observed: list[RemovableHandle] = []
 
     # The kernels, which each method gives where it acts.
 
@@ -131,6 +135,14 @@ class Mitigator:
         parameters = self._held_in(*optimizer.param_groups)
         self.change_parameters(parameters, self.state, strength, _update_of(optimizer, parameters))
 
+    def observe(self, networks: Sequence[nn.Module] = ()) -> None:
+        """Look at activations from now on, in a loop without ``attach``; :meth:`detach` ends it.
+
+        Args:
+            networks: where the forward passes happen, if not in the network itself: a population's members in their
+                order, as modules that share its memory.
+        """
+
     def attach(self, optimizer: Optimizer) -> Self:
         """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
 
@@ -150,6 +162,8 @@ class Mitigator:
             )
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+        if not self._observed:
+            self.observe()
         self._hooks[optimizer] = (
             optimizer.register_step_pre_hook(self._on_step_start),
             optimizer.register_step_post_hook(self._on_step_end),
@@ -158,9 +172,10 @@ class Mitigator:
 
     def detach(self) -> Self:
         """Undo every :meth:`attach`; what the method remembers is kept."""
-        for hook in [hook for hooks in self._hooks.values() for hook in hooks]:
+        for hook in [*self._observed, *(hook for hooks in self._hooks.values() for hook in hooks)]:
             hook.remove()
         self._hooks.clear()
+        self._observed.clear()
         return self
 
     def state_dict(self) -> State:
@@ -297,11 +312,7 @@ def add_product(into: Tensor, a: Tensor, b: Tensor, strength: Strength) -> None:
 def _update_of(optimizer: Optimizer, parameters: Tensors) -> Update:
     step_sizes = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     moments = {
-        name: {
-            key: tensor
-            for key, tensor in optimizer.state.get(parameter, {}).items()
-            if isinstance(tensor, Tensor) and tensor.ndim
-        }
+        name: {key: tensor for key, tensor in optimizer.state.get(parameter, {}).items() if isinstance(tensor, Tensor)}
         for name, parameter in parameters.items()
     }
     return Update({name: step_sizes[id(parameter)] for name, parameter in parameters.items()}, moments)

@@ -17,7 +17,7 @@ class FreshParameters:
 
     Args:
         network: a module or a population; a copy of one network is kept.
-        names: the parameters that will be asked for.
+        names: the parameters that will be asked for, and buffers.
 
     Raises:
         ValueError: naming the first of them whose module has no ``reset_parameters()``.
@@ -53,5 +53,5 @@ class FreshParameters:
             torch.manual_seed(seed)
             for reset in self._resets:
                 reset()
-        parameters = dict(self._template.named_parameters())
-        return {name: parameters[name].detach().clone() for name in self._names}
+        tensors = dict([*self._template.named_parameters(), *self._template.named_buffers()])
+        return {name: tensors[name].detach().clone() for name in self._names}

@@ -7,14 +7,30 @@ import polars as pl
 
 from supple.runs.stats import by_task
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; a method has the same one everywhere.
+# A method has the same colour everywhere. Those most often compared have Okabe and Ito's, the others Tol's muted ones:
+# both palettes are made to be told apart by colour-blind readers.
 COLOURS = {
     "none": "#000000",
     "l2": "#E69F00",
     "l2-init": "#56B4E9",
     "layer-norm": "#CC79A7",
+    "crelu": "#F0E442",
+    "wasserstein": "#009E73",
+    "shrink-and-perturb": "#882255",
+    "streaming-ewc": "#999933",
+    "spectral-norm": "#44AA99",
+    "spectral-normalization": "#6699CC",
+    "parseval": "#AA4499",
+    "upgd": "#DDCC77",
+    "normalize-and-project": "#CC6677",
+    "weight-clipping": "#117733",
+    "hare-and-tortoise": "#888888",
     "spectral": "#0072B2",
     "decoupled-spectral": "#D55E00",
+    "redo": "#009E73",
+    "continual-backprop": "#882255",
+    "self-normalized-resets": "#999933",
+    "network-reset": "#999999",
 }
 
 TITLES = {
@@ -38,7 +54,7 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
     )
     picked = alt.selection_point(fields=["method"], bind="legend")
     shown = alt.when(picked)
-    base = alt.Chart(curves).encode(x=alt.X("task:Q", title="task"), color=colour)
+    base = alt.Chart(curves).encode(x=alt.X("task:Q", title="task"), color=colour, detail="strength:N")
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=TITLES[metric]),
         y2="high:Q",

@@ -1,0 +1,130 @@
+"""Network reset (Nikishin et al., 2022; D'Oro et al., 2022): on a schedule, start again from a fresh network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from supple.errors import known
+from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.fresh import FreshParameters
+from supple.population import Population
+from supple.roles import Kind, Role
+from supple.units import check_moments
+
+
+class NetworkReset(Mitigator):
+    r"""Every so many steps, draw all layers anew or the last ones, and the optimizer's memory of them.
+
+    .. math:: \theta \gets (1 - s)\,\theta + s\,\theta_{\text{fresh}}
+
+    The data that the network is trained on must outlive a reset, as a replay buffer does; the network does not.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: s, how much of the way to a fresh network, from 0 (none) to 1 (all of it: the published method).
+        every: steps from one reset to the next. D'Oro et al. reset every 2.56 million updates of an agent.
+        layers: ``"all"``, or how many of the last layers with a weight matrix (in the order in which the network holds
+            them), with what follows the first of these; or the names of modules.
+        roles: None for a parameter leaves it out.
+        seed: of the fresh networks, each of which is another.
+
+    Raises:
+        ValueError: for a strength above 1, a period or a number of layers below 1, an unknown module, a module that
+            cannot draw its parameters anew (it has no ``reset_parameters()``), and in a step, before anything changes,
+            for an optimizer whose state is not known entry by entry.
+
+    Fresh values come from each module's own ``reset_parameters()``; an initialisation that was applied from outside is
+    not repeated. Batch-norm statistics are reset along. For s below 1, which is not in the sources, what the optimizer
+    remembers is scaled by 1 − s.
+
+    Source: Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, 2022; D'Oro et al., *Sample-Efficient
+    Reinforcement Learning by Breaking the Replay Ratio Barrier*, 2022.
+
+    >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> before = [parameter.detach().clone() for parameter in network.parameters()]
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    >>> method = NetworkReset(network, every=1, layers=1).attach(optimizer)
+    >>> optimizer.step()
+    >>> [bool((old == new).all()) for old, new in zip(before, network.parameters())]
+    [True, True, False, False]
+    """
+
+    largest_strength = 1.0
+    traceable = False
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 1.0,
+        *,
+        every: int = 10_000,
+        layers: Literal["all"] | int | Sequence[str] = "all",
+        roles: Mapping[str, Kind | Role | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"expected a reset every 1 or more steps, got every={every}")
+        super().__init__(network, strength, roles=roles)
+        self.every = every
+        self._module = network.stacked if isinstance(network, Population) else network
+        chosen = self._modules_of(layers)
+        self._names = [name for name in self.parameters if name.rpartition(".")[0] in chosen]
+        if not self._names:
+            raise ValueError(f"expected layers with parameters, got none among layers={layers!r}: name other modules")
+        buffers = (name for name, _ in self._module.named_buffers() if name.rpartition(".")[0] in chosen)
+        self._buffers = [name for name in buffers if hasattr(self._owner(name), "reset_parameters")]
+        self._fresh = FreshParameters(network, [*self._names, *self._buffers])
+        self._seed(seed)
+        # One counter a parameter, on the host: they may be split between optimizers.
+        self.state = {GLOBAL: {"steps": torch.zeros(len(self._names), dtype=torch.int64)}}
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        held = {name: parameters[name] for name in self._names if name in parameters}
+        check_moments(update.moments, held)
+        due = [name for name in held if self._tick(name, state)]
+        if not due or (not isinstance(self.strength, Tensor) and self.strength == 0):
+            return
+        fresh = self._fresh.draw(self._generators)
+        for name in due:
+            _move(held[name], fresh[name], strength)
+            for moment in update.moments.get(name, {}).values():
+                if moment.ndim:
+                    _move(moment, torch.zeros_like(moment), strength)
+                elif not isinstance(strength, Tensor) or (strength.ndim == 0 and strength.device == moment.device):
+                    moment.mul_(strength < 1)  # Adam's count of steps: its averages start anew
+        if self._names[0] in due:
+            for name in self._buffers:
+                _move(self._module.get_buffer(name), fresh[name], strength)
+
+    def _tick(self, name: str, state: State) -> bool:
+        return int(state[GLOBAL]["steps"][self._names.index(name)].add_(1)) % self.every == 0
+
+    def _owner(self, name: str) -> nn.Module:
+        return self._module.get_submodule(name.rpartition(".")[0])
+
+    def _modules_of(self, layers: Literal["all"] | int | Sequence[str]) -> set[str]:
+        """The names of the modules whose parameters are reset."""
+        modules = dict(self._module.named_modules())
+        if layers == "all":
+            return set(modules)
+        if isinstance(layers, int):
+            names = list(modules)
+            weights = [name for name in self.parameters if self.roles[name].kind == "matrix"]
+            owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+            if not 1 <= layers <= len(owners):
+                raise ValueError(f"expected from 1 to {len(owners)} layers, the network's matrices, got {layers}")
+            return set(names[names.index(owners[-layers]) :])
+        if isinstance(layers, str):
+            raise ValueError(f'expected layers="all", a number or a list of names, got {layers!r}: write [{layers!r}]')
+        tops = [known(name, modules, "module of this network") for name in layers]
+        return {name for name in modules if any(name == top or name.startswith(f"{top}.") for top in tops)}
+
+
+def _move(tensor: Tensor, fresh: Tensor, strength: Strength) -> None:
+    """The share ``strength`` of the way to ``fresh``, in place; all of it exactly, also from NaN."""
+    share = torch.as_tensor(per_member(strength, tensor.ndim), device=tensor.device)
+    fresh = fresh.to(tensor)
+    between = torch.lerp(tensor, fresh, share.to(tensor.dtype)) if tensor.is_floating_point() else tensor
+    tensor.copy_(torch.where(share >= 1, fresh, between))

@@ -1,0 +1,79 @@
+"""ReDo (Sokar et al., 2023): units that hardly respond are recycled."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from supple.mitigators.base import State, Strength, Tensors
+from supple.mitigators.unit_resets import Activity, Initializer, UnitResets
+from supple.population import Population
+from supple.roles import Kind, Role
+from supple.units import UnitGroup, Units
+
+
+class ReDo(UnitResets):
+    r"""Every so many steps, draw the dormant units anew: those whose share of their layer's activity is small.
+
+    .. math:: s_i = \frac{\operatorname{mean} |h_i|}{\operatorname{mean}_j \operatorname{mean} |h_j| + 10^{-9}},
+              \qquad \text{dormant where } s_i \le \tau
+
+    A new unit's incoming weights are drawn from the layer's initialisation, its bias is 0 and its outgoing weights are
+    0, so that it starts without a say; what the optimizer remembers of these entries is 0.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: τ. 0.1 did well in all of the paper's settings; its cautious default is 0.025.
+        every: steps from one recycling to the next, 1000 in the paper.
+        units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
+            default, uniform in ± 1/√fan-in.
+        roles: None for a parameter leaves out the units that it belongs to.
+        seed: of the new weights.
+
+    Raises:
+        ValueError: for a period below 1, for a network without a unit that can be replaced alone, and in a step, before
+            anything changes, for an optimizer whose state is not known entry by entry.
+        RuntimeError: in the first step that needs activations when there were none.
+
+    Departures from the paper: τ = 0 switches the method off instead of recycling the units that are exactly silent; h
+    is what the next layer is given, past norms and pooling; the score is taken on the batch of the step itself; where
+    both ends of a weight are recycled it becomes 0.
+
+    Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1, alg. 1.
+
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> _ = nn.init.constant_(network[0].bias, -9.0)  # all units are silent
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    >>> method = ReDo(network, every=1).attach(optimizer)
+    >>> network(torch.ones(4, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> network[0].bias.tolist(), network[2].weight.tolist()
+    ([0.0, 0.0, 0.0], [[0.0, 0.0, 0.0]])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 0.1,
+        *,
+        every: int = 1000,
+        units: Units | None = None,
+        initializer: Initializer | None = None,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"expected to recycle every 1 or more steps, got every={every}: the paper's is 1000")
+        self.every = every
+        super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
+
+    def _listens(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def _choose(
+        self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
+    ) -> tuple[Tensor, Tensor]:
+        score = activity.magnitude / (activity.magnitude.mean(-1, keepdim=True) + 1e-9)
+        dormant = (score <= strength) & activity.seen & (strength > 0)
+        return torch.arange(group.size, device=score.device).expand(score.shape), dormant

@@ -1,0 +1,130 @@
+"""Self-normalised resets (Farias & Jozefiak, 2024): a unit silent for longer than it ever is has died."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from supple.mitigators.base import State, Strength, Tensors
+from supple.mitigators.unit_resets import Activity, Initializer, UnitResets
+from supple.population import Population
+from supple.roles import Kind, Role
+from supple.units import UnitGroup, Units, put
+
+_ENOUGH = 10
+"""Inter-firing times from which a unit is judged by its own."""
+
+
+class SelfNormalizedResets(UnitResets):
+    r"""Reset a unit that has been silent for longer than nearly all of the silences that it used to come back from.
+
+    .. math:: \text{reset unit } i \text{ where } t_i > Q_{1 - \eta}(A_i)
+
+    with t the steps since the unit last fired (was not zero everywhere in the batch), A its last inter-firing times and Q a quantile. So a unit that fires in every step is soon missed, and one that fires rarely is given time.
+    A new unit's incoming weights are drawn from the layer's initialisation, its bias, its outgoing weights and what the
+    optimizer remembers of all these are 0.
+
+    Units behind ReLU can be silent; those behind tanh or GELU never are, unless ``quiet`` says what counts as that.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: η, the share of a unit's own silences that would be taken for its death, below 1: 0.02 for the 98th
+            percentile.
+        history: how many inter-firing times are kept for each unit, and what that costs: so many numbers. 100 tell
+            percentiles apart.
+        refresh: steps after which the quantiles are worked out again, 100; the sorting then hardly costs.
+        patience: how long a unit may be silent that has not fired often enough to be judged by its own times.
+        quiet: a unit is silent in a step where its mean |h| is at most this share of its layer's; 0 for exact silence.
+        at_once: at most so many units of a layer are reset in one step, the longest silent first, the others in the
+            next; None for one in 64.
+        units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
+            default, uniform in ± 1/√fan-in.
+        roles: None for a parameter leaves out the units that it belongs to.
+        seed: of the new weights.
+
+    Raises:
+        ValueError: for a strength above 1 or a ``history``, ``refresh``, ``patience`` or ``at_once`` below 1, a negative
+            ``quiet``, for a network without a unit that can be replaced alone, and in a step, before anything changes, for an optimizer
+            whose state is not known entry by entry.
+        RuntimeError: in the first step when there were no activations.
+
+    Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``at_once``. As in the
+    authors' code a reset ends a silence, whose length then counts as one of the times, and the times outlive a reset:
+    a place whose units keep dying is reset less and less often.
+
+    Source: Farias & Jozefiak, *Self-Normalized Resets for Plasticity in Continual Learning*, 2024, algorithm 1.
+
+    >>> network = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    >>> method = SelfNormalizedResets(network, patience=5, at_once=64).attach(optimizer)
+    >>> _ = nn.init.constant_(network[0].bias, -9.0)  # all units are silent
+    >>> for _ in range(6):
+    ...     network(torch.ones(4, 2)).sum().backward()
+    ...     optimizer.step()
+    >>> bool((network[0].bias == 0).all())
+    True
+    """
+
+    largest_strength = 1.0
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength = 0.02,
+        *,
+        history: int = 100,
+        refresh: int = 100,
+        patience: int = 1000,
+        quiet: float = 0.0,
+        at_once: int | None = None,
+        units: Units | None = None,
+        initializer: Initializer | None = None,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in {"history": history, "refresh": refresh, "patience": patience, "at_once": at_once}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} of at least 1, got {value}: leave it out for the default")
+        if not quiet >= 0:
+            raise ValueError(f"expected quiet of at least 0, got {quiet}: 0 means exact silence")
+        self.history, self.refresh, self.patience, self.at_once = history, refresh, patience, at_once
+        self.quiet = quiet
+        super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
+
+    def _first_state(self, group: UnitGroup) -> Tensors:
+        return {
+            "silent": self._zeros(group, group.size),
+            "times": self._zeros(group, group.size, self.history),
+            "count": self._zeros(group, group.size).long(),
+            "threshold": self._zeros(group, group.size).fill_(self.patience),
+        }
+
+    def _choose(
+        self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
+    ) -> tuple[Tensor, Tensor]:
+        silent, times, count, threshold = (state[group.name][key] for key in ("silent", "times", "count", "threshold"))
+        silent.add_(activity.seen)
+        fired = activity.magnitude > self.quiet * activity.magnitude.mean(-1, keepdim=True)
+        missed = (silent > threshold) & ~fired & (strength > 0)
+        most = min(group.size, self.at_once or math.ceil(group.size / 64))
+        longest = torch.where(missed, silent, -1.0).topk(most)
+        chosen = longest.values > 0
+
+        ended = fired.clone()
+        put(ended, longest.indices, chosen, True)
+        place = (count % self.history).unsqueeze(-1)
+        times.scatter_(-1, place, torch.where(ended.unsqueeze(-1), silent.unsqueeze(-1), times.gather(-1, place)))
+        count.add_(ended)
+        silent.masked_fill_(ended, 0.0)
+        if step % self.refresh == 0:
+            threshold.copy_(self._quantile(times, count, strength))
+        return longest.indices, chosen
+
+    def _quantile(self, times: Tensor, count: Tensor, strength: Strength) -> Tensor:
+        """The shortest of each unit's times that at most a share η of them are longer than."""
+        kept = count.clamp_max(self.history)
+        longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # rounding must not make 0.02 · 50 zero
+        own = times.sort(-1, descending=True).values.gather(-1, longer.unsqueeze(-1)).squeeze(-1)
+        return torch.where(kept >= min(_ENOUGH, self.history), own, float(self.patience))

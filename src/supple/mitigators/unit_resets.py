@@ -1,0 +1,252 @@
+"""What the methods share that replace hidden units: how they see activations, and how they write."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.population import Population
+from supple.roles import Kind, Role
+from supple.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
+
+Initializer = Callable[[Tensor, torch.Generator], object]
+"""Fills incoming weights ``(k, *shape of a unit's)`` in place."""
+
+
+class Activity(NamedTuple):
+    """What a group's units have sent to the next layer since the last step; the mean over all forward passes."""
+
+    magnitude: Tensor
+    """Mean |h| ``(members…, n)``."""
+    mean: Tensor
+    """Mean h ``(members…, n)``."""
+    seen: Tensor
+    """Whether there was a forward pass at all, and a finite one, ``(members…, 1)``."""
+
+
+class UnitResets(Mitigator):
+    """A method that judges hidden units by their activations and replaces some of them after a step.
+
+    Args:
+        network: a module or a :class:`Population`.
+        strength: the method's own dial; 0 switches it off.
+        units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        initializer: draws a new unit's incoming weights; None for torch's own, uniform in ± 1/√fan-in.
+        roles: None for a parameter leaves out the units that it belongs to.
+        seed: of the new weights.
+
+    Raises:
+        ValueError: when the network has no unit that can be replaced alone.
+    """
+
+    observes = True
+    traceable = False
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength,
+        *,
+        units: Units | None = None,
+        initializer: Initializer | None = None,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(network, strength, roles=roles)
+        self._module = network.stacked if isinstance(network, Population) else network
+        groups, skipped = find_units(network, units)
+        buffers = dict(self._module.named_buffers())
+        self.groups = tuple(g for g in groups if all(p.name in self.parameters or p.name in buffers for p in g.parts))
+        left_out = (Skipped(g.name, "one of its parameters is left out") for g in groups if g not in self.groups)
+        self.skipped = (*left_out, *skipped)
+        if not self.groups:
+            reasons = "; ".join(f"{entry.layer!r} {entry.reason}" for entry in self.skipped) or "it has no layers"
+            raise ValueError(
+                f"expected a network with hidden units that can be replaced one by one, got none ({reasons}): "
+                'say which with units=[("entering layer", "leaving layer"), ...]'
+            )
+        self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
+        self._initializer, self._recorders, self._has_seen = initializer, list[_Recorder](), False
+        self._measured: tuple[Strength, float] = (math.nan, math.nan)
+        self._seed(seed)
+        self.state = {GLOBAL: {"steps": torch.zeros(len(self.groups), dtype=torch.int64)}}
+        for group in self.groups:
+            self.state[group.name] = self._first_state(group)
+            sums = {"magnitude": group.size, "mean": group.size, "forwards": 1}
+            self.state[_activity(group)] = {key: self._zeros(group, n) for key, n in sums.items()}
+
+    # What each method gives.
+
+    @abstractmethod
+    def _choose(
+        self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
+    ) -> tuple[Tensor, Tensor]:
+        """Which units to look at ``(members…, k)``, and which of those to replace; advance ``state`` in place.
+
+        ``step`` counts from 1. ``strength`` is shaped so as to go with ``(members…, n)``.
+        """
+
+    def _first_state(self, group: UnitGroup) -> Tensors:
+        """What is remembered of a group."""
+        return {}
+
+    def _listens(self, step: int) -> bool:
+        """Whether a group's ``step``, counted from 1, looks at activations."""
+        return True
+
+    # What they share.
+
+    def observe(self, networks: Sequence[nn.Module] = ()) -> None:
+        for hook in self._observed:
+            hook.remove()
+        self._recorders.clear()
+        self._observed.clear()
+        self._has_seen = False
+        slots: list[tuple[nn.Module, int | None]] = [(module, index) for index, module in enumerate(networks)]
+        for group in self.groups:
+            for module, slot in slots or [(self._module, None)]:
+                recorder = _Recorder(group, self.state[_activity(group)], slot)
+                layer = module.get_submodule(group.leaving[0].path)
+                self._observed.append(layer.register_forward_pre_hook(recorder, with_kwargs=True))
+                self._recorders.append(recorder)
+        self._listen()
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        if not isinstance(self.strength, Tensor) and self.strength == 0:
+            return
+        tensors = parameters | {name: self._module.get_buffer(name) for name in self._buffers}
+        groups = [group for group in self.groups if all(part.name in tensors for part in group.parts)]
+        touched = [part.name for group in groups for part in group.parts]
+        check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
+        due = [group for group in groups if self._tick(group, state)]
+        activities = {group.name: self._take_activity(group, state) for group in due}
+        self._check_seen(activities)
+        strength, doomed = per_member(strength, len(self._members) + 1), []
+        for group in due:
+            step = int(state[GLOBAL]["steps"][self.groups.index(group)])
+            doomed.append((group, *self._choose(group, step, activities[group.name], tensors, state, strength)))
+        # Where a new unit enters from another new unit, nothing is to pass: so the leaving weights are written last.
+        for group, which, chosen in doomed:
+            fresh = self._fresh(group, tensors, which)
+            reset_units(group, group.entering, tensors, update.moments, which, chosen, fresh)
+        for group, which, chosen in doomed:
+            leaving = [consumer.weight for consumer in group.leaving]
+            reset_units(group, leaving, tensors, update.moments, which, chosen)
+        self._listen()
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._listen()
+
+    def describe(self) -> str:
+        """The table of parameters, followed by the groups of units that may be replaced and the layers skipped."""
+        rows = [("layer", "units", "entering", "leaving")]
+        for group in self.groups:
+            entering = " ".join(part.name for part in group.entering)
+            rows.append((group.name, str(group.size), entering, " ".join(c.weight.name for c in group.leaving)))
+        rows += [(skipped.layer, "-", f"skipped: {skipped.reason}", "") for skipped in self.skipped]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+        return f"{super().describe()}\n\n" + "\n".join(line.rstrip() for line in lines)
+
+    def _tick(self, group: UnitGroup, state: State) -> bool:
+        # One counter a group, on the host: a network's groups may be split between optimizers.
+        steps = state[GLOBAL]["steps"][self.groups.index(group)].add_(1)
+        return self._listens(int(steps))
+
+    def _listen(self) -> None:
+        steps = dict(zip((group.name for group in self.groups), self.state[GLOBAL]["steps"].tolist(), strict=True))
+        for recorder in self._recorders:
+            recorder.listening = self._listens(steps[recorder.group.name] + 1)
+
+    def _take_activity(self, group: UnitGroup, state: State) -> Activity:
+        sums = state[_activity(group)]
+        # What overflowed counts as not seen: it would stay in every moving average.
+        seen = (sums["forwards"] > 0) & sums["magnitude"].isfinite().all(-1, keepdim=True)
+        magnitude, mean = (torch.where(seen, sums[key] / sums["forwards"], 0.0) for key in ("magnitude", "mean"))
+        activity = Activity(magnitude, mean, seen)
+        for tensor in sums.values():
+            tensor.zero_()
+        return activity
+
+    def _check_seen(self, activities: Mapping[str, Activity]) -> None:
+        """Once, for it waits for the device: without activations every unit would look dead."""
+        if activities and not self._has_seen:
+            if not any(bool(activity.seen.any()) for activity in activities.values()):
+                raise RuntimeError(
+                    f"expected activations since the last step, got none: {type(self).__name__} sees forward passes "
+                    "in training mode and with gradients, after attach() or observe(); call it before the network is "
+                    "compiled"
+                )
+            self._has_seen = True
+
+    def _fresh(self, group: UnitGroup, tensors: Tensors, which: Tensor) -> Tensor:
+        weight = tensors[group.entering[0].name]
+        bound = group.fan_in**-0.5
+        draw = self._initializer or (lambda part, random: part.uniform_(-bound, bound, generator=random))
+        return self._random(weight.new_empty((*which.shape, *weight.shape[which.ndim :])), draw)
+
+    def _largest_strength(self) -> float:
+        """Over the members, on the host: worked out once for each strength."""
+        if self._measured[0] is not self._strength:
+            self._measured = (self._strength, float(torch.as_tensor(self._strength).max()))
+        return self._measured[1]
+
+    def _zeros(self, group: UnitGroup, *shape: int) -> Tensor:
+        """Zeros ``(members…, *shape)`` for what is remembered of a group, in float32 whatever the network's."""
+        weight = self.parameters[group.entering[0].name]
+        return torch.zeros(*self._members, *shape, device=weight.device)
+
+
+class _Recorder:
+    """A hook on a layer that adds up what it is given; it knows nothing but its sums, so networks can be copied."""
+
+    def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None) -> None:
+        self.group, self.sums, self.slot, self.listening = group, sums, slot, True
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not (self.listening and layer.training and torch.is_grad_enabled()):
+            return
+        activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
+        if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
+            with temporarily_clear_interpreter_stack():
+                self._add(_stacked(activations))
+        else:
+            self._add(activations)
+
+    @torch.no_grad()
+    def _add(self, activations: Tensor) -> None:
+        members = self.sums["forwards"].ndim - 1 if self.slot is None else 0
+        activations = activations.unsqueeze(members)  # a single example may come without a batch
+        units = activations.ndim - 1 - self.group.leaving[0].spatial
+        size = self.group.size
+        if activations.shape[units] != size:  # flattened: each unit has several adjacent places
+            activations = activations.unflatten(units, (size, -1))
+        others = [dim for dim in range(members, activations.ndim) if dim != units]
+        count = max(1, activations.numel() // activations.shape[:members].numel() // size)
+        magnitude = torch.linalg.vector_norm(activations, ord=1, dim=others, dtype=torch.float32) / count
+        mean = activations.sum(others, dtype=torch.float32) / count
+        for key, value in (("magnitude", magnitude), ("mean", mean), ("forwards", 1)):
+            if self.sums[key].device != activations.device:  # the network has been moved
+                self.sums[key] = self.sums[key].to(activations.device)
+            (self.sums[key] if self.slot is None else self.sums[key][self.slot]).add_(value)
+
+
+def _activity(group: UnitGroup) -> str:
+    return f"activity of {group.name}"
+
+
+def _stacked(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of torch.vmap and torch.func.grad, members first."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        dim = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        if dim >= 0:
+            tensor = tensor.movedim(dim, 0)
+    return tensor.detach()

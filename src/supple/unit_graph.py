@@ -1,0 +1,296 @@
+"""Where the output of each layer goes: through what, and into which layers."""
+
+import builtins
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parallel import DistributedDataParallel
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""Layers whose units can be told apart: one row of the weight each."""
+_SHARED = nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention | nn.Bilinear | _ConvTransposeNd
+
+_ELEMENTWISE_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.Tanhshrink),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Threshold, nn.Identity),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+_ELEMENTWISE_FUNCTIONS = """
+    relu relu_ relu6 leaky_relu leaky_relu_ rrelu elu elu_ selu celu gelu silu mish softplus softsign softshrink
+    hardshrink hardtanh hardswish hardsigmoid tanh tanhshrink sigmoid logsigmoid threshold dropout dropout1d
+    dropout2d dropout3d alpha_dropout feature_alpha_dropout abs neg pow square sqrt exp sin cos clamp clamp_min
+    clamp_max clip mul add sub truediv div imul iadd isub itruediv contiguous clone to float half bfloat16
+""".split()  # noqa: SIM905
+_SHAPE = ("shape", "device", "dtype", "ndim", "size", "dim", "numel")
+_POOLS = {
+    f"{kind}Pool{dims}d": dims for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP") for dims in (1, 2, 3)
+}
+_POOL_FUNCTIONS = {
+    f"{kind}_pool{dims}d": dims for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for dims in (1, 2, 3)
+}
+
+
+class Stop(Exception):  # noqa: N818 - a reason, seldom an error
+    """Why a layer's units cannot be replaced one by one."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """From the layer that computes units, past norms that hold something for each, to the layers that take them in."""
+
+    layer: Layer
+    norms: tuple[nn.Module, ...]
+    consumers: tuple[Layer, ...]
+
+
+def outer_size(layer: Layer) -> int:
+    """How many units a layer computes, as its module says: a population's tensors have one more dimension."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def inner_size(layer: Layer) -> int:
+    """How many inputs each of its units sees."""
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The user's own module inside those that compile or distribute it."""
+    while True:
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        elif isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):
+            network = inner
+        else:
+            return network
+
+
+def paths(network: nn.Module) -> Iterator[tuple[nn.Module, Path | Stop]]:
+    """For every layer that holds a matrix, where its units go, or why that is not said."""
+    graph = _Graph(network)
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and _is_torchs_own(module):
+            # torch.fx takes torch's own modules as a whole; what is inside these is known.
+            graph.known[module.linear1] = Path(module.linear1, (), (module.linear2,))
+            graph.known[module.linear2] = Stop("is added to the residual stream")
+    for module in network.modules():
+        if isinstance(module, Layer):
+            try:
+                yield module, graph.follow(module)
+            except Stop as stop:
+                yield module, stop
+        elif isinstance(module, _SHARED):
+            yield module, Stop(f"the units of a {type(module).__name__} are shared inside it")
+
+
+def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
+    """How many entries a norm layer holds for each of ``size`` units, or None where it does not treat them apart.
+
+    ``behind`` is how many dimensions follow the units' in its input.
+    """
+    match norm:
+        case _NormBase():
+            entries = norm.num_features
+        case nn.GroupNorm():
+            entries = norm.num_channels
+        case nn.LayerNorm() | nn.RMSNorm():
+            if len(norm.normalized_shape) <= behind:
+                return 0  # it normalises each unit for itself, by gains for places
+            if len(norm.normalized_shape) > behind + 1:
+                return None
+            entries = norm.normalized_shape[0]
+        case _:
+            return None
+    return entries // size if entries % size == 0 else None
+
+
+class _Layout(NamedTuple):
+    behind: int
+    """How many dimensions follow that of the units."""
+    flat: bool = False
+    """Whether these have been flattened into it, so that each unit has several adjacent places."""
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whatever runs torch's own forward pass, also as a subclass."""
+        return _is_torchs_own(m) and not isinstance(m, nn.Sequential)
+
+
+class _Graph:
+    """What a network computes, from module to module."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.known: dict[nn.Module, Path | Stop] = {}
+        self._names = {id(module): name for name, module in network.named_modules()}
+        self._owners = Counter(
+            id(parameter) for module in network.modules() for parameter in module._parameters.values()
+        )
+        self._modules: dict[str, nn.Module] = {}
+        self._nodes: list[fx.Node] = []
+        if isinstance(network, nn.Sequential) or not _is_torchs_own(network):
+            try:
+                self._trace(network)
+            except Exception as error:
+                raise ValueError(
+                    f"expected a network that torch.fx can trace, got {type(network).__name__}, where it fails "
+                    f"({type(error).__name__}: {error}): say which units there are with "
+                    'units=[("entering layer", "leaving layer"), ...]'
+                ) from error
+        self._calls: dict[int, list[fx.Node]] = {}
+        for node in self._nodes:
+            if node.op == "call_module":
+                self._calls.setdefault(id(self._modules[str(node.target)]), []).append(node)
+        self._read = {str(node.target) for node in self._nodes if node.op == "get_attr"}
+
+    def _trace(self, network: nn.Module) -> None:
+        # A copy is traced, for forward passes may set attributes and update buffers. It shares the parameters.
+        shell = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+        for module in shell.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(shell.forward).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        self._nodes = list(_Tracer().trace(shell, concrete_args=defaults or None).nodes)
+        originals = dict(zip(shell.modules(), network.modules(), strict=True))
+        self._modules = {name: originals[module] for name, module in shell.named_modules(remove_duplicate=False)}
+
+    def follow(self, layer: Layer) -> Path:
+        """Where the units of a layer go."""
+        found = self.known.get(layer)
+        if isinstance(found, Stop):
+            raise found
+        self._check_used_once(layer)
+        if found is not None:
+            return found
+        calls = self._calls.get(id(layer), [])
+        if not calls:
+            raise Stop("is not called by itself in the forward pass")
+        size = outer_size(layer)
+        flow = {calls[0]: _Layout(0 if isinstance(layer, nn.Linear) else len(layer.kernel_size))}
+        norms: list[nn.Module] = []
+        consumers: dict[Layer, fx.Node] = {}
+        for node in self._nodes:
+            inputs = [argument for argument in node.all_input_nodes if argument in flow]
+            if not inputs or _reads_shape(node):
+                continue
+            if node.op == "output":
+                raise Stop("reaches the network's output")
+            others = (other for other in node.all_input_nodes if not _is_number(other))
+            if any(flow.get(other) != flow[inputs[0]] for other in others):
+                raise Stop(f"its units meet others in {_name(node)}")
+            layout, module = flow[inputs[0]], self._modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, Layer):
+                self._check_consumer(module, size, layout)
+                consumers[module] = inputs[0]
+            elif module is not None:
+                flow[node] = self._through_module(module, size, layout, norms)
+            else:
+                flow[node] = _through_function(node, layout)
+        if not consumers:
+            raise Stop("its output goes into no layer")
+        if len(set(consumers.values())) > 1:
+            raise Stop("the layers that take it in see different activations")
+        return Path(layer, tuple(norms), tuple(consumers))
+
+    def _check_used_once(self, module: nn.Module) -> None:
+        name = self._names[id(module)]
+        if isinstance(module, Layer) and (
+            module._parameters.get("weight") is None or "parametrizations" in module._modules
+        ):
+            raise Stop(f"{name!r} computes its weight from other parameters")
+        held = [(key, parameter) for key, parameter in module._parameters.items() if parameter is not None]
+        if len(self._calls.get(id(module), [])) > 1 or any(
+            self._owners[id(parameter)] > 1 or f"{name}.{key}" in self._read for key, parameter in held
+        ):
+            raise Stop(f"the parameters of {name!r} are used twice")
+        if any(not parameter.requires_grad for _, parameter in held):
+            raise Stop(f"the parameters of {name!r} are frozen")
+
+    def _check_consumer(self, layer: Layer, size: int, layout: _Layout) -> None:
+        self._check_used_once(layer)
+        name, width = self._names[id(layer)], inner_size(layer)
+        if isinstance(layer, nn.Linear):
+            fits = layout.behind == 0 and (width == size or (layout.flat and width % size == 0))
+        elif layer.groups > 1:
+            raise Stop(f"the grouped convolution {name!r} sees only some of its units")
+        else:
+            fits = layout == _Layout(len(layer.kernel_size)) and width == size
+        if not fits:
+            raise Stop(f"its units cannot be told apart in the input of {name!r}")
+
+    def _through_module(self, module: nn.Module, size: int, layout: _Layout, norms: list[nn.Module]) -> _Layout:
+        kind = type(module).__name__
+        if isinstance(module, _ELEMENTWISE_MODULES) or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+            return layout
+        if isinstance(module, nn.Flatten):
+            return _flattened(layout, module.start_dim, module.end_dim)
+        if kind in _POOLS and layout.behind == _POOLS[kind] and not layout.flat:
+            return layout
+        entries = entries_a_unit(module, size, layout.behind)
+        if entries is None or (entries > 1 and not layout.flat):
+            raise Stop(f"its units cannot be told apart behind {kind}")
+        self._check_used_once(module)
+        if entries:
+            norms.append(module)
+        return layout
+
+
+def _through_function(node: fx.Node, layout: _Layout) -> _Layout:
+    name, arguments = _name(node), [*node.args[1:], *node.kwargs.values()]
+    if name in _ELEMENTWISE_FUNCTIONS:
+        return layout
+    if name in _POOL_FUNCTIONS and layout.behind == _POOL_FUNCTIONS[name] and not layout.flat:
+        return layout
+    if name == "flatten":
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        return _flattened(layout, given.get("start_dim", 0), given.get("end_dim", -1))
+    if name in ("view", "reshape"):
+        shape = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
+        if isinstance(shape, tuple | list) and len(shape) == 2 and -1 in shape:
+            return _flattened(layout, 1, -1)
+    if name == "mean" and layout.behind and not layout.flat and arguments:
+        dims = arguments[0] if isinstance(arguments[0], tuple | list) else [arguments[0]]
+        places = set(range(-layout.behind, 0)), set(range(2, layout.behind + 2))
+        if set(dims) in places:
+            kept = bool(node.kwargs.get("keepdim", arguments[1] if len(arguments) > 1 else False))
+            return layout if kept else _Layout(0)
+    raise Stop(f"its units cannot be told apart behind {name}")
+
+
+def _flattened(layout: _Layout, start: Any, end: Any) -> _Layout:
+    """Only the channels and all that is behind them: then a unit's places lie side by side."""
+    if start in (1, -1 - layout.behind) and end == -1:
+        return _Layout(0, flat=layout.flat or layout.behind > 0)
+    raise Stop("its units cannot be told apart behind a flattening of other dimensions")
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    return type(module).forward.__module__.startswith("torch.nn.")
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_function" and node.target is builtins.getattr:
+        return node.args[1] in _SHAPE
+    return node.op == "call_method" and node.target in _SHAPE
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node was worked out from shapes alone."""
+    return _reads_shape(node) or (
+        node.op == "call_function" and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
+    )

@@ -1,0 +1,221 @@
+"""The hidden units of a network: which numbers enter each, which leave it, and how to replace some of them."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from supple.errors import known
+from supple.population import Population
+from supple.unit_graph import Layer, Path, Stop, entries_a_unit, inner_size, outer_size, paths, unwrapped
+
+Units = Sequence[Sequence[str]]
+"""For each group the names of its modules: the layer it is computed by, its norms if any, the layer it leaves by."""
+
+MOMENTS = frozenset(
+    "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum".split()  # noqa: SIM905
+)
+"""What torch's optimizers remember entry by entry and start at zero: Adam and its kin, SGD, RMSprop, Adadelta,
+Adagrad, Adamax, Muon."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The entries of one parameter or buffer that belong to a group's units, unit after unit along one dimension."""
+
+    name: str
+    value: float | None
+    """What a new unit starts with; None for random numbers."""
+    dim: int = 0
+    """The units' dimension in one network's tensor: as many adjacent entries a unit as divide it evenly."""
+
+    def by_unit(self, tensor: Tensor, size: int, members: int) -> Tensor:
+        """A view of ``(members…, *shape)`` as ``(members…, units, ...)``: what is written to it is written through."""
+        view: Tensor = tensor.unflatten(members + self.dim, (size, -1))
+        return view.movedim(members + self.dim, members)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that a group's units leave by."""
+
+    path: str
+    weight: Part
+    bias: str | None
+    spatial: int
+    """Dimensions behind the channels in its input: 0 for a linear layer."""
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """The units that one layer computes."""
+
+    name: str
+    """Of the layer."""
+    size: int
+    fan_in: int
+    entering: tuple[Part, ...]
+    """The layer's weight first; then its bias, and what norms hold for each unit."""
+    leaving: tuple[Consumer, ...]
+    """They all see the same activations."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return *self.entering, *(consumer.weight for consumer in self.leaving)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer whose units are left alone."""
+
+    layer: str
+    reason: str
+
+
+def find_units(
+    network: nn.Module | Population, units: Units | None = None
+) -> tuple[tuple[UnitGroup, ...], tuple[Skipped, ...]]:
+    """The groups of units that can be replaced one by one, and why all other layers' units cannot.
+
+    From every linear layer and convolution the output is followed, in a ``torch.fx`` trace of the network, through
+    what treats each unit alone (activations, dropout, norms, pooling, flattening) to the layers that take it in. A
+    group is skipped where its units meet others' (residual additions, concatenation, attention), where its weights are
+    used twice, and where it reaches the network's output.
+
+    Args:
+        network: any module, or a population.
+        units: overrides the search. For each group the names of the layer that it enters by, of the norms between,
+            and of the layer that it leaves by: ``[("conv1", "norm1", "conv2"), ("conv2", "fc")]``.
+
+    Raises:
+        ValueError: when the network cannot be traced, or when ``units`` fit no layers of this network.
+
+    >>> groups, skipped = find_units(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    >>> [(group.name, group.size) for group in groups]
+    [('0', 5)]
+    >>> skipped
+    (Skipped(layer='2', reason="reaches the network's output"),)
+    """
+    module = network.stacked if isinstance(network, Population) else network
+    names = {id(part): name for name, part in module.named_modules()}
+    if units is not None:
+        return tuple(_given(dict(module.named_modules()), chain) for chain in units), ()
+    groups, skipped = [], []
+    for layer, path in paths(unwrapped(module)):
+        name = names[id(layer)]
+        if isinstance(path, Stop):
+            skipped.append(Skipped(name, str(path)))
+        else:
+            groups.append(_group(path, names))
+    return tuple(groups), tuple(skipped)
+
+
+def reset_units(
+    group: UnitGroup,
+    parts: Iterable[Part],
+    tensors: Mapping[str, Tensor],
+    moments: Mapping[str, Mapping[str, Tensor]],
+    which: Tensor,
+    chosen: Tensor,
+    fresh: Tensor | None = None,
+) -> None:
+    """Write new values for the chosen units into ``parts`` of the group, in place, and zero the optimizer's for them.
+
+    Waits for nothing: how many units are looked at is fixed, which of them are chosen is not.
+
+    Args:
+        group: the units.
+        parts: which of its parts to write: ``group.entering``, or the weights of ``group.leaving`` (always zero).
+        tensors: parameters and buffers by name, ``(members…, *shape)``.
+        moments: what the optimizer remembers of each parameter; those of the parameter's shape are written.
+        which: the units to look at, ``(members…, k)``, each once.
+        chosen: whether to replace them, ``(members…, k)``.
+        fresh: incoming weights for them, ``(members…, k, *shape of a unit's)``.
+    """
+    for part in parts:
+        tensor = tensors[part.name]
+        value = fresh if part.value is None else part.value
+        assert value is not None, "the weight is among the parts, so fresh values are needed"
+        put(part.by_unit(tensor, group.size, which.ndim - 1), which, chosen, value)
+        for moment in moments.get(part.name, {}).values():
+            if moment.ndim:  # not the counter of steps, which is every entry's
+                put(part.by_unit(moment, group.size, which.ndim - 1), which, chosen, 0.0)
+
+
+def check_moments(moments: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    """Make sure that for these parameters the optimizer remembers only what can be cleared entry by entry."""
+    for name, tensor in tensors.items():
+        for key, moment in moments.get(name, {}).items():
+            if moment.ndim and (key not in MOMENTS or moment.shape != tensor.shape):
+                raise ValueError(
+                    f"expected optimizer state that is known entry by entry ({', '.join(sorted(MOMENTS))}), got "
+                    f"{key!r} of shape {tuple(moment.shape)} for {name!r}: use an optimizer such as Adam or SGD"
+                )
+
+
+def take(tensor: Tensor, which: Tensor) -> Tensor:
+    """The rows ``which`` ``(members…, k)`` of ``(members…, units, ...)``."""
+    return tensor[_index(which)]
+
+
+def put(tensor: Tensor, which: Tensor, chosen: Tensor, value: Tensor | float) -> None:
+    """Write ``value`` into the rows ``which`` of ``(members…, units, ...)``, where ``chosen``; through to its storage.
+
+    A write by index goes through, and has a fixed size. ``tensor[..., mask].zero_()`` would change a copy.
+    """
+    index = _index(which)
+    old = tensor[index]
+    if isinstance(value, Tensor):
+        value = value.view_as(old)
+    tensor[index] = torch.where(chosen.view(*chosen.shape, *(1,) * (old.ndim - chosen.ndim)), value, old)
+
+
+def _index(which: Tensor) -> tuple[Tensor, ...]:
+    if which.ndim == 1:
+        return (which,)
+    return torch.arange(which.shape[0], device=which.device).unsqueeze(-1), which
+
+
+def _group(path: Path, names: Mapping[int, str]) -> UnitGroup:
+    layer, name = path.layer, names[id(path.layer)]
+    entering = [Part(f"{name}.weight", None)]
+    if layer.bias is not None:
+        entering.append(Part(f"{name}.bias", 0.0))
+    for norm in path.norms:
+        entering += _norm_parts(norm, names[id(norm)])
+    size, leaving = outer_size(layer), []
+    for consumer in path.consumers:
+        to = names[id(consumer)]
+        bias = None if consumer.bias is None else f"{to}.bias"
+        spatial = 0 if isinstance(consumer, nn.Linear) else len(consumer.kernel_size)
+        leaving.append(Consumer(to, Part(f"{to}.weight", 0.0, dim=1), bias, spatial))
+    fan_in = layer.in_features if isinstance(layer, nn.Linear) else math.prod(layer.kernel_size) * inner_size(layer)
+    return UnitGroup(name, size, fan_in, tuple(entering), tuple(leaving))
+
+
+def _norm_parts(norm: nn.Module, name: str) -> Iterator[Part]:
+    values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    held = dict([*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)])
+    return (Part(f"{name}.{key}", value) for key, value in values.items() if key in held)
+
+
+def _given(modules: Mapping[str, nn.Module], chain: Sequence[str]) -> UnitGroup:
+    """A group as the user names it, as far as it can be checked."""
+    if isinstance(chain, str) or len(chain) < 2:
+        raise ValueError(f"expected units=[(entering layer, norms..., leaving layer), ...], got {chain!r} for a group")
+    first, *norms, last = (modules[known(name, modules, "module of this network")] for name in chain)
+    for name, layer in ((chain[0], first), (chain[-1], last)):
+        if not isinstance(layer, Layer):
+            raise ValueError(f"expected a linear layer or a convolution, got {type(layer).__name__} for {name!r}")
+    assert isinstance(first, Layer)
+    assert isinstance(last, Layer)
+    size, width = outer_size(first), inner_size(last)
+    fits = width % size == 0 if isinstance(last, nn.Linear) else width == size and last.groups == 1
+    if not fits:
+        raise ValueError(f"expected {chain[-1]!r} to take in the {size} units of {chain[0]!r}, got inputs for {width}")
+    for name, norm in zip(chain[1:-1], norms, strict=True):
+        if entries_a_unit(norm, size) is None:
+            raise ValueError(f"expected norms of {size} units between the layers, got {name!r}")
+    return _group(Path(first, tuple(norms), (last,)), {id(modules[name]): name for name in chain})
