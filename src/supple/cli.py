@@ -96,7 +96,11 @@ def _compare(
     from supple.runs.store import load
 
     # On a CPU these networks fill a core each: one seed a run, so that the cores stay busy to the end.
-    runs = [RunConfig.of(problem, method, [seed], **changes) for seed in range(seeds) for method in methods]
+    runs = [
+        RunConfig.of(problem, method, [seed], **changes) for seed in range(seeds) for method in dict.fromkeys(methods)
+    ]
+    if not runs:
+        raise ValueError(f"expected at least one method and one seed, got {len(methods)} and {seeds}")
     _train([run for run in runs if not run.folder(out).finished(run.tasks)], out, workers)
     folders = [run.folder(out).path.name for run in runs]
     rows = load(out).filter(pl.col("run").is_in(folders))
@@ -151,14 +155,15 @@ def _table(rows: "pl.DataFrame", title: str) -> "Table":
 
     from supple.runs.stats import by_task, last_tasks
 
-    last = last_tasks(rows, "train_accuracy")
+    count = min(5, *rows["tasks"].to_list())
+    last = last_tasks(rows, "train_accuracy", count)
     first = {
         (row["method"], row["strength"]): row["mean"]
         for row in by_task(rows, "train_accuracy").to_dicts()
         if not row["task"]
     }
     table = Table("method", "strength", title=f"Training accuracy, {title}", title_justify="left")
-    for heading in ("first task", "last 5 tasks", "seeds, lowest to highest"):
+    for heading in ("first task", f"last {count} tasks", "seeds, lowest to highest"):
         table.add_column(heading, justify="right")
     for row in last.to_dicts():
         error = f" ± {row['error']:.3f}" if row["error"] is not None else ""

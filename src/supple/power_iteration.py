@@ -55,15 +55,16 @@ def spectral_norm(weight: Tensor) -> Tensor:
     """The largest singular value of each ``(..., m, n)`` matrix, ``(...)``, to rounding.
 
     From the largest eigenvalue of the smaller Gram matrix, which for the largest singular value is as accurate as a
-    full SVD and many times cheaper. Meant for looking, not for training steps.
+    full SVD and many times cheaper. NaN for a matrix that is not finite. Meant for looking, not for training steps.
 
     >>> spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))
     tensor(3.)
     """
     weight = weight.to(working_dtype(weight))
     gram = weight @ weight.mT if weight.shape[-2] <= weight.shape[-1] else weight.mT @ weight
-    largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
-    return largest.clamp_min(0).sqrt()
+    finite = gram.isfinite().all(-1).all(-1)
+    largest: Tensor = torch.linalg.eigvalsh(gram.where(finite[..., None, None], 0))[..., -1]
+    return largest.clamp_min(0).sqrt().where(finite, torch.nan)
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:

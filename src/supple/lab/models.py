@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from supple.lab.datasets import Dataset
 from supple.nn import CReLU
+from supple.nn import spectral_normalization as normalized
 
 
 def mlp(
@@ -44,7 +44,7 @@ def mlp(
         layers += [CReLU() if activation == "crelu" else nn.ReLU()]
     layers += [nn.Linear(passed_on, data.classes)]
     if spectral_normalization:
-        layers = [spectral_norm(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
+        layers = [normalized(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
     return nn.Sequential(*layers)
 
 

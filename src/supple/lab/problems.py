@@ -68,13 +68,17 @@ class Run:
         """The run of a named method on a named problem; ``changes`` that are None leave the defaults.
 
         Raises:
-            ValueError: for an unknown name, with the nearest known one.
+            ValueError: for an unknown name, with the nearest known one, or nothing to train.
         """
         protocol = dataclasses.asdict(named(problem, PROBLEMS, "problem"))
         del protocol["summary"]
         defaults = protocol | {"strength": named(method, METHODS, "method").strength}
         given = {name: value for name, value in changes.items() if value is not None}
-        return cls(problem=problem, method=method, seeds=tuple(seeds), **(defaults | given))
+        run = cls(problem=problem, method=method, seeds=tuple(seeds), **(defaults | given))
+        if not run.seeds or run.tasks < 1:
+            raise ValueError(f"expected at least one seed and one task, got {len(run.seeds)} and {run.tasks}")
+        # One content, one folder: 1 and 1.0 are the same number.
+        return dataclasses.replace(run, strength=float(run.strength), step_size=float(run.step_size))
 
     def folder(self, root: Path) -> RunFolder:
         """Where under ``root`` the run's results belong."""

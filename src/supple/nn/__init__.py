@@ -1,5 +1,6 @@
 """Methods that change the architecture and not the training."""
 
 from supple.nn.crelu import CReLU
+from supple.nn.spectral_normalization import SpectralNormalization, spectral_normalization
 
-__all__ = ["CReLU"]
+__all__ = ["CReLU", "SpectralNormalization", "spectral_normalization"]

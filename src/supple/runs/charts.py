@@ -25,12 +25,12 @@ COLOURS = {
     "normalize-and-project": "#CC6677",
     "weight-clipping": "#117733",
     "hare-and-tortoise": "#888888",
+    "redo": "#661100",
+    "continual-backprop": "#332288",
+    "self-normalized-resets": "#88CCEE",
+    "network-reset": "#A0A000",
     "spectral": "#0072B2",
     "decoupled-spectral": "#D55E00",
-    "redo": "#009E73",
-    "continual-backprop": "#882255",
-    "self-normalized-resets": "#999933",
-    "network-reset": "#999999",
 }
 
 TITLES = {

@@ -53,9 +53,10 @@ class RunFolder:
 
     def save(self, checkpoint: dict[str, Any], rows: list[Row]) -> None:
         """Keep the state after a finished task, with all rows so far."""
-        self._write("checkpoint.pt", lambda path: torch.save({**checkpoint, "rows": rows}, path))
         frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
         self._write("metrics.parquet", lambda path: frame.write_parquet(path))
+        # Last, because what it holds is what the next start believes: rows written before it are written again.
+        self._write("checkpoint.pt", lambda path: torch.save({**checkpoint, "rows": rows}, path))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""

@@ -1,11 +1,12 @@
 """Many pieces of work at once, each in a process of one thread, with their progress in one place."""
 
+import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from queue import Empty
 from typing import Any, TypeVar
 
 import torch
@@ -38,24 +39,24 @@ def work_through(
         report: called in this process.
     """
     context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    with (
-        _environment(_KEEP_FREED_MEMORY),
-        ProcessPoolExecutor(workers or available_cores(), context, initializer=_start, initargs=(messages,)) as pool,
-    ):
+    messages = context.SimpleQueue()  # its put() is done when it returns: no report is lost when a worker ends
+    before = multiprocessing.active_children()
+    with _environment(_KEEP_FREED_MEMORY):
+        pool = ProcessPoolExecutor(workers or available_cores(), context, initializer=_start, initargs=(messages,))
         waiting = {pool.submit(_do, work, job) for job in jobs}
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                for message in _drain(messages):
-                    report(*message)
-                for future in finished:
-                    future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    for message in _drain(messages):
-        report(*message)
+    try:
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not messages.empty():
+                report(*messages.get())
+            for future in finished:
+                future.result()
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - set(before):
+            process.terminate()
+        raise
 
 
 def available_cores() -> int:
@@ -73,15 +74,19 @@ def _start(messages: Any) -> None:
 
 
 def _do(work: Work[Job], job: Job) -> None:
-    work(job, lambda done: _messages.put((job, done)))
+    sent = -math.inf
+    held: list[float] = []
 
+    def report(done: float) -> None:
+        nonlocal sent
+        held[:] = [done]
+        if time.monotonic() - sent > 0.1:  # often enough for the eye, and the queue never fills
+            _messages.put((job, held.pop()))
+            sent = time.monotonic()
 
-def _drain(messages: Any) -> Iterator[Any]:
-    while True:
-        try:
-            yield messages.get_nowait()
-        except Empty:
-            return
+    work(job, report)
+    if held:
+        _messages.put((job, held.pop()))
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""Spectral normalization (Miyato et al., 2018): weights divided by their largest singular value in the forward pass."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from supple.power_iteration import TINY, power_iteration
+
+
+class SpectralNormalization(nn.Module):
+    """A parametrization W / σ₁(W) of a weight ``(out, ...)``, seen as the matrix out × rest.
+
+    σ₁ comes from one power iteration each forward pass in training mode, its vectors kept in buffers, and is
+    differentiated with these held constant. As ``torch.nn.utils.parametrizations.spectral_norm``, and like the rest
+    here able to run under ``torch.func.vmap``.
+
+    Source: Miyato et al., *Spectral Normalization for Generative Adversarial Networks*, 2018.
+
+    >>> layer = spectral_normalization(nn.Linear(3, 2))
+    >>> for _ in range(50):
+    ...     weight = layer.weight
+    >>> torch.linalg.matrix_norm(weight, ord=2).round(decimals=3).item()
+    1.0
+    """
+
+    v: Tensor
+    restart: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        self.register_buffer("v", torch.nn.functional.normalize(torch.randn_like(matrix[0]), dim=0))
+        self.register_buffer("restart", torch.nn.functional.normalize(torch.randn_like(matrix[0]), dim=0))
+        self.v.copy_(power_iteration(matrix, self.v, self.restart, iterations=15).v)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight divided by its largest singular value."""
+        matrix = weight.flatten(1)
+        _, u, v = power_iteration(matrix.detach(), self.v, self.restart)
+        if self.training:
+            self.v.copy_(v.detach())
+        sigma = torch.dot(u, torch.mv(matrix, v))
+        return weight / sigma.clamp_min(TINY)
+
+
+def spectral_normalization(layer: nn.Module) -> nn.Module:
+    """Normalize the ``weight`` of a layer from now on; returns the layer."""
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"expected a layer with a weight tensor, got {type(layer).__name__} with {weight!r}")
+    register_parametrization(layer, "weight", SpectralNormalization(weight))
+    return layer
