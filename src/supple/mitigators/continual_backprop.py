@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from supple.mitigators.base import State, Strength, Tensors
 from supple.mitigators.unit_resets import Activity, Initializer, UnitResets
 from supple.population import Population
+from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
 from supple.units import UnitGroup, Units, put, take
 
@@ -29,6 +30,8 @@ class ContinualBackprop(UnitResets):
         strength: ρ, the replacement rate, at most 1. 1e-4 is the paper's: of 256 units one every 39 steps.
         maturity: steps for which a new unit is safe, 100 in the paper: it has no outgoing weights yet.
         decay: β, 0.99 in the paper.
+        at_once: at most so many units of a layer are replaced in one step, the others in the next; None for one in 64,
+            which keeps up with rates to 0.015.
         units: which units, where the search of :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
@@ -36,9 +39,9 @@ class ContinualBackprop(UnitResets):
         seed: of the new weights.
 
     Raises:
-        ValueError: for a rate above 1, a negative maturity or a decay outside [0, 1), for a network without a unit that
-            can be replaced alone, and in a step, before anything changes, for an optimizer whose state is not known
-            entry by entry.
+        ValueError: for a rate above 1, a negative maturity, a decay outside [0, 1), ``at_once`` below 1, for a network
+            without a unit that can be replaced alone, and in a step, before anything changes, for an optimizer whose
+            state is not known entry by entry.
         RuntimeError: in the first step when there were no activations.
 
     Departures from the paper: where a convolution leads into a linear layer, a unit's mean contribution is that of its
@@ -64,6 +67,7 @@ class ContinualBackprop(UnitResets):
         *,
         maturity: int = 100,
         decay: float = 0.99,
+        at_once: int | None = None,
         units: Units | None = None,
         initializer: Initializer | None = None,
         roles: Mapping[str, Kind | Role | None] | None = None,
@@ -74,7 +78,9 @@ class ContinualBackprop(UnitResets):
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the paper's is 0.99")
         self.maturity, self.decay = maturity, decay
-        super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
+        super().__init__(
+            network, strength, at_once=at_once, units=units, initializer=initializer, roles=roles, seed=seed
+        )
 
     def _first_state(self, group: UnitGroup) -> Tensors:
         sizes = {"age": group.size, "utility": group.size, "mean": group.size, "owed": 1}
@@ -85,16 +91,17 @@ class ContinualBackprop(UnitResets):
     ) -> tuple[Tensor, Tensor]:
         age, utility, mean, owed = (state[group.name][key] for key in ("age", "utility", "mean", "owed"))
         age.add_(activity.seen)
-        news = (1 - self.decay) * activity.seen
+        news = (1 - self.decay) * activity.seen.to(utility.dtype)
         utility.lerp_(activity.magnitude * self._outgoing(group, tensors), news)
         mean.lerp_(activity.mean, news)
         correction = (1 - self.decay**age).clamp_min(1e-9)
 
         mature = age > self.maturity
-        owed.add_(strength * mature.sum(-1, keepdim=True))
+        grown = mature.sum(-1, keepdim=True, dtype=owed.dtype)
+        owed.add_(strength * grown)
         # One number of candidates for all members and steps, so that nothing waits for the device.
-        most = max(1, math.ceil(self._largest_strength() * group.size))
-        count = torch.minimum(owed.floor(), mature.sum(-1, keepdim=True)).clamp_max(most) * (strength > 0)
+        most = self._most(group)
+        count = torch.minimum(owed.floor(), grown).clamp_max(most) * (strength > 0)
         owed.sub_(count)
         worth = torch.where(mature, utility / correction, math.inf)
         which = worth.topk(most, largest=False).indices
@@ -117,6 +124,6 @@ class ContinualBackprop(UnitResets):
         for consumer in group.leaving:
             weights = consumer.weight.by_unit(tensors[consumer.weight.name], group.size, members)
             others = tuple(range(members + 1, weights.ndim))
-            total = total + torch.linalg.vector_norm(weights, ord=1, dim=others, dtype=torch.float32)
+            total = total + torch.linalg.vector_norm(weights, ord=1, dim=others, dtype=working_dtype(weights))
             count += math.prod(weights.shape[members + 1 :])
         return total / count

@@ -1,6 +1,5 @@
 """Self-normalised resets (Farias & Jozefiak, 2024): a unit silent for longer than it ever is has died."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -21,8 +20,9 @@ class SelfNormalizedResets(UnitResets):
 
     .. math:: \text{reset unit } i \text{ where } t_i > Q_{1 - \eta}(A_i)
 
-    with t the steps since the unit last fired (was not zero everywhere in the batch), A its last inter-firing times and Q a quantile. So a unit that fires in every step is soon missed, and one that fires rarely is given time.
-    A new unit's incoming weights are drawn from the layer's initialisation, its bias, its outgoing weights and what the
+    with t the steps since the unit last fired (was not zero everywhere in the batch), A its last inter-firing times and
+    Q a quantile. So a unit that fires in every step is soon missed, and one that fires rarely is given time. A new
+    unit's incoming weights are drawn from the layer's initialisation, its bias, its outgoing weights and what the
     optimizer remembers of all these are 0.
 
     Units behind ReLU can be silent; those behind tanh or GELU never are, unless ``quiet`` says what counts as that.
@@ -45,14 +45,14 @@ class SelfNormalizedResets(UnitResets):
         seed: of the new weights.
 
     Raises:
-        ValueError: for a strength above 1 or a ``history``, ``refresh``, ``patience`` or ``at_once`` below 1, a negative
-            ``quiet``, for a network without a unit that can be replaced alone, and in a step, before anything changes, for an optimizer
-            whose state is not known entry by entry.
+        ValueError: for a strength above 1, a ``history``, ``refresh``, ``patience`` or ``at_once`` below 1, a negative
+            ``quiet``, for a network without a unit that can be replaced alone, and in a step, before anything changes,
+            for an optimizer whose state is not known entry by entry.
         RuntimeError: in the first step when there were no activations.
 
-    Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``at_once``. As in the
-    authors' code a reset ends a silence, whose length then counts as one of the times, and the times outlive a reset:
-    a place whose units keep dying is reset less and less often.
+    Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``at_once``.
+    As in the authors' code a reset ends a silence, whose length then counts as one of the times, and the times outlive
+    a reset: a place whose units keep dying is reset less and less often.
 
     Source: Farias & Jozefiak, *Self-Normalized Resets for Plasticity in Continual Learning*, 2024, algorithm 1.
 
@@ -84,14 +84,15 @@ class SelfNormalizedResets(UnitResets):
         roles: Mapping[str, Kind | Role | None] | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in {"history": history, "refresh": refresh, "patience": patience, "at_once": at_once}.items():
-            if value is not None and value < 1:
+        for name, value in {"history": history, "refresh": refresh, "patience": patience}.items():
+            if value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}: leave it out for the default")
         if not quiet >= 0:
             raise ValueError(f"expected quiet of at least 0, got {quiet}: 0 means exact silence")
-        self.history, self.refresh, self.patience, self.at_once = history, refresh, patience, at_once
-        self.quiet = quiet
-        super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
+        self.history, self.refresh, self.patience, self.quiet = history, refresh, patience, quiet
+        super().__init__(
+            network, strength, at_once=at_once, units=units, initializer=initializer, roles=roles, seed=seed
+        )
 
     def _first_state(self, group: UnitGroup) -> Tensors:
         return {
@@ -108,8 +109,7 @@ class SelfNormalizedResets(UnitResets):
         silent.add_(activity.seen)
         fired = activity.magnitude > self.quiet * activity.magnitude.mean(-1, keepdim=True)
         missed = (silent > threshold) & ~fired & (strength > 0)
-        most = min(group.size, self.at_once or math.ceil(group.size / 64))
-        longest = torch.where(missed, silent, -1.0).topk(most)
+        longest = torch.where(missed, silent, -1.0).topk(self._most(group))
         chosen = longest.values > 0
 
         ended = fired.clone()

@@ -11,6 +11,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
 from supple.population import Population
+from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
 from supple.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
 
@@ -36,6 +37,7 @@ class UnitResets(Mitigator):
         network: a module or a :class:`Population`.
         strength: the method's own dial; 0 switches it off.
         units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        at_once: how many units of a group may be replaced in one step, where a method sets a limit.
         initializer: draws a new unit's incoming weights; None for torch's own, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
@@ -44,6 +46,7 @@ class UnitResets(Mitigator):
         ValueError: when the network has no unit that can be replaced alone.
     """
 
+    coupled = False
     observes = True
     traceable = False
 
@@ -52,12 +55,16 @@ class UnitResets(Mitigator):
         network: nn.Module | Population,
         strength: Strength,
         *,
+        at_once: int | None = None,
         units: Units | None = None,
         initializer: Initializer | None = None,
         roles: Mapping[str, Kind | Role | None] | None = None,
         seed: int = 0,
     ) -> None:
+        if at_once is not None and at_once < 1:
+            raise ValueError(f"expected at_once of at least 1, got {at_once}: leave it out for the default")
         super().__init__(network, strength, roles=roles)
+        self._at_once = at_once
         self._module = network.stacked if isinstance(network, Population) else network
         groups, skipped = find_units(network, units)
         buffers = dict(self._module.named_buffers())
@@ -72,7 +79,6 @@ class UnitResets(Mitigator):
             )
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._initializer, self._recorders, self._has_seen = initializer, list[_Recorder](), False
-        self._measured: tuple[Strength, float] = (math.nan, math.nan)
         self._seed(seed)
         self.state = {GLOBAL: {"steps": torch.zeros(len(self.groups), dtype=torch.int64)}}
         for group in self.groups:
@@ -191,16 +197,15 @@ class UnitResets(Mitigator):
         draw = self._initializer or (lambda part, random: part.uniform_(-bound, bound, generator=random))
         return self._random(weight.new_empty((*which.shape, *weight.shape[which.ndim :])), draw)
 
-    def _largest_strength(self) -> float:
-        """Over the members, on the host: worked out once for each strength."""
-        if self._measured[0] is not self._strength:
-            self._measured = (self._strength, float(torch.as_tensor(self._strength).max()))
-        return self._measured[1]
+    def _most(self, group: UnitGroup) -> int:
+        """How many of a group's units may be replaced in one step: the same whatever the strength, so that a member
+        of a population draws the random numbers of a lone network."""
+        return min(group.size, self._at_once or math.ceil(group.size / 64))
 
     def _zeros(self, group: UnitGroup, *shape: int) -> Tensor:
-        """Zeros ``(members…, *shape)`` for what is remembered of a group, in float32 whatever the network's."""
+        """Zeros ``(members…, *shape)`` for what is remembered of a group, in at least single precision."""
         weight = self.parameters[group.entering[0].name]
-        return torch.zeros(*self._members, *shape, device=weight.device)
+        return torch.zeros(*self._members, *shape, dtype=working_dtype(weight), device=weight.device)
 
 
 class _Recorder:
@@ -213,7 +218,11 @@ class _Recorder:
         if not (self.listening and layer.training and torch.is_grad_enabled()):
             return
         activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
-        if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
+        if torch.compiler.is_compiling():
+            if self.slot is None and self.sums["forwards"].ndim > 1:
+                raise NotImplementedError("a method that sees activations needs a population that is not compiled")
+            self._add(activations)
+        elif torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
             with temporarily_clear_interpreter_stack():
                 self._add(_stacked(activations))
         else:
@@ -229,8 +238,9 @@ class _Recorder:
             activations = activations.unflatten(units, (size, -1))
         others = [dim for dim in range(members, activations.ndim) if dim != units]
         count = max(1, activations.numel() // activations.shape[:members].numel() // size)
-        magnitude = torch.linalg.vector_norm(activations, ord=1, dim=others, dtype=torch.float32) / count
-        mean = activations.sum(others, dtype=torch.float32) / count
+        dtype = self.sums["mean"].dtype
+        magnitude = torch.linalg.vector_norm(activations, ord=1, dim=others, dtype=dtype) / count
+        mean = activations.sum(others, dtype=dtype) / count
         for key, value in (("magnitude", magnitude), ("mean", mean), ("forwards", 1)):
             if self.sums[key].device != activations.device:  # the network has been moved
                 self.sums[key] = self.sums[key].to(activations.device)
