@@ -102,8 +102,8 @@ def _compare(
     if not runs:
         raise ValueError(f"expected at least one method and one seed, got {len(methods)} and {seeds}")
     _train([run for run in runs if not run.folder(out).finished(run.tasks)], out, workers)
-    folders = [run.folder(out).path.name for run in runs]
-    rows = load(out).filter(pl.col("run").is_in(folders))
+    order = pl.DataFrame({"run": [run.folder(out).path.name for run in runs]})
+    rows = order.join(load(out), on="run", maintain_order="left_right")
 
     console = Console()
     console.print(_table(rows, f"{problem} ({runs[0].scale} scale)"))
@@ -143,9 +143,11 @@ def _train(runs: Sequence["RunConfig"], out: Path, workers: int | None) -> None:
         whole = progress.add_task("all", total=sum(run.tasks for run in runs))
 
         def report(run: "RunConfig", tasks: float) -> None:
-            progress.advance(bars[run.method], tasks - done[run])
-            progress.advance(whole, tasks - done[run])
             done[run] = tasks
+            progress.update(
+                bars[run.method], completed=sum(done[other] for other in runs if other.method == run.method)
+            )
+            progress.update(whole, completed=sum(done.values()))
 
         work_through(runs, partial(train, root=out), workers=workers, report=report)
 
@@ -162,14 +164,14 @@ def _table(rows: "pl.DataFrame", title: str) -> "Table":
         for row in by_task(rows, "train_accuracy").to_dicts()
         if not row["task"]
     }
-    table = Table("method", "strength", title=f"Training accuracy, {title}", title_justify="left")
-    for heading in ("first task", f"last {count} tasks", "seeds, lowest to highest"):
+    table = Table("method", title=f"Training accuracy, {title}", title_justify="left")
+    for heading in ("strength", "first task", f"last {count} tasks", "over seeds"):
         table.add_column(heading, justify="right")
     for row in last.to_dicts():
         error = f" ± {row['error']:.3f}" if row["error"] is not None else ""
         table.add_row(
             row["method"],
-            f"{row['strength']:g}",
+            f"{row['strength']:g}" if row["strength"] else "-",
             f"{first[row['method'], row['strength']]:.3f}",
             f"{row['mean']:.3f}{error}",
             f"{row['low']:.3f} to {row['high']:.3f}",
