@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from naive import assert_follows, descended, small_network
 from oracles import ZOO, Custom, Tied, owned, parameters64, relative_error
 from supple import L2InitRegularizer, L2Regularizer, Population
 
@@ -140,3 +141,18 @@ def test_types_are_kept(method, dtype):
 def test_bad_strengths_are_refused(method, strength):
     with pytest.raises(ValueError, match="strength"):
         method(nn.Linear(2, 2), strength=strength)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_steps_are_the_oracles(method):
+    network = small_network()
+    initial = parameters64(network)
+
+    def penalty(parameters):
+        total = torch.zeros((), dtype=torch.float64)
+        for name, parameter in parameters.items():
+            goal = initial[name] if method is L2InitRegularizer else 0.0
+            total = total + ((parameter - goal) ** 2).sum()
+        return total
+
+    assert_follows(network, method(network, strength=0.2), descended(penalty, 0.2))

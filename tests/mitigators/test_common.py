@@ -1,0 +1,534 @@
+"""What every method promises, whatever it does: one test for all that the library exports."""
+
+import copy
+import inspect
+import math
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oracles import matrices, owned, spread
+from supple import L2Regularizer, Population, mitigators
+from supple.mitigators import Mitigator
+from supple.mitigators.base import Update
+
+CLASSES = {name: getattr(mitigators, name) for name in mitigators.__all__ if name != "Mitigator"}
+OPTIONS = {  # so that each acts within few steps
+    "ContinualBackprop": {"strength": 0.1, "maturity": 2},
+    "HareAndTortoise": {"every": 4, "decay": 0.9, "strength": 0.9},
+    "NetworkReset": {"every": 4, "strength": 0.5},
+    "ReDo": {"every": 4, "strength": 0.9},
+    "SelfNormalizedResets": {"every": 1, "patience": 1, "quiet": 0.9, "strength": 0.2, "refresh": 3},
+    "StreamingEWC": {"strength": 1.0, "decay": 0.9},
+    "UPGD": {"strength": 0.9, "weight_decay": 0.01},
+    "WeightClipping": {"strength": 2.0},
+}
+CASES = {name: (method, OPTIONS.get(name, {})) for name, method in CLASSES.items()} | {
+    "SpectralRegularizer-decoupled": (CLASSES["SpectralRegularizer"], {"decoupled": True}),
+    "ShrinkAndPerturb-step-noise": (CLASSES["ShrinkAndPerturb"], {"variant": "step-noise"}),
+    "WassersteinRegularizer-mean": (CLASSES["WassersteinRegularizer"], {"reduction": "mean"}),
+}
+SEED = 10
+
+
+def build(case: str, network: nn.Module, **options: object) -> Mitigator:
+    method, usual = CASES[case]
+    return method(network, **{"strength": 0.1, **usual, **options})
+
+
+def strength_of(case: str) -> float:
+    return CASES[case][1].get("strength", 0.1)
+
+
+def where_taken(case: str, **options: object) -> dict[str, object]:
+    """Those of the options that this method has."""
+    return {name: options[name] for name in options.keys() & inspect.signature(CASES[case][0]).parameters.keys()}
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block between an embedding and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        h = self.norm1(x)
+        x = x + self.attention(h, h, h)[0]
+        x = x + self.mlp(self.norm2(x))
+        return self.head(x.mean(1))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3)
+    )
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
+NETWORKS = {"mlp": (mlp, (4,)), "conv": (conv, (2, 6, 6)), "transformer": (Block, (5, 4))}
+every_case = pytest.mark.parametrize("case", CASES)
+every_network = pytest.mark.parametrize("kind", NETWORKS)
+with_penalty = pytest.mark.parametrize(
+    "case", [case for case, (method, _) in CASES.items() if method._penalty is not Mitigator._penalty]
+)
+
+
+def make(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return spread(NETWORKS[kind][0]()).to(dtype)
+
+
+def batch(kind: str, step: int, network: nn.Module) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(step)
+    x = torch.randn(12, *NETWORKS[kind][1], generator=random, dtype=torch.float64)
+    y = 3 * torch.randn(12, 3, generator=random, dtype=torch.float64)
+    if isinstance(network, Population):
+        x, y = (tensor.expand(len(network), *tensor.shape) for tensor in (x, y))
+    dtype = next(network.parameters()).dtype
+    return x.to(dtype), y.to(dtype)
+
+
+def backward(kind: str, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, scale: float = 1.0) -> None:
+    x, y = batch(kind, step, network)
+    optimizer.zero_grad()
+    loss = (network(x) - y).square().mean((-2, -1)).sum()
+    (scale * loss).backward()
+
+
+def train(kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int] = range(20)) -> None:
+    for step in steps:
+        backward(kind, step, network, optimizer)
+        optimizer.step()
+
+
+def sgd(network: nn.Module, **options: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), **{"lr": 0.02, "momentum": 0.9, **options})
+
+
+def adamw(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), lr=0.01)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    """Whether all parameters and buffers have the same bits."""
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def tensors(method: Mitigator) -> list[Tensor]:
+    return [tensor for entry in method.state_dict().values() for tensor in entry.values()]
+
+
+def same_state(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_case
+@every_network
+def test_strength_zero_is_no_method(case, kind):
+    plain, network = make(kind), make(kind)
+    optimizer = adamw(network)
+    build(case, network, strength=0.0).attach(optimizer)
+    train(kind, plain, adamw(plain), range(10))
+    train(kind, network, optimizer, range(10))
+    assert same(plain, network)
+
+
+@every_case
+def test_strength_zero_gives_no_gradient_to_what_has_none(case):
+    """An optimizer skips such parameters, but decays those whose gradient is zero."""
+    plain, network = (nn.Sequential(make("mlp"), nn.Linear(5, 5)) for _ in range(2))
+    with torch.no_grad():
+        network[1].load_state_dict(plain[1].state_dict())
+    optimizer = adamw(network)
+    build(case, network, strength=0.0).attach(optimizer)
+    train("mlp", plain[0], adamw(plain), range(2))
+    train("mlp", network[0], optimizer, range(2))
+    assert same(plain, network)
+
+
+@every_case
+@every_network
+def test_it_acts(case, kind):
+    plain, network = make(kind), make(kind)
+    optimizer = sgd(network)
+    build(case, network).attach(optimizer)
+    train(kind, plain, sgd(plain), range(9))
+    train(kind, network, optimizer, range(9))
+    assert not same(plain, network)
+
+
+@every_case
+@every_network
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_types_are_kept_and_values_finite(case, kind, dtype):
+    network = make(kind, dtype)
+    optimizer = sgd(network)
+    method = build(case, network).attach(optimizer)
+    types = [tensor.dtype for tensor in tensors(method)]
+    train(kind, network, optimizer)
+    for parameter in network.parameters():
+        assert parameter.dtype == parameter.grad.dtype == dtype
+        assert parameter.isfinite().all()
+    assert [tensor.dtype for tensor in tensors(method)] == types
+    assert all(tensor.isfinite().all() for tensor in tensors(method))
+    assert method.penalty().isfinite()
+
+
+# What each is for.
+
+
+def clipped(method: Mitigator, initial: nn.Module, network: nn.Module) -> bool:
+    fan_in = {module: matrices(module, name, p)[0].shape[1] for _, module, name, p in owned(network) if p.ndim > 1}
+    largest = {module: max(p.abs().max().item() for p in module.parameters(recurse=False)) for module in fan_in}
+    return all(largest[module] <= (1 + 1e-6) / (2 * math.sqrt(fan_in[module])) for module in fan_in)
+
+
+def projected(method: Mitigator, initial: nn.Module, network: nn.Module) -> bool:
+    pairs = zip(norms(initial), norms(network), strict=True)
+    return all(math.isclose(before, after, rel_tol=1e-6) for before, after in pairs)
+
+
+def norms(network: nn.Module) -> list[float]:
+    return [m.norm().item() for _, module, name, p in owned(network) if p.ndim > 1 for m in matrices(module, name, p)]
+
+
+INVARIANTS = {"WeightClipping": (clipped, 2.0), "NormalizeAndProject": (projected, 1.0)}
+
+
+@pytest.mark.parametrize("name", INVARIANTS)
+@every_network
+def test_the_invariant_holds_after_training_and_not_without(name, kind):
+    holds, strength = INVARIANTS[name]
+    for method_strength in (strength, 0.0):
+        network = make(kind)
+        initial = copy.deepcopy(network)
+        optimizer = sgd(network)
+        method = build(name, network, strength=method_strength).attach(optimizer)
+        train(kind, network, optimizer, range(50))
+        assert holds(method, initial, network) == (method_strength > 0)
+
+
+@with_penalty
+@every_network
+def test_the_penalty_is_smaller_after_training_with_it(case, kind):
+    penalties = []
+    for strength in (strength_of(case), 0.0):
+        network = make(kind)
+        optimizer = sgd(network)
+        method = build(case, network, strength=strength).attach(optimizer)
+        train(kind, network, optimizer, range(50))
+        method.strength = 1.0
+        penalties.append(method.penalty().item())
+    assert penalties[0] < 0.9 * penalties[1]
+
+
+@with_penalty
+@every_network
+def test_the_gradient_added_is_that_of_the_penalty(case, kind):
+    network = make(kind, torch.float64)
+    method = build(case, network, **where_taken(case, decoupled=False, power_iterations=40))
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.03 * torch.randn_like(parameter))
+                parameter.grad = torch.randn_like(parameter)
+        given = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+        method.before_step()
+    added = {name: parameter.grad - given[name] for name, parameter in network.named_parameters()}
+    assert any(gradient.any() for gradient in added.values())
+    network.zero_grad()
+    method.penalty().backward()
+    for name, parameter in network.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(
+            added[name], expected, rtol=1e-6, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@with_penalty
+def test_looking_at_the_penalty_changes_nothing(case):
+    network = make("mlp")
+    optimizer = sgd(network)
+    method = build(case, network).attach(optimizer)
+    train("mlp", network, optimizer, range(3))
+    before = tensors(method)
+    with torch.no_grad():
+        method.penalty()
+    assert same_state(before, tensors(method))
+
+
+# State.
+
+
+@every_case
+@every_network
+def test_a_run_resumed_from_its_state_gives_the_same_bits(case, kind, tmp_path):
+    def begin(seed):
+        network = make(kind, seed=seed)
+        optimizer = adamw(network)
+        return network, optimizer, build(case, network).attach(optimizer)
+
+    network, optimizer, method = parts = begin(0)
+    train(kind, network, optimizer, range(7))
+    torch.save([part.state_dict() for part in parts], tmp_path / "state.pt")
+    train(kind, network, optimizer, range(7, 14))
+    resumed = begin(1)
+    for part, state in zip(resumed, torch.load(tmp_path / "state.pt"), strict=True):
+        part.load_state_dict(state)
+    train(kind, *resumed[:2], range(7, 14))
+    assert same(network, resumed[0])
+    assert same_state(tensors(method), tensors(resumed[2]))
+
+
+@every_case
+def test_the_global_random_state_is_left_alone(case):
+    network = make("mlp")
+    optimizer = sgd(network)
+    before = torch.get_rng_state()
+    build(case, network).attach(optimizer)
+    train("mlp", network, optimizer, range(3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# Populations.
+
+
+@every_case
+@every_network
+def test_members_of_a_population_are_lone_networks(case, kind):
+    """Also their random numbers: a member with seed s draws what a lone network's method does with s more."""
+    seeds = [3, 4, 5]
+    strengths = strength_of(case) * torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    population = Population(lambda: spread(NETWORKS[kind][0]()).double(), seeds)
+    members = [population.member(index) for index in range(3)]
+    optimizer = sgd(population)
+    build(case, population, strength=strengths, **where_taken(case, seed=SEED)).attach(optimizer)
+    train(kind, population, optimizer)
+    for index, (member, seed) in enumerate(zip(members, seeds, strict=True)):
+        alone = sgd(member)
+        build(case, member, strength=strengths[index].item(), **where_taken(case, seed=SEED + seed)).attach(alone)
+        train(kind, member, alone)
+        trained = population.member(index)
+        for (name, a), b in zip(member.named_parameters(), trained.parameters(), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=lambda m, at=(index, name): f"{at}: {m}")
+
+
+@every_case
+def test_a_population_knows_its_own_random_numbers(case):
+    """Members that start alike and have one strength, but not one seed, go apart where the method is random."""
+    torch.manual_seed(0)
+    start = mlp()
+    population = Population(lambda: copy.deepcopy(start), [1, 2])
+    optimizer = sgd(population)
+    method = build(case, population).attach(optimizer)
+    train("mlp", population, optimizer)
+    assert same(population.member(0), population.member(1)) != bool(method._generators)
+
+
+# On anyone's optimizer.
+
+
+@every_case
+@pytest.mark.parametrize("built_on_the_compiled", [False, True])
+def test_compiled_networks(case, built_on_the_compiled):
+    torch.compiler.reset()
+    plain, network = make("mlp"), make("mlp")
+    compiled = torch.compile(network, backend="eager")
+    for module, forward in ((plain, plain), (compiled if built_on_the_compiled else network, compiled)):
+        optimizer = sgd(module)
+        build(case, module).attach(optimizer)
+        train("mlp", forward, optimizer, range(6))
+    assert same(plain, network)
+
+
+@pytest.mark.parametrize("case", [case for case, (method, _) in CASES.items() if method.traceable])
+def test_a_compiler_sees_through_what_calls_itself_traceable(case):
+    torch.compiler.reset()
+
+    @torch.no_grad()
+    def act(method, parameters, gradients, state):
+        method.add_gradients(parameters, gradients, state, strength_of(case))
+        update = Update(dict.fromkeys(parameters, 0.1), {name: {} for name in parameters})
+        method.change_parameters(parameters, state, strength_of(case), update)
+
+    results = []
+    for function in (act, torch.compile(act, backend="eager", fullgraph=True)):
+        method = build(case, make("mlp"))
+        parameters = {name: (1.1 * parameter).detach() for name, parameter in method.parameters.items()}
+        gradients = {name: torch.ones_like(parameter) for name, parameter in parameters.items()}
+        for _ in range(2):
+            function(method, parameters, gradients, method.state)
+        results.append([*parameters.values(), *gradients.values(), *tensors(method)])
+    assert same_state(*results)
+
+
+@every_case
+def test_two_methods_on_one_optimizer_both_act(case):
+    networks = []
+    for methods in ([build], [l2], [build, l2]):
+        network = make("mlp")
+        optimizer = sgd(network)
+        for method in methods:
+            method(case, network).attach(optimizer)
+        train("mlp", network, optimizer)
+        networks.append(network)
+    alone, other, both = networks
+    assert not same(both, alone)
+    assert not same(both, other)
+
+
+def l2(case: str, network: nn.Module) -> Mitigator:
+    return L2Regularizer(network, strength=0.05)
+
+
+@every_case
+def test_once_a_step_whatever_the_parameter_groups(case):
+    """Attached as in a loop that says each moment once."""
+    attached, by_hand = make("mlp"), make("mlp")
+    for network in (attached, by_hand):
+        first, *rest = network.parameters()
+        optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.03}])
+        method = build(case, network)
+        if network is attached:
+            method.attach(optimizer)
+        else:
+            method.observe()
+        for step in range(9):
+            backward("mlp", step, network, optimizer)
+            if network is attached:
+                optimizer.step()
+            else:
+                method.before_step()
+                optimizer.step()
+                method.after_step(optimizer)
+    assert same(attached, by_hand)
+
+
+@every_case
+def test_detach_ends_it(case):
+    network = make("mlp")
+    optimizer = sgd(network, momentum=0.0)
+    method = build(case, network).attach(optimizer)
+    train("mlp", network, optimizer, range(5))
+    plain = copy.deepcopy(network)
+    method.detach()
+    before = tensors(method)
+    train("mlp", network, optimizer)
+    train("mlp", plain, sgd(plain, momentum=0.0))
+    assert same(network, plain)
+    assert same_state(before, tensors(method))
+
+
+@every_case
+@every_network
+def test_frozen_parameters_are_left_alone(case, kind):
+    frozen = {name for name, parameter in make(kind).named_parameters() if parameter.ndim > 1}
+    frozen = set(sorted(frozen)[:1]) | {next(name for name, _ in make(kind).named_parameters() if "bias" in name)}
+    networks = [make(kind), make(kind)]
+    before = copy.deepcopy(networks[0])
+    for network in networks:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        optimizer = sgd(network)
+        if network is networks[0]:
+            build(case, network).attach(optimizer)
+        train(kind, network, optimizer)
+    for (name, old), parameter in zip(before.named_parameters(), networks[0].parameters(), strict=True):
+        if name in frozen:
+            assert torch.equal(old, parameter), name
+            assert parameter.grad is None, name
+    assert not same(*networks), "it acts on the others"
+
+
+# torch.amp.GradScaler, which leaves the gradients of a fused optimizer scaled until inside its step.
+
+
+@every_case
+@pytest.mark.parametrize("fused", [torch.optim.SGD, torch.optim.AdamW])
+def test_scaled_gradients_give_the_same_bits(case, fused):
+    networks = [make("mlp"), make("mlp")]
+    for network in networks:
+        optimizer = fused(network.parameters(), lr=0.01, fused=True)
+        build(case, network).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=network is networks[0])
+        for step in range(9):
+            backward("mlp", step, network, optimizer, scaler.get_scale())
+            scaler.scale(torch.zeros(()))  # starts the scaler
+            scaler.step(optimizer)
+            scaler.update()
+    assert same(*networks)
+
+
+@every_case
+def test_a_step_skipped_for_an_overflow_does_no_lasting_harm(case):
+    network = make("mlp")
+    optimizer = sgd(network, fused=True)
+    method = build(case, network).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(torch.zeros(()))
+    for step in range(9):
+        before = copy.deepcopy(network)
+        backward("mlp", step, network, optimizer, math.inf if step == 3 else scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+        assert same(before, network) == (step == 3)
+        assert all(tensor.isfinite().all() for tensor in [*network.parameters(), *tensors(method)])
+
+
+# Errors.
+
+
+@every_case
+@pytest.mark.parametrize("members", [None, 3])
+def test_a_bad_strength_is_refused_and_nothing_changed(case, members):
+    network = Population(mlp, range(members)) if members else mlp()
+    method = build(case, network)
+    before = method.strength
+    bad = [-0.1, math.nan, math.inf, torch.ones(2), torch.ones(3, 1), torch.tensor(-0.1)]
+    bad += [2 * method.largest_strength] if math.isfinite(method.largest_strength) else []
+    bad += [torch.tensor([0.1, math.nan, 0.1]), torch.tensor([0.1, -0.1, 0.1])] if members else [torch.ones(1)]
+    for strength in bad:
+        with pytest.raises(ValueError, match=r"expected a.*strength.*got"):
+            build(case, network, strength=strength)
+        with pytest.raises(ValueError, match=r"expected a.*strength.*got"):
+            method.strength = strength
+    assert method.strength == before
+
+
+@every_case
+def test_a_state_of_another_architecture_is_refused_and_changes_nothing(case):
+    method = build(case, mlp())
+    other = build(case, Population(mlp, [0, 1]))
+    if not tensors(method):
+        pytest.skip("remembers nothing")
+    before = tensors(method)
+    with pytest.raises(ValueError, match="expected a state with"):
+        method.load_state_dict(other.state_dict())
+    assert same_state(before, tensors(method))
+
+
+@every_case
+def test_an_unknown_parameter_in_roles_is_named(case):
+    with pytest.raises(ValueError, match=r"0\.weigth.*did you mean '0\.weight'"):
+        build(case, mlp(), roles={"0.weigth": None})

@@ -1,0 +1,85 @@
+"""Hare and tortoise against its slow average written out in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from naive import LR, assert_follows, small_network
+from oracles import parameters64
+from supple import HareAndTortoise
+
+
+@pytest.mark.parametrize("every", [1, 6])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_twenty_steps_are_the_oracles(every, strength):
+    network = small_network()
+    slow = parameters64(network)
+
+    def step(parameters, gradients, number):
+        fast = {name: value - LR * gradients[name] for name, value in parameters.items()}
+        for name, value in fast.items():
+            slow[name] = 0.9 * slow[name] + 0.1 * value
+            if number % every == 0:
+                fast[name] = (1 - strength) * value + strength * slow[name]
+        return fast
+
+    assert_follows(network, HareAndTortoise(network, strength=strength, decay=0.9, every=every), step)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_it_returns_at_exactly_every_so_many_steps(every):
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    method = HareAndTortoise(network, every=every).attach(optimizer)
+    for step in range(1, 13):
+        network.weight.grad, network.bias.grad = torch.ones(2, 3), torch.ones(2)
+        optimizer.step()
+        for name, parameter in network.named_parameters():
+            close = torch.allclose(parameter, method.state[name]["slow"], rtol=0, atol=1e-6)
+            assert close == (step % every == 0), step
+
+
+def test_a_network_between_two_optimizers_returns_whole():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in network]
+    method = HareAndTortoise(network, every=4)
+    for optimizer in optimizers:
+        method.attach(optimizer)
+    for step in range(1, 13):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        for optimizer in optimizers:
+            optimizer.step()
+        for name, parameter in network.named_parameters():
+            close = torch.allclose(parameter, method.state[name]["slow"], rtol=0, atol=1e-6)
+            assert close == (step % 4 == 0), (step, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_tortoise_moves_also_where_its_share_is_below_rounding(dtype):
+    network = nn.Linear(1, 1, bias=False, dtype=dtype)
+    nn.init.constant_(network.weight, 1.0)
+    method = HareAndTortoise(network, every=2000, decay=0.999)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    nn.init.constant_(network.weight, 2.0)
+    for _ in range(2000):
+        method.after_step(optimizer)
+    assert network.weight.item() == pytest.approx(2 - 0.999**2000, rel=1e-2)
+
+
+def test_the_slow_copy_starts_where_the_fast_one_is_and_is_a_copy():
+    network = nn.Linear(3, 2)
+    start = network.weight.detach().clone()
+    method = HareAndTortoise(network)
+    nn.init.zeros_(network.weight)
+    assert torch.equal(method.state["weight"]["slow"], start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"every": 0}, "every=0"), ({"decay": 1.0}, r"decay.*1\.0"), ({"decay": -0.5}, r"decay.*-0\.5")],
+    ids=str,
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        HareAndTortoise(nn.Linear(2, 2), **options)

@@ -1,0 +1,88 @@
+"""Normalize-and-project against W ‖W⁽⁰⁾‖ / ‖W‖ written out, for each matrix by itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from naive import LR, assert_follows, small_network
+from oracles import ZOO, kind, matrices, owned, parameters64
+from supple import NormalizeAndProject
+
+WITH_MATRICES = [name for name in ZOO if any(kind(m, n, p) == "matrix" for _, m, n, p in owned(ZOO[name]()))]
+
+
+def norms(network, parameters):
+    return {
+        full_name: [matrix.detach().double().norm() for matrix in matrices(module, name, parameters[full_name])]
+        for full_name, module, name, original in owned(network)
+        if kind(module, name, original) == "matrix"
+    }
+
+
+def projected(network, parameters, initial, strength=1.0):
+    """Each matrix times 1 + strength · (‖W⁽⁰⁾‖ / ‖W‖ − 1), through autograd of Σ factor · ‖W‖² / 2."""
+    result = dict(parameters)
+    for full_name, module, name, _ in owned(network):
+        if full_name in initial:
+            weight = parameters[full_name].clone().requires_grad_()
+            total = torch.zeros((), dtype=torch.float64)
+            for matrix, goal in zip(matrices(module, name, weight), initial[full_name], strict=True):
+                factor = 1 + strength * (goal / matrix.norm().item() - 1)
+                total = total + factor * matrix.square().sum() / 2
+            (result[full_name],) = torch.autograd.grad(total, weight)
+    return result
+
+
+@pytest.mark.parametrize("name", WITH_MATRICES)
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_each_matrix_goes_back_to_its_initial_norm(name, strength):
+    network = ZOO[name]()
+    initial = norms(network, parameters64(network))
+    method = NormalizeAndProject(network, strength=strength)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    expected = projected(network, parameters64(network), initial, strength)
+    method.after_step(torch.optim.SGD(network.parameters()))
+    for name, _, _, parameter in owned(network):
+        torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_twenty_steps_are_the_oracles(strength):
+    network = small_network()
+    initial = norms(network, parameters64(network))
+
+    def step(parameters, gradients, number):
+        moved = {name: value - LR * gradients[name] for name, value in parameters.items()}
+        return projected(network, moved, initial, strength)
+
+    assert_follows(network, NormalizeAndProject(network, strength=strength), step, rtol=1e-6)
+
+
+def test_the_direction_is_kept():
+    network = nn.Linear(4, 3)
+    method = NormalizeAndProject(network)
+    with torch.no_grad():
+        network.weight.add_(torch.randn(3, 4))
+    before = network.weight.detach().clone()
+    method.after_step(torch.optim.SGD(network.parameters()))
+    torch.testing.assert_close(
+        nn.functional.normalize(before.flatten(), dim=0) * method.state["weight"]["norm"],
+        network.weight.detach().flatten(),
+    )
+
+
+@pytest.mark.parametrize("start", [0.0, 30.0])
+def test_a_matrix_that_is_zero_stays_finite(start):
+    network = nn.Linear(4, 3)
+    nn.init.constant_(network.weight, start)
+    method = NormalizeAndProject(network)
+    nn.init.zeros_(network.weight)
+    method.after_step(torch.optim.SGD(network.parameters()))
+    assert not network.weight.any()
+
+
+def test_a_network_without_matrices_is_refused():
+    with pytest.raises(ValueError, match=r"expected .*matri"):
+        NormalizeAndProject(nn.LayerNorm(3))

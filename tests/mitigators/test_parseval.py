@@ -1,0 +1,105 @@
+"""Parseval regularization against ‖W Wᵀ − s I‖² differentiated in float64, for every layout of a weight."""
+
+import pytest
+import torch
+from torch import nn
+
+from naive import assert_follows, descended, small_network
+from oracles import ZOO, Custom, kind, matrices, owned, parameters64, relative_error
+from supple import ParsevalRegularizer, Population
+
+LAYERS = {
+    "tall": lambda: nn.Linear(3, 7),
+    "wide": lambda: nn.Linear(7, 3),
+    "square": lambda: nn.Linear(5, 5),
+    "row": lambda: nn.Linear(5, 1),
+    "conv": lambda: nn.Conv2d(3, 5, 3),
+    "conv-tall": lambda: nn.Conv1d(2, 9, 2),
+    "conv-channels-last": lambda: nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last),
+    "conv-grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
+    "conv-grouped-tall": lambda: nn.Conv1d(4, 8, 1, groups=4),
+    "conv-transpose": lambda: nn.ConvTranspose2d(3, 5, (2, 3)),
+    "conv-transpose-tall": lambda: nn.ConvTranspose1d(2, 9, 2),
+    "conv-transpose-grouped": lambda: nn.ConvTranspose2d(4, 6, 3, groups=2),
+    "conv-transpose-channels-last": lambda: nn.ConvTranspose2d(3, 5, 3).to(memory_format=torch.channels_last),
+    "attention": lambda: nn.MultiheadAttention(6, 2),
+    "attention-kdim-vdim": lambda: nn.MultiheadAttention(6, 2, kdim=5, vdim=3),
+    "lstm": lambda: nn.LSTM(4, 5),
+    "custom": Custom,
+}
+
+
+def oracle(network, parameters, scale=1.0, skip=()):
+    """Σ over matrices of ‖W Wᵀ − s I‖²_F, as written: with W Wᵀ also where Wᵀ W is smaller."""
+    total = torch.zeros((), dtype=torch.float64)
+    for full_name, module, name, original in owned(network):
+        if kind(module, name, original) == "matrix" and full_name not in skip:
+            for matrix in matrices(module, name, parameters[full_name]):
+                total = total + ((matrix @ matrix.T - scale * torch.eye(len(matrix))) ** 2).sum()
+    return total
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradient_and_penalty_are_the_oracles(name, scale):
+    network = LAYERS[name]()
+    weights = {name for name, module, short, p in owned(network) if kind(module, short, p) == "matrix"}
+    regularizer = ParsevalRegularizer(network, strength=0.3, scale=scale, roles=dict.fromkeys(weights, "matrix"))
+    parameters = {name: value.requires_grad_() for name, value in parameters64(network).items()}
+    expected = 0.3 * oracle(network, parameters, scale)
+    expected.backward()
+    torch.testing.assert_close(regularizer.penalty().double(), expected.detach(), rtol=1e-5, atol=0)
+    regularizer.before_step()
+    for name, parameter in network.named_parameters():
+        if name in weights:
+            assert relative_error(parameter.grad, parameters[name].grad) <= 1e-5, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_twenty_steps_are_the_oracles():
+    network = small_network()
+    method = ParsevalRegularizer(network, strength=0.02)
+    penalty = descended(lambda parameters: oracle(network, parameters, skip=("8.weight",)), 0.02)
+    assert_follows(network, method, penalty)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (3, 6), (5, 5)], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_every_singular_value_goes_to_the_root_of_the_scale(shape, scale):
+    network = nn.Linear(*shape, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    ParsevalRegularizer(network, strength=0.5, scale=scale, roles={"weight": "matrix"}).attach(optimizer)
+    for _ in range(400):
+        optimizer.zero_grad()
+        optimizer.step()
+    values = torch.linalg.svdvals(network.weight.detach())
+    torch.testing.assert_close(values, torch.full_like(values, scale**0.5), rtol=1e-3, atol=0)
+
+
+def test_the_output_layer_is_free_unless_named():
+    network = ZOO["mlp"]()
+    ParsevalRegularizer(network).before_step()
+    assert [name for name, p in network.named_parameters() if p.grad is not None] == ["0.weight"]
+    ParsevalRegularizer(network, roles={"3.weight": "matrix"}).before_step()
+    assert network[3].weight.grad is not None
+
+
+def test_members_with_several_matrices_each_have_their_own_penalty():
+    population = Population(lambda: nn.Sequential(LAYERS["conv-grouped-tall"](), nn.Conv1d(8, 2, 1)), [0, 1])
+    members = [population.member(index) for index in range(2)]
+    expected = [oracle(member, parameters64(member), skip=("1.weight",)) for member in members]
+    penalty = ParsevalRegularizer(population, strength=1.0).penalty()
+    torch.testing.assert_close(penalty.detach().double(), torch.stack(expected), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("network", [nn.Linear(3, 2), nn.LayerNorm(3)], ids=["output-alone", "none"])
+def test_a_network_without_a_hidden_matrix_is_refused(network):
+    with pytest.raises(ValueError, match="expected a hidden weight matrix"):
+        ParsevalRegularizer(network)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_bad_scale_is_refused(scale):
+    with pytest.raises(ValueError, match=rf"expected a scale.*{scale}"):
+        ParsevalRegularizer(ZOO["mlp"](), scale=scale)
