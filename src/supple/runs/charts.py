@@ -49,7 +49,7 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
         high=pl.col("mean") + pl.col("error").fill_null(0),
     )
     methods = curves["method"].unique(maintain_order=True).to_list()
-    colour = alt.Color("method:N", title="method", sort=methods).scale(
+    colour = alt.Color("method:N", sort=methods, legend=alt.Legend(title="method", symbolOpacity=1)).scale(
         domain=methods, range=[COLOURS[method] for method in methods]
     )
     picked = alt.selection_point(fields=["method"], bind="legend")
