@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.base import State, Strength, Tensors
-from supple.mitigators.unit_resets import Activity, Initializer, UnitResets
+from supple.mitigators.base import GLOBAL, State, Strength, Tensors
+from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
@@ -30,8 +30,6 @@ class ContinualBackprop(UnitResets):
         strength: ρ, the replacement rate, at most 1. 1e-4 is the paper's: of 256 units one every 39 steps.
         maturity: steps for which a new unit is safe, 100 in the paper: it has no outgoing weights yet.
         decay: β, 0.99 in the paper.
-        at_once: at most so many units of a layer are replaced in one step, the others in the next; None for one in 64,
-            which keeps up with rates to 0.015.
         units: which units, where the search of :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
@@ -39,7 +37,7 @@ class ContinualBackprop(UnitResets):
         seed: of the new weights.
 
     Raises:
-        ValueError: for a rate above 1, a negative maturity, a decay outside [0, 1), ``at_once`` below 1, for a network
+        ValueError: for a rate above 1, a negative maturity, a decay outside [0, 1), for a network
             without a unit that can be replaced alone, and in a step, before anything changes, for an optimizer whose
             state is not known entry by entry.
         RuntimeError: in the first step when there were no activations.
@@ -59,6 +57,7 @@ class ContinualBackprop(UnitResets):
     """
 
     largest_strength = 1.0
+    needs_mean = True
 
     def __init__(
         self,
@@ -67,7 +66,6 @@ class ContinualBackprop(UnitResets):
         *,
         maturity: int = 100,
         decay: float = 0.99,
-        at_once: int | None = None,
         units: Units | None = None,
         initializer: Initializer | None = None,
         roles: Mapping[str, Kind | Role | None] | None = None,
@@ -78,34 +76,34 @@ class ContinualBackprop(UnitResets):
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the paper's is 0.99")
         self.maturity, self.decay = maturity, decay
-        super().__init__(
-            network, strength, at_once=at_once, units=units, initializer=initializer, roles=roles, seed=seed
-        )
+        super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
 
     def _first_state(self, group: UnitGroup) -> Tensors:
-        sizes = {"age": group.size, "utility": group.size, "mean": group.size, "owed": 1}
-        return {key: self._zeros(group, size) for key, size in sizes.items()}
+        return {key: self._zeros(group, group.size) for key in ("age", "utility", "mean")}
+
+    def _first_host_state(self, group: UnitGroup) -> Tensors:
+        replaced = torch.zeros(*self._members, self.maturity, dtype=torch.float64)
+        replaced[..., :1] = group.size  # all units are new at the start
+        return {"owed": torch.zeros(*self._members, 1, dtype=torch.float64), "replaced": replaced}
 
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
-    ) -> tuple[Tensor, Tensor]:
-        age, utility, mean, owed = (state[group.name][key] for key in ("age", "utility", "mean", "owed"))
-        age.add_(activity.seen)
+    ) -> Choice | None:
+        age, utility, mean = (state[group.name][key] for key in ("age", "utility", "mean"))
+        age.add_(1)
         news = (1 - self.decay) * activity.seen.to(utility.dtype)
         utility.lerp_(activity.magnitude * self._outgoing(group, tensors), news)
         mean.lerp_(activity.mean, news)
-        correction = (1 - self.decay**age).clamp_min(1e-9)
 
-        mature = age > self.maturity
-        grown = mature.sum(-1, keepdim=True, dtype=owed.dtype)
-        owed.add_(strength * grown)
-        # One number of candidates for all members and steps, so that nothing waits for the device.
-        most = self._most(group)
-        count = torch.minimum(owed.floor(), grown).clamp_max(most) * (strength > 0)
-        owed.sub_(count)
-        worth = torch.where(mature, utility / correction, math.inf)
-        which = worth.topk(most, largest=False).indices
-        chosen = torch.arange(most, device=which.device) < count
+        counts = self._count(group, step, state, self._on_host(strength))
+        if not any(counts):
+            return None
+        correction = 1 - self.decay**age
+        worth = torch.where(age > self.maturity, utility / correction, math.inf)
+        which = worth.topk(max(counts), largest=False).indices
+        rank = torch.arange(max(counts), device=which.device)
+        chosen = rank < torch.tensor(counts).view(*self._members, 1).to(which.device, non_blocking=True)
+        chosen = chosen & (torch.as_tensor(strength, device=which.device) > 0)  # 0 where an overflow undid the step
 
         contribution = torch.where(chosen, take(mean / correction, which), 0.0)
         for consumer in group.leaving:
@@ -115,7 +113,22 @@ class ContinualBackprop(UnitResets):
                 tensors[consumer.bias].add_((totals * contribution.unsqueeze(-1)).sum(-2).to(totals.dtype))
         for tensor in (age, utility, mean):
             put(tensor, which, chosen, 0.0)
-        return which, chosen
+        return Choice(which, chosen, counts)
+
+    def _count(self, group: UnitGroup, step: int, state: State, strength: Strength) -> list[int]:
+        """How many units each member replaces now: a matter of counting, on the host.
+
+        Which units these are depends on the activations, but not how many are mature: all but those replaced in the
+        last ``maturity`` steps.
+        """
+        owed, replaced = (state[GLOBAL][f"{key} in {group.name}"] for key in ("owed", "replaced"))
+        mature = group.size - replaced.sum(-1, keepdim=True)
+        owed.add_(mature * strength)
+        counts = torch.minimum(owed.floor(), mature)
+        owed.sub_(counts)
+        if self.maturity:
+            replaced[..., step % self.maturity] = counts[..., 0]
+        return [int(count) for count in counts.flatten().tolist()]
 
     def _outgoing(self, group: UnitGroup, tensors: Tensors) -> Tensor:
         """The mean size of each unit's outgoing weights, ``(members…, n)``."""
@@ -124,6 +137,6 @@ class ContinualBackprop(UnitResets):
         for consumer in group.leaving:
             weights = consumer.weight.by_unit(tensors[consumer.weight.name], group.size, members)
             others = tuple(range(members + 1, weights.ndim))
-            total = total + torch.linalg.vector_norm(weights, ord=1, dim=others, dtype=working_dtype(weights))
+            total = total + weights.abs().sum(others, dtype=working_dtype(weights))
             count += math.prod(weights.shape[members + 1 :])
         return total / count

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from supple.mitigators.base import State, Strength, Tensors
-from supple.mitigators.unit_resets import Activity, Initializer, UnitResets
+from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.units import UnitGroup, Units
@@ -73,7 +73,7 @@ class ReDo(UnitResets):
 
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Choice:
         score = activity.magnitude / (activity.magnitude.mean(-1, keepdim=True) + 1e-9)
         dormant = (score <= strength) & activity.seen & (strength > 0)
-        return torch.arange(group.size, device=score.device).expand(score.shape), dormant
+        return Choice(torch.arange(group.size, device=score.device).expand(score.shape), dormant)

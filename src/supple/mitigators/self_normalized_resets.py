@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.mitigators.base import State, Strength, Tensors
-from supple.mitigators.unit_resets import Activity, Initializer, UnitResets
+from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.units import UnitGroup, Units, put
@@ -36,8 +36,9 @@ class SelfNormalizedResets(UnitResets):
         refresh: steps after which the quantiles are worked out again, 100; the sorting then hardly costs.
         patience: how long a unit may be silent that has not fired often enough to be judged by its own times.
         quiet: a unit is silent in a step where its mean |h| is at most this share of its layer's; 0 for exact silence.
-        at_once: at most so many units of a layer are reset in one step, the longest silent first, the others in the
-            next; None for one in 64.
+        every: units are reset every so many steps, 10: looking for them takes more time than counting silences.
+        at_once: at most so many units of a layer are reset at once, the longest silent first, the others the next
+            time; None for one in 8.
         units: which units, where the search of :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
@@ -45,20 +46,20 @@ class SelfNormalizedResets(UnitResets):
         seed: of the new weights.
 
     Raises:
-        ValueError: for a strength above 1, a ``history``, ``refresh``, ``patience`` or ``at_once`` below 1, a negative
-            ``quiet``, for a network without a unit that can be replaced alone, and in a step, before anything changes,
-            for an optimizer whose state is not known entry by entry.
+        ValueError: for a strength above 1, a ``history``, ``refresh``, ``patience``, ``every`` or ``at_once`` below 1,
+            a negative ``quiet``, for a network without a unit that can be replaced alone, and in a step, before
+            anything changes, for an optimizer whose state is not known entry by entry.
         RuntimeError: in the first step when there were no activations.
 
-    Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``at_once``.
-    As in the authors' code a reset ends a silence, whose length then counts as one of the times, and the times outlive
-    a reset: a place whose units keep dying is reset less and less often.
+    Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``every`` and
+    ``at_once``. As in the authors' code a reset ends a silence, whose length then counts as one of the times, and the
+    times outlive a reset: a place whose units keep dying is reset less and less often.
 
     Source: Farias & Jozefiak, *Self-Normalized Resets for Plasticity in Continual Learning*, 2024, algorithm 1.
 
     >>> network = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    >>> method = SelfNormalizedResets(network, patience=5, at_once=64).attach(optimizer)
+    >>> method = SelfNormalizedResets(network, patience=5, every=1, at_once=64).attach(optimizer)
     >>> _ = nn.init.constant_(network[0].bias, -9.0)  # all units are silent
     >>> for _ in range(6):
     ...     network(torch.ones(4, 2)).sum().backward()
@@ -78,21 +79,22 @@ class SelfNormalizedResets(UnitResets):
         refresh: int = 100,
         patience: int = 1000,
         quiet: float = 0.0,
+        every: int = 10,
         at_once: int | None = None,
         units: Units | None = None,
         initializer: Initializer | None = None,
         roles: Mapping[str, Kind | Role | None] | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in {"history": history, "refresh": refresh, "patience": patience}.items():
-            if value < 1:
+        numbers = {"history": history, "refresh": refresh, "patience": patience, "every": every, "at_once": at_once}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}: leave it out for the default")
         if not quiet >= 0:
             raise ValueError(f"expected quiet of at least 0, got {quiet}: 0 means exact silence")
         self.history, self.refresh, self.patience, self.quiet = history, refresh, patience, quiet
-        super().__init__(
-            network, strength, at_once=at_once, units=units, initializer=initializer, roles=roles, seed=seed
-        )
+        self.every, self.at_once = every, at_once
+        super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
 
     def _first_state(self, group: UnitGroup) -> Tensors:
         return {
@@ -104,23 +106,23 @@ class SelfNormalizedResets(UnitResets):
 
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Choice | None:
         silent, times, count, threshold = (state[group.name][key] for key in ("silent", "times", "count", "threshold"))
         silent.add_(activity.seen)
-        fired = activity.magnitude > self.quiet * activity.magnitude.mean(-1, keepdim=True)
-        missed = (silent > threshold) & ~fired & (strength > 0)
-        longest = torch.where(missed, silent, -1.0).topk(self._most(group))
-        chosen = longest.values > 0
-
-        ended = fired.clone()
-        put(ended, longest.indices, chosen, True)
+        ended = activity.magnitude > self.quiet * activity.magnitude.mean(-1, keepdim=True)
+        choice = None
+        if step % self.every == 0:
+            missed = (silent > threshold) & ~ended & (strength > 0)
+            longest = torch.where(missed, silent, 0.0).topk(min(group.size, self.at_once or -(-group.size // 8)))
+            choice = Choice(longest.indices, longest.values > 0)
+            put(ended, *choice[:2], True)
         place = (count % self.history).unsqueeze(-1)
         times.scatter_(-1, place, torch.where(ended.unsqueeze(-1), silent.unsqueeze(-1), times.gather(-1, place)))
         count.add_(ended)
         silent.masked_fill_(ended, 0.0)
         if step % self.refresh == 0:
             threshold.copy_(self._quantile(times, count, strength))
-        return longest.indices, chosen
+        return choice
 
     def _quantile(self, times: Tensor, count: Tensor, strength: Strength) -> Tensor:
         """The shortest of each unit's times that at most a share η of them are longer than."""

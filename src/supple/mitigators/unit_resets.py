@@ -25,9 +25,21 @@ class Activity(NamedTuple):
     magnitude: Tensor
     """Mean |h| ``(members…, n)``."""
     mean: Tensor
-    """Mean h ``(members…, n)``."""
+    """Mean h ``(members…, n)`` for a method that needs it, otherwise empty."""
     seen: Tensor
     """Whether there was a forward pass at all, and a finite one, ``(members…, 1)``."""
+
+
+class Choice(NamedTuple):
+    """Which of a group's units to replace; of fixed size, so that nothing waits for the device."""
+
+    which: Tensor
+    """The units to look at, ``(members…, k)``."""
+    chosen: Tensor
+    """Whether to replace them, ``(members…, k)``."""
+    counts: Sequence[int] | None = None
+    """Where known on the host: how many of each member's are replaced, the first ones. Only these are drawn, so that
+    a member of a population draws the random numbers of a lone network."""
 
 
 class UnitResets(Mitigator):
@@ -37,7 +49,6 @@ class UnitResets(Mitigator):
         network: a module or a :class:`Population`.
         strength: the method's own dial; 0 switches it off.
         units: which units, where the search of :func:`supple.units.find_units` does not find them.
-        at_once: how many units of a group may be replaced in one step, where a method sets a limit.
         initializer: draws a new unit's incoming weights; None for torch's own, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
@@ -49,22 +60,20 @@ class UnitResets(Mitigator):
     coupled = False
     observes = True
     traceable = False
+    needs_mean = False
+    """Whether it wants to know the mean of h too."""
 
     def __init__(
         self,
         network: nn.Module | Population,
         strength: Strength,
         *,
-        at_once: int | None = None,
         units: Units | None = None,
         initializer: Initializer | None = None,
         roles: Mapping[str, Kind | Role | None] | None = None,
         seed: int = 0,
     ) -> None:
-        if at_once is not None and at_once < 1:
-            raise ValueError(f"expected at_once of at least 1, got {at_once}: leave it out for the default")
         super().__init__(network, strength, roles=roles)
-        self._at_once = at_once
         self._module = network.stacked if isinstance(network, Population) else network
         groups, skipped = find_units(network, units)
         buffers = dict(self._module.named_buffers())
@@ -78,12 +87,15 @@ class UnitResets(Mitigator):
                 'say which with units=[("entering layer", "leaving layer"), ...]'
             )
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
+        self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
         self._initializer, self._recorders, self._has_seen = initializer, list[_Recorder](), False
         self._seed(seed)
         self.state = {GLOBAL: {"steps": torch.zeros(len(self.groups), dtype=torch.int64)}}
         for group in self.groups:
             self.state[group.name] = self._first_state(group)
-            sums = {"magnitude": group.size, "mean": group.size, "forwards": 1}
+            for key, tensor in self._first_host_state(group).items():
+                self.state[GLOBAL][f"{key} in {group.name}"] = tensor
+            sums = {"magnitude": group.size, "mean": group.size if self.needs_mean else 0, "forwards": 1}
             self.state[_activity(group)] = {key: self._zeros(group, n) for key, n in sums.items()}
 
     # What each method gives.
@@ -91,14 +103,18 @@ class UnitResets(Mitigator):
     @abstractmethod
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
-    ) -> tuple[Tensor, Tensor]:
-        """Which units to look at ``(members…, k)``, and which of those to replace; advance ``state`` in place.
+    ) -> Choice | None:
+        """Which units to replace in this step, which is counted from 1, if any; advance ``state`` in place.
 
-        ``step`` counts from 1. ``strength`` is shaped so as to go with ``(members…, n)``.
+        ``strength`` is shaped so as to go with ``(members…, n)``.
         """
 
     def _first_state(self, group: UnitGroup) -> Tensors:
         """What is remembered of a group."""
+        return {}
+
+    def _first_host_state(self, group: UnitGroup) -> Tensors:
+        """What is counted on the host for a group; kept as ``state[GLOBAL]["<key> in <group>"]``."""
         return {}
 
     def _listens(self, step: int) -> bool:
@@ -135,14 +151,16 @@ class UnitResets(Mitigator):
         strength, doomed = per_member(strength, len(self._members) + 1), []
         for group in due:
             step = int(state[GLOBAL]["steps"][self.groups.index(group)])
-            doomed.append((group, *self._choose(group, step, activities[group.name], tensors, state, strength)))
+            choice = self._choose(group, step, activities[group.name], tensors, state, strength)
+            if choice is not None:
+                doomed.append((group, choice))
         # Where a new unit enters from another new unit, nothing is to pass: so the leaving weights are written last.
-        for group, which, chosen in doomed:
-            fresh = self._fresh(group, tensors, which)
-            reset_units(group, group.entering, tensors, update.moments, which, chosen, fresh)
-        for group, which, chosen in doomed:
+        for group, choice in doomed:
+            fresh = self._fresh(group, tensors, choice)
+            reset_units(group, group.entering, tensors, update.moments, choice.which, choice.chosen, fresh)
+        for group, choice in doomed:
             leaving = [consumer.weight for consumer in group.leaving]
-            reset_units(group, leaving, tensors, update.moments, which, chosen)
+            reset_units(group, leaving, tensors, update.moments, choice.which, choice.chosen)
         self._listen()
 
     def load_state_dict(self, state: State) -> None:
@@ -175,10 +193,8 @@ class UnitResets(Mitigator):
         # What overflowed counts as not seen: it would stay in every moving average.
         seen = (sums["forwards"] > 0) & sums["magnitude"].isfinite().all(-1, keepdim=True)
         magnitude, mean = (torch.where(seen, sums[key] / sums["forwards"], 0.0) for key in ("magnitude", "mean"))
-        activity = Activity(magnitude, mean, seen)
-        for tensor in sums.values():
-            tensor.zero_()
-        return activity
+        torch._foreach_zero_(list(sums.values()))
+        return Activity(magnitude, mean, seen)
 
     def _check_seen(self, activities: Mapping[str, Activity]) -> None:
         """Once, for it waits for the device: without activations every unit would look dead."""
@@ -191,16 +207,25 @@ class UnitResets(Mitigator):
                 )
             self._has_seen = True
 
-    def _fresh(self, group: UnitGroup, tensors: Tensors, which: Tensor) -> Tensor:
-        weight = tensors[group.entering[0].name]
+    def _fresh(self, group: UnitGroup, tensors: Tensors, choice: Choice) -> Tensor:
+        """Incoming weights for the units to look at, ``(members…, k, *shape of a unit's)``."""
+        weight, members = tensors[group.entering[0].name], len(self._members)
         bound = group.fan_in**-0.5
-        draw = self._initializer or (lambda part, random: part.uniform_(-bound, bound, generator=random))
-        return self._random(weight.new_empty((*which.shape, *weight.shape[which.ndim :])), draw)
+        draw = self._initializer or (lambda rows, random: rows.uniform_(-bound, bound, generator=random))
+        fresh = weight.new_zeros((*choice.which.shape, *weight.shape[members + 1 :]), device="cpu")
+        counts = choice.counts or [fresh.shape[members]] * len(self._generators)
+        for rows, count, random in zip(fresh if members else [fresh], counts, self._generators, strict=True):
+            if count:
+                draw(rows[:count], random)
+        return fresh.to(weight.device, non_blocking=True)
 
-    def _most(self, group: UnitGroup) -> int:
-        """How many of a group's units may be replaced in one step: the same whatever the strength, so that a member
-        of a population draws the random numbers of a lone network."""
-        return min(group.size, self._at_once or math.ceil(group.size / 64))
+    def _on_host(self, strength: Strength) -> Strength:
+        """A copy of the method's strength, made once for each, where that in a step lies on a device."""
+        if not isinstance(strength, Tensor) or strength.device.type == "cpu":
+            return strength
+        if self._host_strength[0] is not self._strength:
+            self._host_strength = (self._strength, torch.as_tensor(self._strength).cpu())
+        return per_member(self._host_strength[1], len(self._members) + 1)
 
     def _zeros(self, group: UnitGroup, *shape: int) -> Tensor:
         """Zeros ``(members…, *shape)`` for what is remembered of a group, in at least single precision."""
@@ -231,17 +256,18 @@ class _Recorder:
     @torch.no_grad()
     def _add(self, activations: Tensor) -> None:
         members = self.sums["forwards"].ndim - 1 if self.slot is None else 0
-        activations = activations.unsqueeze(members)  # a single example may come without a batch
-        units = activations.ndim - 1 - self.group.leaving[0].spatial
-        size = self.group.size
+        spatial, size = self.group.leaving[0].spatial, self.group.size
+        units = activations.ndim - 1 - spatial
+        if units == members:  # a single example, without a batch
+            activations, units = activations.unsqueeze(members), units + 1
         if activations.shape[units] != size:  # flattened: each unit has several adjacent places
             activations = activations.unflatten(units, (size, -1))
         others = [dim for dim in range(members, activations.ndim) if dim != units]
         count = max(1, activations.numel() // activations.shape[:members].numel() // size)
         dtype = self.sums["mean"].dtype
-        magnitude = torch.linalg.vector_norm(activations, ord=1, dim=others, dtype=dtype) / count
-        mean = activations.sum(others, dtype=dtype) / count
-        for key, value in (("magnitude", magnitude), ("mean", mean), ("forwards", 1)):
+        magnitude = activations.abs().sum(others, dtype=dtype) / count
+        mean = activations.sum(others, dtype=dtype) / count if self.sums["mean"].numel() else 0
+        for key, value in {"magnitude": magnitude, "mean": mean, "forwards": 1}.items():
             if self.sums[key].device != activations.device:  # the network has been moved
                 self.sums[key] = self.sums[key].to(activations.device)
             (self.sums[key] if self.slot is None else self.sums[key][self.slot]).add_(value)
