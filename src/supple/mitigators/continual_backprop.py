@@ -100,7 +100,7 @@ class ContinualBackprop(UnitResets):
             return None
         correction = 1 - self.decay**age
         worth = torch.where(age > self.maturity, utility / correction, math.inf)
-        which = worth.topk(max(counts), largest=False).indices
+        which = worth.argsort(dim=-1, stable=True)[..., : max(counts)]  # dead units tie
         rank = torch.arange(max(counts), device=which.device)
         chosen = rank < torch.tensor(counts).view(*self._members, 1).to(which.device, non_blocking=True)
         chosen = chosen & (torch.as_tensor(strength, device=which.device) > 0)  # 0 where an overflow undid the step

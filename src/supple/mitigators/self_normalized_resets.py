@@ -113,8 +113,9 @@ class SelfNormalizedResets(UnitResets):
         choice = None
         if step % self.every == 0:
             missed = (silent > threshold) & ~ended & (strength > 0)
-            longest = torch.where(missed, silent, 0.0).topk(min(group.size, self.at_once or -(-group.size // 8)))
-            choice = Choice(longest.indices, longest.values > 0)
+            silence, which = torch.where(missed, silent, 0.0).sort(dim=-1, descending=True, stable=True)
+            most = min(group.size, self.at_once or -(-group.size // 8))
+            choice = Choice(which[..., :most], silence[..., :most] > 0)
             put(ended, *choice[:2], True)
         place = (count % self.history).unsqueeze(-1)
         times.scatter_(-1, place, torch.where(ended.unsqueeze(-1), silent.unsqueeze(-1), times.gather(-1, place)))

@@ -1,0 +1,43 @@
+"""The methods that replace units or networks, by name in the laboratory's loop."""
+
+import pytest
+import torch
+
+from supple.lab.methods import METHODS
+from supple.lab.problems import Run
+from supple.lab.trainer import Trainer
+
+RESETS = ["redo", "continual-backprop", "self-normalized-resets", "network-reset"]
+
+
+@pytest.fixture
+def _short(monkeypatch):
+    """Acting within few steps."""
+    options = {
+        "redo": {"every": 3},
+        "continual-backprop": {"maturity": 2},
+        "self-normalized-resets": {"every": 1, "patience": 1, "quiet": 0.9},
+        "network-reset": {"every": 3},
+    }
+    for name, few in options.items():
+        method = METHODS[name]
+        build = getattr(method.mitigator, "func", method.mitigator)
+        monkeypatch.setitem(
+            METHODS, name, type(method)(summary="", mitigator=lambda *a, b=build, o=few: b(*a, **o), strength=1.0)
+        )
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("name", RESETS)
+def test_it_acts_and_a_member_is_a_run_of_its_own(name):
+    strength = 0.05 if name == "continual-backprop" else 0.5
+    trained = []
+    for method, seeds in ((name, (0, 1)), (name, (1,)), ("none", (0, 1))):
+        run = Run.of("random-label-digits", method, seeds, strength=strength, epochs=1)
+        trainer = Trainer(run)
+        trainer.learn(0)
+        trained.append({key: value.clone() for key, value in trainer.parameters.items()})
+    both, alone, plain = trained
+    for key, value in both.items():
+        torch.testing.assert_close(value[1], alone[key][0], rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(both[key], plain[key]) for key in both)

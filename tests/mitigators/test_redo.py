@@ -1,0 +1,215 @@
+"""ReDo against the paper's definition written out, and what must not happen to a network."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from perceptrons import OPTIMIZERS, Replacing, assert_same, batches, perceptron, train
+from supple import Population, ReDo
+
+
+class Recycled(Replacing):
+    def __init__(self, *args, threshold, every):
+        super().__init__(*args)
+        self.threshold, self.every = threshold, every
+
+    def judge(self, layer, h):
+        if self.steps % self.every:
+            return []
+        means = [sum(abs(value) for value in unit.tolist()) / len(unit) for unit in h.T]
+        layer_mean = sum(means) / len(means)
+        return [unit for unit, mean in enumerate(means) if mean / (layer_mean + 1e-9) <= self.threshold]
+
+    def fresh(self, layer, chosen):
+        if self.steps % self.every:
+            return {}
+        rows = self.draw(layer, self.layers[layer].out_features)  # for all units, of which some are taken
+        return {unit: rows[unit] for unit in chosen}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_as_the_paper_defines_it(optimizer):
+    network = perceptron()
+    oracle = Recycled(network, optimizer, threshold=0.3, every=4)
+    mine = OPTIMIZERS[optimizer](network)
+    ReDo(network, strength=0.3, every=4).attach(mine)
+    for step, batch in enumerate(batches(24)):
+        train(network, mine, batch)
+        oracle.step(batch)
+        assert_same(network, mine, oracle, step)
+    assert oracle.replaced >= 10
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_recycling_a_silent_unit_does_not_change_the_function(optimizer):
+    """Its outgoing weights did not matter before, and are zero after."""
+    network = perceptron()
+    mine = OPTIMIZERS[optimizer](network)
+    for group in mine.param_groups:
+        group["lr"] = 0.0
+    method = ReDo(network, strength=1e-6, every=1).attach(mine)
+    (x, y), *_ = batches(1)
+    silent = (torch.relu(network[0](x)) == 0).all(0)
+    before, output, head = copy.deepcopy(network), network(x), network[4].bias.clone()
+    assert silent.any()
+    train(network, mine, (x, y))
+    changed = (network[0].weight != before[0].weight).any(1)
+    assert torch.equal(changed, silent)
+    assert torch.allclose(network(x), output, rtol=1e-12)
+    assert torch.equal(network[4].bias, head), "the output layer's units are never reset"
+    for _, tensors in zip(range(3), mine.state.values(), strict=False):
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if isinstance(tensor, torch.Tensor))
+    assert "skipped: reaches the network's output" in method.describe()
+
+
+class Block(nn.Module):
+    """A residual network whose layers all have one width, so that a wrong outgoing layer would fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(x + self.second(self.first(x).relu()))
+
+
+def test_in_a_residual_network_the_outgoing_weights_are_those_that_the_unit_leaves_by():
+    network = Block()
+    nn.init.constant_(network.first.bias, -99.0)
+    before = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    ReDo(network, every=1).attach(optimizer)
+    network(torch.randn(4, 6)).sum().backward()
+    optimizer.step()
+    changed = {n for (n, a), b in zip(network.named_parameters(), before.parameters(), strict=True) if (a != b).any()}
+    assert changed == {"first.weight", "first.bias", "second.weight"}
+    assert not network.second.weight.any()
+    assert not network.first.bias.any()
+
+
+def test_batch_norm_starts_anew_for_the_unit():
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    )
+    with torch.no_grad():
+        network[1].bias[2] = -99.0
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
+    ReDo(network, every=1).attach(optimizer)
+    network(torch.randn(8, 1, 6, 6)).sum().backward()
+    optimizer.step()
+    norm = network[1]
+    assert (norm.weight[2], norm.bias[2], norm.running_mean[2], norm.running_var[2]) == (1, 0, 0, 1)
+    assert norm.running_mean[[0, 1, 3]].all()
+    assert (network[5].weight == 0).any(0).tolist() == [8 <= column < 12 for column in range(16)]
+    for parameter, rows in ((network[0].weight, [2]), (norm.weight, [2]), (norm.bias, [2])):
+        assert (optimizer.state[parameter]["exp_avg_sq"].flatten(1 if parameter.ndim > 1 else 0) == 0).any()
+        assert not optimizer.state[parameter]["exp_avg"][rows].any()
+
+
+def test_several_forward_passes_a_step_are_averaged():
+    """As one batch of the same examples; passes without gradients or in evaluation do not count."""
+    networks = [perceptron(), perceptron()]
+    x = torch.randn(8, 4, dtype=torch.float64)
+    for network, parts in zip(networks, ([x], [x[:4], x[4:]]), strict=True):
+        optimizer = OPTIMIZERS["sgd"](network)
+        ReDo(network, strength=0.3, every=1).attach(optimizer)
+        optimizer.zero_grad()
+        for part in parts:
+            (network(part).square().mean() / len(parts)).backward()
+        with torch.no_grad():
+            network(9 + 9 * x)
+        network.eval()(9 + 9 * x)
+        optimizer.step()
+    for a, b in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_it_looks_only_when_due_also_after_loading():
+    network = perceptron()
+    optimizer = OPTIMIZERS["sgd"](network)
+    method = ReDo(network, every=3).attach(optimizer)
+    due = []
+    for batch in batches(5):
+        due.append(method._recorders[0].listening)
+        train(network, optimizer, batch)
+    assert due == [False, False, True, False, False]
+    later = ReDo(network, every=3)
+    later.observe()
+    later.load_state_dict(method.state_dict())
+    assert later._recorders[0].listening
+
+
+def test_members_observed_as_modules_are_seen_each_in_its_slot():
+    """As a laboratory runs them: modules that share the population's memory."""
+    population = Population(perceptron, [0, 1])
+    with torch.no_grad():
+        population.stacked[0].bias[1, 5:] = -99.0
+    method = ReDo(population, every=1)
+    members = [population.member(index, share=True) for index in range(2)]
+    method.observe(members)
+    optimizer = torch.optim.SGD(population.parameters(), lr=0.0)
+    for member in members:
+        member(torch.randn(8, 4, dtype=torch.float64)).sum().backward()
+    for parameter in population.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    method.after_step(optimizer)
+    biases = population.stacked[0].bias
+    assert (biases[1, 5:] == 0).all()
+    assert biases[0, 5:].all()
+
+
+def test_an_initializer_draws_the_new_weights():
+    network = perceptron()
+    optimizer = OPTIMIZERS["sgd"](network)
+    ReDo(network, every=1, initializer=lambda rows, random: rows.fill_(7.0)).attach(optimizer)
+    train(network, optimizer, next(batches(1)))
+    assert (network[0].weight[0] == 7).all()
+
+
+def test_a_copy_of_the_network_is_not_seen():
+    network = perceptron()
+    optimizer = OPTIMIZERS["sgd"](network)
+    method = ReDo(network, every=1).attach(optimizer)
+    twin = copy.deepcopy(network)
+    twin(torch.full((3, 4), 99.0, dtype=torch.float64))
+    assert not method.state["activity of 0"]["forwards"].any(), "a copy's activations are its own"
+
+
+# Errors.
+
+
+def test_a_network_without_hidden_units_is_refused():
+    with pytest.raises(ValueError, match=r"hidden units.*got none \('' reaches the network's output\)|got none"):
+        ReDo(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="got none"):
+        ReDo(perceptron(), roles={"0.weight": None, "2.weight": None})
+
+
+def test_an_optimizer_with_unknown_state_is_named_before_anything_changes():
+    network = perceptron()
+    optimizer = torch.optim.Adafactor(network.parameters(), lr=0.0)
+    ReDo(network, every=1).attach(optimizer)
+    before = copy.deepcopy(network)
+    with pytest.raises(ValueError, match=r"'(row_var|col_var|variance)' of shape .* for '0\.(weight|bias)'"):
+        train(network, optimizer, next(batches(1)))
+    assert all(torch.allclose(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True))
+
+
+def test_without_activations_it_says_so():
+    network = perceptron()
+    optimizer = OPTIMIZERS["sgd"](network)
+    ReDo(network, every=1).attach(optimizer)
+    before = copy.deepcopy(network)
+    with pytest.raises(RuntimeError, match="expected activations since the last step"):
+        train(network.eval(), optimizer, next(batches(1)))
+    assert torch.equal(network[0].bias == 0, before[0].bias == 0)
+
+
+def test_a_period_below_one_is_refused():
+    with pytest.raises(ValueError, match="every=0"):
+        ReDo(perceptron(), every=0)
