@@ -265,12 +265,17 @@ class _Recorder:
         others = [dim for dim in range(members, activations.ndim) if dim != units]
         count = max(1, activations.numel() // activations.shape[:members].numel() // size)
         dtype = self.sums["mean"].dtype
-        magnitude = activations.abs().sum(others, dtype=dtype) / count
-        mean = activations.sum(others, dtype=dtype) / count if self.sums["mean"].numel() else 0
-        for key, value in {"magnitude": magnitude, "mean": mean, "forwards": 1}.items():
-            if self.sums[key].device != activations.device:  # the network has been moved
-                self.sums[key] = self.sums[key].to(activations.device)
-            (self.sums[key] if self.slot is None else self.sums[key][self.slot]).add_(value)
+        added = {"magnitude": activations.abs().sum(others, dtype=dtype)}
+        if self.sums["mean"].numel():
+            added["mean"] = activations.sum(others, dtype=dtype)
+        for key, tensor in self.sums.items():
+            if tensor.device != activations.device:  # the network has been moved
+                self.sums[key] = tensor.to(activations.device)
+            into = self.sums[key] if self.slot is None else self.sums[key][self.slot]
+            if key in added:
+                into.add_(added[key], alpha=1 / count)
+            elif key == "forwards":
+                into.add_(1)
 
 
 def _activity(group: UnitGroup) -> str:
