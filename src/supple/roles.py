@@ -7,7 +7,6 @@ up.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -107,10 +106,10 @@ class Role:
         norms: Tensor = torch.linalg.vector_norm(self.vector(tensor), ord=order, dim=-1)
         return norms
 
-    @cached_property
+    @property
     def _is_plain(self) -> bool:
         """Whether the tensor as it stands is one matrix."""
-        return self.layout == (1, *self.shape) and len(self.shape) == 2 and not self.transposed
+        return len(self.shape) == 2 and self.layout[0] == 1 and not self.transposed
 
     def _leading(self, tensor: Tensor) -> torch.Size:
         return tensor.shape[: tensor.ndim - len(self.shape)]

@@ -98,7 +98,7 @@ def test_the_initial_values_are_state():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_population_as_its_members(method):
     population = Population(ZOO["mlp"], seeds=range(3))
-    strength = torch.tensor([0.0, 0.1, 1.0])
+    strength = torch.tensor([0.01, 0.1, 1.0])
     members = [population.member(index) for index in range(3)]
     alone = [method(member, strength=value.item()) for member, value in zip(members, strength, strict=True)]
     together = method(population, strength=strength)

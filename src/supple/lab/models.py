@@ -35,8 +35,8 @@ def mlp(
     """
     sizes = data.images[0].numel(), data.classes
     if activation == "crelu":
-        plain = _parameters(*sizes, width, depth, passed_on=1)
-        width = min(range(1, width + 1), key=lambda cut: abs(_parameters(*sizes, cut, depth, passed_on=2) - plain))
+        plain = _parameters(*sizes, width, depth, 1, layer_norm)
+        width = min(range(1, width + 1), key=lambda cut: abs(_parameters(*sizes, cut, depth, 2, layer_norm) - plain))
     passed_on = {"relu": width, "crelu": 2 * width}[activation]
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs in [sizes[0]] + [passed_on] * (depth - 1):
@@ -48,10 +48,10 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-def _parameters(inputs: int, classes: int, width: int, depth: int, passed_on: int) -> int:
-    """Weights and biases of a network whose units each pass on so many values."""
+def _parameters(inputs: int, classes: int, width: int, depth: int, passed_on: int, layer_norm: bool) -> int:
+    """The size of a network whose units each pass on so many values."""
     features = [inputs] + [width * passed_on] * depth
-    return sum((before + 1) * width for before in features[:-1]) + (features[-1] + 1) * classes
+    return sum((before + 1 + 2 * layer_norm) * width for before in features[:-1]) + (features[-1] + 1) * classes
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp}

@@ -221,7 +221,8 @@ class Mitigator:
             return args[:1], {**kwargs, "closure": self._regularized(closure, optimizer)}
         with torch.no_grad():
             # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
-            self._regularize(self._held_in(*optimizer.param_groups), getattr(optimizer, "grad_scale", None))
+            scaling = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+            self._regularize(self._held_in(*optimizer.param_groups), *scaling)
         return None
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -239,8 +240,10 @@ class Mitigator:
 
         return with_penalty
 
-    def _regularize(self, parameters: Tensors, grad_scale: Tensor | None = None) -> None:
-        if not self.coupled:
+    def _regularize(
+        self, parameters: Tensors, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
+    ) -> None:
+        if not self.coupled or type(self).add_gradients is Mitigator.add_gradients:
             return
         for name, parameter in parameters.items():
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -249,12 +252,18 @@ class Mitigator:
                     f"or leave it out with roles={{{name!r}: None}}"
                 )
         for parameter in parameters.values():
-            if parameter.grad is None:
+            # Switched off, the method gives no gradient to what has none: the optimizer goes on leaving it alone.
+            if parameter.grad is None and (isinstance(self.strength, Tensor) or self.strength > 0):
                 parameter.grad = torch.zeros_like(parameter)
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        if not gradients:
+            return
         if grad_scale is not None:  # a power of two: undone and redone without rounding
             torch._foreach_div_(list(gradients.values()), grad_scale)
-        self.add_gradients(parameters, gradients, self.state, self.strength)
+        if found_inf is not None:  # the optimizer will skip this step; what is remembered must not keep its infinities
+            for gradient in gradients.values():
+                gradient.masked_fill_(found_inf.bool(), 0)
+        self.add_gradients({name: parameters[name] for name in gradients}, gradients, self.state, self.strength)
         if grad_scale is not None:
             torch._foreach_mul_(list(gradients.values()), grad_scale)
 
@@ -280,6 +289,12 @@ class Mitigator:
                     entry[key] = tensor.to(device)
         if isinstance(self.strength, Tensor):
             self._strength = self.strength.to(first)
+
+    def _act_on(self, names: Iterable[str], what: str) -> None:
+        """Leave all parameters alone but these."""
+        self.parameters = {name: self.parameters[name] for name in names}
+        if not self.parameters:
+            raise ValueError(f"expected {what}, got a network with none: name one in roles as 'matrix'")
 
     def _seed(self, seed: int) -> None:
         """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""

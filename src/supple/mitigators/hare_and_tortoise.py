@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
 from supple.population import Population
+from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
 
 
@@ -50,12 +51,19 @@ class HareAndTortoise(Mitigator):
             raise ValueError(f"expected a return every 1 or more steps, got every={every}")
         super().__init__(network, strength, roles=roles)
         self.decay, self.every = decay, every
-        self.state = {name: {"slow": parameter.detach().clone()} for name, parameter in self.parameters.items()}
-        self.state[GLOBAL] = {"steps": torch.zeros((), dtype=torch.int64)}
+        self.state = {
+            name: {"slow": parameter.detach().to(working_dtype(parameter), copy=True)}
+            for name, parameter in self.parameters.items()
+        }
+        # One count a parameter: they may be divided between optimizers.
+        self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64) for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        steps = state[GLOBAL]["steps"].add_(1)
         for name, parameter in parameters.items():
-            slow = state[name]["slow"].lerp_(parameter, 1 - self.decay)
-            if steps % self.every == 0:
-                parameter.add_((slow - parameter) * per_member(strength, parameter.ndim))
+            slow = state[name]["slow"]
+            slow.lerp_(parameter.to(slow.dtype), 1 - self.decay)
+            if state[GLOBAL][name].add_(1) % self.every == 0:
+                share = per_member(strength, parameter.ndim)
+                parameter.lerp_(
+                    slow.to(parameter.dtype), share.to(parameter.dtype) if isinstance(share, Tensor) else share
+                )

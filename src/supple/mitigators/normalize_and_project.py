@@ -25,7 +25,7 @@ class NormalizeAndProject(Mitigator):
         roles: parameter name to role; only matrices are rescaled.
 
     Raises:
-        ValueError: for a strength above 1.
+        ValueError: for a strength above 1, or a network without a weight matrix.
 
     Departure: the source also treats the gains of the normalisation layers; here they are free.
 
@@ -42,7 +42,7 @@ class NormalizeAndProject(Mitigator):
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
-        self.parameters = {name: self.parameters[name] for name in self.parameters if self.roles[name].kind == "matrix"}
+        self._act_on([name for name in self.parameters if self.roles[name].kind == "matrix"], "weight matrices")
         with torch.no_grad():
             self.state = {name: {"norm": self._norm(name, parameter)} for name, parameter in self.parameters.items()}
 

@@ -48,9 +48,7 @@ class ParsevalRegularizer(Mitigator):
         self.scale = scale
         matrices = [name for name, role in self.roles.items() if role.kind == "matrix" and name in self.parameters]
         hidden = [name for name in matrices if name != matrices[-1] or (roles or {}).get(name) is not None]
-        if not hidden:
-            raise ValueError("expected a hidden weight matrix, got a network with none: name one in roles as 'matrix'")
-        self.parameters = {name: self.parameters[name] for name in hidden}
+        self._act_on(hidden, "a hidden weight matrix")
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
         for name, gradient in gradients.items():

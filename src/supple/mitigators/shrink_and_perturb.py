@@ -68,6 +68,8 @@ class ShrinkAndPerturb(Mitigator):
     @torch.no_grad()
     def start_task(self) -> None:
         """Shrink and perturb once, at the start of a task."""
+        if self.variant == "step-noise":
+            raise ValueError("expected a variant with a fresh initialisation, got 'step-noise': say variant='task'")
         self._shrink(self._trainable(), self.strength)
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, add_product
 from supple.population import Population
+from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
 
 
@@ -23,7 +24,8 @@ class StreamingEWC(Mitigator):
         decay: β, 0.999 as in the source.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
 
-    The squared gradient is the one found in ``.grad``: attach this before other methods that add to it.
+    The squared gradient is the one found in ``.grad``: attach this before other methods that add to it. So
+    :meth:`penalty` only looks, and :meth:`before_step` alone advances the averages.
 
     Source: Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, 2024,
     after Kirkpatrick et al., 2017.
@@ -43,8 +45,9 @@ class StreamingEWC(Mitigator):
         self.decay = decay
         self.state = {
             name: {
-                "mean": torch.zeros_like(parameter.detach()),
-                "fisher": torch.zeros_like(parameter.detach()),
+                # At least float32: the share of a new value, 1 - β, is below what bfloat16 can add.
+                "mean": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
+                "fisher": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
                 "weight": torch.zeros((), device=parameter.device),  # of all values averaged so far: 1 + β + β² + …
             }
             for name, parameter in self.parameters.items()
@@ -55,8 +58,8 @@ class StreamingEWC(Mitigator):
             mean, fisher, weight = (state[name][key] for key in ("mean", "fisher", "weight"))
             weight.mul_(self.decay).add_(1)
             share = (1 / weight).to(mean.dtype)
-            mean.lerp_(parameters[name], share)
-            fisher.lerp_(gradient.square(), share)
+            mean.lerp_(parameters[name].to(mean.dtype), share)
+            fisher.lerp_(gradient.to(fisher.dtype).square(), share)
             add_product(gradient, fisher, parameters[name] - mean, strength)
 
     def _penalty(self, parameters: Tensors) -> Tensor:

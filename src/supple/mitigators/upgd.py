@@ -7,7 +7,7 @@ from torch import nn
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
 from supple.population import Population
-from supple.power_iteration import TINY
+from supple.power_iteration import TINY, working_dtype
 from supple.roles import Kind, Role
 
 
@@ -58,7 +58,7 @@ class UPGD(Mitigator):
         self.noise, self.decay, self.weight_decay = noise, decay, weight_decay
         self.state = {
             name: {
-                "utility": torch.zeros_like(parameter.detach()),
+                "utility": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
                 "weight": torch.zeros((), device=parameter.device),  # of all values averaged so far: 1 + β + β² + …
             }
             for name, parameter in self.parameters.items()
@@ -70,7 +70,8 @@ class UPGD(Mitigator):
         for name, gradient in gradients.items():
             weight = state[name]["weight"].mul_(self.decay).add_(1)
             utility = state[name]["utility"]
-            utilities[name] = utility.lerp_(-gradient * parameters[name], (1 / weight).to(utility.dtype))
+            cost = -(gradient * parameters[name]).to(utility.dtype)
+            utilities[name] = utility.lerp_(cost, (1 / weight).to(utility.dtype))
         peaks = [self.roles[name].vector(utility).amax(-1) for name, utility in utilities.items()]
         peak = torch.stack(peaks).amax(0)
         for name, gradient in gradients.items():

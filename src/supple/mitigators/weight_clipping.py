@@ -16,9 +16,13 @@ class WeightClipping(Mitigator):
     Args:
         network: a module or a :class:`Population`.
         strength: 1/ζ: the larger, the tighter, and 0 clips nothing. The source tries ζ from 1 to 5; torch's default
-            initialisation lies within ζ = 1.
+            initialisation of linear layers and convolutions lies within ζ = 1, that of embeddings and attention does
+            not.
         roles: parameter name to role. Matrices are clipped, and the vectors of a module that also owns a matrix, by its
             fan-in; all else is left alone.
+
+    Raises:
+        ValueError: for a network without a weight matrix.
 
     Source: Elsayed, Lan, Lyle & Mahmood, *Weight Clipping for Deep Continual and Reinforcement Learning*, 2024.
 
@@ -49,7 +53,7 @@ class WeightClipping(Mitigator):
         for name in self.parameters:
             if self.roles[name].kind == "vector" and name.rpartition(".")[0] in owners:
                 self.fan_in[name] = owners[name.rpartition(".")[0]]
-        self.parameters = {name: self.parameters[name] for name in self.fan_in}
+        self._act_on(self.fan_in, "weight matrices")
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in parameters.items():
