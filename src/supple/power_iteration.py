@@ -5,10 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# How much of a fixed random direction each iteration mixes back in. Rounding does this by itself in a dense matrix; in
-# a diagonal or sparse one a direction that has died out would stay dead, and the estimate would cling to a smaller
-# singular value when another overtakes it. It moves the estimate of sigma by about its square, 1e-12.
 RESTART = 1e-6
+"""How much of a fixed random direction each iteration mixes in with v.
+
+Rounding does this by itself in a dense matrix; in a diagonal or sparse one a direction that has died out would stay
+dead, and the estimate would cling to a smaller singular value when another overtakes it. It moves σ by some 1e-12.
+"""
 
 TINY = 1e-18
 """Norms below this fade to zero: their squares would be lost in float32."""
@@ -33,7 +35,7 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
     Args:
         weight: matrices of shape ``(..., m, n)``. Half precision is computed in float32.
         v: right singular vectors from the last call, ``(..., n)``; a zero vector is allowed.
-        restart: a fixed random direction, ``(..., n)``, mixed in with weight 1e-6 so that no direction is lost.
+        restart: a fixed random direction of length one, ``(..., n)``, of which a trace is mixed in.
         iterations: at least 1. One a step is enough when the vectors are kept, since a weight moves little in a step
             (Yoshida & Miyato, 2017).
 
@@ -44,11 +46,25 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
     >>> power_iteration(diagonal, torch.ones(2), torch.ones(2), iterations=20).sigma
     tensor(3.)
     """
-    weight = weight.to(working_dtype(weight))
     for _ in range(iterations):
-        u, _ = _normalize(_multiply(weight, torch.add(v, restart, alpha=RESTART)))
-        v, sigma = _normalize(_multiply(weight.mT, u))
-    return SingularTriple(sigma, u, v)
+        u, w = half_iteration(weight, v, restart)
+        sigma = norm_of(w)
+        v = w * (1 / sigma.clamp_min(TINY))
+    return SingularTriple(sigma.squeeze(-1), u, v)
+
+
+def half_iteration(weight: Tensor, v: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
+    """The two reads of the weight in one iteration: u of length one, and w = Wᵀu, whose length is σ."""
+    weight = weight.to(working_dtype(weight))
+    u = _multiply(weight, torch.add(v, restart, alpha=RESTART))
+    u = u / norm_of(u).clamp_min(TINY)
+    return u, _multiply(weight.mT, u)
+
+
+def norm_of(vector: Tensor) -> Tensor:
+    """The length of each ``(..., n)``, as ``(..., 1)``."""
+    norm: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return norm
 
 
 def spectral_norm(weight: Tensor) -> Tensor:
@@ -70,11 +86,6 @@ def spectral_norm(weight: Tensor) -> Tensor:
 def working_dtype(tensor: Tensor) -> torch.dtype:
     """float32, or the tensor's own type where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _normalize(vector: Tensor) -> tuple[Tensor, Tensor]:
-    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    return vector / norm.clamp_min(TINY), norm.squeeze(-1)
 
 
 def _multiply(weight: Tensor, vector: Tensor) -> Tensor:

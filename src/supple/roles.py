@@ -62,7 +62,8 @@ class Role:
         ``tensor`` is ``(..., *shape)``; ``u`` and ``v`` are ``(..., groups, out)`` and ``(..., groups, in · kernel)``,
         without the groups for one matrix alone.
         """
-        u, v = u.to(tensor.dtype), v.to(tensor.dtype)
+        if u.dtype != tensor.dtype:
+            u, v = u.to(tensor.dtype), v.to(tensor.dtype)
         if self._is_plain:
             tensor.addcmul_(u.unsqueeze(-1), v.unsqueeze(-2))
             return

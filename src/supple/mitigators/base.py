@@ -53,8 +53,6 @@ class Mitigator:
         roles: overrides for :func:`supple.roles.find_roles`.
     """
 
-    coupled = True
-    """Whether the penalty's gradient passes through the optimizer."""
     largest_strength = math.inf
     traceable = True
     """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
@@ -69,6 +67,8 @@ class Mitigator:
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
         self._network, self._role_overrides = network, roles
+        self.acts_on_gradients = type(self).add_gradients is not Mitigator.add_gradients
+        self.acts_on_parameters = type(self).change_parameters is not Mitigator.change_parameters
         self._members = (len(network),) if isinstance(network, Population) else ()
         self.strength = strength
         self.roles = find_roles(network, roles)
@@ -164,10 +164,12 @@ class Mitigator:
             raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
         if not self._observed:
             self.observe()
-        self._hooks[optimizer] = (
-            optimizer.register_step_pre_hook(self._on_step_start),
-            optimizer.register_step_post_hook(self._on_step_end),
-        )
+        hooks = []
+        if self.acts_on_gradients:
+            hooks.append(optimizer.register_step_pre_hook(self._on_step_start))
+        if self.acts_on_parameters:
+            hooks.append(optimizer.register_step_post_hook(self._on_step_end))
+        self._hooks[optimizer] = tuple(hooks)
         return self
 
     def detach(self) -> Self:
@@ -233,7 +235,7 @@ class Mitigator:
             loss = closure()
             parameters = self._held_in(*optimizer.param_groups)
             with torch.no_grad():
-                if loss is not None and self.coupled:
+                if loss is not None:
                     loss = loss + (self.strength * self._penalty(parameters)).sum()
                 self._regularize(parameters)
             return loss
@@ -243,7 +245,7 @@ class Mitigator:
     def _regularize(
         self, parameters: Tensors, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
     ) -> None:
-        if not self.coupled or type(self).add_gradients is Mitigator.add_gradients:
+        if not self.acts_on_gradients:
             return
         for name, parameter in parameters.items():
             if parameter.grad is not None and parameter.grad.is_sparse:

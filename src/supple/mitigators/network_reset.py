@@ -52,7 +52,6 @@ class NetworkReset(Mitigator):
     """
 
     largest_strength = 1.0
-    coupled = False
     traceable = False
 
     def __init__(

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
 from supple.population import Population
-from supple.power_iteration import TINY, SingularTriple, power_iteration, working_dtype
+from supple.power_iteration import (
+    TINY,
+    half_iteration,
+    norm_of,
+    power_iteration,
+    working_dtype,
+)
 from supple.roles import Kind, Role
 
 _WARM_UP = 15
@@ -80,15 +86,15 @@ class SpectralRegularizer(Mitigator):
             raise ValueError(f"expected at least 1 power iteration a step, got {power_iterations}: 1 is enough")
         super().__init__(network, strength, roles=roles)
         self.exponent, self.target, self.power_iterations = int(exponent), float(target), power_iterations
-        self.coupled = not decoupled
+        self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.state = self._first_vectors(seed)
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        if self.coupled:
+        if self.acts_on_gradients:
             self._pull(parameters, gradients, state, partial(self._slope, strength=strength))
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        if self.coupled:
+        if not self.acts_on_parameters:
             return
 
         def back(stretches: Tensor, target: float, step_size: Strength) -> Tensor:
@@ -108,7 +114,9 @@ class SpectralRegularizer(Mitigator):
         fast, and by nothing where it rests; :func:`supple.describe` shows the exact values.
         """
         self._follow_devices()
-        return {name: self._iterate(name, self.parameters[name], self.state).sigma for name in self.state}
+        return {
+            name: norm_of(self._half(name, self.parameters[name], self.state)[1]).squeeze(-1) for name in self.state
+        }
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         k = self.exponent
@@ -116,11 +124,14 @@ class SpectralRegularizer(Mitigator):
         for name, parameter in parameters.items():
             role = self.roles[name]
             if role.kind == "matrix":
-                look = self._advance if torch.is_grad_enabled() else self._iterate
+                advances = torch.is_grad_enabled()
                 with torch.no_grad():
-                    _, u, v = look(name, parameter, self.state)
+                    u, w = self._half(name, parameter, self.state)
+                    v = w * (1 / norm_of(w).clamp_min(TINY))
+                    if advances:
+                        self.state[name]["v"].copy_(v)
                 sigma = ((role.matrices(parameter).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)
-                terms = self._row(sigma**k - self.target**k).square()
+                terms = (sigma**k - self.target**k).square().view(*self._members, -1)
             elif role.kind == "vector":
                 terms = (_vector(role, parameter).square().sum(-1, keepdim=True)) ** k
             else:
@@ -141,37 +152,49 @@ class SpectralRegularizer(Mitigator):
         All stretches of the network lie in one tensor while their amounts are worked out: it takes as many small
         operations for a hundred layers as for one.
         """
-        triples = {name: self._advance(name, parameters[name], state) for name in self._names(parameters, "matrix")}
-        scales = {name: _vector(self.roles[name], parameters[name]) for name in self._names(parameters, "scale")}
-        if triples or scales:
-            stretches = [self._row(triple.sigma) for triple in triples.values()] + list(scales.values())
-            amounts = iter(_at_once(stretches, lambda stretches: amount(stretches, self.target)))
-            for name, (sigma, u, v) in triples.items():
-                self.roles[name].add_outer_(into[name], next(amounts).view_as(sigma).unsqueeze(-1) * u, v)
-            for name in scales:
-                into[name].add_(next(amounts).view_as(into[name]))
-        vectors = {name: _vector(self.roles[name], parameters[name]) for name in self._names(parameters, "vector")}
+        by_kind: dict[Kind, list[str]] = {"matrix": [], "scale": [], "vector": []}
+        for name in parameters:
+            by_kind[self.roles[name].kind].append(name)
+        matrices, scales, vectors = by_kind.values()
+
+        if matrices:
+            halves = [self._half(name, parameters[name], state) for name in matrices]
+            sigmas = [norm_of(w) for _, w in halves]
+            sigma = torch.cat([self._row(each) for each in sigmas], -1)
+            inverse = 1 / sigma.clamp_min(TINY)
+            factors = self._apart(amount(sigma, self.target) * inverse, sigmas)
+            for name, (u, w), factor, each in zip(matrices, halves, factors, self._apart(inverse, sigmas), strict=True):
+                self.roles[name].add_outer_(into[name], u.mul_(factor), w)
+                torch.mul(w, each, out=state[name]["v"])
+        for name in scales:
+            into[name].add_(amount(_vector(self.roles[name], parameters[name]), self.target).view_as(into[name]))
         if vectors:
-            norms = [torch.linalg.vector_norm(vector, dim=-1, keepdim=True) for vector in vectors.values()]
-            per_unit = _at_once(norms, lambda norm: amount(norm, 0.0) / norm.clamp_min(TINY))
-            for (name, vector), share in zip(vectors.items(), per_unit, strict=True):
-                into[name].add_((share * vector).view_as(into[name]))
+            seen = [_vector(self.roles[name], parameters[name]) for name in vectors]
+            norms = [norm_of(vector) for vector in seen]
+            norm = torch.cat(norms, -1)
+            factors = self._apart(amount(norm, 0.0) / norm.clamp_min(TINY), norms)
+            for name, vector, factor in zip(vectors, seen, factors, strict=True):
+                into[name].add_((vector * factor).view_as(into[name]))
 
     def _row(self, sigma: Tensor) -> Tensor:
-        """(members…, groups), or (members…) for one matrix, as (members…, n)."""
-        return sigma.view(*self._members, -1)
+        """(members…, groups, 1), or (members…, 1) for one matrix, as (members…, n)."""
+        return sigma if sigma.ndim == len(self._members) + 1 else sigma.squeeze(-1)
 
-    def _names(self, parameters: Tensors, kind: Kind) -> list[str]:
-        return [name for name in parameters if self.roles[name].kind == kind]
+    def _apart(self, together: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+        """What was put side by side, in pieces of the tensors' shapes again."""
+        sizes = [tensor.shape[len(self._members)] for tensor in tensors]
+        pieces: tuple[Tensor, ...] = torch.split(together, sizes, -1)
+        return [
+            piece if piece.ndim == tensor.ndim else piece.unsqueeze(-1)
+            for piece, tensor in zip(pieces, tensors, strict=True)
+        ]
 
-    def _advance(self, name: str, parameter: Tensor, state: State) -> SingularTriple:
-        triple = self._iterate(name, parameter, state)
-        state[name]["v"].copy_(triple.v)
-        return triple
-
-    def _iterate(self, name: str, parameter: Tensor, state: State) -> SingularTriple:
-        weight = self.roles[name].matrices(parameter)
-        return power_iteration(weight, state[name]["v"], state[name]["restart"], self.power_iterations)
+    def _half(self, name: str, parameter: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """The present step's u, and w = σv."""
+        weight, v, restart = self.roles[name].matrices(parameter), state[name]["v"], state[name]["restart"]
+        if self.power_iterations > 1:
+            v = power_iteration(weight, v, restart, self.power_iterations - 1).v
+        return half_iteration(weight, v, restart)
 
     @torch.no_grad()
     def _first_vectors(self, seed: int) -> State:
@@ -194,8 +217,3 @@ class SpectralRegularizer(Mitigator):
 
 def _vector(role: Role, parameter: Tensor) -> Tensor:
     return role.vector(parameter).to(working_dtype(parameter))
-
-
-def _at_once(tensors: list[Tensor], function: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """An element-wise function of many small tensors ``(members…, n)`` in one call."""
-    return torch.split(function(torch.cat(tensors, -1)), [tensor.shape[-1] for tensor in tensors], -1)

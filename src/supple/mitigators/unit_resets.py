@@ -57,7 +57,6 @@ class UnitResets(Mitigator):
         ValueError: when the network has no unit that can be replaced alone.
     """
 
-    coupled = False
     observes = True
     traceable = False
     needs_mean = False
