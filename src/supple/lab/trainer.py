@@ -49,6 +49,7 @@ class Trainer:
         self.inputs = self.data.inputs(device)
         self.population = Population(lambda: make_model(self.data, **method.model), run.seeds).to(device)
         self.members = [self.population.member(index, share=True) for index in range(len(run.seeds))]
+        self._members_parameters = [list(member.parameters()) for member in self.members]
         self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
         self.buffers: Tensors = dict(self.population.stacked.named_buffers())
         self.moments = adam_moments(self.parameters)
@@ -72,7 +73,8 @@ class Trainer:
         labels = torch.stack([self.shift(self.data, seed, task) for seed in run.seeds]).to(self.device)
         orders = [batch_order(examples, run.batch_size, run.epochs, seed, task) for seed in run.seeds]
         for step, batch in enumerate(torch.stack(orders, dim=1).to(self.device), 1):
-            self._step(self.inputs[batch], labels.gather(1, batch))
+            inputs = self.inputs.index_select(0, batch.flatten()).view(*batch.shape, *self.inputs.shape[1:])
+            self._step(inputs, labels.gather(1, batch))
             if step % 50 == 0:
                 report(task + step / self.steps_a_task)
         return [
@@ -127,13 +129,12 @@ class Trainer:
         return found
 
     def _one_by_one(self, x: Tensor, y: Tensor) -> Tensors:
-        gradients: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
-        for member, inputs, labels in zip(self.members, x, y, strict=True):
-            parameters = dict(member.named_parameters())
-            loss = cross_entropy(member(inputs), labels)
-            for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-                gradients[name].append(gradient)
-        return {name: torch.stack(found) if len(found) > 1 else found[0][None] for name, found in gradients.items()}
+        found = [
+            torch.autograd.grad(cross_entropy(member(inputs), labels), parameters)
+            for member, parameters, inputs, labels in zip(self.members, self._members_parameters, x, y, strict=True)
+        ]
+        stacked = (torch.stack(each) if len(each) > 1 else each[0][None] for each in zip(*found, strict=True))
+        return dict(zip(self.parameters, stacked, strict=True))
 
     @torch.no_grad()
     def _measure(self, labels: Tensor) -> Tensors:
