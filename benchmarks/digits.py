@@ -66,7 +66,7 @@ def done(runs: list[Run], config: Digits) -> pl.DataFrame:
             progress.advance(bar, finished - tasks[run])
             tasks[run] = finished
 
-        work_through(missing, partial(train, root=config.out), workers=config.workers, report=report)
+        work_through(missing, partial(train, root=config.out, pieces=2), workers=config.workers, report=report)
     folders = [run.folder(config.out).path.name for run in runs]
     return load(config.out).filter(pl.col("run").is_in(folders))
 

@@ -135,7 +135,7 @@ def _train(runs: Sequence["RunConfig"], out: Path, workers: int | None) -> None:
         return
     done = dict.fromkeys(runs, 0.0)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn()) as progress:
+    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), refresh_per_second=2) as progress:
         bars = {
             method: progress.add_task(method, total=sum(run.tasks for run in runs if run.method == method))
             for method in dict.fromkeys(run.method for run in runs)
@@ -149,7 +149,7 @@ def _train(runs: Sequence["RunConfig"], out: Path, workers: int | None) -> None:
             )
             progress.update(whole, completed=sum(done.values()))
 
-        work_through(runs, partial(train, root=out), workers=workers, report=report)
+        work_through(runs, partial(train, root=out, pieces=2), workers=workers, report=report)
 
 
 def _table(rows: "pl.DataFrame", title: str) -> "Table":

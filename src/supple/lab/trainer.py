@@ -1,5 +1,6 @@
 """The one continual-learning loop: a population learns task after task and is measured at the end of each."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,17 @@ class Trainer:
         }
 
 
-def train(run: Run, report: Report = lambda tasks: None, *, root: Path) -> None:
-    """Train a run to its end, in its folder under ``root``, from the last finished task on.
+def train(run: Run, report: Report = lambda tasks: None, *, root: Path, pieces: int = 1) -> bool:
+    """Train a run in its folder under ``root``, from the last finished task on.
 
-    ``report`` is told every now and then how many tasks, with fractions, are done.
+    Args:
+        run: what to train.
+        report: told every now and then how many tasks, with fractions, are done.
+        root: the folder of all runs.
+        pieces: how many calls it takes to the end; for sharing workers between runs.
+
+    Returns:
+        Whether tasks are left.
     """
     folder = run.folder(root)
     # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
@@ -175,7 +183,9 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: Path) -> None:
     if checkpoint:
         finished, rows = checkpoint["finished"], [tuple(row) for row in checkpoint["rows"]]
         trainer.load_state_dict(checkpoint["trainer"])
-    for task in range(finished, run.tasks):
+    end = min(run.tasks, finished + math.ceil(run.tasks / pieces))
+    for task in range(finished, end):
         rows += trainer.learn(task, report)
         folder.save({"finished": task + 1, "trainer": trainer.state_dict()}, rows)
         report(task + 1)
+    return end < run.tasks
