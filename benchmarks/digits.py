@@ -25,7 +25,7 @@ from supple.runs.sweep import work_through
 PROBLEM = "random-label-digits"
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # the paper's
 OTHER_STRENGTHS = {  # where the dial means something else
-    "decoupled-spectral": (1e-3, 2e-3, 4e-3),
+    "decoupled-spectral": (3.0, 1.0, 0.3),
     "redo": (0.3, 0.1, 0.025),
     "continual-backprop": (1e-3, 1e-4, 1e-5),
     "self-normalized-resets": (0.05, 0.02, 0.01),
