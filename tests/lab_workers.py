@@ -33,6 +33,15 @@ def fails_first(job, report):
     Path(folder, name).touch()
 
 
+def in_pieces(job, report):
+    """Adds one line a piece to its file, and has three of them."""
+    path = Path(*job)
+    lines = [*path.read_text().splitlines(), "piece"] if path.exists() else ["piece"]
+    path.write_text("\n".join(lines))
+    report(len(lines))
+    return len(lines) < 3
+
+
 def fails_beside_long_work(job, report):
     if job[0] == 0:
         time.sleep(1)  # until the other one has begun

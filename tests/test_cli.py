@@ -39,7 +39,8 @@ def jobs(monkeypatch):
 
     def work_through(jobs, work, *, workers, report):
         for job in jobs:
-            work(job, lambda tasks, job=job: report(job, tasks))
+            while work(job, lambda tasks, job=job: report(job, tasks)):
+                pass
             done.append(job)
 
     monkeypatch.setattr(sweep, "work_through", work_through)
@@ -77,7 +78,7 @@ def test_run_trains_in_processes_of_its_own(supple, tmp_path, capsys):
     assert accuracy > 0.3  # of random labels, of which 0.1 are right by chance
     output = capsys.readouterr().out
     shown = f"{accuracy:.3f}"
-    assert table(output) == {"none": ["0", shown, shown, f"{shown} to {shown}"]}
+    assert table(output) == {"none": ["-", shown, shown, f"{shown} to {shown}"]}
 
 
 def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
@@ -88,7 +89,7 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
         (a0, a1), (b0, b1) = (values for name, values in results.items() if name.startswith(f"{DIGITS}-{method}-"))
         a, b = (a0 + a1) / 2, (b0 + b1) / 2
         assert cells == [
-            f"{METHODS[method].strength:g}",
+            f"{METHODS[method].strength:g}" if METHODS[method].strength else "-",
             f"{(a0 + b0) / 2:.3f}",
             f"{(a + b) / 2:.3f} ± {abs(a - b) / 2:.3f}",
             f"{min(a, b):.3f} to {max(a, b):.3f}",

@@ -249,6 +249,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method, model, moment, whole, br
     assert reports == [task + part for task in range(done, 3) for part in (50 / 60, 1)]  # and no finished task again
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+def test_a_run_in_pieces_ends_with_the_same_bits(pieces, whole, broken):
+    run = long_run("shrink-and-perturb")
+    assert train(run, root=whole) is False
+    left = [train(run, root=broken, pieces=pieces) for _ in range(min(pieces, 3))]
+    assert left == [True] * (len(left) - 1) + [False]
+    assert_equal_runs(run, broken, whole)
+
+
 @pytest.mark.parametrize("task", [0, 2], ids=["first", "last"])
 @pytest.mark.parametrize("name", ["save", "write_parquet"])
 def test_a_run_that_dies_while_it_saves_goes_on(name, task, whole, broken, monkeypatch):

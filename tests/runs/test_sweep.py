@@ -29,6 +29,13 @@ def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
         assert (threads, trim, pad) == (1, "1073741824", "4096")
 
 
+def test_a_job_of_which_more_is_left_goes_on(tmp_path):
+    done = {(str(tmp_path), str(number)): 0.0 for number in range(3)}
+    work_through(done, lab_workers.in_pieces, workers=2, report=done.__setitem__)
+    assert list(done.values()) == [3, 3, 3]
+    assert {path.read_text().count("piece") for path in tmp_path.iterdir()} == {3}
+
+
 def test_an_error_arrives_as_it_was_and_stops_the_rest(tmp_path):
     environment = dict(os.environ)
     jobs = [(str(tmp_path), str(number)) for number in range(9)]
