@@ -1,7 +1,7 @@
 """Write docs/methods.md from the raw results beside it.
 
-python benchmarks/overhead.py --methods all --rounds 12 --out results/overhead/methods-mlp.json
-python benchmarks/overhead.py --methods all --rounds 4 --network conv --out results/overhead/methods-conv.json
+python benchmarks/overhead.py --methods all --rounds 14 --out results/overhead/methods-mlp.json
+python benchmarks/overhead.py --methods all --rounds 5 --steps 5 --network conv --out results/overhead/methods-conv.json
 python benchmarks/digits.py
 python benchmarks/methods_page.py
 """
