@@ -16,7 +16,7 @@ Work = Callable[[Job, Callable[[float], None]], bool | None]
 """Does one job, calling its second argument with how much of it is done; true when there is more of it to do."""
 
 # glibc hands freed memory back to the system and fetches it anew at each training step, page fault by page fault.
-# Told to keep it, in large pages, a step of a 4x256 network takes a fifth less time. Other C libraries ignore this.
+# Told to keep it, in large pages, a step of a small network takes clearly less time. Other C libraries ignore this.
 _KEEP_FREED_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
