@@ -34,7 +34,7 @@ class Method:
     mitigator: Callable[..., Mitigator] = Mitigator
     """Called with the network and the strength; the default does nothing."""
     strength: float = 0.0
-    """The default: the best on digits of those tried, on a seed that is not reported; untried, the source's; 0 for none."""
+    """The default: the best of those tried on digits, on a seed that is not reported; untried, the source's."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network."""
 
