@@ -20,7 +20,7 @@ bench: $(READY)  ## what the regularizers cost a training step; wants a quiet ma
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,ray,rl,dev,clients,docs]'
 	touch $@
 
 .PHONY: demo test lint bench
