@@ -1,24 +1,107 @@
 """The command line: each command is a dataclass whose field docstrings are its help."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 if TYPE_CHECKING:
     import polars as pl
-    from rich.table import Table
 
-    from supple.lab.problems import Run as RunConfig
+    from supple.lab.run import Run as RunConfig
 
 # Everything heavy is imported where it is used, so that a help text appears at once.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Engine:
+    """Where things are trained, and where results go."""
+
+    out: str = "runs"
+    """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`). What is there
+    is not trained again; a run that was interrupted goes on after its last finished task."""
+    engine: Literal["local", "ray"] = "local"
+    """Processes on this machine, or tasks on a Ray cluster (needs the extra `supple[ray]`)."""
+    address: str | None = None
+    """Of an existing Ray cluster, such as `auto`; a local one is started when left out."""
+    gpus: float = 0.0
+    """With Ray: the share of a GPU that each run takes."""
+    workers: int | None = None
+    """Processes at a time; as many as the cores allow when left out."""
+    threads: int = 1
+    """Of each process. More pay only for large networks on a quiet machine, and change results in the last bits."""
+
+    def train(self, members: Sequence["RunConfig"]) -> "pl.DataFrame":
+        """Train what is missing of these members and return all that was measured of them."""
+        from functools import partial
+
+        from supple.lab.grid import missing, results
+        from supple.lab.trainer import train
+        from supple.runs import cluster, sweep
+        from supple.runs.progress import progress_of
+
+        runs = missing(members, self.out)
+        if runs:
+            work = partial(train, root=self.out, pieces=2)
+            with progress_of({run: (run.method, run.tasks) for run in runs}) as report:
+                options = {"workers": self.workers, "threads": self.threads, "report": report}
+                if self.engine == "ray":
+                    cluster.work_through(runs, work, gpus=self.gpus, address=self.address, **options)
+                else:
+                    sweep.work_through(runs, work, **options)
+        return results(members, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is learned, and how; what is left out is the problem's own."""
+
+    scale: Literal["quick", "paper"] = "quick"
+    """`quick` ends in minutes on two cores and shows the effect; `paper` is the published protocol."""
+    data: str | None = None
+    """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
+    examples: int | None = None
+    """Train on so many images, spread evenly over the data set."""
+    shift: str | None = None
+    """How the problem changes: a name, or `package.module:function`."""
+    model: str | None = None
+    """The network: a name, or `package.module:function`, called with the data set."""
+    optimizer: str | None = None
+    """`adam`, `sgd` or `muon`."""
+    batch_size: int | None = None
+    """Images a step."""
+    epochs: int | None = None
+    """For each task."""
+    tasks: int | None = None
+    """How many, one after the other."""
+    option: dict[str, int | float | str] | None = None
+    """Keyword arguments of the method besides its strength, such as `exponent 4`."""
+
+    def run(self, problem: str, method: str, seed: int, **changes: Any) -> "RunConfig":
+        """One member's run."""
+        from supple.lab.run import Run as RunConfig
+
+        return RunConfig.of(
+            problem,
+            method,
+            [seed],
+            scale=self.scale,
+            options=self.option,
+            dataset=self.data,
+            examples=self.examples,
+            shift=self.shift,
+            model=self.model,
+            optimizer=self.optimizer,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            tasks=self.tasks,
+            **changes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Engine):
     """Watch a network lose its plasticity on real digits, and keep it with one more line.
 
     Small networks memorize random labels for 1,797 scanned digits, thirty times over, each time with new labels.
@@ -28,17 +111,25 @@ class Demo:
     """What to compare; `supple list` names them all."""
     seeds: int = 3
     """Networks trained for each method, from different initial weights on different labels."""
-    out: Path = Path("runs/demo")
+    out: str = "runs/demo"
     """Where results and charts go. What is already there is not trained again."""
-    workers: int | None = None
-    """Processes at a time; one for each core when left out."""
 
     def __call__(self) -> None:
-        _compare("random-label-digits", self.methods, self.seeds, self.out, self.workers)
+        protocol = Protocol()
+        _show(
+            self.train(
+                [
+                    protocol.run("random-label-digits", method, seed)
+                    for seed in range(self.seeds)
+                    for method in dict.fromkeys(self.methods)
+                ]
+            ),
+            self.out,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Protocol, Engine):
     """Train one method on one problem, over several seeds."""
 
     problem: tyro.conf.Positional[str]
@@ -49,137 +140,142 @@ class Run:
     """The method's strength; its default when left out."""
     step_size: float | None = None
     """The optimizer's; the problem's own when left out."""
-    tasks: int | None = None
-    """How many tasks to learn, one after the other; the problem's own number when left out."""
     seeds: int = 3
     """Networks trained, from different initial weights on different tasks."""
-    out: Path = Path("runs")
-    """Where results and charts go. A run that was interrupted goes on after its last finished task."""
-    workers: int | None = None
-    """Processes at a time; one for each core when left out."""
 
     def __call__(self) -> None:
-        changes = {"strength": self.strength, "step_size": self.step_size, "tasks": self.tasks}
-        _compare(self.problem, [self.method], self.seeds, self.out, self.workers, **changes)
+        changes = {"strength": self.strength, "step_size": self.step_size}
+        _show(
+            self.train([self.run(self.problem, self.method, seed, **changes) for seed in range(self.seeds)]), self.out
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Protocol, Engine):
+    """Compare methods over strengths, step sizes and seeds; run it again and only what is missing is trained."""
+
+    problem: tyro.conf.Positional[str]
+    """A name from `supple list`."""
+    methods: tuple[str, ...] = ("none", "l2", "l2-init", "spectral")
+    """Names from `supple list`."""
+    strengths: tuple[float, ...] = ()
+    """Of every method that has one; each method's default when left out."""
+    step_sizes: tuple[float, ...] = ()
+    """The optimizer's; the problem's own when left out."""
+    seeds: int = 3
+    """Networks for each setting, from different initial weights on different tasks."""
+    tuning_seeds: int = 0
+    """Choose each method's strength and step size on so many other seeds first; the best alone is trained on `seeds`."""
+
+    def __call__(self) -> None:
+        from supple.lab.grid import TUNING_SEEDS, tuned
+
+        if self.tuning_seeds:
+            tried = self.grid(range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds))
+            rows = self.train(tried)
+            _show(rows, self.out, "tuning")
+            best = tuned(rows)
+            chosen = [
+                run for run in self.grid(range(self.seeds)) if (run.method, run.strengths[0], run.step_size) in best
+            ]
+        else:
+            chosen = self.grid(range(self.seeds))
+        _show(self.train(chosen), self.out)
+
+    def grid(self, seeds: Iterable[int]) -> list["RunConfig"]:
+        """Every method with every strength, step size and seed."""
+        from supple.lab.methods import METHODS
+        from supple.lab.run import named
+
+        return [
+            self.run(self.problem, method, seed, strength=strength, step_size=step_size)
+            for seed in seeds
+            for method in dict.fromkeys(self.methods)
+            for strength in (named(method, METHODS, "method").strength and self.strengths) or (None,)
+            for step_size in self.step_sizes or (None,)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Print what lies in a folder of runs: mean, standard error, interquartile mean and bootstrap interval."""
+
+    runs: tyro.conf.Positional[str] = "runs"
+    """The folder."""
+    metric: str | None = None
+    """What to show, such as `spectral_norm`; accuracies when left out."""
+
+    def __call__(self) -> None:
+        from supple.runs.store import load
+
+        rows = load(self.runs)
+        if self.metric:
+            from supple.errors import known
+
+            known(self.metric, sorted(rows["metric"].unique()), "metric")
+        for _, problem in rows.group_by("problem", "scale", maintain_order=True):
+            _print_tables(problem, self.metric)
 
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Name every problem and every method."""
+    """Name every problem, method, data set, shift, network and optimizer."""
 
     def __call__(self) -> None:
         from rich.console import Console
         from rich.table import Table
 
+        from supple.lab.datasets import DATASETS
         from supple.lab.methods import METHODS
+        from supple.lab.models import MODELS
+        from supple.lab.optimizers import OPTIMIZERS
         from supple.lab.problems import PROBLEMS
+        from supple.lab.shifts import SHIFTS
 
-        problems = Table("problem", "scale", "tasks", "what it is", title="Problems", title_justify="left")
+        problems = Table("problem", "scales", "tasks", "what it is", title="Problems", title_justify="left")
         for name, problem in PROBLEMS.items():
-            problems.add_row(name, problem.scale, str(problem.tasks), problem.summary)
+            tasks = [str(problem.protocol(scale)["tasks"]) for scale in problem.scales]
+            problems.add_row(name, ", ".join(problem.scales), ", ".join(tasks), problem.summary)
         methods = Table("method", "strength", "what it does", title="Methods", title_justify="left")
         for name, method in METHODS.items():
             methods.add_row(name, f"{method.strength:g}" if method.strength else "-", method.summary)
-        console = Console()
-        console.print(problems, methods, sep="\n\n")
+        parts = Table("of", "there are", title="Parts", title_justify="left")
+        for kind, table in (("data", DATASETS), ("shift", SHIFTS), ("model", MODELS), ("optimizer", OPTIMIZERS)):
+            parts.add_row(f"--{kind}", ", ".join(table))
+        Console().print(problems, methods, parts, sep="\n\n")
 
 
-def _compare(
-    problem: str, methods: Sequence[str], seeds: int, out: Path, workers: int | None, **changes: float | None
-) -> None:
-    """Train every method with every seed, then print a table and draw the curves."""
-    import polars as pl
+def _show(rows: "pl.DataFrame", out: str, name: str = "chart") -> None:
+    """Print the tables and draw the curves of one problem."""
     from rich.console import Console
 
-    from supple.lab.problems import Run as RunConfig
     from supple.runs.charts import learning_curves, save
-    from supple.runs.store import load
+    from supple.runs.tables import stamped
 
-    # On a CPU these networks fill a core each: one seed a run, so that the cores stay busy to the end.
-    runs = [
-        RunConfig.of(problem, method, [seed], **changes) for seed in range(seeds) for method in dict.fromkeys(methods)
-    ]
-    if not runs:
-        raise ValueError(f"expected at least one method and one seed, got {len(methods)} and {seeds}")
-    _train([run for run in runs if not run.folder(out).finished(run.tasks)], out, workers)
-    order = pl.DataFrame({"run": [run.folder(out).path.name for run in runs]})
-    rows = order.join(load(out), on="run", maintain_order="left_right")
-
+    seeds = rows["seed"].n_unique()
+    metric = _print_tables(rows)
     console = Console()
-    console.print(_table(rows, f"{problem} ({runs[0].scale} scale)"))
-    chart = learning_curves(
-        rows,
-        "train_accuracy",
-        f"{problem} ({runs[0].scale} scale)",
-        f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}",
-    )
-    for path in save(chart, out):
+    subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
+    for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, name):
         console.print(f"chart: {path}", highlight=False, soft_wrap=True)
     console.print(f"runs:  {out}", highlight=False, soft_wrap=True)
 
 
-def _train(runs: Sequence["RunConfig"], out: Path, workers: int | None) -> None:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
+    """Print the tables of one problem; return the metric that it is about."""
+    from rich.console import Console
 
-    from supple.lab.trainer import train
-    from supple.runs.sweep import work_through
+    from supple.runs.tables import results_table
 
-    if not runs:
-        return
-    done = dict.fromkeys(runs, 0.0)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), refresh_per_second=2) as progress:
-        bars = {
-            method: progress.add_task(method, total=sum(run.tasks for run in runs if run.method == method))
-            for method in dict.fromkeys(run.method for run in runs)
-        }
-        whole = progress.add_task("all", total=sum(run.tasks for run in runs))
-
-        def report(run: "RunConfig", tasks: float) -> None:
-            done[run] = tasks
-            progress.update(
-                bars[run.method], completed=sum(done[other] for other in runs if other.method == run.method)
-            )
-            progress.update(whole, completed=sum(done.values()))
-
-        work_through(runs, partial(train, root=out, pieces=2), workers=workers, report=report)
+    shown = [metric] if metric else [name for name in ACCURACIES if name in rows["metric"]]
+    for each in shown:
+        Console().print(results_table(rows, each))
+    return shown[-1]
 
 
-def _table(rows: "pl.DataFrame", title: str) -> "Table":
-    from rich.table import Table
+ACCURACIES = ("train_accuracy", "test_accuracy")
 
-    from supple.runs.stats import by_task, last_tasks
-
-    count = min(5, *rows["tasks"].to_list())
-    last = last_tasks(rows, "train_accuracy", count)
-    first = {
-        (row["method"], row["strength"]): row["mean"]
-        for row in by_task(rows, "train_accuracy").to_dicts()
-        if not row["task"]
-    }
-    table = Table("method", title=f"Training accuracy, {title}", title_justify="left")
-    for heading in ("strength", "first task", f"last {count} tasks", "over seeds"):
-        table.add_column(heading, justify="right")
-    for row in last.to_dicts():
-        error = f" ± {row['error']:.3f}" if row["error"] is not None else ""
-        table.add_row(
-            row["method"],
-            f"{row['strength']:g}" if row["strength"] else "-",
-            f"{first[row['method'], row['strength']]:.3f}",
-            f"{row['mean']:.3f}{error}",
-            f"{row['low']:.3f} to {row['high']:.3f}",
-        )
-    return table
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "run": Run, "list": List}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "run": Run, "sweep": Sweep, "results": Results, "list": List}
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
-"""What several error messages say alike."""
+"""Names that users give: what they stand for, or an error that helps."""
 
-from collections.abc import Collection
+import pkgutil
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
+from typing import Any
 
 
 def known(name: str, names: Collection[str], kind: str) -> str:
@@ -12,3 +14,18 @@ def known(name: str, names: Collection[str], kind: str) -> str:
         shown = list(names) if len(names) <= 40 else [*list(names)[:40], "..."]
         raise ValueError(f"expected a {kind}, got {name!r}: {hint}known are {', '.join(shown)}")
     return name
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names."""
+    try:
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"expected package.module:function, got {name!r} ({error}): "
+            "check the spelling, and put the folder that holds it on PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"expected a function, got {type(function).__name__} at {name!r}: name a function")
+    made: Callable[..., Any] = function
+    return made

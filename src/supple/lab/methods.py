@@ -38,6 +38,12 @@ class Method:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network."""
 
+    @property
+    def largest_strength(self) -> float:
+        """What the mitigator takes at most."""
+        largest: float = getattr(self.mitigator, "func", self.mitigator).largest_strength
+        return largest
+
 
 METHODS: dict[str, Method] = {
     "none": Method(summary="no mitigation: what loses plasticity"),

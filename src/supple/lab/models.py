@@ -1,10 +1,12 @@
 """The networks that are trained."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import nn
 
+from supple.errors import imported, known
 from supple.lab.datasets import Dataset
 from supple.nn import CReLU
 from supple.nn import spectral_normalization as normalized
@@ -33,7 +35,7 @@ def mlp(
 
     Weights start from torch's default.
     """
-    sizes = data.images[0].numel(), data.classes
+    sizes = data.train.images[0].numel(), data.classes
     if activation == "crelu":
         plain = _parameters(*sizes, width, depth, 1, layer_norm)
         width = min(range(1, width + 1), key=lambda cut: abs(_parameters(*sizes, cut, depth, 2, layer_norm) - plain))
@@ -54,4 +56,14 @@ def _parameters(inputs: int, classes: int, width: int, depth: int, passed_on: in
     return sum((before + 1 + 2 * layer_norm) * width for before in features[:-1]) + (features[-1] + 1) * classes
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "mlp-layer-norm": partial(mlp, layer_norm=True),
+    "mlp-2x100": partial(mlp, width=100, depth=2),
+    "mlp-3x2000": partial(mlp, width=2000, depth=3),
+}
+
+
+def load(name: str) -> Callable[..., nn.Module]:
+    """The model that a name stands for: an entry of ``MODELS``, or ``package.module:function``, called with the data."""
+    return imported(name) if ":" in name else MODELS[known(name, MODELS, "model or package.module:function")]

@@ -1,9 +1,11 @@
 """Optimizers as pure steps over dictionaries, for any number of members at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim._muon import muon as functional_muon
 from torch.optim.adam import adam as functional_adam
 
 Moments = dict[str, dict[str, Tensor]]
@@ -40,3 +42,69 @@ def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
         eps=1e-8,
         maximize=False,
     )
+
+
+def no_moments(parameters: Mapping[str, Tensor]) -> Moments:
+    """What an optimizer without a memory remembers."""
+    return {name: {} for name in parameters}
+
+
+def sgd(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
+    """One step of gradient descent without momentum, in place."""
+    torch._foreach_add_(list(parameters.values()), [gradients[name] for name in parameters], alpha=-step_size)
+
+
+def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
+    """What Muon remembers of hidden matrices, and Adam of everything else, before the first step."""
+    hidden = _hidden_matrices(parameters)
+    return {
+        name: {"momentum_buffer": torch.zeros_like(parameter)}
+        if name in hidden
+        else adam_moments({name: parameter})[name]
+        for name, parameter in parameters.items()
+    }
+
+
+def muon(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
+    """One step of Muon (Jordan et al., 2024) for hidden matrices and of Adam for everything else, in place.
+
+    As ``torch.optim.Muon`` does it without weight decay, its steps scaled to the size of Adam's (Liu et al., 2025), so
+    that one step size serves both. Tensors are stacked: ``(members, ...)``.
+    """
+    hidden = _hidden_matrices(parameters)
+    functional_muon(
+        [matrix for name in hidden for matrix in parameters[name].unbind()],
+        [matrix for name in hidden for matrix in gradients[name].unbind()],
+        [matrix for name in hidden for matrix in moments[name]["momentum_buffer"].unbind()],
+        lr=step_size,
+        weight_decay=0.0,
+        momentum=0.95,
+        nesterov=True,
+        ns_coefficients=(3.4445, -4.775, 2.0315),
+        ns_steps=5,
+        eps=1e-7,
+        adjust_lr_fn="match_rms_adamw",
+        has_complex=False,
+    )
+    adam(
+        {name: parameter for name, parameter in parameters.items() if name not in hidden}, gradients, moments, step_size
+    )
+
+
+def _hidden_matrices(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Every layer's weight but the last one's, where it is a matrix."""
+    return [name for name, parameter in parameters.items() if parameter.ndim == 3][:-1]
+
+
+class Optimizer(NamedTuple):
+    """An optimizer's memory before the first step, and its step."""
+
+    moments: Callable[[Mapping[str, Tensor]], Moments]
+    step: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Moments, float], None]
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": Optimizer(adam_moments, adam),
+    "sgd": Optimizer(no_moments, sgd),
+    "muon": Optimizer(muon_moments, muon),
+}

@@ -1,90 +1,176 @@
 """The problems by name: what is learned, how it changes, and under which protocol."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from supple.errors import known
-from supple.lab.methods import METHODS
-from supple.runs.store import RunFolder
-
-Entry = TypeVar("Entry")
+Scale = Literal["quick", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A stream of tasks and the protocol for learning it."""
+    """A stream of tasks and the protocol for learning it, as published."""
 
     summary: str
-    scale: str
-    """``quick`` ends in minutes on two cores; ``paper`` is the published protocol."""
     dataset: str
     shift: str
-    model: str
-    tasks: int
+    model: str = "mlp"
+    optimizer: str = "adam"
+    step_size: float = 1e-3
+    examples: int | None = None
+    """How many training images are used, spread evenly over the data set; all of them when None."""
+    batch_size: int
     epochs: int
     """For each task."""
-    batch_size: int
-    step_size: float = 1e-3
-    """Adam's."""
+    tasks: int
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    """What differs at the scale that ends in minutes on two cores."""
+    published: bool = True
+    """Whether there is a published protocol, or the quick one alone."""
+
+    def protocol(self, scale: Scale) -> dict[str, Any]:
+        """Everything that determines a run's numbers, at a scale."""
+        protocol = asdict(self)
+        for name in ("summary", "quick", "published"):
+            del protocol[name]
+        return protocol | (dict(self.quick) if scale == "quick" else {})
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """At which scales it can be run."""
+        return ("quick", "paper") if self.published else ("quick",)
+
+
+# A step of the MLP takes about ten milliseconds on a core, one of the large networks seconds.
+_QUICK_MLP = {"examples": 2560, "epochs": 40, "tasks": 20}
+_QUICK_LARGE = {"examples": 400, "batch_size": 50, "epochs": 5, "tasks": 3}
+
+
+def _mnist(dataset: str, **changes: Any) -> Problem:
+    """Lewandowski et al. (2025), App. B: 12,800 images in batches of 512, the MLP of 4 x 256."""
+    return Problem(
+        **({"dataset": dataset, "batch_size": 512, "epochs": 40, "tasks": 50, "quick": _QUICK_MLP} | changes)
+    )
+
+
+def _emnist(**changes: Any) -> Problem:
+    """The same authors': 100,000 images in batches of 500."""
+    quick = {"examples": 5000, "epochs": 10, "tasks": 20}
+    return Problem(**({"dataset": "emnist", "batch_size": 500, "epochs": 20, "tasks": 200, "quick": quick} | changes))
+
+
+def _colour(dataset: str, **changes: Any) -> Problem:
+    """The same authors': ResNet-18 here, ``--model vit-tiny`` for the other half."""
+    defaults = {"dataset": dataset, "model": "resnet18", "batch_size": 250, "epochs": 20, "quick": _QUICK_LARGE}
+    return Problem(**(defaults | changes))
+
+
+def _labels(what: str) -> dict[str, str]:
+    return {"summary": f"memorize new random labels for {what}", "shift": "random-labels"}
+
+
+def _pixels(what: str) -> dict[str, str]:
+    return {"summary": f"{what}, the pixels in a new order each task", "shift": "pixel-permutation"}
+
+
+def _flip(what: str) -> dict[str, str]:
+    return {"summary": f"{what}, the classes exchanged among each other each task", "shift": "label-flip"}
 
 
 PROBLEMS: dict[str, Problem] = {
     "random-label-digits": Problem(
-        summary="memorize new random labels for 1,797 digit scans, 30 times over",
-        scale="quick",
+        **_labels("1,797 digit scans"),
         dataset="digits",
-        shift="random-labels",
-        model="mlp",
-        tasks=30,
-        epochs=40,
         batch_size=256,
+        epochs=40,
+        tasks=30,
+        published=False,
+    ),
+    "random-label-mnist": _mnist("mnist", **_labels("12,800 of MNIST")),
+    "random-label-fashion-mnist": _mnist("fashion-mnist", **_labels("12,800 of Fashion-MNIST")),
+    "random-label-emnist": _emnist(**_labels("100,000 of EMNIST"), epochs=100, tasks=50),
+    "pixel-permutation-emnist": _emnist(**_pixels("100,000 of EMNIST")),
+    "label-flip-emnist": _emnist(**_flip("100,000 of EMNIST")),
+    "random-label-svhn": _colour("svhn", **_labels("50,000 of SVHN"), batch_size=500, tasks=25),
+    "pixel-permutation-svhn": _colour("svhn", **_pixels("50,000 of SVHN"), batch_size=500, epochs=10, tasks=100),
+    "random-label-cifar10": _colour("cifar10", **_labels("CIFAR-10"), tasks=30),
+    "pixel-permutation-cifar10": _colour("cifar10", **_pixels("CIFAR-10"), epochs=10, tasks=100),
+    "random-label-cifar100": _colour("cifar100", **_labels("CIFAR-100"), tasks=30),
+    "pixel-permutation-cifar100": _colour("cifar100", **_pixels("CIFAR-100"), epochs=10, tasks=100),
+    "random-label-tiny-imagenet": _colour("tiny-imagenet", **_labels("tiny-ImageNet"), tasks=30),
+    "pixel-permutation-tiny-imagenet": _colour("tiny-imagenet", **_pixels("tiny-ImageNet"), tasks=100),
+    "label-flip-tiny-imagenet": _colour("tiny-imagenet", **_flip("tiny-ImageNet"), tasks=100),
+    "class-incremental-tiny-imagenet": _colour(
+        "tiny-imagenet",
+        summary="tiny-ImageNet's classes, five at first and five more each task",
+        shift="class-incremental",
+        tasks=40,
+        quick={"examples": None, "batch_size": 50, "epochs": 2, "tasks": 3},
+    ),
+    "continual-imagenet": Problem(
+        summary="tell two ImageNet classes apart, two others each task (Dohare et al., 2024; Kumar et al., 2023)",
+        dataset="imagenet32",
+        shift="class-pairs",
+        model="conv",
+        batch_size=100,
+        epochs=10,
+        tasks=500,
+        quick={"tasks": 25},
+    ),
+    "permuted-mnist-kumar": Problem(
+        summary="10,000 of MNIST seen once, the pixels in a new order each task (Kumar et al., 2023)",
+        dataset="mnist-60000",
+        examples=10_000,
+        shift="pixel-permutation",
+        model="mlp-2x100",
+        optimizer="sgd",
+        step_size=1e-2,
+        batch_size=16,
+        epochs=1,
+        tasks=500,
+        quick={"tasks": 50},
+    ),
+    "random-label-mnist-kumar": Problem(
+        summary="memorize new random labels for 1,200 of MNIST (Kumar et al., 2023)",
+        dataset="mnist-60000",
+        examples=1_200,
+        shift="random-labels",
+        model="mlp-2x100",
+        batch_size=16,
+        epochs=400,
+        tasks=50,
+        quick={"epochs": 50, "tasks": 20},
+    ),
+    "online-permuted-mnist": Problem(
+        summary="all of MNIST one by one, the pixels in a new order each task (Dohare et al., 2024)",
+        dataset="mnist-60000",
+        shift="pixel-permutation",
+        model="mlp-3x2000",
+        optimizer="sgd",
+        step_size=3e-3,
+        batch_size=1,
+        epochs=1,
+        tasks=800,
+        quick={"examples": 1_000, "tasks": 10},
+    ),
+    "drifting-label-mnist": _mnist(
+        "mnist",
+        summary="random labels for MNIST of which one in forty changes each epoch: no tasks",
+        shift="drifting-labels",
+        examples=2560,
+        epochs=1,
+        tasks=800,
+        quick={},
+        published=False,
+    ),
+    "drifting-pixel-mnist": _mnist(
+        "mnist",
+        summary="MNIST, one in forty of the pixels exchanged each epoch: no tasks",
+        shift="drifting-pixels",
+        examples=2560,
+        epochs=1,
+        tasks=800,
+        quick={},
+        published=False,
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that determines a run's numbers: its folder is named after this content."""
-
-    problem: str
-    method: str
-    strength: float
-    seeds: tuple[int, ...]
-    """One member of the population each: its initial weights, its tasks and its batches."""
-    scale: str
-    dataset: str
-    shift: str
-    model: str
-    tasks: int
-    epochs: int
-    batch_size: int
-    step_size: float
-
-    @classmethod
-    def of(cls, problem: str, method: str, seeds: Iterable[int], **changes: Any) -> "Run":
-        """The run of a named method on a named problem; ``changes`` that are None leave the defaults.
-
-        Raises:
-            ValueError: for an unknown name, with the nearest known one, or nothing to train.
-        """
-        protocol = dataclasses.asdict(named(problem, PROBLEMS, "problem"))
-        del protocol["summary"]
-        defaults = protocol | {"strength": named(method, METHODS, "method").strength}
-        given = {name: value for name, value in changes.items() if value is not None}
-        run = cls(problem=problem, method=method, seeds=tuple(seeds), **(defaults | given))
-        if not run.seeds or run.tasks < 1:
-            raise ValueError(f"expected at least one seed and one task, got {len(run.seeds)} and {run.tasks}")
-        # One content, one folder: 1 and 1.0 are the same number.
-        return dataclasses.replace(run, strength=float(run.strength), step_size=float(run.step_size))
-
-    def folder(self, root: Path) -> RunFolder:
-        """Where under ``root`` the run's results belong."""
-        return RunFolder(root, dataclasses.asdict(self))
-
-
-def named(name: str, table: Mapping[str, Entry], kind: str) -> Entry:
-    """The table's entry, or an error that lists the known names and suggests the nearest."""
-    return table[known(name, table, kind)]

@@ -5,13 +5,25 @@ named by what they are for: two streams never depend on each other, nor on what 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from supple.lab.datasets import Dataset
+from supple.errors import imported, known
+from supple.lab.datasets import Dataset, Examples
+
+ABSENT = -1
+"""The label of a class that is not in the task."""
+
+CLASSES_A_TASK = 5
+"""How many classes class-incremental learning starts with and adds (the paper's)."""
+
+DRIFT = 1 / 40
+"""The share that drifts each epoch: in 40 epochs as much as between two tasks of the paper's shortest protocol."""
 
 
 class Stream(IntEnum):
@@ -19,6 +31,11 @@ class Stream(IntEnum):
 
     LABELS = 1
     ORDER = 2
+    PIXELS = 3
+    FLIP = 4
+    CLASSES = 5
+    PAIRS = 6
+    PHASES = 7
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
@@ -26,9 +43,116 @@ def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((stream, seed, *counters))))
 
 
-def random_labels(data: Dataset, seed: int, task: int) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one member learns now: the data as the shift shows them."""
+
+    classes: Tensor
+    """int64 ``(classes,)``: the label that each class has now, ``ABSENT`` where it is not in the task."""
+    labels: Tensor | None = None
+    """int64 ``(examples,)``: labels of the training images that have nothing to do with their classes."""
+    pixels: Tensor | None = None
+    """int64 ``(positions,)``: which position of the image is seen at each position, in all channels."""
+
+    def examples(self, of: Examples) -> tuple[Tensor, Tensor]:
+        """Which of the examples are in the task, int64 ``(n,)``, and the label of every example."""
+        labels = self.classes[of.labels]
+        return torch.nonzero(labels != ABSENT).squeeze(1), labels
+
+    def training_examples(self, data: Dataset) -> tuple[Tensor, Tensor]:
+        """The same of the images that are trained on."""
+        if self.labels is not None:
+            return torch.arange(len(self.labels), device=self.labels.device), self.labels
+        return self.examples(data.train)
+
+    def to(self, device: torch.device | str) -> "Task":
+        """The same task on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return Task(**moved)
+
+
+def seen(images: Tensor, pixels: Tensor | None) -> Tensor:
+    """Images ``(members, n, channels, height, width)`` with each member's pixels ``(members, positions)`` in order."""
+    if pixels is None:
+        return images
+    flat = images.flatten(-2)
+    return flat.gather(-1, pixels[:, None, None].expand(flat.shape)).view_as(images)
+
+
+def random_labels(data: Dataset, seed: int, task: int) -> Task:
     """A new label for every image, uniform and independent of all others; classes come out only roughly balanced."""
-    return torch.from_numpy(generator(Stream.LABELS, seed, task).integers(data.classes, size=len(data.labels)))
+    labels = generator(Stream.LABELS, seed, task).integers(data.classes, size=len(data.train.labels))
+    return Task(classes=torch.arange(data.classes), labels=torch.from_numpy(labels))
+
+
+def drifting_labels(data: Dataset, seed: int, task: int) -> Task:
+    """Random labels of which ``DRIFT`` are drawn anew each task: with tasks of one epoch, drift without tasks.
+
+    Each image gets its next label when ⌊task·DRIFT + phase⌋ grows, its phase between 0 and 1 being its own.
+    """
+    examples = len(data.train.labels)
+    phase = generator(Stream.PHASES, seed).permutation(examples) / examples
+    draws = np.floor(task * DRIFT + phase).astype(np.int64)
+    labels = np.empty(examples, dtype=np.int64)
+    for draw in np.unique(draws):
+        drawn = generator(Stream.LABELS, seed, int(draw)).integers(data.classes, size=examples)
+        labels[draws == draw] = drawn[draws == draw]
+    return Task(classes=torch.arange(data.classes), labels=torch.from_numpy(labels))
+
+
+def pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
+    """One new permutation of the pixel positions for all images; the channels of a position stay together."""
+    order = generator(Stream.PIXELS, seed, task).permutation(_positions(data))
+    return Task(classes=torch.arange(data.classes), pixels=torch.from_numpy(order))
+
+
+def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
+    """The permutations of all tasks so far, one after the other. Each task looks like a fresh permutation."""
+    order = np.arange(_positions(data))
+    for each in range(task + 1):
+        order = order[generator(Stream.PIXELS, seed, each).permutation(len(order))]
+    return Task(classes=torch.arange(data.classes), pixels=torch.from_numpy(order))
+
+
+def drifting_pixels(data: Dataset, seed: int, task: int) -> Task:
+    """The images as they are, then ``DRIFT`` of the positions, others each task, permuted among each other."""
+    order = np.arange(_positions(data))
+    moved = max(2, round(DRIFT * len(order)))
+    for each in range(task):
+        rng = generator(Stream.PIXELS, seed, each)
+        chosen = rng.choice(len(order), moved, replace=False)
+        order[chosen] = order[np.roll(chosen, 1)]
+    return Task(classes=torch.arange(data.classes), pixels=torch.from_numpy(order))
+
+
+def label_flip(data: Dataset, seed: int, task: int) -> Task:
+    """The classes permuted among each other: all images of one label get another."""
+    return Task(classes=torch.from_numpy(generator(Stream.FLIP, seed, task).permutation(data.classes)))
+
+
+def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
+    """The flips of all tasks so far, one after the other. Each task looks like a fresh flip."""
+    labels = np.arange(data.classes)
+    for each in range(task + 1):
+        labels = generator(Stream.FLIP, seed, each).permutation(data.classes)[labels]
+    return Task(classes=torch.from_numpy(labels))
+
+
+def class_incremental(data: Dataset, seed: int, task: int) -> Task:
+    """Five classes, and five more each task, in an order of the member's own; labels stay as they are."""
+    classes = torch.full((data.classes,), ABSENT)
+    known = torch.from_numpy(generator(Stream.CLASSES, seed).permutation(data.classes)[: CLASSES_A_TASK * (task + 1)])
+    classes[known] = known
+    return Task(classes=classes)
+
+
+def class_pairs(data: Dataset, seed: int, task: int) -> Task:
+    """Two classes, told apart as 0 and 1; every class is used once before one comes again."""
+    pairs = data.classes // 2
+    order = generator(Stream.PAIRS, seed, task // pairs).permutation(data.classes)
+    classes = torch.full((data.classes,), ABSENT)
+    classes[order[2 * (task % pairs) :][:2]] = torch.arange(2)
+    return Task(classes=classes)
 
 
 def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int) -> Tensor:
@@ -42,4 +166,34 @@ def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: in
     return torch.from_numpy(order).view(-1, batch_size)
 
 
-SHIFTS: dict[str, Callable[[Dataset, int, int], Tensor]] = {"random-labels": random_labels}
+def _positions(data: Dataset) -> int:
+    return data.train.images[0, 0].numel()
+
+
+class Shift(NamedTuple):
+    """One way for a problem to change."""
+
+    task: Callable[[Dataset, int, int], Task]
+    """Makes the task of a data set, a member's seed and the task's number."""
+    outputs: Callable[[Dataset], int] = lambda data: data.classes
+    """How many classes a network must tell apart."""
+    tasks: Callable[[Dataset], float] = lambda data: float("inf")
+    """How many tasks there are before the data are used up."""
+
+
+SHIFTS: dict[str, Shift] = {
+    "random-labels": Shift(random_labels),
+    "drifting-labels": Shift(drifting_labels),
+    "pixel-permutation": Shift(pixel_permutation),
+    "compounding-pixel-permutation": Shift(compounding_pixel_permutation),
+    "drifting-pixels": Shift(drifting_pixels),
+    "label-flip": Shift(label_flip),
+    "compounding-label-flip": Shift(compounding_label_flip),
+    "class-incremental": Shift(class_incremental, tasks=lambda data: data.classes // CLASSES_A_TASK),
+    "class-pairs": Shift(class_pairs, outputs=lambda data: 2),
+}
+
+
+def load(name: str) -> Shift:
+    """The shift that a name stands for: an entry of ``SHIFTS``, or ``package.module:function``, as :class:`Shift.task`."""
+    return Shift(imported(name)) if ":" in name else SHIFTS[known(name, SHIFTS, "shift or package.module:function")]

@@ -1,25 +1,27 @@
 """The one continual-learning loop: a population learns task after task and is measured at the end of each."""
 
+import dataclasses
+import json
 import math
-from collections.abc import Callable
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
-from supple.lab.datasets import DATASETS
+from supple.lab import datasets, models, shifts
+from supple.lab.measure import measure
 from supple.lab.methods import METHODS
-from supple.lab.models import MODELS
-from supple.lab.optimizers import adam, adam_moments
-from supple.lab.problems import Run, named
-from supple.lab.shifts import SHIFTS, batch_order
+from supple.lab.optimizers import OPTIMIZERS
+from supple.lab.run import Run, named
+from supple.lab.shifts import Task, batch_order, seen
 from supple.mitigators.base import Update
 from supple.population import Population
-from supple.roles import find_roles
-from supple.runs.store import Row
+from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint
 
 COMPILE_FROM = 30_000
 """Member-steps in a run from which compiling pays: it costs 10 to 20 s and saves about half a millisecond each."""
@@ -38,27 +40,33 @@ class Trainer:
     Args:
         run: what to train.
         compiled: overrides that choice.
-        device: where everything lives.
+        device: where everything lives; a GPU where there is one when left out.
     """
 
-    def __init__(self, run: Run, *, compiled: bool | None = None, device: str = "cpu") -> None:
+    def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
         method = named(run.method, METHODS, "method")
-        make_model = named(run.model, MODELS, "model")
-        self.run, self.device = run, device
-        self.data = named(run.dataset, DATASETS, "data set")()
-        self.shift = named(run.shift, SHIFTS, "shift")
-        self.inputs = self.data.inputs(device)
-        self.population = Population(lambda: make_model(self.data, **method.model), run.seeds).to(device)
+        make_model, self.shift = models.load(run.model), shifts.load(run.shift)
+        self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
+        if run.tasks > self.shift.tasks(self.data):
+            raise ValueError(
+                f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
+            )
+        seen = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
+        self.population = Population(lambda: make_model(seen, **method.model), run.seeds).to(self.device)
         self.members = [self.population.member(index, share=True) for index in range(len(run.seeds))]
         self._members_parameters = [list(member.parameters()) for member in self.members]
         self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
         self.buffers: Tensors = dict(self.population.stacked.named_buffers())
-        self.moments = adam_moments(self.parameters)
-        self.mitigator = method.mitigator(self.population, run.strength)
+        self.optimizer = named(run.optimizer, OPTIMIZERS, "optimizer")
+        self.moments = self.optimizer.moments(self.parameters)
+        same = len(set(run.strengths)) == 1
+        strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
+        self.mitigator = method.mitigator(self.population, strength, **json.loads(run.options))
         self.mitigator.observe(self.members)
-        self.steps_a_task = len(self.data.labels) // run.batch_size * run.epochs
         if compiled is None:
-            compiled = self.steps_a_task * run.tasks * len(run.seeds) >= COMPILE_FROM
+            steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
+            compiled = steps * len(run.seeds) >= COMPILE_FROM
         if self.mitigator.observes:
             compiled = False  # a compiled step would not see the members' activations
         kernels = self.mitigator.add_gradients, self.mitigator.change_parameters
@@ -68,21 +76,25 @@ class Trainer:
         self._gradients = self._vectorised if compiled else self._one_by_one
         self._step = torch.compile(self._advance) if compiled else self._advance
 
-    def learn(self, task: int, report: Report = lambda tasks: None) -> list[Row]:
-        """Train on one task to its end and return what was measured there."""
-        run, examples = self.run, len(self.data.labels)
-        labels = torch.stack([self.shift(self.data, seed, task) for seed in run.seeds]).to(self.device)
-        orders = [batch_order(examples, run.batch_size, run.epochs, seed, task) for seed in run.seeds]
-        for step, batch in enumerate(torch.stack(orders, dim=1).to(self.device), 1):
-            inputs = self.inputs.index_select(0, batch.flatten()).view(*batch.shape, *self.inputs.shape[1:])
-            self._step(inputs, labels.gather(1, batch))
+    def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
+        """Train on one task to its end and return what was measured there, in the store's schema."""
+        tasks = [self.shift.task(self.data, seed, task).to(self.device) for seed in self.run.seeds]
+        labels, batches = self._batches(tasks, task)
+        pixels = None if tasks[0].pixels is None else torch.stack([each.pixels for each in tasks])
+        for step, batch in enumerate(batches, 1):
+            self._step(self._inputs(batch, pixels), labels.gather(1, batch))
             if step % 50 == 0:
-                report(task + step / self.steps_a_task)
-        return [
-            (seed, task, metric, value)
-            for metric, values in self._measure(labels).items()
-            for seed, value in zip(run.seeds, values.tolist(), strict=True)
-        ]
+                report(task + step / len(batches))
+        measured = measure(self.population, self.members, self.data, tasks)
+        return pl.DataFrame(
+            [
+                (member, task, metric, value)
+                for metric, values in measured.items()
+                for member, value in enumerate(values.tolist())
+            ],
+            schema=SCHEMA,
+            orient="row",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next task depends on."""
@@ -106,13 +118,36 @@ class Trainer:
         self.mitigator.load_state_dict(state["mitigator"])
         torch.set_rng_state(state["random"])
 
+    def _batches(self, tasks: Sequence[Task], task: int) -> tuple[Tensor, Tensor]:
+        """Every member's label of each image ``(members, examples)``, and its batches ``(steps, members, batch)``."""
+        run = self.run
+        examples, labels = zip(*(each.training_examples(self.data) for each in tasks), strict=True)
+        steps = {len(each) // run.batch_size for each in examples}
+        if len(steps) > 1 or 0 in steps:
+            raise ValueError(
+                f"expected tasks of at least one batch of {run.batch_size}, as many for every member, got "
+                f"{sorted({len(each) for each in examples})} examples: choose another batch size, or one seed a run"
+            )
+        orders = [
+            each[batch_order(len(each), run.batch_size, run.epochs, seed, task).to(self.device)]
+            for each, seed in zip(examples, run.seeds, strict=True)
+        ]
+        return torch.stack(labels), torch.stack(orders, dim=1)
+
+    def _inputs(self, batch: Tensor, pixels: Tensor | None) -> Tensor:
+        """The images of a batch as each member sees them, ``(members, batch, channels, height, width)``."""
+        images = self.data.train.images.index_select(0, batch.flatten()).view(
+            *batch.shape, *self.data.train.images.shape[1:]
+        )
+        return self.data.normalized(seen(images, pixels))
+
     def _advance(self, x: Tensor, y: Tensor) -> None:
         """One step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``."""
         gradients = self._gradients(x, y)
         state, strength, step_size = self.mitigator.state, self.mitigator.strength, self.run.step_size
         parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
         self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength)
-        adam(self.parameters, gradients, self.moments, step_size)
+        self.optimizer.step(self.parameters, gradients, self.moments, step_size)
         update = Update(dict.fromkeys(parameters, step_size), self.moments)
         self._change_parameters(parameters, state, strength, update)
 
@@ -137,32 +172,8 @@ class Trainer:
         stacked = (torch.stack(each) if len(each) > 1 else each[0][None] for each in zip(*found, strict=True))
         return dict(zip(self.parameters, stacked, strict=True))
 
-    @torch.no_grad()
-    def _measure(self, labels: Tensor) -> Tensors:
-        """By metric, one value a member, on all examples of the task."""
-        accuracy, loss = [], []
-        for member, member_labels in zip(self.members, labels, strict=True):
-            member.eval()
-            outputs = torch.cat([member(chunk) for chunk in torch.split(self.inputs, 2048)])
-            member.train()
-            accuracy.append((outputs.argmax(-1) == member_labels).float().mean())
-            loss.append(cross_entropy(outputs, member_labels))
-        roles = find_roles(self.population)
-        norms = [
-            role.spectral_norms(self.parameters[name]).view(len(self.members), -1)
-            for name, role in roles.items()
-            if role.kind == "matrix"
-        ]
-        squares = [roles[name].vector(parameter).square().sum(-1) for name, parameter in self.parameters.items()]
-        return {
-            "train_accuracy": torch.stack(accuracy),
-            "train_loss": torch.stack(loss),
-            "spectral_norm": torch.cat(norms, -1).mean(-1),
-            "weight_norm": torch.stack(squares).sum(0).sqrt(),
-        }
 
-
-def train(run: Run, report: Report = lambda tasks: None, *, root: Path, pieces: int = 1) -> bool:
+def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: int = 1) -> bool:
     """Train a run in its folder under ``root``, from the last finished task on.
 
     Args:
@@ -174,18 +185,22 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: Path, pieces: 
     Returns:
         Whether tasks are left.
     """
-    folder = run.folder(root)
     # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
-    checkpoint = folder.begin(flush_denormal=torch.set_flush_denormal(True))
+    flushed = torch.set_flush_denormal(True)
     torch.manual_seed(run.seeds[0])
-    trainer = Trainer(run)
-    finished, rows = 0, []
-    if checkpoint:
-        finished, rows = checkpoint["finished"], [tuple(row) for row in checkpoint["rows"]]
-        trainer.load_state_dict(checkpoint["trainer"])
-    end = min(run.tasks, finished + math.ceil(run.tasks / pieces))
-    for task in range(finished, end):
-        rows += trainer.learn(task, report)
-        folder.save({"finished": task + 1, "trainer": trainer.state_dict()}, rows)
-        report(task + 1)
+    folder = run.folder(root)
+    with folder.held():
+        trainer = Trainer(run)
+        checkpoint = folder.begin(flush_denormal=flushed, device=trainer.device, subset=trainer.data.subset)
+        finished, rows, seconds = 0, NO_ROWS, 0.0
+        if checkpoint:
+            finished, state, rows, seconds = checkpoint
+            trainer.load_state_dict(state)
+        end = min(run.tasks, finished + math.ceil(run.tasks / pieces))
+        for task in range(finished, end):
+            began = time.monotonic()
+            rows = pl.concat([rows, trainer.learn(task, report)])
+            seconds += time.monotonic() - began
+            folder.save(Checkpoint(task + 1, trainer.state_dict(), rows, seconds))
+            report(task + 1)
     return end < run.tasks

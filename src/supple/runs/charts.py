@@ -1,11 +1,14 @@
 """Pictures of runs: the same chart as PNG, SVG and an HTML page that works without a network."""
 
+import io
+import itertools
 from pathlib import Path
 
 import altair as alt
+import fsspec
 import polars as pl
 
-from supple.runs.stats import by_task
+from supple.runs.stats import by_task, varying
 
 # A method has the same colour everywhere. Those most often compared have Okabe and Ito's, the others Tol's muted ones:
 # both palettes are made to be told apart by colour-blind readers.
@@ -33,16 +36,29 @@ COLOURS = {
     "decoupled-spectral": "#D55E00",
 }
 
+OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
+"""For methods of your own, in the order in which they come."""
+
 TITLES = {
     "train_accuracy": "training accuracy at the task's end",
+    "validation_accuracy": "validation accuracy at the task's end",
+    "test_accuracy": "test accuracy at the task's end",
     "train_loss": "training loss at the task's end (nats)",
     "spectral_norm": "largest singular value, mean over layers",
     "weight_norm": "norm of all parameters",
+    "diverged": "share of diverged networks",
 }
 
 
+def colour_scale(methods: list[str]) -> dict[str, list[str]]:
+    """The methods with their colours, as Altair wants them."""
+    others = itertools.cycle(OTHER_COLOURS)
+    return {"domain": methods, "range": [COLOURS.get(method) or next(others) for method in methods]}
+
+
 def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
-    """``metric`` over tasks, a line for each method: the mean over seeds, shaded by its standard error."""
+    """``metric`` over tasks, a line for each setting: the mean over seeds, shaded by its standard error."""
+    others = [f"{column}:N" for column in varying(rows) if column != "method"]
     curves = by_task(rows, metric).with_columns(
         pl.col("task") + 1,
         low=pl.col("mean") - pl.col("error").fill_null(0),
@@ -50,13 +66,13 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
     )
     methods = curves["method"].unique(maintain_order=True).to_list()
     colour = alt.Color("method:N", sort=methods, legend=alt.Legend(title="method", symbolOpacity=1)).scale(
-        domain=methods, range=[COLOURS[method] for method in methods]
+        **colour_scale(methods)
     )
     picked = alt.selection_point(fields=["method"], bind="legend")
     shown = alt.when(picked)
-    base = alt.Chart(curves).encode(x=alt.X("task:Q", title="task"), color=colour, detail="strength:N")
+    base = alt.Chart(curves).encode(x=alt.X("task:Q", title="task"), color=colour, detail=others)
     band = base.mark_area(clip=True).encode(
-        y=alt.Y("low:Q", title=TITLES[metric]),
+        y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
         y2="high:Q",
         opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
     )
@@ -65,7 +81,7 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
         opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
         tooltip=[
             "method:N",
-            alt.Tooltip("strength:Q", format="~g"),
+            *others,
             "task:Q",
             alt.Tooltip("mean:Q", format=".3f"),
             alt.Tooltip("error:Q", format=".3f", title="standard error"),
@@ -81,11 +97,16 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
     return chart
 
 
-def save(chart: alt.LayerChart, folder: Path, name: str = "chart") -> list[Path]:
+def save(chart: alt.LayerChart, folder: str | Path, name: str = "chart") -> list[str]:
     """Write the chart as SVG, PNG (at double resolution) and HTML; return where."""
-    folder.mkdir(parents=True, exist_ok=True)
-    svg, png, html = (folder / f"{name}.{kind}" for kind in ("svg", "png", "html"))
-    chart.save(svg)
-    chart.save(png, scale_factor=2)
-    chart.save(html, inline=True)  # the page carries its scripts along
-    return [svg, png, html]
+    files, root = fsspec.url_to_fs(str(folder))
+    files.makedirs(root, exist_ok=True)
+    written = []
+    for kind in ("svg", "png", "html"):
+        buffer = io.BytesIO() if kind == "png" else io.StringIO()
+        # At double resolution; the page carries its scripts along.
+        chart.save(buffer, kind, **{"png": {"scale_factor": 2}, "html": {"inline": True}}.get(kind, {}))
+        content = buffer.getvalue()
+        files.pipe_file(f"{root}/{name}.{kind}", content.encode() if isinstance(content, str) else content)
+        written.append(f"{folder}/{name}.{kind}")
+    return written

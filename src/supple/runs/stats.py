@@ -1,32 +1,92 @@
-"""Means over seeds, with their errors."""
+"""Means over seeds, with their errors and intervals."""
 
+import numpy as np
 import polars as pl
+from scipy.stats import trim_mean
+
+MEASURED = ("run", "member", "seed", "task", "metric", "value")
+"""The columns of what was measured; all others say how."""
+RESAMPLES = 2000
+
+
+def settings(rows: pl.DataFrame) -> list[str]:
+    """The columns that say how a value came about: whatever two rows differ in there sets them apart."""
+    return [column for column in rows.columns if column not in MEASURED]
+
+
+def varying(rows: pl.DataFrame) -> list[str]:
+    """Those of them in which the rows differ."""
+    return [column for column in settings(rows) if rows[column].n_unique() > 1]
 
 
 def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """The mean of ``metric`` over seeds for each method, strength and task, with its standard error and their number.
+    """The mean of ``metric`` over seeds for each setting and task, with its standard error and their number.
 
     The standard error is the sample deviation over √seeds; null for one seed.
     """
+    value = pl.col("value")
     return (
         rows.filter(pl.col("metric") == metric)
-        .group_by("method", "strength", "task", maintain_order=True)
-        .agg(**_mean_and_error())
+        .group_by(*settings(rows), "task", maintain_order=True)
+        .agg(mean=value.mean(), error=value.std() / value.len().sqrt(), seeds=value.len())
         .sort("task", maintain_order=True)
     )
 
 
 def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """The mean of ``metric`` over the last ``count`` tasks, then over seeds, with the spread over seeds."""
+    """The mean of ``metric`` over the last ``count`` tasks for each setting, over seeds.
+
+    ============  ================================================================================
+    ``mean``      with its standard ``error``, ``seeds`` being their number
+    ``iqm``       interquartile mean: of the middle half of the seeds
+    ``low, high`` 95 % bootstrap interval of that mean
+    ``diverged``  how many members have parameters that are not finite at the end
+    ============  ================================================================================
+    """
+    chosen, value = settings(rows), pl.col("value")
+    last = pl.col("task") >= pl.col("tasks") - count
+    per_seed = (
+        rows.filter((pl.col("metric") == metric) & last)
+        .group_by(*chosen, "seed", maintain_order=True)
+        .agg(value.mean())
+    )
+    diverged = rows.filter((pl.col("metric") == "diverged") & (pl.col("task") == pl.col("tasks") - 1))
     return (
-        rows.filter((pl.col("metric") == metric) & (pl.col("task") >= pl.col("tasks") - count))
-        .group_by("method", "strength", "seed", maintain_order=True)
-        .agg(pl.col("value").mean())
-        .group_by("method", "strength", maintain_order=True)
-        .agg(**_mean_and_error(), low=pl.col("value").min(), high=pl.col("value").max())
+        per_seed.group_by(*chosen, maintain_order=True)
+        .agg(
+            mean=value.mean(),
+            error=value.std() / value.len().sqrt(),
+            seeds=value.len(),
+            iqm=value.map_batches(lambda values: interquartile_mean(values.to_numpy()), returns_scalar=True),
+            interval=value.map_batches(
+                lambda values: pl.Series([bootstrap_interval([values.to_numpy()])]), returns_scalar=True
+            ),
+        )
+        .with_columns(low=pl.col("interval").list.get(0), high=pl.col("interval").list.get(1))
+        .drop("interval")
+        .join(
+            diverged.group_by(chosen).agg(diverged=value.sum()),
+            on=chosen,
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )
     )
 
 
-def _mean_and_error() -> dict[str, pl.Expr]:
-    value = pl.col("value")
-    return {"mean": value.mean(), "error": value.std() / value.len().sqrt(), "seeds": value.len()}
+def interquartile_mean(values: np.ndarray) -> float:
+    """The mean of the middle half: a quarter of the values, rounded down, is left out at either end."""
+    return float(trim_mean(values, 0.25))
+
+
+def bootstrap_interval(strata: list[np.ndarray], seed: int = 0) -> list[float]:
+    """The 95 % percentile interval of the interquartile mean of all values, drawn again within each stratum.
+
+    Args:
+        strata: the values of each problem (Agarwal et al., 2021: seeds are drawn within problems, never across them).
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [values[rng.integers(len(values), size=(RESAMPLES, len(values)))] for values in strata]
+    low, high = np.quantile(trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1), [0.025, 0.975])
+    return [float(low), float(high)]

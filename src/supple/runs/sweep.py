@@ -1,4 +1,4 @@
-"""Many pieces of work at once, each in a process of one thread, with their progress in one place."""
+"""Many pieces of work at once, on this machine or on a cluster, with their progress in one place."""
 
 import math
 import multiprocessing
@@ -6,18 +6,23 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
 Job = TypeVar("Job")
+Report = Callable[[Job, float], None]
 Work = Callable[[Job, Callable[[float], None]], bool | None]
 """Does one job, calling its second argument with how much of it is done; true when there is more of it to do."""
 
+RETRIES = 3
+"""How many workers may be lost in a row, no work going further in between, before that counts as an error."""
+
 # glibc hands freed memory back to the system and fetches it anew at each training step, page fault by page fault.
 # Told to keep it, in large pages, a step of a small network takes clearly less time. Other C libraries ignore this.
-_KEEP_FREED_MEMORY = {
+KEEP_FREED_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
@@ -26,35 +31,61 @@ _KEEP_FREED_MEMORY = {
 
 
 def work_through(
-    jobs: Iterable[Job], work: Work[Job], *, workers: int | None = None, report: Callable[[Job, float], None]
+    jobs: Iterable[Job], work: Work[Job], *, workers: int | None = None, threads: int = 1, report: Report[Job]
 ) -> None:
     """Do all jobs, ``workers`` at a time, and ``report(job, done)`` here as they go on.
 
     A job of which more is left goes to the end of the queue, so that jobs in pieces end at about the same time.
-    Every worker is a fresh process with one thread: on small networks two threads lose to each other what they gain.
-    The first error stops the rest and is raised here.
+    Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another: ``work``
+    keeps what it has done. The first error that is raised stops the rest and is raised here.
 
     Args:
         jobs: hashable descriptions, sent to the workers.
         work: an importable function; it must keep its own results.
-        workers: one for each core when left out.
+        workers: as many as the cores allow when left out.
+        threads: of each worker. On small networks two threads lose to each other what they gain, and sums come out in
+            another order: results are the same to the bit for the same number of threads alone.
         report: called in this process.
     """
+    left, lost, furthest = list(jobs), 0, dict[Job, float]()
+
+    def keep_and_report(job: Job, done: float) -> None:
+        furthest[job] = max(done, furthest.get(job, 0.0))
+        report(job, done)
+
+    while left:
+        before = sum(furthest.values())
+        try:
+            _work_through(left, work, workers or max(1, available_cores() // threads), threads, keep_and_report)
+        except BrokenProcessPool as error:
+            lost = 0 if sum(furthest.values()) > before else lost + 1
+            if lost > RETRIES:
+                raise RuntimeError(
+                    f"expected workers to live, but {lost} died one after the other at {left[0]}: "
+                    "look for what kills them, such as a lack of memory, or take fewer with --workers"
+                ) from error
+
+
+def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, report: Report[Job]) -> None:
+    """Do what is left, taking out what is done."""
     context = multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()  # its put() is done when it returns: no report is lost when a worker ends
     before = multiprocessing.active_children()
-    with _environment(_KEEP_FREED_MEMORY):
-        pool = ProcessPoolExecutor(workers or available_cores(), context, initializer=_start, initargs=(messages,))
-        waiting = {pool.submit(_do, work, job): job for job in jobs}
+    with _environment(KEEP_FREED_MEMORY):
+        pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(messages, threads))
+        waiting = {pool.submit(_do, work, job): job for job in left}
     try:
         while waiting:
             finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             while not messages.empty():
                 report(*messages.get())
             for future in finished:
-                job, more = waiting.pop(future), future.result()
+                more = future.result()
+                job = waiting.pop(future)
                 if more:
                     waiting[pool.submit(_do, work, job)] = job
+                else:
+                    left.remove(job)
         pool.shutdown()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -71,10 +102,10 @@ def available_cores() -> int:
 _messages: Any = None
 
 
-def _start(messages: Any) -> None:
+def _start(messages: Any, threads: int) -> None:
     global _messages
     _messages = messages
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def _do(work: Work[Job], job: Job) -> bool | None:

@@ -1,0 +1,106 @@
+"""Grids of runs: which of their members are there already, and which of the others are trained as one population."""
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+import polars as pl
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from supple.lab import datasets, models, shifts
+from supple.lab.methods import METHODS
+from supple.lab.run import Run, named
+from supple.runs.stats import last_tasks
+from supple.runs.store import configurations, load
+
+TUNING_SEEDS = 1000
+"""Seeds from here on are for choosing strengths and step sizes; those from 0 on are reported."""
+
+SMALL_STEP = 50e6
+"""Operations of one member's step below which a CPU is faster with members stacked than with one after the other."""
+
+MOST_STACKED = {"cpu": 10, "cuda": 64}
+"""Members of one population, where stacking pays at all."""
+
+Member = tuple[str, int]
+"""A run's folder, and the place in its population."""
+
+
+def alone(run: Run) -> list[Run]:
+    """One run for each member."""
+    return [
+        replace(run, seeds=(seed,), strengths=(strength,))
+        for seed, strength in zip(run.seeds, run.strengths, strict=True)
+    ]
+
+
+def together(runs: Iterable[Run], most: int) -> list[Run]:
+    """The same members in as few runs as possible, none of more than ``most``."""
+    alike: dict[Run, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(replace(run, seeds=(), strengths=()), []).extend(alone(run))
+    parts = [members[at : at + most] for members in alike.values() for at in range(0, len(members), most)]
+    return [
+        replace(
+            part[0],
+            seeds=tuple(run.seeds[0] for run in part),
+            strengths=tuple(run.strengths[0] for run in part),
+        )
+        for part in parts
+    ]
+
+
+def finished(root: str) -> dict[Run, Member]:
+    """Every member that has been trained to its end under ``root``, as the run of it alone."""
+    names = {field.name for field in fields(Run)}
+    found: dict[Run, Member] = {}
+    for folder, config in configurations(root).items():
+        if config.keys() != names:
+            continue  # another kind of run, or one of another version
+        lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+        run = Run(**config | lists)
+        if run.folder(root).finished(run.tasks):
+            found |= {member: (folder, index) for index, member in enumerate(alone(run))}
+    return found
+
+
+def missing(wanted: Iterable[Run], root: str) -> list[Run]:
+    """What is left to train of ``wanted``, as populations where that is faster."""
+    there = finished(root)
+    left = [member for run in wanted for member in alone(run) if member not in there]
+    return [run for kind in together(left, len(left) or 1) for run in together([kind], most_stacked(kind))]
+
+
+def results(wanted: Iterable[Run], root: str) -> pl.DataFrame:
+    """What has been measured of ``wanted``, in their order."""
+    there = finished(root)
+    members = [there[member] for run in wanted for member in alone(run) if member in there]
+    folders, places = zip(*members, strict=True) if members else ((), ())
+    order = pl.DataFrame({"run": folders, "member": places}, schema={"run": pl.String, "member": pl.Int64})
+    return order.join(load(root, set(folders)), on=["run", "member"], maintain_order="left_right")
+
+
+def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
+    """For each method, its best strength and step size in the last tasks: (method, strength, step size).
+
+    Judged on validation accuracy where there is such a thing, otherwise (random labels) on training accuracy.
+    """
+    metric = next(name for name in ("validation_accuracy", "train_accuracy") if name in rows["metric"])
+    best = last_tasks(rows, metric).sort("mean", descending=True, maintain_order=True).unique("method", keep="first")
+    return set(best.select("method", "strength", "step_size").rows())
+
+
+def most_stacked(run: Run) -> int:
+    """How many members of such a run are trained as one population: one where that is no faster."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return MOST_STACKED[device] if device == "cuda" or operations(run) < SMALL_STEP else 1
+
+
+def operations(run: Run) -> float:
+    """Additions and multiplications of one member's training step: three times those of the forward pass."""
+    data, shift = datasets.load(run.dataset), shifts.load(run.shift)
+    method = named(run.method, METHODS, "method")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = models.load(run.model)(replace(data, classes=shift.outputs(data)), **method.model)
+        network(torch.empty(run.batch_size, *data.train.images.shape[1:]))
+    return 3 * counter.get_total_flops()

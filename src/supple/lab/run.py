@@ -1,0 +1,89 @@
+"""Runs: everything that determines a population's numbers, in one value."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+from supple.errors import known
+from supple.lab.methods import METHODS
+from supple.lab.problems import PROBLEMS, Scale
+from supple.runs.store import RunFolder
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that determines a run's numbers: its folder is named after this content."""
+
+    problem: str
+    scale: Scale
+    method: str
+    options: str
+    """Keyword arguments of the method besides its strength, as sorted JSON."""
+    dataset: str
+    examples: int | None
+    shift: str
+    model: str
+    optimizer: str
+    step_size: float
+    batch_size: int
+    epochs: int
+    tasks: int
+    seeds: tuple[int, ...]
+    """One member of the population each: its initial weights, its tasks and its batches."""
+    strengths: tuple[float, ...]
+    """One a member."""
+
+    @classmethod
+    def of(
+        cls,
+        problem: str,
+        method: str,
+        seeds: Iterable[int],
+        *,
+        scale: Scale = "quick",
+        strength: float | None = None,
+        options: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> "Run":
+        """The run of a named method on a named problem; ``changes`` that are None leave the problem's own.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest known one, a scale that the problem does not have, a
+                strength that the method does not take, or nothing to train.
+        """
+        protocol = named(problem, PROBLEMS, "problem")
+        if scale not in protocol.scales:
+            raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
+        tried = named(method, METHODS, "method")
+        strength = tried.strength if strength is None else strength
+        if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
+            raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
+        seeds = tuple(seeds)
+        run = cls(
+            problem=problem,
+            method=method,
+            scale=scale,
+            options=json.dumps(dict(options or {}), sort_keys=True),
+            seeds=seeds,
+            # One content, one folder: 1 and 1.0 are the same number.
+            strengths=(float(strength),) * len(seeds),
+            **protocol.protocol(scale) | {name: value for name, value in changes.items() if value is not None},
+        )
+        if not seeds or run.tasks < 1 or run.epochs < 1:
+            raise ValueError(
+                f"expected at least one seed, one task and one epoch, got {len(seeds)}, {run.tasks} and {run.epochs}"
+            )
+        return replace(run, step_size=float(run.step_size))
+
+    def folder(self, root: str) -> RunFolder:
+        """Where under ``root`` the run's results belong."""
+        return RunFolder(root, asdict(self))
+
+
+def named(name: str, table: Mapping[str, Entry], kind: str) -> Entry:
+    """The table's entry, or an error that lists the known names and suggests the nearest."""
+    return table[known(name, table, kind)]

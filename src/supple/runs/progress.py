@@ -1,0 +1,34 @@
+"""Progress of many runs in a terminal."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_of(jobs: Mapping[Hashable, tuple[str, float]]) -> Iterator[Callable[[Hashable, float], None]]:
+    """A bar for each kind of job and one for all of them, while the block runs.
+
+    Args:
+        jobs: what is to be done: the kind it belongs to, and how much it is.
+
+    Yields:
+        A function to tell how much of a job is done.
+    """
+    done = dict.fromkeys(jobs, 0.0)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), refresh_per_second=2) as progress:
+        totals: dict[str, float] = {}
+        for kind, amount in jobs.values():
+            totals[kind] = totals.get(kind, 0) + amount
+        bars = {kind: progress.add_task(kind, total=total) for kind, total in totals.items()}
+        whole = progress.add_task("all", total=sum(totals.values()))
+
+        def report(job: Hashable, amount: float) -> None:
+            kind = jobs[job][0]
+            progress.advance(bars[kind], amount - done[job])
+            progress.advance(whole, amount - done[job])
+            done[job] = amount
+
+        yield report
