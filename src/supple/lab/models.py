@@ -33,7 +33,7 @@ def mlp(
 
     Weights start from torch's default.
     """
-    sizes = data.images[0].numel(), data.classes
+    sizes = data.train.images[0].numel(), data.classes
     if activation == "crelu":
         plain = _parameters(*sizes, width, depth, 1, layer_norm)
         width = min(range(1, width + 1), key=lambda cut: abs(_parameters(*sizes, cut, depth, 2, layer_norm) - plain))

@@ -28,7 +28,7 @@ def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
 
 def random_labels(data: Dataset, seed: int, task: int) -> Tensor:
     """A new label for every image, uniform and independent of all others; classes come out only roughly balanced."""
-    return torch.from_numpy(generator(Stream.LABELS, seed, task).integers(data.classes, size=len(data.labels)))
+    return torch.from_numpy(generator(Stream.LABELS, seed, task).integers(data.classes, size=len(data.train)))
 
 
 def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int) -> Tensor:

@@ -47,7 +47,7 @@ class Trainer:
         self.run, self.device = run, device
         self.data = named(run.dataset, DATASETS, "data set")()
         self.shift = named(run.shift, SHIFTS, "shift")
-        self.inputs = self.data.inputs(device)
+        self.inputs = self.data.normalized(self.data.train.images.to(device))
         self.population = Population(lambda: make_model(self.data, **method.model), run.seeds).to(device)
         self.members = [self.population.member(index, share=True) for index in range(len(run.seeds))]
         self._members_parameters = [list(member.parameters()) for member in self.members]
@@ -56,7 +56,7 @@ class Trainer:
         self.moments = adam_moments(self.parameters)
         self.mitigator = method.mitigator(self.population, run.strength)
         self.mitigator.observe(self.members)
-        self.steps_a_task = len(self.data.labels) // run.batch_size * run.epochs
+        self.steps_a_task = len(self.data.train) // run.batch_size * run.epochs
         if compiled is None:
             compiled = self.steps_a_task * run.tasks * len(run.seeds) >= COMPILE_FROM
         if self.mitigator.observes:
@@ -70,7 +70,7 @@ class Trainer:
 
     def learn(self, task: int, report: Report = lambda tasks: None) -> list[Row]:
         """Train on one task to its end and return what was measured there."""
-        run, examples = self.run, len(self.data.labels)
+        run, examples = self.run, len(self.data.train)
         labels = torch.stack([self.shift(self.data, seed, task) for seed in run.seeds]).to(self.device)
         orders = [batch_order(examples, run.batch_size, run.epochs, seed, task) for seed in run.seeds]
         for step, batch in enumerate(torch.stack(orders, dim=1).to(self.device), 1):
