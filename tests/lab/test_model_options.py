@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from supple import Population
-from supple.lab.datasets import Dataset
+from supple.lab.datasets import Dataset, Examples
 from supple.lab.models import mlp
 from supple.nn import CReLU
 
 
 def data(shape=(1, 6, 6), classes=7):
-    return Dataset(torch.zeros(2, *shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), classes)
+    examples = Examples(torch.zeros(2, *shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    return Dataset(examples, None, None, classes, (0.0,) * shape[0], (1.0,) * shape[0])
 
 
 def size(network):
@@ -32,12 +33,12 @@ def by_hand(inputs, classes, width, depth, layer_norm):
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 2, 1)])
 def test_crelu_has_the_width_whose_size_is_nearest(shape, width, depth, layer_norm):
     images = data(shape)
-    inputs = images.images[0].numel()
+    inputs = images.train.images[0].numel()
     goal = size(mlp(images, width=width, depth=depth, layer_norm=layer_norm))
     network = mlp(images, width=width, depth=depth, layer_norm=layer_norm, activation="crelu")
     nearest = min(abs(size(by_hand(inputs, 7, cut, depth, layer_norm)) - goal) for cut in range(1, width + 1))
     assert abs(size(network) - goal) == nearest
-    assert network(images.inputs()).shape == (2, 7)
+    assert network(images.normalized(images.train.images)).shape == (2, 7)
     assert sum(isinstance(layer, CReLU) for layer in network) == depth
     assert not any(isinstance(layer, nn.ReLU) for layer in network)
 

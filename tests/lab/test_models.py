@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from supple.lab.datasets import Dataset
+from supple.lab.datasets import Dataset, Examples
 from supple.lab.models import MODELS, mlp
 
-DATA = Dataset(torch.zeros(5, 3, 4, 6, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64), classes=7)
+EXAMPLES = Examples(torch.zeros(5, 3, 4, 6, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
+DATA = Dataset(EXAMPLES, None, None, 7, (0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_images_to_classes(model):
-    assert model(DATA)(DATA.inputs()).shape == (5, 7)
+    assert model(DATA)(DATA.normalized(EXAMPLES.images)).shape == (5, 7)
 
 
 def by_hand(layer_norm):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supple.lab.datasets import Dataset, digits
+from supple.lab.datasets import Dataset, Examples, digits
 from supple.lab.shifts import SHIFTS, Stream, batch_order, generator, random_labels
 
 SEEDS, TASKS = range(4), range(5)
@@ -21,7 +21,7 @@ def shift(request):
 
 def test_labels_are_labels(shift, data):
     labels = shift(data, 3, 2)
-    assert (labels.shape, labels.dtype) == (data.labels.shape, torch.int64)
+    assert (labels.shape, labels.dtype) == (data.train.labels.shape, torch.int64)
     assert set(labels.tolist()) == set(range(data.classes))
 
 
@@ -42,14 +42,14 @@ def test_the_global_random_state_is_left_alone(shift, data):
 def test_any_two_tasks_agree_by_chance_alone(data):
     everything = torch.stack([random_labels(data, seed, task) for seed in SEEDS for task in TASKS])
     agreement = (everything[:, None] == everything).double().mean(-1)
-    deviation = (0.1 * 0.9 / len(data.labels)) ** 0.5
+    deviation = (0.1 * 0.9 / len(data.train)) ** 0.5
     first, second = torch.triu_indices(len(everything), len(everything), offset=1)
     assert (agreement[first, second] - 0.1).abs().max() < 4.5 * deviation  # of 190 pairs, one in 700 such sets
 
 
 @pytest.mark.parametrize("classes", [2, 10, 37])
 def test_labels_are_uniform(classes):
-    data = Dataset(torch.zeros(1000, 1), torch.zeros(1000), classes)
+    data = Dataset(Examples(torch.zeros(1000, 1), torch.zeros(1000)), None, None, classes, (0.0,), (1.0,))
     counts = torch.cat([random_labels(data, 0, task) for task in range(100)]).bincount(minlength=classes).double()
     expected = 100_000 / classes
     statistic = ((counts - expected).square() / expected).sum()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from supple import HareAndTortoise, SpectralRegularizer, WeightClipping
-from supple.lab.datasets import DATASETS, Dataset
+from supple.lab.datasets import DATASETS, Dataset, Examples
 from supple.lab.methods import METHODS, Method
 from supple.lab.models import MODELS, mlp
 from supple.lab.problems import Run
@@ -31,7 +31,7 @@ MORE_METHODS = {
 
 def tiny_images():
     pixels = torch.randint(256, (50, 1, 4, 4), generator=torch.Generator().manual_seed(8), dtype=torch.uint8)
-    return Dataset(pixels, torch.zeros(50, dtype=torch.int64), classes=3)
+    return Dataset(Examples(pixels, torch.zeros(50, dtype=torch.int64)), None, None, 3, (0.0,), (1.0,))
 
 
 def with_batch_norm(data, **options):
@@ -80,7 +80,7 @@ def learned(trainer):
 def by_hand(run, seed):
     """The same run, one network, one step after the other."""
     data, method = DATASETS[run.dataset](), METHODS[run.method]
-    inputs = data.images.float() / 255
+    inputs = data.train.images.float() / 255
     torch.manual_seed(seed)
     network = MODELS[run.model](data, **method.model)
     optimizer = torch.optim.Adam(network.parameters(), lr=run.step_size)

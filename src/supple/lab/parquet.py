@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -177,8 +178,8 @@ def _images(table: "datasets.Dataset", name: str, size: int | None) -> Tensor:
     column, console = _column(table, IMAGES), Console(stderr=True)
     images = table.cast_column(column, datasets.Image())[column]
     pixels, grey = np.empty(0), True
-    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
-    for index, image in enumerate(track(images, f"decoding {name}", total=len(table), **bar)):
+    bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
+    for index, image in enumerate(bar(images, f"decoding {name}", total=len(table))):
         found, one_channel = _pixels(image, size)
         if not index:
             pixels = np.empty((len(table), *found.shape), np.uint8)
