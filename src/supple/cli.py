@@ -45,11 +45,10 @@ class Engine:
         if runs:
             work = partial(train, root=self.out, pieces=2)
             with progress_of({run: (run.method, run.tasks) for run in runs}) as report:
-                options = {"workers": self.workers, "threads": self.threads, "report": report}
+                engine = sweep.work_through
                 if self.engine == "ray":
-                    cluster.work_through(runs, work, gpus=self.gpus, address=self.address, **options)
-                else:
-                    sweep.work_through(runs, work, **options)
+                    engine = partial(cluster.work_through, gpus=self.gpus, address=self.address)
+                engine(runs, work, workers=self.workers, threads=self.threads, report=report)
         return results(members, self.out)
 
 
@@ -165,7 +164,7 @@ class Sweep(Protocol, Engine):
     seeds: int = 3
     """Networks for each setting, from different initial weights on different tasks."""
     tuning_seeds: int = 0
-    """Choose each method's strength and step size on so many other seeds first; the best alone is trained on `seeds`."""
+    """Choose each method's strength and step size on so many other seeds; the best alone are trained on `seeds`."""
 
     def __call__(self) -> None:
         from supple.lab.grid import TUNING_SEEDS, tuned

@@ -103,4 +103,4 @@ def operations(run: Run) -> float:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = models.load(run.model)(replace(data, classes=shift.outputs(data)), **method.model)
         network(torch.empty(run.batch_size, *data.train.images.shape[1:]))
-    return 3 * counter.get_total_flops()
+    return 3.0 * float(counter.get_total_flops())

@@ -41,8 +41,8 @@ class Method:
     @property
     def largest_strength(self) -> float:
         """What the mitigator takes at most."""
-        largest: float = getattr(self.mitigator, "func", self.mitigator).largest_strength
-        return largest
+        mitigator: Any = self.mitigator
+        return float(getattr(mitigator, "func", mitigator).largest_strength)
 
 
 METHODS: dict[str, Method] = {

@@ -65,5 +65,5 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def load(name: str) -> Callable[..., nn.Module]:
-    """The model that a name stands for: an entry of ``MODELS``, or ``package.module:function``, called with the data."""
+    """What a name stands for: an entry of ``MODELS``, or ``package.module:function``, called with the data."""
     return imported(name) if ":" in name else MODELS[known(name, MODELS, "model or package.module:function")]

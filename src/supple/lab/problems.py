@@ -42,38 +42,38 @@ class Problem:
 
 
 # A step of the MLP takes about ten milliseconds on a core, one of the large networks seconds.
-_QUICK_MLP = {"examples": 2560, "epochs": 40, "tasks": 20}
-_QUICK_LARGE = {"examples": 400, "batch_size": 50, "epochs": 5, "tasks": 3}
+_QUICK_MLP: dict[str, Any] = {"examples": 2560, "epochs": 40, "tasks": 20}
+_QUICK_LARGE: dict[str, Any] = {"examples": 400, "batch_size": 50, "epochs": 5, "tasks": 3}
 
 
 def _mnist(dataset: str, **changes: Any) -> Problem:
     """Lewandowski et al. (2025), App. B: 12,800 images in batches of 512, the MLP of 4 x 256."""
-    return Problem(
-        **({"dataset": dataset, "batch_size": 512, "epochs": 40, "tasks": 50, "quick": _QUICK_MLP} | changes)
-    )
+    protocol: dict[str, Any] = {"batch_size": 512, "epochs": 40, "tasks": 50, "quick": _QUICK_MLP}
+    return Problem(dataset=dataset, **(protocol | changes))
 
 
 def _emnist(**changes: Any) -> Problem:
     """The same authors': 100,000 images in batches of 500."""
-    quick = {"examples": 5000, "epochs": 10, "tasks": 20}
-    return Problem(**({"dataset": "emnist", "batch_size": 500, "epochs": 20, "tasks": 200, "quick": quick} | changes))
+    quick: dict[str, Any] = {"examples": 5000, "epochs": 10, "tasks": 20}
+    protocol: dict[str, Any] = {"batch_size": 500, "epochs": 20, "tasks": 200, "quick": quick}
+    return Problem(dataset="emnist", **(protocol | changes))
 
 
 def _colour(dataset: str, **changes: Any) -> Problem:
     """The same authors': ResNet-18 here, ``--model vit-tiny`` for the other half."""
-    defaults = {"dataset": dataset, "model": "resnet18", "batch_size": 250, "epochs": 20, "quick": _QUICK_LARGE}
-    return Problem(**(defaults | changes))
+    protocol: dict[str, Any] = {"model": "resnet18", "batch_size": 250, "epochs": 20, "quick": _QUICK_LARGE}
+    return Problem(dataset=dataset, **(protocol | changes))
 
 
-def _labels(what: str) -> dict[str, str]:
+def _labels(what: str) -> dict[str, Any]:
     return {"summary": f"memorize new random labels for {what}", "shift": "random-labels"}
 
 
-def _pixels(what: str) -> dict[str, str]:
+def _pixels(what: str) -> dict[str, Any]:
     return {"summary": f"{what}, the pixels in a new order each task", "shift": "pixel-permutation"}
 
 
-def _flip(what: str) -> dict[str, str]:
+def _flip(what: str) -> dict[str, Any]:
     return {"summary": f"{what}, the classes exchanged among each other each task", "shift": "label-flip"}
 
 

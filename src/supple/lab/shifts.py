@@ -195,5 +195,5 @@ SHIFTS: dict[str, Shift] = {
 
 
 def load(name: str) -> Shift:
-    """The shift that a name stands for: an entry of ``SHIFTS``, or ``package.module:function``, as :class:`Shift.task`."""
+    """What a name stands for: an entry of ``SHIFTS``, or ``package.module:function``, called as :attr:`Shift.task`."""
     return Shift(imported(name)) if ":" in name else SHIFTS[known(name, SHIFTS, "shift or package.module:function")]

@@ -80,7 +80,8 @@ class Trainer:
         """Train on one task to its end and return what was measured there, in the store's schema."""
         tasks = [self.shift.task(self.data, seed, task).to(self.device) for seed in self.run.seeds]
         labels, batches = self._batches(tasks, task)
-        pixels = None if tasks[0].pixels is None else torch.stack([each.pixels for each in tasks])
+        orders = [each.pixels for each in tasks if each.pixels is not None]
+        pixels = torch.stack(orders) if orders else None
         for step, batch in enumerate(batches, 1):
             self._step(self._inputs(batch, pixels), labels.gather(1, batch))
             if step % 50 == 0:

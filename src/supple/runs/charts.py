@@ -50,10 +50,10 @@ TITLES = {
 }
 
 
-def colour_scale(methods: list[str]) -> dict[str, list[str]]:
-    """The methods with their colours, as Altair wants them."""
+def colour_scale(methods: list[str]) -> alt.Scale:
+    """The methods in their colours."""
     others = itertools.cycle(OTHER_COLOURS)
-    return {"domain": methods, "range": [COLOURS.get(method) or next(others) for method in methods]}
+    return alt.Scale(domain=methods, range=[COLOURS.get(method) or next(others) for method in methods])
 
 
 def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
@@ -66,7 +66,7 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
     )
     methods = curves["method"].unique(maintain_order=True).to_list()
     colour = alt.Color("method:N", sort=methods, legend=alt.Legend(title="method", symbolOpacity=1)).scale(
-        **colour_scale(methods)
+        colour_scale(methods)
     )
     picked = alt.selection_point(fields=["method"], bind="legend")
     shown = alt.when(picked)
@@ -101,12 +101,11 @@ def save(chart: alt.LayerChart, folder: str | Path, name: str = "chart") -> list
     """Write the chart as SVG, PNG (at double resolution) and HTML; return where."""
     files, root = fsspec.url_to_fs(str(folder))
     files.makedirs(root, exist_ok=True)
-    written = []
-    for kind in ("svg", "png", "html"):
-        buffer = io.BytesIO() if kind == "png" else io.StringIO()
-        # At double resolution; the page carries its scripts along.
-        chart.save(buffer, kind, **{"png": {"scale_factor": 2}, "html": {"inline": True}}.get(kind, {}))
-        content = buffer.getvalue()
-        files.pipe_file(f"{root}/{name}.{kind}", content.encode() if isinstance(content, str) else content)
-        written.append(f"{folder}/{name}.{kind}")
-    return written
+    svg, png, html = io.StringIO(), io.BytesIO(), io.StringIO()
+    chart.save(svg, "svg")
+    chart.save(png, "png", scale_factor=2)
+    chart.save(html, "html", inline=True)  # the page carries its scripts along
+    contents = {"svg": svg.getvalue().encode(), "png": png.getvalue(), "html": html.getvalue().encode()}
+    for kind, content in contents.items():
+        files.pipe_file(f"{root}/{name}.{kind}", content)
+    return [f"{folder}/{name}.{kind}" for kind in contents]

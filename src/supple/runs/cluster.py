@@ -1,5 +1,6 @@
 """The same on a Ray cluster: one task a job, each with its share of cores and GPUs, begun again where one is lost."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,8 +21,8 @@ def work_through(
 ) -> None:
     """Do all jobs as :func:`supple.runs.sweep.work_through` does, on every machine of a Ray cluster.
 
-    A machine that joins the cluster takes its share at once. All of them need supple installed, and a folder of runs that
-    each can reach.
+    A machine that joins the cluster takes its share at once. All of them need supple installed, and a folder of runs
+    that each can reach.
 
     Args:
         jobs: descriptions, sent to the workers.
@@ -34,11 +35,11 @@ def work_through(
     """
     import ray
 
-    local = {} if address else {"num_cpus": (workers or available_cores() // threads) * threads}
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **local)
+    cores = None if address else (workers or available_cores() // threads) * threads
+    ray.init(address, num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         environment = KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}
-        remote = ray.remote(
+        remote: Any = ray.remote(
             num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": environment}
         )(_do)
         waiting: dict[Any, Job] = {remote.remote(work, job, threads): job for job in jobs}

@@ -36,8 +36,8 @@ def work_through(
     """Do all jobs, ``workers`` at a time, and ``report(job, done)`` here as they go on.
 
     A job of which more is left goes to the end of the queue, so that jobs in pieces end at about the same time.
-    Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another: ``work``
-    keeps what it has done. The first error that is raised stops the rest and is raised here.
+    Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another. The
+    first error that is raised stops the rest and is raised here.
 
     Args:
         jobs: hashable descriptions, sent to the workers.
