@@ -1,6 +1,6 @@
 """The command line: each command is a dataclass whose field docstrings are its help."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,26 +77,20 @@ class Protocol:
     option: dict[str, int | float | str] | None = None
     """Keyword arguments of the method besides its strength, such as `exponent 4`."""
 
-    def run(self, problem: str, method: str, seed: int, **changes: Any) -> "RunConfig":
-        """One member's run."""
-        from supple.lab.run import Run as RunConfig
-
-        return RunConfig.of(
-            problem,
-            method,
-            [seed],
-            scale=self.scale,
-            options=self.option,
-            dataset=self.data,
-            examples=self.examples,
-            shift=self.shift,
-            model=self.model,
-            optimizer=self.optimizer,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            tasks=self.tasks,
-            **changes,
-        )
+    def changes(self) -> dict[str, Any]:
+        """What :meth:`supple.lab.run.Run.of` is told."""
+        return {
+            "scale": self.scale,
+            "options": self.option,
+            "dataset": self.data,
+            "examples": self.examples,
+            "shift": self.shift,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "tasks": self.tasks,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +108,9 @@ class Demo(Engine):
     """Where results and charts go. What is already there is not trained again."""
 
     def __call__(self) -> None:
-        protocol = Protocol()
-        _show(
-            self.train(
-                [
-                    protocol.run("random-label-digits", method, seed)
-                    for seed in range(self.seeds)
-                    for method in dict.fromkeys(self.methods)
-                ]
-            ),
-            self.out,
-        )
+        from supple.lab.grid import product
+
+        _show(self.train(product("random-label-digits", self.methods, range(self.seeds))), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +129,18 @@ class Run(Protocol, Engine):
     """Networks trained, from different initial weights on different tasks."""
 
     def __call__(self) -> None:
-        changes = {"strength": self.strength, "step_size": self.step_size}
-        _show(
-            self.train([self.run(self.problem, self.method, seed, **changes) for seed in range(self.seeds)]), self.out
+        from supple.lab.grid import product
+
+        strengths, step_sizes = ([] if value is None else [value] for value in (self.strength, self.step_size))
+        members = product(
+            self.problem,
+            [self.method],
+            range(self.seeds),
+            strengths=strengths,
+            step_sizes=step_sizes,
+            **self.changes(),
         )
+        _show(self.train(members), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,32 +161,44 @@ class Sweep(Protocol, Engine):
     """Choose each method's strength and step size on so many other seeds; the best alone are trained on `seeds`."""
 
     def __call__(self) -> None:
-        from supple.lab.grid import TUNING_SEEDS, tuned
+        from supple.lab.grid import TUNING_SEEDS, product, tuned
 
+        settings: dict[str, Any] = {"strengths": self.strengths, "step_sizes": self.step_sizes, **self.changes()}
+        members = product(self.problem, self.methods, range(self.seeds), **settings)
         if self.tuning_seeds:
-            tried = self.grid(range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds))
-            rows = self.train(tried)
-            _show(rows, self.out, "tuning")
-            best = tuned(rows)
-            chosen = [
-                run for run in self.grid(range(self.seeds)) if (run.method, run.strengths[0], run.step_size) in best
-            ]
-        else:
-            chosen = self.grid(range(self.seeds))
-        _show(self.train(chosen), self.out)
+            others = range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds)
+            tried = self.train(product(self.problem, self.methods, others, **settings))
+            _show(tried, self.out, "tuning")
+            best = tuned(tried)
+            members = [run for run in members if (run.method, run.strengths[0], run.step_size) in best]
+        _show(self.train(members), self.out)
 
-    def grid(self, seeds: Iterable[int]) -> list["RunConfig"]:
-        """Every method with every strength, step size and seed."""
-        from supple.lab.methods import METHODS
-        from supple.lab.run import named
 
-        return [
-            self.run(self.problem, method, seed, strength=strength, step_size=step_size)
-            for seed in seeds
-            for method in dict.fromkeys(self.methods)
-            for strength in (named(method, METHODS, "method").strength and self.strengths) or (None,)
-            for step_size in self.step_sizes or (None,)
-        ]
+@dataclass(frozen=True, kw_only=True)
+class Figure(Engine):
+    """Make a figure of the paper again: train what it needs, and draw it."""
+
+    number: tyro.conf.Positional[int]
+    """1 to 4 or 6 to 15."""
+    scale: Literal["quick", "paper"] = "quick"
+    """`quick` ends within ten minutes on two cores and shows the whole way; `paper` is the published protocol."""
+    seeds: int | None = None
+    """Networks for each curve; 2 at quick scale and the paper's 10 when left out."""
+    out: str = "runs/figures"
+    """Where results and charts go. What is there is not trained again."""
+
+    def __call__(self) -> None:
+        from rich.console import Console
+
+        from supple import figures
+        from supple.lab.grid import results
+        from supple.runs.charts import save
+
+        figure, seeds = figures.load(self.number), self.seeds or {"quick": 2, "paper": 10}[self.scale]
+        self.train(figure.runs(self.scale, seeds))
+        chart = figure.draw(lambda runs: results(runs, self.out), self.scale, seeds)
+        for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
+            Console().print(f"chart: {path}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +280,14 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
 
 ACCURACIES = ("train_accuracy", "test_accuracy")
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "run": Run, "sweep": Sweep, "results": Results, "list": List}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": Demo,
+    "run": Run,
+    "sweep": Sweep,
+    "figure": Figure,
+    "results": Results,
+    "list": List,
+}
 
 
 def main() -> None:

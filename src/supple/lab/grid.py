@@ -1,7 +1,8 @@
 """Grids of runs: which of their members are there already, and which of the others are trained as one population."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import polars as pl
 import torch
@@ -24,6 +25,34 @@ MOST_STACKED = {"cpu": 10, "cuda": 64}
 
 Member = tuple[str, int]
 """A run's folder, and the place in its population."""
+
+
+def product(
+    problem: str,
+    methods: Iterable[str],
+    seeds: Iterable[int],
+    *,
+    strengths: Sequence[float] = (),
+    step_sizes: Sequence[float] = (),
+    **changes: Any,
+) -> list[Run]:
+    """Every method with every strength (where it has one), step size and seed, each a run of one member.
+
+    Args:
+        problem: a name from ``PROBLEMS``.
+        methods: names from ``METHODS``.
+        seeds: of the members.
+        strengths: each method's default when left out.
+        step_sizes: the problem's when left out.
+        changes: to the protocol, as :meth:`Run.of` takes them.
+    """
+    return [
+        Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
+        for seed in seeds
+        for method in dict.fromkeys(methods)
+        for strength in (named(method, METHODS, "method").strength and strengths) or (None,)
+        for step_size in step_sizes or (None,)
+    ]
 
 
 def alone(run: Run) -> list[Run]:

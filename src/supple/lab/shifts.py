@@ -85,6 +85,11 @@ def random_labels(data: Dataset, seed: int, task: int) -> Task:
     return Task(classes=torch.arange(data.classes), labels=torch.from_numpy(labels))
 
 
+def fixed_random_labels(data: Dataset, seed: int, task: int) -> Task:
+    """The random labels of the first task for ever: nothing changes."""
+    return random_labels(data, seed, 0)
+
+
 def drifting_labels(data: Dataset, seed: int, task: int) -> Task:
     """Random labels of which ``DRIFT`` are drawn anew each task: with tasks of one epoch, drift without tasks.
 
@@ -183,6 +188,7 @@ class Shift(NamedTuple):
 
 SHIFTS: dict[str, Shift] = {
     "random-labels": Shift(random_labels),
+    "fixed-random-labels": Shift(fixed_random_labels),
     "drifting-labels": Shift(drifting_labels),
     "pixel-permutation": Shift(pixel_permutation),
     "compounding-pixel-permutation": Shift(compounding_pixel_permutation),

@@ -3,12 +3,15 @@
 import io
 import itertools
 from pathlib import Path
+from typing import TypeVar
 
 import altair as alt
 import fsspec
 import polars as pl
 
-from supple.runs.stats import by_task, varying
+from supple.runs.stats import by_task, over_tasks, varying
+
+Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
 # A method has the same colour everywhere. Those most often compared have Okabe and Ito's, the others Tol's muted ones:
 # both palettes are made to be told apart by colour-blind readers.
@@ -58,19 +61,73 @@ def colour_scale(methods: list[str]) -> alt.Scale:
 
 def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
     """``metric`` over tasks, a line for each setting: the mean over seeds, shaded by its standard error."""
-    others = [f"{column}:N" for column in varying(rows) if column != "method"]
-    curves = by_task(rows, metric).with_columns(
-        pl.col("task") + 1,
-        low=pl.col("mean") - pl.col("error").fill_null(0),
-        high=pl.col("mean") + pl.col("error").fill_null(0),
+    return configured(curves_of(rows, metric, title, subtitle))
+
+
+def configured(chart: Chart) -> Chart:
+    """What all charts look like."""
+    styled: Chart = chart.configure_axis(titleFontWeight="normal")
+    return styled
+
+
+def curves_of(
+    rows: pl.DataFrame,
+    metric: str,
+    title: str,
+    subtitle: str = "",
+    *,
+    series: str = "method",
+    width: int = 560,
+    height: int = 320,
+) -> alt.LayerChart:
+    """:func:`learning_curves` as a part of a larger chart.
+
+    Args:
+        rows: what was measured.
+        metric: which of it.
+        title: above the axes.
+        subtitle: below the title.
+        series: the setting whose values have a colour each.
+        width: of the axes, in pixels.
+        height: likewise.
+    """
+    means = by_task(rows, metric).with_columns(pl.col("task") + 1)
+    others = [column for column in varying(rows) if column != series]
+    return _lines(means, alt.X("task:Q", title="task"), metric, series, others).properties(
+        width=width, height=height, title=alt.Title(title, subtitle=subtitle, anchor="start")
     )
-    methods = curves["method"].unique(maintain_order=True).to_list()
-    colour = alt.Color("method:N", sort=methods, legend=alt.Legend(title="method", symbolOpacity=1)).scale(
-        colour_scale(methods)
+
+
+def sensitivity_of(
+    rows: pl.DataFrame, metric: str, title: str, *, series: str = "method", width: int = 560, height: int = 320
+) -> alt.LayerChart:
+    """``metric``, mean over all tasks, against the strength; what has none is a line across."""
+    means = over_tasks(rows, metric)
+    dialled = means.filter(pl.col("strength") > 0)
+    ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})
+    across = means.filter(pl.col("strength") == 0).drop("strength").join(ends, how="cross").select(means.columns)
+    others = [column for column in varying(rows) if column not in (series, "strength")]
+    x = alt.X("strength:Q", title="strength").scale(type="log").axis(format="~e")
+    return _lines(pl.concat([across, dialled]), x, metric, series, others).properties(
+        width=width, height=height, title=alt.Title(title, anchor="start")
     )
-    picked = alt.selection_point(fields=["method"], bind="legend")
+
+
+def _lines(means: pl.DataFrame, x: alt.X, metric: str, series: str, others: list[str]) -> alt.LayerChart:
+    """A line with its band for each value of ``series`` and each combination of ``others``."""
+    if "options" in (series, *others):
+        means = means.with_columns(pl.col("options").str.replace_all(r'[{}"]', ""))
+    values = means[series].unique(maintain_order=True).to_list()
+    scale = colour_scale(values) if series == "method" else alt.Scale(domain=values, scheme="viridis")
+    legend = alt.Legend(title=series, symbolOpacity=1)
+    picked = alt.selection_point(fields=[series], bind="legend")
     shown = alt.when(picked)
-    base = alt.Chart(curves).encode(x=alt.X("task:Q", title="task"), color=colour, detail=others)
+    detail = [f"{column}:N" for column in others]
+    base = alt.Chart(
+        means.with_columns(
+            low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
+        ).select(series, *others, *({"task", "strength"} & set(means.columns)), "mean", "error", "low", "high", "seeds")
+    ).encode(x=x, color=alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale), detail=detail)
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
         y2="high:Q",
@@ -80,32 +137,30 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
         y="mean:Q",
         opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
         tooltip=[
-            "method:N",
-            *others,
-            "task:Q",
+            f"{series}:N",
+            *detail,
+            f"{x.shorthand}",
             alt.Tooltip("mean:Q", format=".3f"),
             alt.Tooltip("error:Q", format=".3f", title="standard error"),
             "seeds:Q",
         ],
     )
-    chart: alt.LayerChart = (
-        (band + line)
-        .add_params(picked)
-        .properties(width=560, height=320, title=alt.Title(title, subtitle=subtitle, anchor="start"))
-        .configure_axis(titleFontWeight="normal")
-    )
+    chart: alt.LayerChart = (band + line).add_params(picked)
     return chart
 
 
-def save(chart: alt.LayerChart, folder: str | Path, name: str = "chart") -> list[str]:
-    """Write the chart as SVG, PNG (at double resolution) and HTML; return where."""
+def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
+    """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return where."""
     files, root = fsspec.url_to_fs(str(folder))
     files.makedirs(root, exist_ok=True)
-    svg, png, html = io.StringIO(), io.BytesIO(), io.StringIO()
+    svg, png, pdf, html = io.StringIO(), io.BytesIO(), io.BytesIO(), io.StringIO()
     chart.save(svg, "svg")
     chart.save(png, "png", scale_factor=2)
+    chart.save(pdf, "pdf")
     chart.save(html, "html", inline=True)  # the page carries its scripts along
-    contents = {"svg": svg.getvalue().encode(), "png": png.getvalue(), "html": html.getvalue().encode()}
-    for kind, content in contents.items():
-        files.pipe_file(f"{root}/{name}.{kind}", content)
-    return [f"{folder}/{name}.{kind}" for kind in contents]
+    written = []
+    for kind, content in {"svg": svg, "png": png, "pdf": pdf, "html": html}.items():
+        value = content.getvalue()
+        files.pipe_file(f"{root}/{name}.{kind}", value.encode() if isinstance(value, str) else value)
+        written.append(f"{folder}/{name}.{kind}")
+    return written

@@ -33,6 +33,19 @@ def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     )
 
 
+def over_tasks(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """The mean of ``metric`` over all tasks, then over seeds, for each setting, with its standard error."""
+    value = pl.col("value")
+    return (
+        rows.filter(pl.col("metric") == metric)
+        .group_by(*settings(rows), "seed", maintain_order=True)
+        .agg(value.mean())
+        .group_by(*settings(rows), maintain_order=True)
+        .agg(mean=value.mean(), error=value.std() / value.len().sqrt(), seeds=value.len())
+        .sort("strength", maintain_order=True)
+    )
+
+
 def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     """The mean of ``metric`` over the last ``count`` tasks for each setting, over seeds.
 

@@ -1,0 +1,15 @@
+"""The paper's figures: one file a figure, with the runs it needs and the way it is drawn."""
+
+from importlib import import_module
+
+from supple.errors import known
+from supple.figures.figure import Figure
+
+NUMBERS = (1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+
+
+def load(number: int) -> Figure:
+    """The figure of the paper with that number."""
+    known(str(number), [str(each) for each in NUMBERS], "figure of the paper")
+    figure: Figure = import_module(f"supple.figures.figure_{number:02}").FIGURE
+    return figure

@@ -1,0 +1,119 @@
+"""What a figure is made of: panels in rows and columns, each with its runs and its curves."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from supple.lab.grid import product
+from supple.lab.problems import Scale
+from supple.lab.run import Run
+from supple.runs.charts import configured, curves_of, sensitivity_of
+
+METHODS = (
+    "none",
+    "l2",
+    "l2-init",
+    "shrink-and-perturb",
+    "redo",
+    "crelu",
+    "wasserstein",
+    "streaming-ewc",
+    "spectral",
+)
+"""Those that the paper compares."""
+
+REGULARIZERS = ("l2", "l2-init", "wasserstein", "streaming-ewc", "spectral")
+"""Those of them whose strength the paper swept."""
+
+EPOCHS: dict[Scale, tuple[int, ...]] = {"paper": (40, 80, 120), "quick": (20, 40)}
+"""For each task of the MLP."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes."""
+
+    title: str
+    runs: Sequence[Run]
+    metric: str = "train_accuracy"
+    series: str = "method"
+    """The setting that has a line of its own for each of its values."""
+    against: str = "task"
+    """The horizontal axis: the task, or ``strength`` (then the mean over all tasks is drawn)."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the paper, to be made again."""
+
+    title: str
+    claim: str
+    """What the paper says it shows."""
+    panels: Callable[[Scale, int], list[list[Panel]]]
+    """Rows of panels, at a scale and over a number of seeds."""
+    note: str = ""
+    """What is different here from the paper, or not said there."""
+
+    def runs(self, scale: Scale, seeds: int) -> list[Run]:
+        """Every run that it needs, once."""
+        return list(dict.fromkeys(run for row in self.panels(scale, seeds) for panel in row for run in panel.runs))
+
+    def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
+        """The chart, ``rows_of`` giving what was measured of some runs."""
+        drawn = [
+            [_draw(panel, rows_of(panel.runs)) for panel in row if panel.runs] for row in self.panels(scale, seeds)
+        ]
+        stamp = f"{scale} scale, mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
+        subtitle = [stamp, *([self.note] if self.note else [])]
+        grid = alt.vconcat(*(alt.hconcat(*row) for row in drawn))
+        return configured(grid.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))
+
+
+def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
+    draw = curves_of if panel.against == "task" else sensitivity_of
+    title = panel.title + (" (part of the data set)" if rows["subset"].any() else "")
+    return draw(rows, panel.metric, title, series=panel.series, width=240, height=180)
+
+
+def sensitivity(title: str, problem: str, scale: Scale, seeds: int) -> Panel:
+    """Training accuracy, mean over all tasks, against the strength of three regularizers."""
+    strengths = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if scale == "paper" else (1e-2, 1e-3, 1e-4)
+    methods = ("none", "l2", "l2-init", "spectral")
+    runs = product(problem, methods, range(seeds), strengths=strengths, scale=scale)
+    return Panel(title, runs, against="strength")
+
+
+def networks(scale: Scale) -> dict[str, str]:
+    """The two large networks by the names that the paper gives them; a vision transformer takes too long on a CPU."""
+    return {"ResNet-18": "resnet18", **({"Vision Transformer": "vit-tiny"} if scale == "paper" else {})}
+
+
+QUICK_NOTE = "at quick scale without the vision transformer, which takes seconds a step on a CPU"
+
+
+def compared(problem: str, scale: Scale, seeds: int, *, strengths: Sequence[float] = (), **changes: Any) -> list[Run]:
+    """The paper's methods on a problem, at quick scale three that stand for all.
+
+    Args:
+        problem: its name.
+        scale: of the protocol.
+        seeds: how many, from 0.
+        strengths: of the regularizers; of each method its own when left out.
+        changes: to the protocol.
+    """
+    methods = METHODS if scale == "paper" else ("none", "l2-init", "spectral")
+    return [
+        run
+        for method in methods
+        for run in product(
+            problem,
+            [method],
+            range(seeds),
+            strengths=strengths if method in REGULARIZERS else (),
+            scale=scale,
+            **changes,
+        )
+    ]

@@ -1,0 +1,35 @@
+"""Figure 13: how well a ResNet-18 fits one set of random labels, at the strengths that sustain plasticity."""
+
+from supple.figures.figure import Figure, Panel, compared
+from supple.lab.problems import Scale
+
+
+def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
+    data = ("tiny-imagenet", "cifar10", "cifar100") if scale == "paper" else ("cifar10",)
+    epochs = 200 if scale == "paper" else 15
+    return [
+        [
+            # One task, measured after each epoch.
+            Panel(
+                each,
+                compared(
+                    f"random-label-{each}",
+                    scale,
+                    seeds,
+                    strengths=[1e-4],
+                    shift="fixed-random-labels",
+                    epochs=1,
+                    tasks=epochs,
+                ),
+            )
+            for each in data
+        ]
+    ]
+
+
+FIGURE = Figure(
+    title="Figure 13: capacity, one task of random labels, measured after each epoch",
+    claim="Spectral regularization restricts the capacity of the network least of all regularizers.",
+    panels=panels,
+    note="how long the paper trains is not in its text: 200 epochs here (15 at quick scale)",
+)

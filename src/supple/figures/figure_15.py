@@ -1,0 +1,19 @@
+"""Figure 15: generalisation on Continual ImageNet, two classes a task."""
+
+from supple.figures.figure import Figure, Panel
+from supple.lab.grid import product
+from supple.lab.problems import Scale
+
+METHODS = ("none", "l2", "l2-init", "redo", "spectral")
+
+
+def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
+    runs = product("continual-imagenet", METHODS, range(seeds), scale=scale)
+    return [[Panel("continual ImageNet", runs, "test_accuracy")]]
+
+
+FIGURE = Figure(
+    title="Figure 15: generalisation on Continual ImageNet",
+    claim="All regularizers achieve high generalisation performance across tasks.",
+    panels=panels,
+)
