@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from supple.lab.methods import METHODS
-from supple.lab.problems import Run
+from supple.lab.run import Run
 from supple.lab.trainer import Trainer
 
 RESETS = ["redo", "continual-backprop", "self-normalized-resets", "network-reset"]
