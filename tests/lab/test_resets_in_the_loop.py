@@ -1,5 +1,7 @@
 """The methods that replace units or networks, by name in the laboratory's loop."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -22,9 +24,7 @@ def _short(monkeypatch):
     for name, few in options.items():
         method = METHODS[name]
         build = getattr(method.mitigator, "func", method.mitigator)
-        monkeypatch.setitem(
-            METHODS, name, type(method)(summary="", mitigator=lambda *a, b=build, o=few: b(*a, **o), strength=1.0)
-        )
+        monkeypatch.setitem(METHODS, name, type(method)(summary="", mitigator=partial(build, **few), strength=1.0))
 
 
 @pytest.mark.usefixtures("_short")
