@@ -195,7 +195,8 @@ class Figure(Engine):
         from supple.runs.charts import save
 
         figure, seeds = figures.load(self.number), self.seeds or {"quick": 2, "paper": 10}[self.scale]
-        self.train(figure.runs(self.scale, seeds))
+        if runs := figure.runs(self.scale, seeds):
+            self.train(runs)
         chart = figure.draw(lambda runs: results(runs, self.out), self.scale, seeds)
         for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
             Console().print(f"chart: {path}", highlight=False, soft_wrap=True)

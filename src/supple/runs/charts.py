@@ -153,14 +153,13 @@ def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
     """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return where."""
     files, root = fsspec.url_to_fs(str(folder))
     files.makedirs(root, exist_ok=True)
-    svg, png, pdf, html = io.StringIO(), io.BytesIO(), io.BytesIO(), io.StringIO()
+    svg, html, png, pdf = io.StringIO(), io.StringIO(), io.BytesIO(), io.BytesIO()
     chart.save(svg, "svg")
     chart.save(png, "png", scale_factor=2)
     chart.save(pdf, "pdf")
     chart.save(html, "html", inline=True)  # the page carries its scripts along
-    written = []
-    for kind, content in {"svg": svg, "png": png, "pdf": pdf, "html": html}.items():
-        value = content.getvalue()
-        files.pipe_file(f"{root}/{name}.{kind}", value.encode() if isinstance(value, str) else value)
-        written.append(f"{folder}/{name}.{kind}")
-    return written
+    text = {f"{name}.svg": svg.getvalue().encode(), f"{name}.html": html.getvalue().encode()}
+    written = text | {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue()}
+    for file, content in written.items():
+        files.pipe_file(f"{root}/{file}", content)
+    return [f"{folder}/{file}" for file in written]
