@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from supple.diagnostics import activations, gradients, spectra, weights
 from supple.diagnostics.per_example import gradient_grams
@@ -140,7 +140,7 @@ class Inspection:
         parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}
         buffers = {name: part(buffer) for name, buffer in module.named_buffers()}
         device = next(iter(parameters.values())).device
-        x, y = tree_map(lambda tensor: part(tensor).to(device), (self.x, self.y))
+        x, y = tree_map_only(Tensor, lambda tensor: part(tensor).to(device), (self.x, self.y))
         return Member(module, parameters, buffers, tuple(self._trained), x, y)
 
     def _vector(self, name: str, tensor: Tensor) -> Tensor:

@@ -107,7 +107,8 @@ def _sum_of_losses(outputs: Any, y: Tensor, loss: Loss) -> Tensor:
 
 def _by_example(tensor: Tensor, examples: int) -> Tensor:
     """``(batch, ...)`` or ``(batch · positions, ...)`` as ``(batch, positions, ...)``."""
-    return tensor.unflatten(0, (examples, -1)).to(working_dtype(tensor))
+    rows: Tensor = tensor.unflatten(0, (examples, -1))
+    return rows.to(working_dtype(tensor))
 
 
 def _layer_grams(member: Member, path: str, calls: list[_Call]) -> dict[str, Tensor]:

@@ -52,12 +52,13 @@ def effective_rank(values: Tensor) -> Tensor:
     """
     total = values.sum(-1, keepdim=True)
     entropy: Tensor = torch.special.entr(values / total.where(total != 0, 1)).sum(-1)
-    return entropy.exp() * total.squeeze(-1).sign()
+    total = total.squeeze(-1)
+    return entropy.exp().where(total > 0, total)
 
 
 def rank_of_share(values: Tensor, share: float = 0.99) -> Tensor:
     """How many of the singular values ``(..., n)``, descending, reach ``share`` of their sum; 0 for a zero matrix."""
     reached = values.cumsum(-1)
-    total = reached[..., -1:]
-    short = reached < share * (1 - 1e-9) * total  # so that rounding does not decide where they reach it exactly
-    return (short.sum(-1) + 1) * total.squeeze(-1).sign()
+    total = reached[..., -1]
+    short = reached < share * (1 - 1e-9) * total.unsqueeze(-1)  # rounding decides nothing where it is reached exactly
+    return (short.sum(-1) + 1).where(total > 0, total)

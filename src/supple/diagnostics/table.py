@@ -12,10 +12,10 @@ def text_table(values: Mapping[str, float]) -> str:
     """``name`` and ``name/layer`` as a table with a row a layer, broken into blocks of columns that fit.
 
     >>> print(text_table({"spectral_norm": 1.5, "spectral_norm/0": 2.0, "feature_rank": 7.0}))
-               spectral    feature
-                   norm       rank
-    network         1.5          7
-    0                 2
+              spectral    feature
+                  norm       rank
+    network        1.5          7
+    0                2
     """
     layers = {key.partition("/")[2]: None for key in values}
     titles = {layer: _shortened(layer or "network") for layer in layers}
