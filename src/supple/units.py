@@ -155,6 +155,14 @@ def check_moments(moments: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[
                 )
 
 
+def redo_scores(magnitude: Tensor) -> Tensor:
+    """The activity of each unit over the mean of its layer, from the mean |h| of a layer's units, ``(..., n)``.
+
+    ReDo's score of how dormant a unit is (Sokar et al., 2023, definition 3.1).
+    """
+    return magnitude / (magnitude.mean(-1, keepdim=True) + 1e-9)
+
+
 def take(tensor: Tensor, which: Tensor) -> Tensor:
     """The rows ``which`` ``(members…, k)`` of ``(members…, units, ...)``."""
     return tensor[_index(which)]
