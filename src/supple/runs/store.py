@@ -174,7 +174,8 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
         rows = rows.join(
             members.with_row_index("member").cast({"member": pl.Int64}), on="member", maintain_order="left"
         )
-        columns = {**config, "subset": subset, "run": name}
+        scalars = {key: value for key, value in config.items() if not isinstance(value, list)}
+        columns = {**scalars, "subset": subset, "run": name}
         frames.append(rows.with_columns(pl.lit(value).alias(key) for key, value in columns.items()))
     if not frames:
         raise FileNotFoundError(f"expected runs in {root}, found none: make some with `supple run` or `supple sweep`")
