@@ -4,15 +4,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from supple.diagnostics import DIAGNOSTICS
 from supple.errors import known
-from supple.lab.methods import METHODS
-from supple.lab.problems import PROBLEMS, Scale
+from supple.lab import methods, problems
+from supple.lab.problems import Scale
 from supple.runs.store import RunFolder
-
-Entry = TypeVar("Entry")
 
 USUAL_DIAGNOSTICS = (
     "spectral_norm",
@@ -75,10 +73,10 @@ class Run:
             ValueError: for an unknown name, with the nearest known one, a scale that the problem does not have, a
                 strength that the method does not take, or nothing to train.
         """
-        protocol = named(problem, PROBLEMS, "problem")
+        protocol = problems.load(problem)
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
-        tried = named(method, METHODS, "method")
+        tried = methods.load(method)
         strength = tried.strength if strength is None else strength
         if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
             raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
@@ -104,8 +102,3 @@ class Run:
     def folder(self, root: str) -> RunFolder:
         """Where under ``root`` the run's results belong."""
         return RunFolder(root, asdict(self))
-
-
-def named(name: str, table: Mapping[str, Entry], kind: str) -> Entry:
-    """The table's entry, or an error that lists the known names and suggests the nearest."""
-    return table[known(name, table, kind)]

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
-from supple.lab import datasets, models, shifts
+from supple.errors import known
+from supple.lab import datasets, methods, models, shifts
 from supple.lab.measure import Probe, evaluate
-from supple.lab.methods import METHODS
 from supple.lab.optimizers import OPTIMIZERS
-from supple.lab.run import Run, named
+from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
 from supple.mitigators.base import Update
 from supple.population import Population
@@ -44,7 +44,7 @@ class Trainer:
     """
 
     def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
-        method = named(run.method, METHODS, "method")
+        method = methods.load(run.method)
         make_model, self.shift = models.load(run.model), shifts.load(run.shift)
         self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
@@ -59,7 +59,7 @@ class Trainer:
         self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
         self.buffers: Tensors = dict(self.population.stacked.named_buffers())
         self.probe = Probe(self.population, self.data, shown.classes, run.diagnostics)
-        self.optimizer = named(run.optimizer, OPTIMIZERS, "optimizer")
+        self.optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
         self.moments = self.optimizer.moments(self.parameters)
         same = len(set(run.strengths)) == 1
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import socket
 import time
 import warnings
@@ -54,7 +55,7 @@ class RunFolder:
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
         text = json.dumps(config, indent=2, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.name = f"{config['problem']}-{config['method']}-{digest}"
+        self.name = re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
         self._files, folder = fsspec.url_to_fs(root)
         self.path = f"{folder}/{self.name}"
         self._config = text
