@@ -124,7 +124,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     detail = [f"{column}:N" for column in others]
     drawn = means.with_columns(
         low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
-    ).select(dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
+    ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
     x = (
         alt.X(f"{at}:Q", title=at)
         if at == "task"
