@@ -231,3 +231,18 @@ def test_a_network_of_frozen_parameters_has_no_gradients():
     inspection = Inspection(perceptron().requires_grad_(False), torch.randn(5, 4), torch.randint(3, (5,)))
     with pytest.raises(ValueError, match="gradients for gradient_norm"):
         DIAGNOSTICS["gradient_norm"](inspection)
+
+
+def test_outputs_may_be_a_structure_with_more_than_tensors():
+    class Cached(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return {"cache": object(), "logits": self.inner(x), "hidden": x}
+
+    network, x, y = network_and_probe("perceptron")
+    found = grams(Cached(network), x, y, lambda outputs, labels: cross_entropy(outputs["logits"], labels))
+    for name, gram in grams(network, x, y).items():
+        assert torch.equal(gram, found[f"inner.{name}"])

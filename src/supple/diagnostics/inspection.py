@@ -192,7 +192,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         Diagnostic(gradients.gradient_condition_number, ("gradient_singular_values",)),
     )
 }
-"""By name, which is also the name of the measurement."""
+"""By name, which is also that of the measurement: a subset of them, one value a member for each, is
+
+``{name: DIAGNOSTICS[name](inspection)[""] for name in names}``.
+"""
 
 
 def _label(name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from supple.diagnostics.probing import Loss, Member
 from supple.power_iteration import working_dtype
@@ -98,10 +98,14 @@ def _calls(member: Member, loss: Loss, paths: list[str]) -> dict[str, list[_Call
 def _sum_of_losses(outputs: Any, y: Tensor, loss: Loss) -> Tensor:
     """The sum of the losses on each example alone, whatever mean ``loss`` takes over a batch."""
 
-    def alone(output: Any, label: Tensor) -> Tensor:
-        return loss(tree_map(lambda tensor: tensor.unsqueeze(0), output), label.unsqueeze(0))
+    leaves, structure = tree_flatten(outputs)
 
-    total: Tensor = vmap(alone)(outputs, y).sum()
+    def alone(tensors: list[Tensor], label: Tensor) -> Tensor:
+        rest = iter(tensors)
+        output = [next(rest).unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return loss(tree_unflatten(output, structure), label.unsqueeze(0))
+
+    total: Tensor = vmap(alone)([leaf for leaf in leaves if isinstance(leaf, Tensor)], y).sum()
     return total
 
 

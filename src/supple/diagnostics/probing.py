@@ -1,7 +1,8 @@
 """Running a network on a probe batch without leaving a trace in it."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, nothing compiled, and a random state that is put back at the end, as are the modes."""
     modes = [(part, part.training) for part in module.modules()]
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(list(devices)), torch.compiler.set_stance("force_eager"):
+    # Without the compiler, which takes seconds to import, nothing can be compiled.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.random.fork_rng(list(devices)), eager:
         try:
             for part, _ in modes:
                 part.training = False

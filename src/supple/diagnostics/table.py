@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 WIDTH = 100
 """Of a table, in characters."""
-LAYER = 30
+LAYER = 42
 """Of a layer's name in it, at most."""
 
 
