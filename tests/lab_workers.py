@@ -1,4 +1,4 @@
-"""Work for the tests of sweeps: importable functions, as a process of its own needs them."""
+"""Functions that tests name as ``package.module:function``, or that run in processes of their own."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from supple.lab.shifts import Task
 from supple.runs.sweep import work_through
 
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
@@ -62,6 +63,11 @@ def in_its_own_process(name):
     except UnluckyError as error:
         print("error:", error)
     print(list(done.values()))
+
+
+def rolled_labels(data, seed, task):
+    """A shift: each task, every label is the next one."""
+    return Task(classes=torch.arange(data.classes).roll(task))
 
 
 if __name__ == "__main__":

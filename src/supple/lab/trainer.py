@@ -194,6 +194,9 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
     torch.manual_seed(run.seeds[0])
     folder = run.folder(root)
     with folder.held():
+        if folder.finished(run.tasks):  # by another sweep, while this one waited
+            report(run.tasks)
+            return False
         trainer = Trainer(run)
         checkpoint = folder.begin(flush_denormal=flushed, device=trainer.device, subset=trainer.data.subset)
         finished, rows, seconds = 0, NO_ROWS, 0.0

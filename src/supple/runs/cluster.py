@@ -6,7 +6,16 @@ from typing import Any
 
 import torch
 
-from supple.runs.sweep import KEEP_FREED_MEMORY, RETRIES, Job, Report, Work, available_cores
+from supple.runs.sweep import (
+    KEEP_FREED_MEMORY,
+    RETRIES,
+    Job,
+    LostWorkersError,
+    Report,
+    Work,
+    available_cores,
+    environment,
+)
 
 
 def work_through(
@@ -35,17 +44,33 @@ def work_through(
     """
     import ray
 
-    cores = None if address else (workers or available_cores() // threads) * threads
-    ray.init(address, num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    cores = None if address else (workers or max(1, available_cores() // threads)) * threads
+    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # nothing leaves these machines unasked
+        ray.init(
+            address or "local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
-        environment = KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}
+        variables = KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}
         remote: Any = ray.remote(
-            num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": environment}
+            num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": variables}
         )(_do)
         waiting: dict[Any, Job] = {remote.remote(work, job, threads): job for job in jobs}
         while waiting:
             (first,), _ = ray.wait(list(waiting))
-            job, (done, more) = waiting.pop(first), ray.get(first)
+            job = waiting.pop(first)
+            try:
+                done, more = ray.get(first)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.WorkerCrashedError as error:
+                raise LostWorkersError(
+                    f"expected workers to live, but {RETRIES + 1} died one after the other at {job}: "
+                    "look for what kills them, such as a lack of memory, or give each more --threads"
+                ) from error
             report(job, done)
             if more:
                 waiting[remote.remote(work, job, threads)] = job

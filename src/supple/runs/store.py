@@ -21,6 +21,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 import supple
 
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
+"""What reading a file may raise that was cut off, overwritten or changed in any bit."""
+
+SEAL = b"sealed:"
+BLANK = SEAL + b"0" * 64
+"""Where in a file its digest goes: Parquet and torch would load changed values without a word, or die of them."""
+
 SCHEMA = {"member": pl.Int64, "task": pl.Int64, "metric": pl.String, "value": pl.Float64}
 NO_ROWS = pl.DataFrame(schema=SCHEMA)
 
@@ -53,12 +60,11 @@ class RunFolder:
     """
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
-        text = json.dumps(config, indent=2, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._config = json.dumps(config, indent=2, sort_keys=True)
+        digest = _sha256(self._config.encode()).decode()[:12]
         self.name = re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
-        self._files, folder = fsspec.url_to_fs(root)
+        self._files, folder = files_at(root)
         self.path = f"{folder}/{self.name}"
-        self._config = text
         self._facts: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -80,40 +86,46 @@ class RunFolder:
 
         A checkpoint that can't be read counts as none: the run starts again, and ends with the same numbers.
         """
+        checkpoint = self._checkpoint()
         self._facts = environment(**facts)
         self._write("run.json", self._config.encode())
-        self._write("environment.json", json.dumps(self._facts, indent=2).encode())
-        if not self._files.exists(f"{self.path}/checkpoint.pt"):
-            return None
-        try:
-            with self._files.open(f"{self.path}/checkpoint.pt") as file:
-                found = torch.load(io.BytesIO(file.read()), weights_only=True)
-            rows = pl.read_parquet(found.pop("rows").numpy().tobytes())
-            checkpoint = Checkpoint(rows=rows, **found)
-        except Exception as error:  # whatever a damaged file may lead to
-            warnings.warn(f"{self.path}/checkpoint.pt can't be read, the run starts again: {error}", stacklevel=2)
-            return None
-        self._write("metrics.parquet", _parquet(rows))  # it may be missing or damaged
+        self._write_environment(checkpoint.seconds if checkpoint else 0.0)
+        if checkpoint:  # the rows may be missing or damaged
+            self._write("metrics.parquet", _parquet(checkpoint.rows))
         return checkpoint
 
     def finished(self, tasks: int) -> bool:
-        """Whether all ``tasks`` have been measured."""
+        """Whether all ``tasks`` have been measured, and what is told of them can be read."""
         try:
-            with self._files.open(f"{self.path}/metrics.parquet") as file:
-                return pl.read_parquet(file, columns=["task"])["task"].n_unique() == tasks
-        except (OSError, pl.exceptions.PolarsError):
+            rows, _ = _measured(self._files, self.path)
+        except DAMAGED:
             return False
+        return rows["task"].n_unique() == tasks
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep the state after a finished task, with all rows so far."""
         rows = _parquet(checkpoint.rows)
-        timed = self._facts | {"seconds": round(checkpoint.seconds, 1)}
-        self._write("environment.json", json.dumps(timed, indent=2).encode())
+        self._write_environment(checkpoint.seconds)
         self._write("metrics.parquet", rows)
         # Last, because what it holds is what the next start believes: rows written before it are written again.
         buffer = io.BytesIO()
         torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
-        self._write("checkpoint.pt", buffer.getvalue())
+        self._write("checkpoint.pt", _sealed(buffer.getvalue() + BLANK))  # torch.load() passes over what follows
+
+    def _checkpoint(self) -> Checkpoint | None:
+        path = f"{self.path}/checkpoint.pt"
+        if not self._files.exists(path):
+            return None
+        try:
+            found = torch.load(io.BytesIO(_checked(self._files.cat_file(path))), weights_only=True)
+            return Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
+        except DAMAGED as error:
+            warnings.warn(f"{path} can't be read, the run starts again: {error}", stacklevel=3)
+            return None
+
+    def _write_environment(self, seconds: float) -> None:
+        facts = self._facts | {"seconds": round(seconds, 1)}
+        self._write("environment.json", json.dumps(facts, indent=2).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""
@@ -127,21 +139,63 @@ class RunFolder:
             raise
 
 
+def files_at(root: str) -> tuple[Any, str]:
+    """The file system and the folder of an address; what other processes write there is seen at once."""
+    files, folder = fsspec.url_to_fs(root, use_listings_cache=False)
+    return files, folder
+
+
 def _parquet(rows: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
-    rows.write_parquet(buffer)
-    return buffer.getvalue()
+    rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
+    return _sealed(buffer.getvalue())
+
+
+def _sealed(content: bytes) -> bytes:
+    """Content with its digest in the place of ``BLANK``."""
+    return content.replace(BLANK, SEAL + _sha256(content))
+
+
+def _checked(content: bytes) -> bytes:
+    """Sealed content in which nothing has changed since; a ValueError for any other."""
+    start = content.rfind(SEAL)
+    end = start + len(BLANK)
+    if content[start:end] != SEAL + _sha256(content[:start] + BLANK + content[end:]):
+        raise ValueError("it is not what was written")
+    return content
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, got {type(found).__name__}")
+    return found
+
+
+def _measured(files: Any, path: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """What was measured in a run's folder, and what it ran on."""
+    rows = pl.read_parquet(_checked(files.cat_file(f"{path}/metrics.parquet")))
+    return rows, _object(files.cat_file(f"{path}/environment.json"))
 
 
 def configurations(root: str) -> dict[str, dict[str, Any]]:
     """What lies under ``root``: folder names with their configurations. Damaged ones are left out with a warning."""
-    files, folder = fsspec.url_to_fs(root)
+    files, folder = files_at(root)
     found = {}
     for path in sorted(files.glob(f"{folder}/*/run.json")):
+        name = path.split("/")[-2]
         try:
-            found[path.split("/")[-2]] = json.loads(files.cat_file(path))
-        except ValueError:
+            config = _object(files.cat_file(path))
+            if RunFolder(root, config).name != name:
+                raise ValueError("the folder is named after another content")
+        except DAMAGED:
             _warn_of(path)
+        else:
+            found[name] = config
     return found
 
 
@@ -159,24 +213,26 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
     Raises:
         FileNotFoundError: when there is none.
     """
-    files, folder = fsspec.url_to_fs(root)
+    files, folder = files_at(root)
     frames = []
     for name, config in configurations(root).items():
         path = f"{folder}/{name}"
         if (runs is not None and name not in runs) or not files.exists(f"{path}/metrics.parquet"):
             continue
+        if not config.keys() >= {"seeds", "strengths"}:
+            warnings.warn(f"{path} is a run of another kind and is left out", stacklevel=2)
+            continue
         try:
-            rows = pl.read_parquet(files.cat_file(f"{path}/metrics.parquet"))
-            subset = json.loads(files.cat_file(f"{path}/environment.json")).get("subset", False)
+            rows, facts = _measured(files, path)
             members = pl.DataFrame({"seed": config.pop("seeds"), "strength": config.pop("strengths")})
-        except (ValueError, KeyError, FileNotFoundError, pl.exceptions.PolarsError):
+        except DAMAGED:
             _warn_of(path)
             continue
         rows = rows.join(
             members.with_row_index("member").cast({"member": pl.Int64}), on="member", maintain_order="left"
         )
         scalars = {key: value for key, value in config.items() if not isinstance(value, list)}
-        columns = {**scalars, "subset": subset, "run": name}
+        columns = {**scalars, "subset": facts.get("subset", False), "run": name}
         frames.append(rows.with_columns(pl.lit(value).alias(key) for key, value in columns.items()))
     if not frames:
         raise FileNotFoundError(f"expected runs in {root}, found none: make some with `supple run` or `supple sweep`")

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -30,14 +31,18 @@ KEEP_FREED_MEMORY = {
 }
 
 
+class LostWorkersError(RuntimeError):
+    """Workers die one after the other, and no work goes further."""
+
+
 def work_through(
     jobs: Iterable[Job], work: Work[Job], *, workers: int | None = None, threads: int = 1, report: Report[Job]
 ) -> None:
     """Do all jobs, ``workers`` at a time, and ``report(job, done)`` here as they go on.
 
     A job of which more is left goes to the end of the queue, so that jobs in pieces end at about the same time.
-    Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another. The
-    first error that is raised stops the rest and is raised here.
+    Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another, at
+    most ``RETRIES`` times without any progress. The first error that is raised stops the rest and is raised here.
 
     Args:
         jobs: hashable descriptions, sent to the workers.
@@ -60,7 +65,7 @@ def work_through(
         except BrokenProcessPool as error:
             lost = 0 if sum(furthest.values()) > before else lost + 1
             if lost > RETRIES:
-                raise RuntimeError(
+                raise LostWorkersError(
                     f"expected workers to live, but {lost} died one after the other at {left[0]}: "
                     "look for what kills them, such as a lack of memory, or take fewer with --workers"
                 ) from error
@@ -71,21 +76,23 @@ def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, 
     context = multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()  # its put() is done when it returns: no report is lost when a worker ends
     before = multiprocessing.active_children()
-    with _environment(KEEP_FREED_MEMORY):
+    with environment(KEEP_FREED_MEMORY):
         pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(messages, threads))
-        waiting = {pool.submit(_do, work, job): job for job in left}
+        jobs = tuple(left)  # in messages they are numbers: so short that a worker is never killed within one
+        waiting = {pool.submit(_do, work, job, number): number for number, job in enumerate(jobs)}
     try:
         while waiting:
             finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             while not messages.empty():
-                report(*messages.get())
+                number, done = messages.get()
+                report(jobs[number], done)
             for future in finished:
                 more = future.result()
-                job = waiting.pop(future)
+                number = waiting.pop(future)
                 if more:
-                    waiting[pool.submit(_do, work, job)] = job
+                    waiting[pool.submit(_do, work, jobs[number], number)] = number
                 else:
-                    left.remove(job)
+                    left.remove(jobs[number])
         pool.shutdown()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -106,9 +113,18 @@ def _start(messages: Any, threads: int) -> None:
     global _messages
     _messages = messages
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _do(work: Work[Job], job: Job) -> bool | None:
+def _end_with_parent() -> None:
+    """A parent that is killed can't end its workers: they would train on, and then wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def _do(work: Work[Job], job: Job, number: int) -> bool | None:
     sent = -math.inf
     held: list[float] = []
 
@@ -116,17 +132,17 @@ def _do(work: Work[Job], job: Job) -> bool | None:
         nonlocal sent
         held[:] = [done]
         if time.monotonic() - sent > 0.1:  # often enough for the eye, and the queue never fills
-            _messages.put((job, held.pop()))
+            _messages.put((number, held.pop()))
             sent = time.monotonic()
 
     more = work(job, report)
     if held:
-        _messages.put((job, held.pop()))
+        _messages.put((number, held.pop()))
     return more
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """For processes started in between; what the user has set stays."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
