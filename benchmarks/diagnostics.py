@@ -71,7 +71,12 @@ LARGE_STEM = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3
 NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], int, int]] = {
     "mlp": (mlp, (784,), 512, 1000),
     "resnet18": (lambda: resnet18(LARGE_STEM), (3, 32, 32), 250, 4000),
-    "resnet18-small-stem": (lambda: resnet18(nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False))), (3, 32, 32), 250, 4000),
+    "resnet18-small-stem": (
+        lambda: resnet18(nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False))),
+        (3, 32, 32),
+        250,
+        4000,
+    ),
 }
 """How to make each, its inputs, the examples in a step and the steps in a task."""
 
