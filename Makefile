@@ -15,6 +15,9 @@ lint: $(READY)  ## style, types and the floors of the architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)  ## the documentation site, in site/; every reference must resolve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(READY)  ## what the regularizers cost a training step; wants a quiet machine
 	$(BIN)/python benchmarks/overhead.py
 
@@ -23,4 +26,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,ray,rl,dev,clients,docs]'
 	touch $@
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint docs bench

@@ -1,18 +1,22 @@
-"""The README's code runs as it stands there."""
+"""The code in the README and in the guides runs as it stands there."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
+GUIDES = [README.parent / "docs" / f"{name}.md" for name in ("tutorial", "losing-plasticity")]
 
 
-def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
+def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 2
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+        exec(compile(block, str(page), "exec"), names)
 
 
 def test_commands_exist():

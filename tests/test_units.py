@@ -191,6 +191,36 @@ def test_a_network_that_cannot_be_traced_says_what_to_do():
     ]
 
 
+class Opaque(nn.Module):
+    """Cannot be traced, and is known for that only when it has called a layer."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        x = self.inner(x)
+        return x if x.sum() > 0 else -x
+
+
+def test_a_part_that_cannot_be_traced_is_left_alone_and_its_neighbours_are_not():
+    deep = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Opaque(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))))
+    network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), deep, nn.Linear(4, 5), Opaque(nn.ReLU()), nn.Linear(5, 3))
+    network = nn.Sequential(network, nn.Linear(3, 4), nn.Linear(4, 1))
+    groups, skipped = found(network)
+    assert groups == {"0.0": ("0.2.0",), "0.5": ("1",), "1": ("2",)}
+    assert {name for name, reason in skipped.items() if "behind Opaque" in reason} == {"0.2.0", "0.3"}
+    assert {name for name, reason in skipped.items() if "torch.fx" in reason} == {f"0.2.1.0.inner.{i}" for i in (0, 1)}
+
+
+def test_a_layer_that_is_also_used_where_nothing_can_be_traced_is_left_alone():
+    a, b, c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    assert found(nn.Sequential(a, nn.ReLU(), b, Opaque(c)))[0] == {"0": ("2",)}
+    groups, skipped = found(nn.Sequential(a, nn.ReLU(), b, Opaque(b)))
+    assert groups == {}
+    assert "torch.fx" in skipped["0"]
+
+
 @pytest.mark.parametrize(
     ("units", "message"),
     [

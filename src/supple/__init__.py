@@ -1,6 +1,7 @@
 """supple keeps neural networks trainable while the data they learn from keeps changing."""
 
 from supple import nn
+from supple.diagnostics import PlasticityMonitor
 from supple.mitigators import (
     UPGD,
     ContinualBackprop,
@@ -33,6 +34,7 @@ __all__ = [
     "NetworkReset",
     "NormalizeAndProject",
     "ParsevalRegularizer",
+    "PlasticityMonitor",
     "Population",
     "ReDo",
     "Role",

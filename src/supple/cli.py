@@ -74,6 +74,8 @@ class Protocol:
     """For each task."""
     tasks: int | None = None
     """How many, one after the other."""
+    diagnostics: tuple[str, ...] | None = None
+    """What to measure inside the networks at each task's end; `supple list` names what there is."""
     option: dict[str, int | float | str] | None = None
     """Keyword arguments of the method besides its strength, such as `exponent 4`."""
 
@@ -82,6 +84,7 @@ class Protocol:
         return {
             "scale": self.scale,
             "options": self.option,
+            "diagnostics": self.diagnostics,
             "dataset": self.data,
             "examples": self.examples,
             "shift": self.shift,
@@ -195,7 +198,8 @@ class Figure(Engine):
         from supple.runs.charts import save
 
         figure, seeds = figures.load(self.number), self.seeds or {"quick": 2, "paper": 10}[self.scale]
-        self.train(figure.runs(self.scale, seeds))
+        if runs := figure.runs(self.scale, seeds):
+            self.train(runs)
         chart = figure.draw(lambda runs: results(runs, self.out), self.scale, seeds)
         for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
             Console().print(f"chart: {path}", highlight=False, soft_wrap=True)
@@ -230,6 +234,7 @@ class List:
         from rich.console import Console
         from rich.table import Table
 
+        from supple.diagnostics import DIAGNOSTICS
         from supple.lab.datasets import DATASETS
         from supple.lab.methods import METHODS
         from supple.lab.models import MODELS
@@ -245,7 +250,13 @@ class List:
         for name, method in METHODS.items():
             methods.add_row(name, f"{method.strength:g}" if method.strength else "-", method.summary)
         parts = Table("of", "there are", title="Parts", title_justify="left")
-        for kind, table in (("data", DATASETS), ("shift", SHIFTS), ("model", MODELS), ("optimizer", OPTIMIZERS)):
+        for kind, table in (
+            ("data", DATASETS),
+            ("shift", SHIFTS),
+            ("model", MODELS),
+            ("optimizer", OPTIMIZERS),
+            ("diagnostics", DIAGNOSTICS),
+        ):
             parts.add_row(f"--{kind}", ", ".join(table))
         Console().print(problems, methods, parts, sep="\n\n")
 

@@ -77,10 +77,19 @@ def spectral_norm(weight: Tensor) -> Tensor:
     tensor(3.)
     """
     weight = weight.to(working_dtype(weight))
-    gram = weight @ weight.mT if weight.shape[-2] <= weight.shape[-1] else weight.mT @ weight
-    finite = gram.isfinite().all(-1).all(-1)
-    largest: Tensor = torch.linalg.eigvalsh(gram.where(finite[..., None, None], 0))[..., -1]
-    return largest.clamp_min(0).sqrt().where(finite, torch.nan)
+    return gram_eigenvalues(smaller_gram(weight))[..., -1].clamp_min(0).sqrt()
+
+
+def smaller_gram(matrix: Tensor) -> Tensor:
+    """``W Wᵀ`` or ``Wᵀ W`` of each ``(..., m, n)``, whichever is smaller."""
+    return matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+
+
+def gram_eigenvalues(gram: Tensor) -> Tensor:
+    """The eigenvalues of each symmetric ``(..., n, n)``, ascending; NaN for one that is not finite."""
+    finite = gram.isfinite().all(-1).all(-1, keepdim=True)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram.where(finite.unsqueeze(-1), 0))
+    return eigenvalues.where(finite, torch.nan)
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:

@@ -1,8 +1,6 @@
 """Where the output of each layer goes: through what, and into which layers."""
 
 import builtins
-import copy
-import inspect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parallel import DistributedDataParallel
+
+from supple.trace import Trace, is_torchs_own
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers whose units can be told apart: one row of the weight each."""
@@ -76,7 +76,7 @@ def paths(network: nn.Module) -> Iterator[tuple[nn.Module, Path | Stop]]:
     """For every layer that holds a matrix, where its units go, or why that is not said."""
     graph = _Graph(network)
     for module in network.modules():
-        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and _is_torchs_own(module):
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and is_torchs_own(module):
             # torch.fx takes torch's own modules as a whole; what is inside these is known.
             graph.known[module.linear1] = Path(module.linear1, (), (module.linear2,))
             graph.known[module.linear2] = Stop("is added to the residual stream")
@@ -118,12 +118,6 @@ class _Layout(NamedTuple):
     """Whether these have been flattened into it, so that each unit has several adjacent places."""
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whatever runs torch's own forward pass, also as a subclass."""
-        return _is_torchs_own(m) and not isinstance(m, nn.Sequential)
-
-
 class _Graph:
     """What a network computes, from module to module."""
 
@@ -133,37 +127,14 @@ class _Graph:
         self._owners = Counter(
             id(parameter) for module in network.modules() for parameter in module._parameters.values()
         )
-        self._modules: dict[str, nn.Module] = {}
-        self._nodes: list[fx.Node] = []
-        if isinstance(network, nn.Sequential) or not _is_torchs_own(network):
-            try:
-                self._trace(network)
-            except Exception as error:
-                raise ValueError(
-                    f"expected a network that torch.fx can trace, got {type(network).__name__}, where it fails "
-                    f"({type(error).__name__}: {error}): say which units there are with "
-                    'units=[("entering layer", "leaving layer"), ...]'
-                ) from error
+        trace = Trace(network)
+        self._nodes, self._modules = trace.nodes, trace.modules
+        self._hidden = {id(part) for module in trace.opaque for part in module.modules()}
         self._calls: dict[int, list[fx.Node]] = {}
         for node in self._nodes:
             if node.op == "call_module":
                 self._calls.setdefault(id(self._modules[str(node.target)]), []).append(node)
         self._read = {str(node.target) for node in self._nodes if node.op == "get_attr"}
-
-    def _trace(self, network: nn.Module) -> None:
-        # A copy is traced, for forward passes may set attributes and update buffers. It shares the parameters.
-        shell = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
-        for module in shell.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(shell.forward).parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-        }
-        self._nodes = list(_Tracer().trace(shell, concrete_args=defaults or None).nodes)
-        originals = dict(zip(shell.modules(), network.modules(), strict=True))
-        self._modules = {name: originals[module] for name, module in shell.named_modules(remove_duplicate=False)}
 
     def follow(self, layer: Layer) -> Path:
         """Where the units of a layer go."""
@@ -209,6 +180,8 @@ class _Graph:
             module._parameters.get("weight") is None or "parametrizations" in module._modules
         ):
             raise Stop(f"{name!r} computes its weight from other parameters")
+        if id(module) in self._hidden:
+            raise Stop(f"{name!r} is inside what torch.fx cannot trace")
         held = [(key, parameter) for key, parameter in module._parameters.items() if parameter is not None]
         if len(self._calls.get(id(module), [])) > 1 or any(
             self._owners[id(parameter)] > 1 or f"{name}.{key}" in self._read for key, parameter in held
@@ -273,10 +246,6 @@ def _flattened(layout: _Layout, start: Any, end: Any) -> _Layout:
     if start in (1, -1 - layout.behind) and end == -1:
         return _Layout(0, flat=layout.flat or layout.behind > 0)
     raise Stop("its units cannot be told apart behind a flattening of other dimensions")
-
-
-def _is_torchs_own(module: nn.Module) -> bool:
-    return type(module).forward.__module__.startswith("torch.nn.")
 
 
 def _name(node: fx.Node) -> str:

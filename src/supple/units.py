@@ -82,7 +82,7 @@ def find_units(
     From every linear layer and convolution the output is followed, in a ``torch.fx`` trace of the network, through
     what treats each unit alone (activations, dropout, norms, pooling, flattening) to the layers that take it in. A
     group is skipped where its units meet others' (residual additions, concatenation, attention), where its weights are
-    used twice, and where it reaches the network's output.
+    used twice, inside modules that cannot be traced, and where it reaches the network's output.
 
     Args:
         network: any module, or a population.
@@ -90,7 +90,7 @@ def find_units(
             and of the layer that it leaves by: ``[("conv1", "norm1", "conv2"), ("conv2", "fc")]``.
 
     Raises:
-        ValueError: when the network cannot be traced, or when ``units`` fit no layers of this network.
+        ValueError: when the network's forward pass cannot be traced, or when ``units`` fit no layers of this network.
 
     >>> groups, skipped = find_units(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
     >>> [(group.name, group.size) for group in groups]
@@ -153,6 +153,14 @@ def check_moments(moments: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[
                     f"expected optimizer state that is known entry by entry ({', '.join(sorted(MOMENTS))}), got "
                     f"{key!r} of shape {tuple(moment.shape)} for {name!r}: use an optimizer such as Adam or SGD"
                 )
+
+
+def redo_scores(magnitude: Tensor) -> Tensor:
+    """The activity of each unit over the mean of its layer, from the mean |h| of a layer's units, ``(..., n)``.
+
+    ReDo's score of how dormant a unit is (Sokar et al., 2023, definition 3.1).
+    """
+    return magnitude / (magnitude.mean(-1, keepdim=True) + 1e-9)
 
 
 def take(tensor: Tensor, which: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from supple.lab import problems
 from supple.lab.grid import product
 from supple.lab.problems import Scale
 from supple.lab.run import Run
@@ -82,7 +83,8 @@ def sensitivity(title: str, problem: str, scale: Scale, seeds: int) -> Panel:
     """Training accuracy, mean over all tasks, against the strength of three regularizers."""
     strengths = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if scale == "paper" else (1e-2, 1e-3, 1e-4)
     methods = ("none", "l2", "l2-init", "spectral")
-    runs = product(problem, methods, range(seeds), strengths=strengths, scale=scale)
+    diagnostics = None if scale == "paper" else ()
+    runs = product(problem, methods, range(seeds), strengths=strengths, scale=scale, diagnostics=diagnostics)
     return Panel(title, runs, against="strength")
 
 
@@ -94,26 +96,41 @@ def networks(scale: Scale) -> dict[str, str]:
 QUICK_NOTE = "at quick scale without the vision transformer, which takes seconds a step on a CPU"
 
 
-def compared(problem: str, scale: Scale, seeds: int, *, strengths: Sequence[float] = (), **changes: Any) -> list[Run]:
+def compared(
+    problem: str,
+    scale: Scale,
+    seeds: int,
+    *,
+    model: str | None = None,
+    strengths: Sequence[float] = (),
+    diagnostics: Sequence[str] = (),
+    **changes: Any,
+) -> list[Run]:
     """The paper's methods on a problem, at quick scale three that stand for all.
 
     Args:
         problem: its name.
         scale: of the protocol.
         seeds: how many, from 0.
+        model: the problem's own when left out. Networks off the shelf have no form with CReLU.
         strengths: of the regularizers; of each method its own when left out.
+        diagnostics: which are drawn; at paper scale the usual ones are measured, so that figures share their runs.
         changes: to the protocol.
     """
     methods = METHODS if scale == "paper" else ("none", "l2-init", "spectral")
+    off_the_shelf = (model or problems.load(problem).model) in ("resnet18", "vit-tiny")
     return [
         run
         for method in methods
+        if not (off_the_shelf and method == "crelu")
         for run in product(
             problem,
             [method],
             range(seeds),
             strengths=strengths if method in REGULARIZERS else (),
             scale=scale,
+            model=model,
+            diagnostics=None if scale == "paper" else diagnostics,
             **changes,
         )
     ]

@@ -8,7 +8,7 @@ DATA = {"svhn": 1e-3, "cifar10": 1e-4, "cifar100": 1e-4}
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
-    data = DATA if scale == "paper" else {"cifar10": 1e-4, "cifar100": 1e-4}
+    data = {each: strength for each, strength in DATA.items() if scale == "paper" or each != "svhn"}
     return [
         [
             Panel(

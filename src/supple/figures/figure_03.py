@@ -8,7 +8,9 @@ METRICS = ("train_accuracy", "spectral_norm", "representation_change")
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     data = ("tiny-imagenet", "cifar10", "cifar100") if scale == "paper" else ("cifar10", "cifar100")
-    runs = {each: compared(f"random-label-{each}", scale, seeds, strengths=[1e-4]) for each in data}
+    runs = {
+        each: compared(f"random-label-{each}", scale, seeds, strengths=[1e-4], diagnostics=METRICS[1:]) for each in data
+    }
     return [[Panel(each, runs[each], metric) for each in data] for metric in METRICS]
 
 

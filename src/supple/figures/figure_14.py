@@ -13,11 +13,10 @@ METRICS = (
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
-    data = (
-        {"svhn": 1e-3, "cifar10": 1e-4, "cifar100": 1e-4} if scale == "paper" else {"cifar10": 1e-4, "cifar100": 1e-4}
-    )
+    data = {"cifar10": 1e-4, "cifar100": 1e-4} | ({"svhn": 1e-3} if scale == "paper" else {})
     runs = {
-        each: compared(f"random-label-{each}", scale, seeds, strengths=[strength]) for each, strength in data.items()
+        each: compared(f"random-label-{each}", scale, seeds, strengths=[strength], diagnostics=METRICS)
+        for each, strength in data.items()
     }
     return [[Panel(each, runs[each], metric) for each in data] for metric in METRICS]
 

@@ -5,7 +5,6 @@ each data set (``mnist``, or ``mnist_subset`` for a part of it), otherwise from 
 are cached under ``SUPPLE_CACHE`` (default ``~/.cache/supple``).
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from supple.errors import imported, known
-from supple.lab.parquet import Decoded, Hub, channel_statistics, from_folder, from_hub
+from supple.lab.files import Decoded, Source, channel_statistics, decoded, from_folder, local
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Dataset:
         """uint8 ``(..., channels, height, width)`` as float32, (pixels / 255 - mean) / std, on the same device."""
         inputs = images.float() / 255
         for channel, mean, std in zip(inputs.unbind(-3), self.mean, self.std, strict=True):
-            channel.sub_(mean).div_(std)
+            channel.sub_(mean).div_(std)  # by plain numbers: nothing is copied to the device
         return inputs
 
 
@@ -85,27 +84,24 @@ def digits() -> Dataset:
     return Dataset(examples, None, None, 10, (0.0,), (1.0,), names=tuple("0123456789"))
 
 
-def published(folder: str, hub: Hub, *, train: int, test: int, validation: int = 0) -> Dataset:
+def published(source: Source, *, train: int, test: int, validation: int = 0) -> Dataset:
     """The first examples of a published data set (App. B).
 
     Args:
-        folder: its name under ``SUPPLE_DATA``.
-        hub: where it is otherwise.
+        source: where it is.
         train: how many training examples.
         test: how many of the test examples.
         validation: how many of the test examples are not for testing but for choosing, before those. Where there are
             fewer than ``validation + test``, the same share.
     """
-    data = _dataset(_local_or_hub(folder, hub))
-    if data.test is None:
-        raise ValueError(f"expected test examples of {folder}, found none: add test-*.parquet")
-    held_out = min(len(data.test), validation + test)
+    data, all_test = _with_test(decoded(source), source.folder)
+    held_out = min(len(all_test), validation + test)
     chosen_by = validation * held_out // (validation + test)
     return replace(
         data,
         train=_part(data.train, 0, train),
-        validation=_part(data.test, 0, chosen_by) if validation else None,
-        test=_part(data.test, chosen_by, held_out),
+        validation=_part(all_test, 0, chosen_by) if validation else None,
+        test=_part(all_test, chosen_by, held_out),
         subset=len(data.train) < train or held_out < validation + test,
     )
 
@@ -117,10 +113,9 @@ def tiny_imagenet() -> Dataset:
     of the official test images were never published: the 10,000 labelled ones of the official validation set are
     validation and test in turn, so that both have 25 of each class in whichever order they come.
     """
-    data = published("tiny_imagenet", TINY_IMAGENET, train=100_000, test=10_000)
-    assert data.test is not None
-    validation, test = (Examples(data.test.images[first::2], data.test.labels[first::2]) for first in (0, 1))
-    return replace(data, validation=validation, test=test)
+    data, held_out = _with_test(decoded(TINY_IMAGENET), TINY_IMAGENET.folder)
+    validation, test = (Examples(held_out.images[first::2], held_out.labels[first::2]) for first in (0, 1))
+    return replace(data, validation=validation, test=test, subset=len(data.train) < 100_000 or len(held_out) < 10_000)
 
 
 def imagenet32() -> Dataset:
@@ -129,40 +124,62 @@ def imagenet32() -> Dataset:
     From a folder ``imagenet32`` or ``imagenet32_...`` with any of ImageNet's classes, averaged down where they are
     larger; without one, tiny-ImageNet's 200 classes, which have 500 / 50 images each.
     """
-    folder = _local("imagenet32")
-    data = _dataset(from_folder(folder, size=32) if folder else _local_or_hub("tiny_imagenet", TINY_IMAGENET, size=32))
-    if data.test is None:
-        raise ValueError(f"expected test examples in {folder}, found none: add test-*.parquet")
-    fewest = [examples.labels.bincount(minlength=data.classes).min() for examples in (data.train, data.test)]
+    folder = local("imagenet32")
+    found = from_folder(folder, size=32) if folder else decoded(TINY_IMAGENET, size=32)
+    data, test = _with_test(found, "imagenet32")
+    fewest = [examples.labels.bincount(minlength=data.classes).min() for examples in (data.train, test)]
     return replace(
         data,
         train=_first_of_each_class(data.train, 600),
-        test=_first_of_each_class(data.test, 100),
+        test=_first_of_each_class(test, 100),
         subset=bool(fewest[0] < 600 or fewest[1] < 100),
     )
 
 
-TINY_IMAGENET = Hub("zh-plus/tiny-imagenet", test="valid")
-_MNIST = partial(published, "mnist", Hub("ylecun/mnist"), test=10_000)
+# Revisions as other published code pins them; of two none is known.
+TINY_IMAGENET = Source(
+    "tiny_imagenet", "zh-plus/tiny-imagenet", "data", "valid", revision="5a77092c28e51558c5586e9c5eb71a7e17a5e43f"
+)
+_mnist = partial(
+    published,
+    Source("mnist", "ylecun/mnist", "mnist", revision="77f3279092a1c1579b2250db8eafed0ad422088c"),
+    test=10_000,
+)
+_cifar = partial(published, train=50_000, validation=1_000, test=9_000)
 
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "digits": digits,
-    "mnist": partial(_MNIST, train=12_800),
-    "mnist-60000": partial(_MNIST, train=60_000),
+    "mnist": partial(_mnist, train=12_800),
+    "mnist-60000": partial(_mnist, train=60_000),
     "fashion-mnist": partial(
-        published, "fashion_mnist", Hub("zalando-datasets/fashion_mnist"), train=12_800, test=10_000
+        published,
+        Source(
+            "fashion_mnist",
+            "zalando-datasets/fashion_mnist",
+            "fashion_mnist",
+            revision="531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2",
+        ),
+        train=12_800,
+        test=10_000,
     ),
-    "emnist": partial(published, "emnist_balanced", Hub("Royc30ne/emnist-balanced"), train=100_000, test=18_800),
+    "emnist": partial(
+        published, Source("emnist_balanced", "Royc30ne/emnist-balanced", None), train=100_000, test=18_800
+    ),
     "svhn": partial(
         published,
-        "svhn",
-        Hub("ufldl-stanford/svhn", "cropped_digits"),
+        Source("svhn", "ufldl-stanford/svhn", "cropped_digits"),
         train=50_000,
         validation=5_000,
         test=21_032,
     ),
-    "cifar10": partial(published, "cifar10", Hub("uoft-cs/cifar10"), train=50_000, validation=1_000, test=9_000),
-    "cifar100": partial(published, "cifar100", Hub("uoft-cs/cifar100"), train=50_000, validation=1_000, test=9_000),
+    "cifar10": partial(
+        _cifar,
+        Source("cifar10", "uoft-cs/cifar10", "plain_text", revision="0b2714987fa478483af9968de7c934580d0bb9a2"),
+    ),
+    "cifar100": partial(
+        _cifar,
+        Source("cifar100", "uoft-cs/cifar100", "cifar100", revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5"),
+    ),
     "tiny-imagenet": tiny_imagenet,
     "imagenet32": imagenet32,
 }
@@ -186,55 +203,33 @@ def load(name: str) -> Dataset:
         return _dataset(from_folder(Path(name)))
     if ":" not in name:
         known(name, DATASETS, "data set, folder of train-*.parquet or package.module:function")
-    made = imported(name)()
-    if isinstance(made, Dataset):
-        data = made
-    elif isinstance(made, tuple) and [type(each) for each in made] == [Tensor, Tensor]:
-        train = Examples(made[0], made[1].long())
-        _check(train, int(train.labels.max()) + 1, name)
-        data = Dataset(train, None, None, int(train.labels.max()) + 1, *_normalisation(train.images))
-    else:
-        raise ValueError(f"expected a Dataset or tensors (images, labels) from {name}, got {type(made).__name__}")
-    for examples in (data.train, data.validation, data.test):
-        if examples is not None:
-            _check(examples, data.classes, name)
-    return data
+    match imported(name)():
+        case Dataset() as data:
+            for examples in (data.train, data.validation, data.test):
+                if examples is not None:
+                    _check(examples, data.classes, name)
+            return data
+        case (Tensor() as images, Tensor() as labels):
+            labels = labels if labels.is_floating_point() else labels.long()
+            classes = int(labels.max()) + 1 if len(labels) else 0
+            _check(Examples(images, labels), classes, name)
+            names = tuple(str(label) for label in range(classes))
+            return _dataset(Decoded((images, labels), None, names, *channel_statistics(images)))
+        case other:
+            raise ValueError(f"expected a Dataset or tensors (images, labels) from {name}, got {type(other).__name__}")
 
 
-def _local(name: str) -> Path | None:
-    """The folder of a data set under ``SUPPLE_DATA``; the whole one before a subset."""
-    given = os.environ.get("SUPPLE_DATA")
-    if not given:
-        return None
-    root = Path(given).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"expected SUPPLE_DATA to name a folder, got {given!r}: correct or unset it")
-    return next((path for path in (root / name, *sorted(root.glob(f"{name}_*"))) if path.is_dir()), None)
+def _dataset(found: Decoded) -> Dataset:
+    train, test = Examples(*found.train), Examples(*found.test) if found.test else None
+    mean, std = ((0.0,), (1.0,)) if train.images.shape[1] == 1 else (found.mean, found.std)
+    return Dataset(train, None, test, len(found.names), mean, std, names=found.names)
 
 
-def _local_or_hub(name: str, hub: Hub, size: int | None = None) -> Decoded:
-    folder = _local(name)
-    if folder:
-        return from_folder(folder, size)
-    try:
-        return from_hub(hub, size)
-    except Exception as error:  # of many kinds, by what is wrong with the network
-        raise FileNotFoundError(
-            f"expected {hub.name} from the Hugging Face hub, got {type(error).__name__}: connect to the network once, "
-            f"or set SUPPLE_DATA to a folder that holds {name}/train-*.parquet and {name}/test-*.parquet"
-        ) from error
-
-
-def _dataset(decoded: Decoded) -> Dataset:
-    train, test = Examples(*decoded.train), Examples(*decoded.test) if decoded.test else None
-    mean, std = _normalisation(train.images, decoded)
-    return Dataset(train, None, test, len(decoded.names), mean, std, names=decoded.names)
-
-
-def _normalisation(images: Tensor, known: Decoded | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if images.shape[1] == 1:
-        return (0.0,), (1.0,)
-    return (known.mean, known.std) if known else channel_statistics(images)
+def _with_test(found: Decoded, name: str) -> tuple[Dataset, Examples]:
+    data = _dataset(found)
+    if data.test is None:
+        raise FileNotFoundError(f"expected test examples of {name}, found none: add test-*.parquet to its folder")
+    return data, data.test
 
 
 def _part(examples: Examples, start: int, end: int) -> Examples:

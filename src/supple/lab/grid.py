@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from supple.lab import datasets, models, shifts
-from supple.lab.methods import METHODS
-from supple.lab.run import Run, named
+from supple.lab.methods import load as load_method
+from supple.lab.run import Run
 from supple.runs.stats import last_tasks
 from supple.runs.store import configurations, load
 
@@ -50,7 +50,7 @@ def product(
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds
         for method in dict.fromkeys(methods)
-        for strength in (named(method, METHODS, "method").strength and strengths) or (None,)
+        for strength in (load_method(method).strength and strengths) or (None,)
         for step_size in step_sizes or (None,)
     ]
 
@@ -128,7 +128,7 @@ def most_stacked(run: Run) -> int:
 def operations(run: Run) -> float:
     """Additions and multiplications of one member's training step: three times those of the forward pass."""
     data, shift = datasets.load(run.dataset), shifts.load(run.shift)
-    method = named(run.method, METHODS, "method")
+    method = load_method(run.method)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = models.load(run.model)(replace(data, classes=shift.outputs(data)), **method.model)
         network(torch.empty(run.batch_size, *data.train.images.shape[1:]))

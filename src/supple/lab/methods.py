@@ -1,10 +1,13 @@
 """The methods by name, as a sweep compares them."""
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from supple.errors import imported, known
 from supple.mitigators import (
     UPGD,
     ContinualBackprop,
@@ -42,7 +45,7 @@ class Method:
     def largest_strength(self) -> float:
         """What the mitigator takes at most."""
         mitigator: Any = self.mitigator
-        return float(getattr(mitigator, "func", mitigator).largest_strength)
+        return float(getattr(getattr(mitigator, "func", mitigator), "largest_strength", math.inf))
 
 
 METHODS: dict[str, Method] = {
@@ -135,3 +138,16 @@ METHODS: dict[str, Method] = {
         strength=1.0,
     ),
 }
+
+
+def load(name: str) -> Method:
+    """What a name stands for: an entry of ``METHODS``, or ``package.module:Class``, a mitigator of one's own.
+
+    Its strength is then the class's default, its summary the first line of the docstring.
+    """
+    if ":" not in name:
+        return METHODS[known(name, METHODS, "method or package.module:Class")]
+    mitigator = imported(name)
+    default = inspect.signature(mitigator).parameters["strength"].default
+    summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
+    return Method(summary=summary, mitigator=mitigator, strength=0.0 if default is inspect.Parameter.empty else default)

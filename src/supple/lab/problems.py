@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from supple.errors import imported, known
+
 Scale = Literal["quick", "paper"]
 
 
@@ -174,3 +176,11 @@ PROBLEMS: dict[str, Problem] = {
         published=False,
     ),
 }
+
+
+def load(name: str) -> Problem:
+    """What a name stands for: an entry of ``PROBLEMS``, or ``package.module:function`` that returns a problem."""
+    if ":" in name:
+        made: Problem = imported(name)()
+        return made
+    return PROBLEMS[known(name, PROBLEMS, "problem or package.module:function")]

@@ -4,14 +4,29 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
+from supple.diagnostics import DIAGNOSTICS
 from supple.errors import known
-from supple.lab.methods import METHODS
-from supple.lab.problems import PROBLEMS, Scale
+from supple.lab import methods, problems
+from supple.lab.problems import Scale
 from supple.runs.store import RunFolder
 
-Entry = TypeVar("Entry")
+USUAL_DIAGNOSTICS = (
+    "spectral_norm",
+    "smallest_singular_value",
+    "stable_rank",
+    "effective_rank",
+    "weight_norm",
+    "distance_from_initialization",
+    "dormant_units",
+    "dead_units",
+    "feature_rank",
+    "representation_change",
+    "gradient_norm",
+    "gradient_effective_rank",
+)
+"""Those of :data:`supple.diagnostics.DIAGNOSTICS` that are measured when nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,8 @@ class Run:
     batch_size: int
     epochs: int
     tasks: int
+    diagnostics: tuple[str, ...]
+    """What is measured inside the networks at each task's end."""
     seeds: tuple[int, ...]
     """One member of the population each: its initial weights, its tasks and its batches."""
     strengths: tuple[float, ...]
@@ -47,6 +64,7 @@ class Run:
         scale: Scale = "quick",
         strength: float | None = None,
         options: Mapping[str, Any] | None = None,
+        diagnostics: Iterable[str] | None = None,
         **changes: Any,
     ) -> "Run":
         """The run of a named method on a named problem; ``changes`` that are None leave the problem's own.
@@ -55,19 +73,21 @@ class Run:
             ValueError: for an unknown name, with the nearest known one, a scale that the problem does not have, a
                 strength that the method does not take, or nothing to train.
         """
-        protocol = named(problem, PROBLEMS, "problem")
+        protocol = problems.load(problem)
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
-        tried = named(method, METHODS, "method")
+        tried = methods.load(method)
         strength = tried.strength if strength is None else strength
         if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
             raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
         seeds = tuple(seeds)
+        measured = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
         run = cls(
             problem=problem,
             method=method,
             scale=scale,
             options=json.dumps(dict(options or {}), sort_keys=True),
+            diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in measured),
             seeds=seeds,
             # One content, one folder: 1 and 1.0 are the same number.
             strengths=(float(strength),) * len(seeds),
@@ -82,8 +102,3 @@ class Run:
     def folder(self, root: str) -> RunFolder:
         """Where under ``root`` the run's results belong."""
         return RunFolder(root, asdict(self))
-
-
-def named(name: str, table: Mapping[str, Entry], kind: str) -> Entry:
-    """The table's entry, or an error that lists the known names and suggests the nearest."""
-    return table[known(name, table, kind)]

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     CLASSES = 5
     PAIRS = 6
     PHASES = 7
+    PROBE = 8
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
-from supple.lab import datasets, models, shifts
-from supple.lab.measure import measure
-from supple.lab.methods import METHODS
+from supple.errors import known
+from supple.lab import datasets, methods, models, shifts
+from supple.lab.measure import Probe, evaluate
 from supple.lab.optimizers import OPTIMIZERS
-from supple.lab.run import Run, named
+from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
 from supple.mitigators.base import Update
 from supple.population import Population
@@ -44,7 +44,7 @@ class Trainer:
     """
 
     def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
-        method = named(run.method, METHODS, "method")
+        method = methods.load(run.method)
         make_model, self.shift = models.load(run.model), shifts.load(run.shift)
         self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
@@ -52,13 +52,14 @@ class Trainer:
             raise ValueError(
                 f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
             )
-        seen = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
-        self.population = Population(lambda: make_model(seen, **method.model), run.seeds).to(self.device)
+        shown = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
+        self.population = Population(lambda: make_model(shown, **method.model), run.seeds).to(self.device)
         self.members = [self.population.member(index, share=True) for index in range(len(run.seeds))]
         self._members_parameters = [list(member.parameters()) for member in self.members]
         self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
         self.buffers: Tensors = dict(self.population.stacked.named_buffers())
-        self.optimizer = named(run.optimizer, OPTIMIZERS, "optimizer")
+        self.probe = Probe(self.population, self.data, shown.classes, run.diagnostics)
+        self.optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
         self.moments = self.optimizer.moments(self.parameters)
         same = len(set(run.strengths)) == 1
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
@@ -86,7 +87,7 @@ class Trainer:
             self._step(self._inputs(batch, pixels), labels.gather(1, batch))
             if step % 50 == 0:
                 report(task + step / len(batches))
-        measured = measure(self.population, self.members, self.data, tasks)
+        measured = evaluate(self.members, self.data, tasks) | self.probe.measure()
         return pl.DataFrame(
             [
                 (member, task, metric, value)
@@ -104,6 +105,7 @@ class Trainer:
             "buffers": self.buffers,
             "moments": self.moments,
             "mitigator": self.mitigator.state_dict(),
+            "probe": self.probe.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -117,6 +119,7 @@ class Trainer:
             for name, tensor in mine.items():
                 tensor.copy_(theirs[name])
         self.mitigator.load_state_dict(state["mitigator"])
+        self.probe.load_state_dict(state["probe"])
         torch.set_rng_state(state["random"])
 
     def _batches(self, tasks: Sequence[Task], task: int) -> tuple[Tensor, Tensor]:

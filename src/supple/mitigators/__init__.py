@@ -1,6 +1,6 @@
 """The methods that keep a network plastic, one file a published method."""
 
-from supple.mitigators.base import Mitigator
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
 from supple.mitigators.continual_backprop import ContinualBackprop
 from supple.mitigators.hare_and_tortoise import HareAndTortoise
 from supple.mitigators.l2 import L2Regularizer
@@ -33,7 +33,12 @@ __all__ = [
     "ShrinkAndPerturb",
     "SpectralNormRegularizer",
     "SpectralRegularizer",
+    "State",
     "StreamingEWC",
+    "Strength",
+    "Tensors",
+    "Update",
     "WassersteinRegularizer",
     "WeightClipping",
+    "per_member",
 ]

@@ -9,7 +9,7 @@ from supple.mitigators.base import State, Strength, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.population import Population
 from supple.roles import Kind, Role
-from supple.units import UnitGroup, Units
+from supple.units import UnitGroup, Units, redo_scores
 
 
 class ReDo(UnitResets):
@@ -74,6 +74,6 @@ class ReDo(UnitResets):
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
     ) -> Choice:
-        score = activity.magnitude / (activity.magnitude.mean(-1, keepdim=True) + 1e-9)
+        score = redo_scores(activity.magnitude)
         dormant = (score <= strength) & activity.seen & (strength > 0)
         return Choice(torch.arange(group.size, device=score.device).expand(score.shape), dormant)

@@ -93,7 +93,7 @@ def curves_of(
     """
     means = by_task(rows, metric).with_columns(pl.col("task") + 1)
     others = [column for column in varying(rows) if column != series]
-    return _lines(means, alt.X("task:Q", title="task"), metric, series, others).properties(
+    return _lines(means, "task", metric, series, others).properties(
         width=width, height=height, title=alt.Title(title, subtitle=subtitle, anchor="start")
     )
 
@@ -107,14 +107,13 @@ def sensitivity_of(
     ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})
     across = means.filter(pl.col("strength") == 0).drop("strength").join(ends, how="cross").select(means.columns)
     others = [column for column in varying(rows) if column not in (series, "strength")]
-    x = alt.X("strength:Q", title="strength").scale(type="log").axis(format="~e")
-    return _lines(pl.concat([across, dialled]), x, metric, series, others).properties(
+    return _lines(pl.concat([across, dialled]), "strength", metric, series, others).properties(
         width=width, height=height, title=alt.Title(title, anchor="start")
     )
 
 
-def _lines(means: pl.DataFrame, x: alt.X, metric: str, series: str, others: list[str]) -> alt.LayerChart:
-    """A line with its band for each value of ``series`` and each combination of ``others``."""
+def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[str]) -> alt.LayerChart:
+    """A line with its band over ``at`` for each value of ``series`` and each combination of ``others``."""
     if "options" in (series, *others):
         means = means.with_columns(pl.col("options").str.replace_all(r'[{}"]', ""))
     values = means[series].unique(maintain_order=True).to_list()
@@ -123,11 +122,16 @@ def _lines(means: pl.DataFrame, x: alt.X, metric: str, series: str, others: list
     picked = alt.selection_point(fields=[series], bind="legend")
     shown = alt.when(picked)
     detail = [f"{column}:N" for column in others]
-    base = alt.Chart(
-        means.with_columns(
-            low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
-        ).select(series, *others, *({"task", "strength"} & set(means.columns)), "mean", "error", "low", "high", "seeds")
-    ).encode(x=x, color=alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale), detail=detail)
+    drawn = means.with_columns(
+        low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
+    ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
+    x = (
+        alt.X(f"{at}:Q", title=at)
+        if at == "task"
+        else alt.X(f"{at}:Q", title=at, scale=alt.Scale(type="log"), axis=alt.Axis(format="~e"))
+    )
+    colour = alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale)
+    base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
         y2="high:Q",
@@ -139,7 +143,7 @@ def _lines(means: pl.DataFrame, x: alt.X, metric: str, series: str, others: list
         tooltip=[
             f"{series}:N",
             *detail,
-            f"{x.shorthand}",
+            f"{at}:Q",
             alt.Tooltip("mean:Q", format=".3f"),
             alt.Tooltip("error:Q", format=".3f", title="standard error"),
             "seeds:Q",
@@ -153,14 +157,13 @@ def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
     """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return where."""
     files, root = fsspec.url_to_fs(str(folder))
     files.makedirs(root, exist_ok=True)
-    svg, png, pdf, html = io.StringIO(), io.BytesIO(), io.BytesIO(), io.StringIO()
+    svg, html, png, pdf = io.StringIO(), io.StringIO(), io.BytesIO(), io.BytesIO()
     chart.save(svg, "svg")
     chart.save(png, "png", scale_factor=2)
     chart.save(pdf, "pdf")
     chart.save(html, "html", inline=True)  # the page carries its scripts along
-    written = []
-    for kind, content in {"svg": svg, "png": png, "pdf": pdf, "html": html}.items():
-        value = content.getvalue()
-        files.pipe_file(f"{root}/{name}.{kind}", value.encode() if isinstance(value, str) else value)
-        written.append(f"{folder}/{name}.{kind}")
-    return written
+    text = {f"{name}.svg": svg.getvalue().encode(), f"{name}.html": html.getvalue().encode()}
+    written = text | {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue()}
+    for file, content in written.items():
+        files.pipe_file(f"{root}/{file}", content)
+    return [f"{folder}/{file}" for file in written]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import socket
 import time
 import warnings
@@ -60,7 +61,8 @@ class RunFolder:
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
         self._config = json.dumps(config, indent=2, sort_keys=True)
-        self.name = f"{config['problem']}-{config['method']}-{_sha256(self._config.encode()).decode()[:12]}"
+        digest = _sha256(self._config.encode()).decode()[:12]
+        self.name = re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
         self._files, folder = files_at(root)
         self.path = f"{folder}/{self.name}"
         self._facts: dict[str, Any] = {}
@@ -230,7 +232,8 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
         rows = rows.join(
             members.with_row_index("member").cast({"member": pl.Int64}), on="member", maintain_order="left"
         )
-        columns = {**config, "subset": facts.get("subset", False), "run": name}
+        scalars = {key: value for key, value in config.items() if not isinstance(value, list)}
+        columns = {**scalars, "subset": facts.get("subset", False), "run": name}
         frames.append(rows.with_columns(pl.lit(value).alias(key) for key, value in columns.items()))
     if not frames:
         raise FileNotFoundError(f"expected runs in {root}, found none: make some with `supple run` or `supple sweep`")

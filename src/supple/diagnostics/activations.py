@@ -1,0 +1,90 @@
+"""Diagnostics of the hidden activations on a fixed probe batch.
+
+A layer's activations are what it is *given*: past the non-linearity, norms and pooling that stand before it. So every
+name here is that of the layer that the units enter. Each diagnostic takes the activations by layer, ``(members…, rows,
+units)``, and returns its values by layer, with the whole network's under ``""``; nothing at all for a network without
+hidden layers.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from supple.diagnostics import spectra
+from supple.power_iteration import working_dtype
+from supple.units import redo_scores
+
+ByLayer = Mapping[str, Tensor]
+
+
+def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Tensor]:
+    r"""The share of units whose ReDo score is at most τ; for the network, among the units of all layers.
+
+    .. math:: s_i = \frac{\operatorname{mean} |h_i|}{\operatorname{mean}_j \operatorname{mean} |h_j| + 10^{-9}} \le \tau
+
+    Args:
+        activations: by layer.
+        threshold: τ, 0.1 in all of the paper's settings; ReDo's cautious one is 0.025.
+
+    Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1.
+    """
+    return _shares({name: redo_scores(size) for name, size in _magnitudes(activations).items()}, threshold)
+
+
+def dead_units(activations: ByLayer) -> dict[str, Tensor]:
+    """The share of units that are zero on the whole probe; for the network, among the units of all layers."""
+    return _shares(_magnitudes(activations), 0.0)
+
+
+def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
+    r"""How many singular values of the last hidden activations reach 99 % of their sum, for the network alone.
+
+    .. math:: \min \Bigl\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \Bigr\}
+
+    H is what the layer that runs last is given, rows times units and not centred; 0 where it is zero throughout.
+
+    Source: Kumar et al., *Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning*, 2021,
+    with δ = 0.01.
+    """
+    if not activations:
+        return {}
+    last = list(activations.values())[-1]
+    return {"": spectra.rank_of_share(spectra.singular_values(last))}
+
+
+def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, Tensor]:
+    r"""How far the activations on the same probe have moved since the last look; the mean over layers.
+
+    .. math:: \frac{\lVert H - H' \rVert_F}{\lVert H' \rVert_F}
+
+    The spectral regularization paper (§5.2) speaks of the distance from the beginning of one task to that of the next
+    and does not say how it is normalised. Here it is relative to the former activations H', so that wide layers and
+    large activations do not count more: 0 where nothing has moved, infinite where a layer was zero and is no more.
+
+    Args:
+        activations: by layer, now.
+        previous: the same at the last look.
+    """
+    changes = {}
+    for name, now in activations.items():
+        then = previous[name].to(now.device)
+        if then.shape != now.shape:
+            raise ValueError(
+                f"expected activations of one shape, got {tuple(now.shape)} entering {name!r} and {tuple(then.shape)} "
+                "before: look at the same probe each time"
+            )
+        distance, size = (torch.linalg.vector_norm(h, dim=(-2, -1), dtype=torch.float64) for h in (now - then, then))
+        changes[name] = (distance / size).where(distance != 0, 0)
+    return {"": torch.stack(list(changes.values()), -1).mean(-1), **changes} if changes else {}
+
+
+def _magnitudes(activations: ByLayer) -> dict[str, Tensor]:
+    return {name: h.abs().mean(-2, dtype=working_dtype(h)) for name, h in activations.items()}
+
+
+def _shares(values: ByLayer, threshold: float) -> dict[str, Tensor]:
+    if not values:
+        return {}
+    below = {name: (each <= threshold).double().where(each.isfinite(), torch.nan) for name, each in values.items()}
+    return {"": torch.cat(list(below.values()), -1).mean(-1), **{name: each.mean(-1) for name, each in below.items()}}

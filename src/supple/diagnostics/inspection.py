@@ -1,0 +1,202 @@
+"""What diagnostics look at, and the table of them."""
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_map_only
+
+from supple.diagnostics import activations, gradients, spectra, weights
+from supple.diagnostics.per_example import gradient_grams
+from supple.diagnostics.probing import Inputs, Loss, Member, hidden_activations, loss_gradients, undisturbed
+from supple.population import Population
+from supple.roles import Kind, Role, find_roles, owned_parameters
+from supple.unit_graph import unwrapped
+
+
+class Inspection:
+    """A network as it is now. What diagnostics look at is computed when the first of them asks for it, once.
+
+    The network runs in evaluation mode and is left as it was found, to the bit, its random numbers included. Layers are
+    named by their weight's name, without ``.weight``. Every tensor has a population's members first, and nothing
+    before its own dimensions for one network; a wrapped model (DistributedDataParallel, torch.compile) is looked at
+    inside.
+
+    Args:
+        network: a module or a :class:`Population`.
+        x: the probe's inputs, as the network takes them: a tensor, a tuple of tensors, or a dictionary of them by name.
+            The batch comes first, ``(members, batch, ...)`` for a population, and examples must not influence each
+            other in evaluation mode. None: the weights alone are looked at.
+        y: the probe's labels, as the loss takes them, ``(members, batch, ...)`` for a population. None: gradients are
+            not looked at.
+        loss: ``loss(outputs, y)`` of a batch.
+        initial: :attr:`parameters` before training, copied then, for they share the network's memory.
+        previous: :attr:`activations` at the last look.
+        roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices; None leaves a parameter out.
+
+    >>> inspection = Inspection(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.ones(4, 2))
+    >>> sorted(DIAGNOSTICS["dormant_units"](inspection))
+    ['', '2']
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        x: Inputs | None = None,
+        y: Tensor | None = None,
+        *,
+        loss: Loss = cross_entropy,
+        initial: Mapping[str, Tensor] | None = None,
+        previous: Mapping[str, Tensor] | None = None,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        self.network = unwrapped(network)
+        self.x, self.y, self.loss = x, y, loss
+        self.initial, self.previous = initial, previous
+        self._roles = find_roles(self.network, roles)
+        owned = [entry for entry in owned_parameters(self.network) if entry[0] in self._roles and entry[1].numel()]
+        self._tensors = {name: parameter.detach() for name, parameter, _ in owned}
+        self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
+        self._layers = {name.rpartition(".")[0]: module for name, _, module in owned if name in self._matrices}
+        self._trained = [name for name, parameter, _ in owned if parameter.requires_grad]
+
+    def offers(self, need: str) -> bool:
+        """Whether there is what an attribute of this name is made from."""
+        match need:
+            case "singular_values":
+                return bool(self._matrices)
+            case "initial" | "previous":
+                return getattr(self, need) is not None
+            case "activations":
+                return self.x is not None
+            case "gradients" | "gradient_singular_values":
+                return self.x is not None and self.y is not None and bool(self._trained)
+        return True
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter as a vector ``(members…, n)``; it shares the network's memory."""
+        return {_label(name): self._vector(name, tensor) for name, tensor in self._tensors.items()}
+
+    @cached_property
+    def singular_values(self) -> dict[str, Tensor]:
+        """Of the matrices in each layer's weight, ``(members…, matrices, n)``, descending."""
+        found = {}
+        for name in self._matrices:
+            tensor, role = self._tensors[name], self._roles[name]
+            matrices = role.matrices(tensor)
+            leading = tensor.shape[: tensor.ndim - len(role.shape)]
+            found[_label(name)] = spectra.singular_values(matrices.reshape(*leading, -1, *matrices.shape[-2:]))
+        return found
+
+    @cached_property
+    def activations(self) -> dict[str, Tensor]:
+        """What each layer is given on the probe, ``(members…, rows, units)``, in the order in which they run.
+
+        A layer is a module with a matrix of its own: linear, convolutional, recurrent, attention (its query), and those
+        of your own types. Units are the channels of a convolution's input, otherwise its last dimension; rows are the
+        examples times all other dimensions (places, tokens). Behind a flattening each place is a unit. The inputs of
+        the network, which go into the layers that start before any other has finished, are not hidden activations; what
+        several layers are given together counts once, under the first.
+        """
+        return self._by_member(lambda member: hidden_activations(member, self._layers))
+
+    @cached_property
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of the loss on the probe by each trainable parameter, as a vector ``(members…, n)``."""
+        found = self._by_member(lambda member: loss_gradients(member, self.loss))
+        return {_label(name): self._vector(name, gradient) for name, gradient in found.items()}
+
+    @cached_property
+    def gradient_singular_values(self) -> dict[str, Tensor]:
+        """Of the matrix of the gradients of single examples, ``(members…, n)``, descending.
+
+        For a layer those of its weight, for the network (``""``) those of all trainable parameters.
+        """
+        grams = self._by_member(lambda member: gradient_grams(member, self.loss))
+        sizes = {name: torch.Size(self._roles[name].shape).numel() for name in grams}
+        total = torch.stack(list(grams.values())).sum(0)
+        found = {"": spectra.gram_singular_values(total)[..., : sum(sizes.values())]}
+        for name in self._matrices:
+            if name in grams:
+                found[_label(name)] = spectra.gram_singular_values(grams[name])[..., : sizes[name]]
+        return found
+
+    def _by_member(self, look: Callable[[Member], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``look`` finds in each member, stacked; in a lone network, as it is."""
+        if not isinstance(self.network, Population):
+            with undisturbed(self.network):
+                return look(self._member(self.network, lambda tensor: tensor))
+        module = self.network.stacked
+        with undisturbed(module):
+            found = [look(self._member(module, operator.itemgetter(index))) for index in range(len(self.network))]
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+    def _member(self, module: nn.Module, part: Callable[[Tensor], Tensor]) -> Member:
+        parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}
+        buffers = {name: part(buffer) for name, buffer in module.named_buffers()}
+        device = next(iter(parameters.values())).device
+        x, y = tree_map_only(Tensor, lambda tensor: part(tensor).to(device), (self.x, self.y))
+        return Member(module, parameters, buffers, tuple(self._trained), x, y)
+
+    def _vector(self, name: str, tensor: Tensor) -> Tensor:
+        shape = self._roles[name].shape
+        return tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1)
+
+
+class Diagnostic(NamedTuple):
+    """A function of some of an :class:`Inspection`'s attributes, which it needs, with values by layer."""
+
+    function: Callable[..., dict[str, Tensor]]
+    """Its docstring is the definition."""
+    needs: tuple[str, ...]
+    """``singular_values`` and ``parameters`` are of the weights alone; ``activations`` takes probe inputs,
+    ``gradients`` and ``gradient_singular_values`` labels too; ``initial`` and ``previous`` are given by the caller."""
+
+    def __call__(self, inspection: Inspection) -> dict[str, Tensor]:
+        """The network's value under ``""``, then the layers'; ``(members…)`` each. Nothing waits for the device.
+
+        Raises:
+            ValueError: when the inspection was not given what this needs.
+        """
+        for need in self.needs:
+            if not inspection.offers(need):
+                raise ValueError(
+                    f"expected an inspection with {need} for {self.function.__name__}, got one without: give probe "
+                    "inputs for activations, labels too for gradients, and initial or previous themselves"
+                )
+        return self.function(*(getattr(inspection, need) for need in self.needs))
+
+
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    diagnostic.function.__name__: diagnostic
+    for diagnostic in (
+        Diagnostic(weights.spectral_norm, ("singular_values",)),
+        Diagnostic(weights.smallest_singular_value, ("singular_values",)),
+        Diagnostic(weights.condition_number, ("singular_values",)),
+        Diagnostic(weights.stable_rank, ("singular_values",)),
+        Diagnostic(weights.effective_rank, ("singular_values",)),
+        Diagnostic(weights.lipschitz_bound, ("singular_values",)),
+        Diagnostic(weights.weight_norm, ("parameters",)),
+        Diagnostic(weights.distance_from_initialization, ("parameters", "initial")),
+        Diagnostic(activations.dormant_units, ("activations",)),
+        Diagnostic(activations.dead_units, ("activations",)),
+        Diagnostic(activations.feature_rank, ("activations",)),
+        Diagnostic(activations.representation_change, ("activations", "previous")),
+        Diagnostic(gradients.gradient_norm, ("gradients",)),
+        Diagnostic(gradients.gradient_effective_rank, ("gradient_singular_values",)),
+        Diagnostic(gradients.gradient_condition_number, ("gradient_singular_values",)),
+    )
+}
+"""By name, which is also that of the measurement: a subset of them, one value a member for each, is
+
+``{name: DIAGNOSTICS[name](inspection)[""] for name in names}``.
+"""
+
+
+def _label(name: str) -> str:
+    return name.removesuffix(".weight")

@@ -1,0 +1,195 @@
+"""Diagnostics of one network while it trains."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from supple.diagnostics.inspection import DIAGNOSTICS, Inspection
+from supple.diagnostics.probing import Inputs, Loss
+from supple.diagnostics.table import text_table
+from supple.errors import known
+from supple.population import Population
+from supple.roles import Kind, Role
+from supple.unit_graph import unwrapped
+
+
+class PlasticityMonitor:
+    """Measures a network's diagnostics, when asked or every so many steps of an optimizer, as floats for any logger.
+
+    A measurement leaves the network, its modes, buffers, gradients and the random state as it found them, to the bit.
+    Between measurements nothing happens but counting steps. The definitions are the docstrings of the functions in
+    :data:`supple.diagnostics.DIAGNOSTICS`.
+
+    Args:
+        model: a module, wrapped by DistributedDataParallel or torch.compile or not, or a :class:`Population`. Build
+            the monitor before training: it takes the parameters as it finds them for the initial ones.
+        probe: inputs and labels of a fixed batch, on any device, which stays the same: some hundred examples. Inputs
+            are what the model is called with, a tensor, a tuple or a dictionary, the batch first; for a population
+            ``(members, batch, ...)``. Labels may be None: then there are no gradient diagnostics. Without a probe
+            there are those of the weights alone.
+        every: steps from one measurement to the next, once attached.
+        diagnostics: which ones, by name; None for all that the probe allows.
+        loss: ``loss(outputs, labels)`` of a batch.
+        roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices.
+        callback: called with each measurement that the optimizer's steps bring about, such as ``wandb.log``.
+
+    Raises:
+        ValueError: for a period below 1, an unknown diagnostic, or one that the probe does not allow.
+
+    >>> monitor = PlasticityMonitor(nn.Linear(2, 2))
+    >>> sorted(monitor.measure())[:3]
+    ['condition_number', 'condition_number/weight', 'distance_from_initialization']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Population,
+        probe: tuple[Inputs, Tensor | None] | None = None,
+        *,
+        every: int = 1000,
+        diagnostics: Iterable[str] | None = None,
+        loss: Loss = cross_entropy,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+        callback: Callable[[dict[str, float]], object] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"expected to measure every 1 or more steps, got every={every}: 1000 is the default")
+        self.model, self.every, self.callback = model, every, callback
+        self.latest: dict[str, float] = {}
+        """The last measurement."""
+        self._probe, self._loss, self._roles = probe or (None, None), loss, roles
+        self._steps = 0
+        self._hook: RemovableHandle | None = None
+        self._initial: dict[str, Tensor] = {}
+        self._previous: dict[str, Tensor] = {}
+        inspection = self._inspect()
+        self.diagnostics = _chosen(diagnostics, inspection)
+        """The names of those that are measured."""
+        if "distance_from_initialization" in self.diagnostics:
+            self._initial = {name: vector.clone() for name, vector in inspection.parameters.items()}
+
+    def measure(self) -> dict[str, float]:
+        """All chosen diagnostics now, kept as :attr:`latest`.
+
+        ``spectral_norm`` is the network's, ``spectral_norm/<layer>`` a layer's. For a population each is
+        ``member0/spectral_norm``, and so on: a logger groups by what is before the first slash, so that every member
+        has a panel with the names of a lone network. ``representation_change`` is since the last measurement, and so
+        absent from the first.
+        """
+        inspection = self._inspect()
+        found = {
+            f"{name}/{layer}" if layer else name: value.double()
+            for name in self.diagnostics
+            if all(map(inspection.offers, DIAGNOSTICS[name].needs))
+            for layer, value in DIAGNOSTICS[name](inspection).items()
+        }
+        rows = torch.stack(list(found.values()), -1).tolist()
+        if isinstance(inspection.network, Population):
+            self.latest = {
+                f"member{index}/{key}": value
+                for index, row in enumerate(rows)
+                for key, value in zip(found, row, strict=True)
+            }
+        else:
+            self.latest = dict(zip(found, rows, strict=True))
+        if "representation_change" in self.diagnostics:
+            self._previous = inspection.activations
+        return self.latest
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Measure after every ``every``-th step of ``optimizer`` from now on.
+
+        It comes after what was attached before it: methods that change the parameters are to be attached first.
+
+        Raises:
+            RuntimeError: when attached already.
+        """
+        if self._hook is not None:
+            raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
+        self._hook = optimizer.register_step_post_hook(self._on_step_end)
+        return self
+
+    def detach(self) -> Self:
+        """Undo :meth:`attach`."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+        return self
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """A copy of the initial weights, the activations at the last measurement and the number of steps."""
+        return {
+            "initial": {name: vector.clone() for name, vector in self._initial.items()},
+            "previous": {name: h.clone() for name, h in self._previous.items()},
+            "": {"steps": torch.tensor(self._steps)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what :meth:`state_dict` returned, from a monitor of the same architecture with the same probe.
+
+        Raises:
+            ValueError: when the parameters are others; nothing is changed then.
+        """
+        mine, theirs = _shapes(self._initial), _shapes(state["initial"])
+        if mine != theirs:
+            name = min(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+            raise ValueError(
+                f"expected a state with {name} of size {mine.get(name)}, got {theirs.get(name)}: load it into a "
+                "monitor of the same architecture"
+            )
+        self._initial = {name: vector.clone() for name, vector in state["initial"].items()}
+        self._previous = {name: h.clone() for name, h in state["previous"].items()}
+        self._steps = int(state[""]["steps"])
+
+    def table(self) -> str:
+        """The latest measurement, or a first one, as a text of at most 100 columns; a population's is its mean.
+
+        Units are in the row of the layer that they enter.
+        """
+        latest = self.latest or self.measure()
+        if isinstance(unwrapped(self.model), Population):
+            members: dict[str, list[float]] = {}
+            for key, value in latest.items():
+                members.setdefault(key.partition("/")[2], []).append(value)
+            latest = {key: sum(each) / len(each) for key, each in members.items()}
+        return text_table(latest)
+
+    def _inspect(self) -> Inspection:
+        x, y = self._probe
+        previous = self._previous or None
+        return Inspection(
+            self.model, x, y, loss=self._loss, initial=self._initial, previous=previous, roles=self._roles
+        )
+
+    def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self.measure()
+            if self.callback is not None:
+                self.callback(self.latest)
+
+
+def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, ...]:
+    """These diagnostics, or all that the probe allows; the first measurement will be the previous one to the second."""
+    lacking = {
+        name: [need for need in diagnostic.needs if need not in ("initial", "previous") and not inspection.offers(need)]
+        for name, diagnostic in DIAGNOSTICS.items()
+    }
+    if names is None:
+        return tuple(name for name in DIAGNOSTICS if not lacking[name])
+    names = tuple(known(name, DIAGNOSTICS, "diagnostic") for name in names)
+    for name in names:
+        if lacking[name]:
+            raise ValueError(
+                f"expected a probe for {name}, got one without {lacking[name][0]}: give probe=(inputs, labels)"
+            )
+    return names
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,0 +1,112 @@
+"""Running a network on a probe batch without leaving a trace in it."""
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""What a network is called with: one tensor, several in their order, or several by name. The batch comes first."""
+Loss = Callable[[Any, Tensor], Tensor]
+"""``loss(outputs, labels)`` of a batch, a scalar."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network, or one member of a population, as a function of its inputs and parameters."""
+
+    module: nn.Module
+    """Lends its forward pass; its own tensors are not looked at, and never change."""
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    trained: tuple[str, ...]
+    """The names of the parameters that are trained."""
+    x: Inputs
+    """The probe."""
+    y: Tensor
+
+    def __call__(self, parameters: Mapping[str, Tensor], x: Inputs) -> Any:
+        """The outputs, with buffers that no call changes."""
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        arguments, named = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
+        return functional_call(self.module, {**parameters, **buffers}, arguments, named)
+
+    def differentiable(self, names: Collection[str]) -> dict[str, Tensor]:
+        """The parameters, with those of these names as leaves to differentiate by."""
+        return {name: p.detach().requires_grad_(name in names) for name, p in self.parameters.items()}
+
+    @property
+    def examples(self) -> int:
+        return len(tree_leaves(self.x)[0])
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, nothing compiled, and a random state that is put back at the end, as are the modes."""
+    modes = [(part, part.training) for part in module.modules()]
+    devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
+    # Without the compiler, which takes seconds to import, nothing can be compiled.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.random.fork_rng(list(devices)), eager:
+        try:
+            for part, _ in modes:
+                part.training = False
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+
+@torch.no_grad()
+def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What each of the layers is given on the probe, ``(rows, units)``, by the layer's name, in the order of calls.
+
+    See :attr:`Inspection.activations`, which is this for every member.
+    """
+    found: dict[str, list[Tensor]] = {}
+    seen: list[Tensor] = []
+    of_inputs: set[str] = set()
+    finished = False
+
+    def before(name: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = (h for h in (*arguments, *named.values()) if isinstance(h, Tensor) and h.is_floating_point())
+        h = next(given, None)
+        if not finished:
+            of_inputs.add(name)
+        if h is None or any(h is other for other in seen):
+            return
+        seen.append(h)
+        if name not in of_inputs:
+            units = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
+            found.setdefault(name, []).append(h.movedim(units, -1).flatten(0, -2).clone())
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
+        nonlocal finished
+        finished = True
+
+    with ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_pre_hook(_named(before, name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(after))
+        member(member.parameters, member.x)
+    return {name: torch.cat(calls) for name, calls in found.items()}
+
+
+def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
+    """The gradient of the loss on the whole probe, by trained parameter; zero for one that is not used."""
+    parameters = member.differentiable(member.trained)
+    with torch.enable_grad():
+        value = loss(member(parameters, member.x), member.y)
+    trained = [parameters[name] for name in member.trained]
+    return dict(zip(member.trained, torch.autograd.grad(value, trained, materialize_grads=True), strict=True))
+
+
+def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
+    return lambda module, arguments, named: hook(name, module, arguments, named)

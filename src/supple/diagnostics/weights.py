@@ -1,0 +1,94 @@
+"""Diagnostics of the weights alone.
+
+Each takes what it looks at by layer and returns its values by layer, with the whole network's under ``""``. A layer's
+value is the mean over the matrices in its tensor (one, or q, k and v, or gates, or groups), the network's the mean over
+all matrices: those that spectral regularization acts on, each once.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from supple.diagnostics import spectra
+
+ByLayer = Mapping[str, Tensor]
+
+
+def spectral_norm(singular_values: ByLayer) -> dict[str, Tensor]:
+    r"""The largest singular value :math:`\sigma_1(W)`; for the network, the mean over its matrices.
+
+    Args:
+        singular_values: of each layer's matrices, ``(members…, matrices, n)``, descending; a convolution is the matrix
+            (out, in · kernel), an embedding acts on one-hot vectors.
+    """
+    return _averaged(singular_values, lambda values: values[..., 0])
+
+
+def smallest_singular_value(singular_values: ByLayer) -> dict[str, Tensor]:
+    r"""The smallest singular value :math:`\sigma_{\min(m, n)}(W)` of an m × n matrix; the mean over matrices."""
+    return _averaged(singular_values, lambda values: values[..., -1])
+
+
+def condition_number(singular_values: ByLayer) -> dict[str, Tensor]:
+    r"""The condition number :math:`\kappa(W) = \sigma_1(W) / \sigma_{\min(m, n)}(W)`; the mean over matrices.
+
+    Infinite for a matrix that is singular to rounding (beyond about 1e7), the zero matrix included.
+    """
+    return _averaged(singular_values, spectra.condition_number)
+
+
+def stable_rank(singular_values: ByLayer) -> dict[str, Tensor]:
+    r"""The stable rank :math:`\lVert W \rVert_F^2 / \sigma_1(W)^2`, 0 for a zero matrix; the mean over matrices."""
+    return _averaged(singular_values, spectra.stable_rank)
+
+
+def effective_rank(singular_values: ByLayer) -> dict[str, Tensor]:
+    r"""The effective rank, the exponential of the entropy of the singular values; the mean over matrices.
+
+    .. math:: \exp\Bigl(-\sum_i \bar\sigma_i \log \bar\sigma_i\Bigr), \qquad \bar\sigma_i = \sigma_i / \sum_j \sigma_j
+
+    0 for a zero matrix. The spectral regularization paper prints it without the minus sign and without exp (§3.2); this
+    is the original, to which it refers (Roy & Vetterli, *The effective rank*, 2007).
+    """
+    return _averaged(singular_values, spectra.effective_rank)
+
+
+def lipschitz_bound(singular_values: ByLayer) -> dict[str, Tensor]:
+    r"""The product over layers of :math:`\sigma_1`, for the network alone.
+
+    It bounds the Lipschitz constant of a chain of linear layers and activations such as ReLU (the paper's appendix
+    A.3). Of several matrices in one tensor the largest counts, which is exact for a grouped convolution. In other
+    networks it is the same product and no bound: what norms, residual additions and attention do is not in it, and a
+    convolution can stretch by more than its matrix (out, in · kernel), at most by the root of the kernel's size more.
+    """
+    return {"": torch.stack([values[..., 0].amax(-1) for values in singular_values.values()], -1).prod(-1)}
+
+
+def weight_norm(parameters: ByLayer) -> dict[str, Tensor]:
+    r"""The Frobenius norm :math:`\lVert \theta \rVert` of each parameter, and of all parameters together.
+
+    Args:
+        parameters: each as a vector ``(members…, n)``; biases and gains are among them.
+    """
+    return _norms(parameters)
+
+
+def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[str, Tensor]:
+    r"""The distance :math:`\lVert \theta - \theta^{(0)} \rVert` of each parameter, and of all together, from the first.
+
+    Args:
+        parameters: each as a vector ``(members…, n)``; biases and gains are among them.
+        initial: the same before training.
+    """
+    return _norms({name: vector - initial[name].to(vector.device) for name, vector in parameters.items()})
+
+
+def _norms(vectors: ByLayer) -> dict[str, Tensor]:
+    norms = {name: torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64) for name, v in vectors.items()}
+    return {"": torch.linalg.vector_norm(torch.stack(list(norms.values()), -1), dim=-1), **norms}
+
+
+def _averaged(singular_values: ByLayer, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    found = {name: of(values) for name, values in singular_values.items()}
+    return {"": torch.cat(list(found.values()), -1).mean(-1), **{name: each.mean(-1) for name, each in found.items()}}

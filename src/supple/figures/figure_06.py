@@ -1,0 +1,140 @@
+"""Figure 6 and the example of §3.2: networks of two units in which badly scaled weights impede learning, exactly."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import altair as alt
+import polars as pl
+import torch
+from torch import Tensor
+
+from supple.lab.problems import Scale
+from supple.lab.run import Run
+from supple.runs.charts import configured
+
+TASKS = 10
+STEPS = 100
+"""For each task."""
+STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+def loss(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """½ (w₂ ReLU(w₁ x) − y)², summed over the examples.
+
+    Args:
+        w1: ``(..., 2, 2)``.
+        w2: ``(..., 2)``.
+        x: ``(examples, 2)``.
+        y: ``(examples,)``.
+    """
+    outputs = (w2.unsqueeze(-2) * (x @ w1.mT).relu()).sum(-1)
+    return 0.5 * (outputs - y).square().sum(-1)
+
+
+def solution(c: Tensor) -> tuple[Tensor, Tensor]:
+    """A.1: weights that give 1 for both inputs whatever c is; w₁ has rank one and the singular value c + 1/c."""
+    one = torch.ones_like(c)
+    w1 = torch.stack([torch.stack([-one, c], -1), torch.stack([1 / c, -one], -1)], -2)
+    return w1, torch.stack([1 / c, c], -1)
+
+
+def continual_loss(c: Tensor, step_size: float) -> Tensor:
+    """The mean loss at the ends of ``TASKS`` tasks, the first input's target being 0, 1, 0, 1, ...
+
+    Gradient descent on both examples, starting from the solution. A step too large for its curvature, which grows as
+    c², kills the unit: then the loss is 0 where the target is 0 and ½ for ever where it is 1.
+    """
+    w1, w2 = solution(c)
+    x, losses = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).to(c), []
+    for task in range(TASKS):
+        y = torch.tensor([float(task % 2), 1.0]).to(c)
+        w1, w2 = _descended(w1, w2, x, y, step_size, STEPS)
+        losses.append(loss(w1, w2, x, y))
+    return torch.stack(losses).mean(0)
+
+
+def steps_to_learn(a: Tensor, step_size: float, most: int = 100_000) -> Tensor:
+    """§3.2: how many steps it takes until the loss of the second task is below a tenth of its first value.
+
+    The first task's solution is θ₁ = diag(1, a), θ₂ = (0, a), with condition number 1/a; the second task is
+    x = (0, 1), y = 1. The paper says that this takes Θ(1/a) steps; both weights grow by a factor each step, so it
+    takes Θ(log 1/a).
+    """
+    zero, one = torch.zeros_like(a), torch.ones_like(a)
+    w1, w2 = torch.diag_embed(torch.stack([one, a], -1)), torch.stack([zero, a], -1)
+    x, y = torch.tensor([[0.0, 1.0]]).to(a), torch.tensor([1.0]).to(a)
+    first, needed = loss(w1, w2, x, y), torch.full_like(a, most)
+    for step in range(most):
+        needed[(loss(w1, w2, x, y) < 0.1 * first) & (needed == most)] = step
+        if (needed < most).all():
+            break
+        w1, w2 = _descended(w1, w2, x, y, step_size, 1)
+    return needed
+
+
+def _descended(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor, step_size: float, steps: int) -> tuple[Tensor, Tensor]:
+    for _ in range(steps):
+        w1, w2 = w1.detach().requires_grad_(), w2.detach().requires_grad_()
+        g1, g2 = torch.autograd.grad(loss(w1, w2, x, y).sum(), (w1, w2))
+        w1, w2 = w1.detach() - step_size * g1, w2.detach() - step_size * g2
+    return w1, w2
+
+
+class Example:
+    """Two charts that need no training runs."""
+
+    title = "Figure 6: a large spectral norm impedes learning in a network of two units"
+    claim = "A lower spectral norm is more trainable across different step sizes."
+
+    def runs(self, scale: Scale, seeds: int) -> list[Run]:
+        """None."""
+        return []
+
+    def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
+        """Exact at either scale."""
+        chart = alt.vconcat(alt.hconcat(_losses(), _steps()))
+        subtitle = "exact: no randomness, no scale"
+        return configured(chart.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))
+
+
+def _losses() -> alt.Chart:
+    c = torch.logspace(0, 1.5, 61, dtype=torch.float64)
+    rows = [
+        {"step size": f"{step_size:g}", "norm": norm, "loss": value}
+        for step_size in STEP_SIZES
+        for norm, value in zip((c + 1 / c).tolist(), continual_loss(c, step_size).tolist(), strict=True)
+    ]
+    y = alt.Y("loss:Q", title=f"loss at a task's end, mean of {TASKS} tasks of {STEPS} steps")
+    x = alt.X("norm:Q", title="spectral norm c + 1/c of the first layer")
+    return _lines("A.1: the target of one input changes to and fro", rows, x, y)
+
+
+def _steps() -> alt.Chart:
+    a = torch.logspace(-0.5, -6, 23, dtype=torch.float64)
+    rows = [
+        {"step size": f"{step_size:g}", "condition": condition, "steps": steps}
+        for step_size in STEP_SIZES
+        for condition, steps in zip((1 / a).tolist(), steps_to_learn(a, step_size).tolist(), strict=True)
+    ]
+    y = alt.Y("steps:Q", title="steps to a tenth of the loss").scale(type="log")
+    x = alt.X("condition:Q", title="condition number 1/a of the first layer")
+    return _lines("§3.2: the next task after a badly conditioned solution", rows, x, y)
+
+
+def _lines(title: str, rows: list[dict[str, Any]], x: alt.X, y: alt.Y) -> alt.Chart:
+    names = [f"{step_size:g}" for step_size in STEP_SIZES]
+    lines: alt.Chart = (
+        alt.Chart(pl.DataFrame(rows))
+        .mark_line()
+        .encode(
+            x=x.scale(type="log").axis(format="~g"),
+            y=y,
+            color=alt.Color("step size:N", sort=names).scale(domain=names, scheme="viridis"),
+            tooltip=list(rows[0]),
+        )
+        .properties(width=320, height=240, title=title)
+    )
+    return lines
+
+
+FIGURE = Example()

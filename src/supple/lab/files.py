@@ -1,0 +1,251 @@
+"""Images and labels out of files, from this machine or the Hugging Face hub: decoded once, then mapped from a cache.
+
+The files are parquet as the hub has them: a column ``image`` (or ``img``) of encoded images and a column ``label`` (or
+``fine_label``) of integers, whose class names are in the file where it has any.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL.Image import Image
+
+VERSION = 1
+"""Of what the cache holds: another number, and everything is decoded again."""
+IMAGES = ("image", "img")
+LABELS = ("label", "fine_label")
+EMNIST = "emnist-balanced"
+
+Split = tuple[Tensor, Tensor]
+"""Images, uint8 ``(n, channels, height, width)``, and labels, int64 ``(n,)``."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """All examples of a source."""
+
+    train: Split
+    test: Split | None
+    names: tuple[str, ...]
+    """Of the classes."""
+    mean: tuple[float, ...]
+    """Of each channel over all training images, as numbers from 0 to 1."""
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a published data set is."""
+
+    folder: str
+    """Its name under ``SUPPLE_DATA``; a subset's has something after an underscore."""
+    hub: str
+    """Its name on the Hugging Face hub."""
+    path: str | None
+    """The folder of its parquet files there; None for EMNIST, which is there as its authors published it."""
+    test: str = "test"
+    """What the held-out split is called there."""
+    revision: str | None = None
+    """A commit of its repository there; None is the newest."""
+
+
+def decoded(source: Source, size: int | None = None) -> Decoded:
+    """The examples of a published data set, from ``SUPPLE_DATA`` where that has it, otherwise from the hub.
+
+    Args:
+        source: where to look.
+        size: height and width that larger images are averaged down to; None leaves them.
+    """
+    folder = local(source.folder)
+    return from_folder(folder, size) if folder else _from_hub(source, size)
+
+
+def local(name: str) -> Path | None:
+    """The folder of a data set under ``SUPPLE_DATA``; the whole one before a subset."""
+    given = os.environ.get("SUPPLE_DATA")
+    if not given:
+        return None
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected SUPPLE_DATA to name a folder, got {given!r}: correct or unset it")
+    return next((path for path in (root / name, *sorted(root.glob(f"{name}_*"))) if path.is_dir()), None)
+
+
+def from_folder(folder: Path, size: int | None = None) -> Decoded:
+    """The examples in ``train-*.parquet`` and, where there are any, ``test-*.parquet``; ``size`` as above."""
+    files = _files(folder)
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths]
+    return _cached(folder.name, [str(folder.resolve()), found, size], partial(_decode, files, size=size))
+
+
+def _from_hub(source: Source, size: int | None) -> Decoded:
+    def decode(scratch: Path) -> Decoded:
+        from huggingface_hub import snapshot_download
+
+        wanted = [f"{source.path}/{split}-*" for split in ("train", source.test)] if source.path else [f"{EMNIST}-*"]
+        try:
+            snapshot = snapshot_download(
+                source.hub, repo_type="dataset", revision=source.revision, allow_patterns=wanted
+            )
+        except Exception as error:  # of many kinds, by what is wrong with the network
+            raise FileNotFoundError(
+                f"expected {source.hub} from the Hugging Face hub, got {type(error).__name__}: connect to the network "
+                f"once, or set SUPPLE_DATA to a folder with {source.folder}/train-*.parquet and test-*.parquet"
+            ) from error
+        if source.path is None:
+            return _decode_emnist(Path(snapshot))
+        return _decode(_files(Path(snapshot, source.path), source.test), scratch, size=size)
+
+    return _cached(source.folder, [vars(source), size], decode)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images, as numbers from 0 to 1; of a constant channel, 1."""
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for chunk in torch.split(images, 1000):
+        values = chunk.double() / 255
+        sums += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+    mean, square = sums / (images.numel() / images.shape[1])
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(std.where(std > 1e-6, 1).tolist())
+
+
+def _files(folder: Path, test: str = "test") -> dict[str, list[Path]]:
+    files = {split: sorted(folder.glob(f"{name}-*.parquet")) for split, name in (("train", "train"), ("test", test))}
+    if not files["train"]:
+        raise FileNotFoundError(f"expected train-*.parquet in {folder}, found none: name the folder that holds them")
+    return files
+
+
+def _cached(name: str, key: Sequence[Any], decode: Callable[[Path], Decoded]) -> Decoded:
+    """What ``decode`` returns, from the cache where that has it; it is given a folder for its own files."""
+    from rich.console import Console
+
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "supple")
+    folder = Path(os.environ.get("SUPPLE_CACHE") or default).expanduser()
+    digest = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:12]
+    path = folder / f"{name}-{digest}.pt"
+    with contextlib.suppress(Exception):  # missing, or damaged in whichever way: made again
+        return _load(path)
+    Console(stderr=True).print(f"decoding {name} into {folder}, once", highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        found = decode(Path(scratch))
+        whole = Path(scratch, "decoded.pt")
+        torch.save(vars(found), whole)
+        whole.replace(path)
+    return _load(path)
+
+
+def _load(path: Path) -> Decoded:
+    # Mapped, so that all processes on a machine share the memory.
+    return Decoded(**torch.load(path, mmap=True, weights_only=True))
+
+
+def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | None) -> Decoded:
+    import datasets
+
+    datasets.disable_progress_bars()  # of what takes no time
+    tables = {
+        # Not load_dataset, which reports each use over the network.
+        split: datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(scratch / split))
+        for split, paths in files.items()
+        if paths
+    }
+    splits = {split: (_images(table, split, size), _labels(table)) for split, table in tables.items()}
+    channels = max(images.shape[1] for images, _ in splits.values())
+    splits = {split: (images.expand(-1, channels, -1, -1), labels) for split, (images, labels) in splits.items()}
+    if len({images.shape[1:] for images, _ in splits.values()}) > 1:
+        shapes = " and ".join(
+            f"{images.shape[2]}x{images.shape[3]} in {split}" for split, (images, _) in splits.items()
+        )
+        raise ValueError(f"expected images of one size, got {shapes}: resize them")
+    feature = tables["train"].features[_column(tables["train"], LABELS)]
+    names = getattr(feature, "names", None) or [str(label) for label in range(int(splits["train"][1].max()) + 1)]
+    for split, (_, labels) in splits.items():
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise ValueError(
+                f"expected labels from 0 to {len(names) - 1}, got {labels.min()} to {labels.max()} in {split}: "
+                "leave out what has no label, and number the classes from 0"
+            )
+    return Decoded(splits["train"], splits.get("test"), tuple(names), *channel_statistics(splits["train"][0]))
+
+
+def _column(table: "datasets.Dataset", names: Sequence[str]) -> str:
+    for name in names:
+        if name in table.column_names:
+            return name
+    raise ValueError(f"expected a column {' or '.join(names)}, got {', '.join(table.column_names)}: rename yours")
+
+
+def _labels(table: "datasets.Dataset") -> Tensor:
+    column = _column(table, LABELS)
+    labels = table.with_format("numpy")[column][:]
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"expected integers in column {column}, got {labels.dtype}: number the classes from 0")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _images(table: "datasets.Dataset", split: str, size: int | None) -> Tensor:
+    """uint8 ``(n, channels, height, width)``: one channel where all images are grey, otherwise three."""
+    import datasets
+    from rich.console import Console
+    from rich.progress import track
+
+    column, console = _column(table, IMAGES), Console(stderr=True)
+    images = table.cast_column(column, datasets.Image())[column]
+    bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
+    pixels, grey = np.empty(0), True
+    for index, image in enumerate(bar(images, split, total=len(table))):
+        found, one_channel = _pixels(image, size)
+        if not index:
+            pixels = np.empty((len(table), *found.shape), np.uint8)
+        if found.shape != pixels.shape[1:]:
+            shapes = " and ".join("x".join(map(str, shape[:2])) for shape in (pixels.shape[1:], found.shape))
+            raise ValueError(f"expected images of one size, got {shapes} in {split}: resize them")
+        pixels[index] = found
+        grey &= one_channel
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if grey else 3].contiguous()
+
+
+def _pixels(image: "Image", size: int | None) -> tuple[Any, bool]:
+    """RGB bytes ``(height, width, 3)``, and whether the image was grey."""
+    from PIL.Image import Resampling
+
+    if image.mode[0] in "IF":
+        raise ValueError(f"expected images of 8 bits a channel, got mode {image.mode}: convert them")
+    colours = image.convert("RGB")
+    if size is not None and colours.size != (size, size):
+        colours = colours.resize((size, size), Resampling.BOX)
+    return np.asarray(colours), image.mode in ("1", "L")
+
+
+def _decode_emnist(folder: Path) -> Decoded:
+    """EMNIST's own files, which hold the images with rows and columns exchanged."""
+
+    def numbers(name: str, header: int) -> Any:
+        data = gzip.decompress((folder / f"{EMNIST}-{name}-ubyte.gz").read_bytes())
+        return np.frombuffer(data, np.uint8, offset=header).copy()
+
+    def split(name: str) -> Split:
+        images = torch.from_numpy(numbers(f"{name}-images-idx3", 16)).view(-1, 1, 28, 28).mT.contiguous()
+        return images, torch.from_numpy(numbers(f"{name}-labels-idx1", 8)).long()
+
+    mapping = (folder / f"{EMNIST}-mapping.txt").read_text().split("\n")
+    names = tuple(chr(int(line.split()[1])) for line in mapping if line.strip())  # "class code" a line
+    train = split("train")
+    return Decoded(train, split("test"), names, *channel_statistics(train[0]))

@@ -1,0 +1,76 @@
+"""What a network calls, module by module and function by function."""
+
+import copy
+import inspect
+from typing import Any
+
+from torch import fx, nn
+
+
+class Trace:
+    """The operations of a network's forward pass in training mode, with torch's own modules as single steps.
+
+    Raises:
+        ValueError: when ``torch.fx`` cannot trace the network's own forward pass.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.nodes: list[fx.Node] = []
+        self.modules: dict[str, nn.Module] = {}
+        """By the names that the nodes use."""
+        self.opaque: list[nn.Module] = []
+        """Those that cannot be traced, and are single steps for that reason."""
+        if isinstance(network, nn.Sequential) or not is_torchs_own(network):
+            try:
+                self._trace(network)
+            except Exception as error:
+                raise ValueError(
+                    f"expected a network that torch.fx can trace, got {type(network).__name__}, where it fails "
+                    f"({type(error).__name__}: {error}): say which units there are with "
+                    'units=[("entering layer", "leaving layer"), ...]'
+                ) from error
+
+    def _trace(self, network: nn.Module) -> None:
+        # A copy is traced, for forward passes may set attributes and update buffers. It shares the parameters.
+        shell = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+        for module in shell.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(shell.forward).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        tracer = _Tracer()
+        self.nodes = list(tracer.trace(shell, concrete_args=defaults or None).nodes)
+        originals = dict(zip(shell.modules(), network.modules(), strict=True))
+        self.modules = {name: originals[module] for name, module in shell.named_modules(remove_duplicate=False)}
+        self.opaque = [originals[module] for module in tracer.opaque]
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.opaque: list[nn.Module] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whatever runs torch's own forward pass, also as a subclass."""
+        return is_torchs_own(m) and not isinstance(m, nn.Sequential)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module whose forward pass cannot be traced is one step, and the trace goes on behind it."""
+        before, depth = len(self.graph.nodes), len(self.module_stack)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:  # forward passes fail on symbols in their own ways
+            for node in reversed([*self.graph.nodes][before:]):
+                self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
+            self.opaque.append(m)
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
+def is_torchs_own(module: nn.Module) -> bool:
+    """Whether its forward pass is one of torch's."""
+    return type(module).forward.__module__.startswith("torch.nn.")

@@ -1,0 +1,235 @@
+"""Which activations are looked at, and what is said about them."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import relu
+
+from diagnostics_networks import NETWORKS, network_and_probe
+from supple import Population, ReDo
+from supple.diagnostics import DIAGNOSTICS, Inspection
+from supple.diagnostics.activations import dead_units, dormant_units, feature_rank, representation_change
+
+
+def seen(network, x):
+    return {name: h.numpy() for name, h in Inspection(network, x).activations.items()}
+
+
+def assert_seen(network, x, expected):
+    found = seen(network, x)
+    assert list(found) == list(expected)
+    for name, h in expected.items():
+        np.testing.assert_allclose(found[name], h.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+# What is looked at.
+
+
+def test_what_each_linear_layer_is_given():
+    network, x, _ = network_and_probe("perceptron")
+    assert_seen(network, x, {"3": network[:3](x), "5": network[:5](x)})
+
+
+def test_channels_behind_in_place_activations_and_a_shortcut():
+    network, x, _ = network_and_probe("residual")
+    network.eval()
+    stem = relu(network.norm1(network.stem(x)))
+    inner = relu(network.norm2(network.conv1(stem)))
+    pooled = relu(network.conv2(inner) + network.down(stem)).mean((2, 3))
+    as_rows = {"conv1": stem, "conv2": inner}
+    found = seen(network, x)
+    assert list(found) == ["conv1", "conv2", "head"], "what the shortcut takes in is what conv1 takes in"
+    for name, h in as_rows.items():
+        np.testing.assert_allclose(found[name], h.permute(0, 2, 3, 1).flatten(0, 2).detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found["head"], pooled.detach().numpy(), rtol=1e-5)
+
+
+def test_tokens_and_attention():
+    network, x, _ = network_and_probe("transformer")
+    network.eval()
+    block = network.block
+    embedded = network.embedding(x) + network.positions
+    attended = block.norm1(embedded + block.self_attn(embedded, embedded, embedded, need_weights=False)[0])
+    inner = relu(block.linear1(attended))
+    output = network.norm(block.norm2(attended + block.linear2(inner)))
+    expected = {"block.self_attn": embedded, "block.linear1": attended, "block.linear2": inner}
+    assert_seen(network, x, {name: h.flatten(0, 1) for name, h in expected.items()} | {"head": output.mean(1)})
+
+
+def test_a_recurrent_layer_and_a_convolution_over_a_line():
+    network, x, _ = network_and_probe("recurrent")
+    line = network.line(x)
+    assert_seen(network, x, {"lstm": line.mT.flatten(0, 1), "head": network.lstm(line.mT)[0][:, -1]})
+
+
+def test_a_layer_that_runs_twice_has_the_rows_of_both():
+    network, x, _ = network_and_probe("twice")
+    one = torch.tanh(network.enter(x))
+    two = torch.tanh(network.shared(one))
+    found = seen(network, x)
+    assert list(found) == ["shared", "first", "frozen", "head"], "a tied weight counts once, with its first owner"
+    np.testing.assert_allclose(found["shared"], torch.cat([one, two]).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_several_inputs_by_place_or_by_name():
+    class Critic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 1)
+
+        def forward(self, state, action):
+            return self.second(torch.relu(self.first(torch.cat([state, action], -1))))
+
+    network, state, action = Critic(), torch.randn(6, 3), torch.randn(6, 2)
+    expected = {"second": torch.relu(network.first(torch.cat([state, action], -1)))}
+    assert_seen(network, (state, action), expected)
+    assert_seen(network, {"action": action, "state": state}, expected)
+
+
+def test_a_network_without_hidden_layers_has_nothing_to_show():
+    inspection = Inspection(nn.Linear(3, 2), torch.randn(4, 3), previous={})
+    assert inspection.activations == {}
+    for name in ("dormant_units", "dead_units", "feature_rank", "representation_change"):
+        assert DIAGNOSTICS[name](inspection) == {}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_population_sees_what_its_members_see(name):
+    population = Population(lambda: network_and_probe(name, seed=int(torch.randint(9, ())))[0], seeds=[0, 1, 2])
+    x = torch.stack([network_and_probe(name, seed=seed)[1] for seed in range(3)])
+    found = Inspection(population, x).activations
+    for index in range(3):
+        alone = Inspection(population.member(index), x[index]).activations
+        assert list(alone) == list(found)
+        assert all(torch.equal(found[layer][index], h) for layer, h in alone.items())
+
+
+# What is said.
+
+
+def naive_dormant(h, threshold):
+    count = 0
+    magnitude = [sum(abs(value) for value in unit) / len(unit) for unit in h.T]
+    for size in magnitude:
+        count += size / (sum(magnitude) / len(magnitude) + 1e-9) <= threshold
+    return count
+
+
+hidden = st.builds(
+    lambda sizes, rows, sparsity, seed: {
+        str(layer): (
+            torch.randn(rows, units, generator=torch.Generator().manual_seed(seed + layer))
+            * (torch.rand(units, generator=torch.Generator().manual_seed(seed - layer)) > sparsity)
+            * torch.logspace(0, -3, units)
+        ).double()
+        for layer, units in enumerate(sizes)
+    },
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(1, 9),
+    st.floats(0, 1),
+    st.integers(10, 999),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(hidden, st.sampled_from([0.0, 0.025, 0.1, 0.5]))
+def test_dormant_and_dead_units(h, threshold):
+    arrays = {name: each.numpy() for name, each in h.items()}
+    total = sum(each.shape[1] for each in arrays.values())
+    dormant = {name: naive_dormant(each, threshold) for name, each in arrays.items()}
+    dead = {name: int((each == 0).all(0).sum()) for name, each in arrays.items()}
+    for found, expected in ((dormant_units(h, threshold), dormant), (dead_units(h), dead)):
+        assert found.keys() == {"", *h}
+        assert found[""].item() == pytest.approx(sum(expected.values()) / total)
+        for name, count in expected.items():
+            assert found[name].item() == pytest.approx(count / arrays[name].shape[1])
+
+
+def test_dormant_units_are_those_that_redo_recycles():
+    network = nn.Sequential(nn.Conv2d(2, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 2))
+    with torch.no_grad():
+        network[0].bias[:4], network[2].bias[:2] = -9, -9
+    x = torch.randn(5, 2, 6, 6)
+    found = dormant_units(Inspection(network, x).activations)
+    before = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    ReDo(network, 0.1, every=1, seed=1).attach(optimizer)
+    network(x).sum().backward()
+    optimizer.step()
+    shares = {}
+    for enters, layer in (("2", 0), ("4", 2)):
+        changed = (network[layer].weight != before[layer].weight).flatten(1)
+        recycled = changed.sum(1) > changed.shape[1] // 2  # more than the inputs from recycled units
+        shares[enters] = recycled.double().mean().item()
+    assert 0 < shares["2"] < 1
+    assert 0 < shares["4"] < 1
+    assert {name: value.item() for name, value in found.items() if name} == pytest.approx(shares)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 3), st.integers(0, 999))
+def test_feature_rank(rows, units, decay, seed):
+    random = torch.Generator().manual_seed(seed)
+    last = torch.randn(rows, units, generator=random, dtype=torch.float64) * torch.logspace(0, -decay, units)
+    values = np.linalg.svd(last.numpy(), compute_uv=False)
+    expected = next(k for k in range(1, len(values) + 1) if values[:k].sum() >= 0.99 * values.sum() * (1 - 1e-9))
+    assert feature_rank({"first": torch.zeros(2, 2), "last": last})[""].item() == expected
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 0), (1, 1), (7, 7), (99, 99), (100, 99)])
+def test_feature_rank_of_equal_singular_values(rank, expected):
+    """99 of 100 equal ones are 99 % exactly."""
+    features = torch.linalg.qr(torch.randn(120, 100).double())[0]
+    features[:, rank:] = 0
+    assert feature_rank({"last": features})[""] == expected
+
+
+def test_representation_change():
+    then = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.ones(2, 2)}
+    now = {"a": torch.tensor([[3.0, 5.0]]), "b": torch.ones(2, 2)}
+    found = representation_change(now, then)
+    assert found == {"": pytest.approx(0.1), "a": pytest.approx(0.2), "b": 0}
+    doubled = {name: 2 * h for name, h in then.items()}
+    assert representation_change(doubled, then)[""] == pytest.approx(1)
+    assert representation_change({name: 1e6 * h for name, h in now.items()}, {n: 1e6 * h for n, h in then.items()})[
+        ""
+    ] == pytest.approx(0.1), "it does not depend on scale"
+
+
+def test_representation_change_of_a_layer_that_was_zero():
+    zero, one = {"a": torch.zeros(2, 2)}, {"a": torch.ones(2, 2)}
+    assert representation_change(zero, zero)[""] == 0
+    assert representation_change(one, zero)[""] == math.inf
+    assert representation_change(zero, one)[""] == 1
+
+
+def test_representation_change_wants_the_same_probe():
+    with pytest.raises(ValueError, match="the same probe"):
+        representation_change({"a": torch.ones(2, 2)}, {"a": torch.ones(3, 2)})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_not_finite_is_nan(wrong):
+    h = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 4, 5)}
+    then = {name: each.clone() for name, each in h.items()}
+    h["a"][1, 2, 1] = wrong
+    for found in (dormant_units(h), dead_units(h), representation_change(h, then)):
+        assert found[""].isnan().tolist() == [False, math.isnan(found[""][1])]
+        assert not found["b"].isnan().any()
+    for found in (dormant_units(h), dead_units(h)):
+        assert found["a"].isnan().tolist() == [False, True]
+    assert feature_rank({"a": h["a"]})[""].isnan().tolist() == [False, True]
+
+
+def test_half_precision_is_averaged_in_single():
+    """In bfloat16 a sum of many stops growing."""
+    h = torch.ones(100_000, 2, dtype=torch.bfloat16)
+    h[:, 1] = 0.05
+    assert dormant_units({"a": h})[""] == 0.5
+    assert dormant_units({"a": h}, 0.0)[""] == 0

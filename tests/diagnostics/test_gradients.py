@@ -1,0 +1,248 @@
+"""The gradients of single examples, against torch.func and numpy."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy, mse_loss
+
+from diagnostics_networks import NETWORKS, network_and_probe, perceptron
+from supple import Population
+from supple.diagnostics import DIAGNOSTICS, Inspection, per_example
+from supple.diagnostics.per_example import gradient_grams
+
+
+def naive_gradients(network, x, y, loss=cross_entropy):
+    """The gradient of each example by each trainable parameter, one example after the other, in evaluation mode."""
+    network = copy.deepcopy(network).eval()
+    trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+
+    def of_one(parameters, inputs, label):
+        return loss(functional_call(network, parameters, (inputs[None],)), label[None])
+
+    each = [grad(of_one)(trained, inputs, label) for inputs, label in zip(x, y, strict=True)]
+    return {name: torch.stack([gradient[name].flatten() for gradient in each]) for name in trained}
+
+
+def grams(network, x, y, loss=cross_entropy):
+    return Inspection(network, x, y)._by_member(lambda member: gradient_grams(member, loss))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_inner_products_are_those_of_the_gradients(name, dtype):
+    network, x, y = network_and_probe(name)
+    network, x = network.to(dtype), x.to(dtype) if x.is_floating_point() else x
+    expected = naive_gradients(network, x, y)
+    found = grams(network, x, y)
+    assert list(found) == list(expected)
+    for parameter, gradients in expected.items():
+        gram = gradients.double() @ gradients.double().T
+        scale = gram.diagonal().max().item()
+        rtol = 1e-11 if dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(
+            found[parameter], gram, rtol=rtol, atol=rtol * scale, msg=lambda m, n=parameter: n + m
+        )
+        assert (scale > 0) == (not parameter.startswith("unused")), f"{parameter} is tested"
+
+
+def test_the_oracle_is_what_vmap_says_too():
+    network, x, y = network_and_probe("residual")
+    network.eval()
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(parameters, x, y):
+        return cross_entropy(functional_call(network, parameters, (x[None],)), y[None])
+
+    stacked = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
+    for name, gradients in naive_gradients(network, x, y).items():
+        torch.testing.assert_close(stacked[name].flatten(1), gradients, rtol=1e-3, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([1, 2, 3]),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_convolutions_of_all_kinds(groups, inputs, outputs, kernel, stride, padding, dilation, line):
+    layer = (nn.Conv1d if line else nn.Conv2d)(
+        groups * inputs, groups * outputs, kernel, stride, padding, dilation, groups
+    ).double()
+    x = torch.randn(4, groups * inputs, *([7] if line else [7, 6])).double()
+    y = torch.randn_like(layer(x))
+    for parameter, gram in grams(layer, x, y, mse_loss).items():
+        gradients = naive_gradients(layer, x, y, mse_loss)[parameter]
+        torch.testing.assert_close(gram, gradients @ gradients.T)
+
+
+@pytest.mark.parametrize("sizes", [(7, 1, 5, 6), (7, 2, 20, 30), (7, 9, 3, 2), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("held", [1, 50, 2**24])
+def test_both_ways_and_in_pieces(monkeypatch, sizes, held):
+    """Few positions: through inner products. Many: through the gradients. However many numbers fit into memory."""
+    monkeypatch.setattr(per_example, "HELD", held)
+    examples, positions, n, o = sizes
+    a, b = torch.randn(examples, positions, n), torch.randn(examples, positions, o)
+    gradients = torch.einsum("epo,epn->eon", b.double(), a.double()).flatten(1)
+    torch.testing.assert_close(per_example._product_gram(a, b), gradients @ gradients.T, rtol=1e-5, atol=1e-4)
+
+
+def test_other_parameters_in_pieces(monkeypatch):
+    network, x, y = network_and_probe("transformer")
+    whole = grams(network, x, y)
+    monkeypatch.setattr(per_example, "HELD", 1)
+    for name, gram in grams(network, x, y).items():
+        torch.testing.assert_close(gram, whole[name])
+
+
+def test_inputs_that_are_not_of_single_examples_are_taken_one_by_one():
+    class Mixed(nn.Module):
+        """Its layer sees pairs of neighbouring numbers of all examples, one row more than there are pairs."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(2, 2), nn.Linear(4, 3)
+
+        def forward(self, x):
+            rows = torch.cat([x.reshape(-1, 2), torch.zeros(1, 2)])
+            return self.head(torch.tanh(self.inner(rows))[:-1].reshape(-1, 4))
+
+    network, x, y = Mixed(), torch.randn(5, 4), torch.randint(3, (5,))
+    gradients = naive_gradients(network, x, y)
+    for name, gram in grams(network, x, y).items():
+        torch.testing.assert_close(gram, (gradients[name] @ gradients[name].T).double(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_weighs_its_examples_is_taken_on_each_alone():
+    def weighted(outputs, labels):
+        return cross_entropy(outputs, labels, weight=torch.tensor([1.0, 5.0, 0.5]))
+
+    network, x, y = network_and_probe("perceptron")
+    for name, gradients in naive_gradients(network, x, y, weighted).items():
+        found = grams(network, x, y, weighted)[name]
+        torch.testing.assert_close(found, (gradients @ gradients.T).double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ranks_and_conditions_against_numpy(name):
+    network, x, y = network_and_probe(name)
+    network, x = network.double(), x.double() if x.is_floating_point() else x
+    gradients = {key: g.numpy() for key, g in naive_gradients(network, x, y).items()}
+    gradients[""] = np.concatenate(list(gradients.values()), axis=1)
+    inspection = Inspection(network, x, y)
+    ranks, conditions = (DIAGNOSTICS[f"gradient_{what}"](inspection) for what in ("effective_rank", "condition_number"))
+    assert ranks.keys() == conditions.keys() == inspection.singular_values.keys() - {"frozen"} | {""}
+    for layer, rank in ranks.items():
+        matrix = gradients[layer] if layer in gradients else gradients[f"{layer}.weight"]
+        values = np.linalg.svd(matrix, compute_uv=False)
+        shares = values[values > 1e-7 * values[0]] / values.sum() if values[0] else np.zeros(0)
+        expected = math.exp(-(shares * np.log(shares)).sum()) if len(shares) else 0
+        assert rank.item() == pytest.approx(expected, rel=1e-4), layer
+        if values[0] and values[-1] > 1e-5 * values[0]:
+            assert conditions[layer].item() == pytest.approx(values[0] / values[-1], rel=1e-3), layer
+        elif not values[0] or values[-1] < 1e-10 * values[0]:
+            assert conditions[layer] == math.inf, layer
+
+
+def test_equal_examples_have_one_direction_and_orthogonal_ones_all():
+    network = nn.Linear(6, 2, bias=False)
+    network.weight.data.zero_()
+    label = torch.zeros(6, dtype=torch.int64)
+    same, apart = (Inspection(network, x, label) for x in (torch.ones(6, 6), torch.eye(6)))
+    assert DIAGNOSTICS["gradient_effective_rank"](same)[""].item() == pytest.approx(1)
+    assert DIAGNOSTICS["gradient_condition_number"](same)[""] == math.inf
+    assert DIAGNOSTICS["gradient_effective_rank"](apart)[""].item() == pytest.approx(6)
+    assert DIAGNOSTICS["gradient_condition_number"](apart)[""].item() == pytest.approx(1)
+
+
+def test_fewer_parameters_than_examples():
+    """The matrix is 2 x 50; its smallest singular value is the second, not the fiftieth."""
+    network, x, y = nn.Linear(2, 1, bias=False).double(), torch.randn(50, 2).double(), torch.randn(50, 1).double()
+    values = np.linalg.svd(naive_gradients(network, x, y, mse_loss)["weight"].numpy(), compute_uv=False)
+    found = DIAGNOSTICS["gradient_condition_number"](Inspection(network, x, y, loss=mse_loss))[""]
+    assert found.item() == pytest.approx(values[0] / values[1])
+
+
+def test_no_gradient_at_all():
+    network = nn.Linear(3, 2)
+    inspection = Inspection(network, torch.zeros(4, 3), torch.zeros(4, 2), loss=lambda out, y: (0 * out).mean())
+    assert DIAGNOSTICS["gradient_norm"](inspection)[""] == 0
+    assert DIAGNOSTICS["gradient_effective_rank"](inspection)[""] == 0
+    assert DIAGNOSTICS["gradient_condition_number"](inspection)[""] == math.inf
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_norm(name):
+    network, x, y = network_and_probe(name)
+    found = DIAGNOSTICS["gradient_norm"](Inspection(network, x, y))
+    alone = copy.deepcopy(network).eval()
+    cross_entropy(alone(x), y).backward()
+    expected = {
+        key.removesuffix(".weight"): 0.0 if p.grad is None else p.grad.norm().item()
+        for key, p in alone.named_parameters()
+        if p.requires_grad
+    }
+    assert {key: value.item() for key, value in found.items() if key} == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert found[""].item() == pytest.approx(math.hypot(*expected.values()), rel=1e-4)
+
+
+def test_gradient_norm_and_inner_products_belong_together():
+    """‖mean of g‖² is the mean of all inner products."""
+    network, x, y = network_and_probe("residual")
+    total = torch.stack(list(grams(network, x, y).values())).sum(0).mean().sqrt()
+    assert DIAGNOSTICS["gradient_norm"](Inspection(network, x, y))[""].item() == pytest.approx(total.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_population_is_lone_networks(name):
+    population = Population(lambda: network_and_probe(name, seed=int(torch.randint(9, ())))[0], seeds=[0, 1])
+    x, y = (torch.stack([network_and_probe(name, seed=seed)[part] for seed in range(2)]) for part in (1, 2))
+    together = Inspection(population, x, y)
+    alone = [Inspection(population.member(index), x[index], y[index]) for index in range(2)]
+    for diagnostic in ("gradient_norm", "gradient_effective_rank"):
+        found = DIAGNOSTICS[diagnostic](together)
+        for layer, value in found.items():
+            expected = torch.stack([DIAGNOSTICS[diagnostic](each)[layer] for each in alone])
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+
+
+def test_gradients_in_no_grad_and_with_frozen_parameters():
+    network, x, y = perceptron(), torch.randn(5, 4), torch.randint(3, (5,))
+    network[0].requires_grad_(False)
+    with torch.no_grad():
+        inspection = Inspection(network, x, y)
+        found = DIAGNOSTICS["gradient_norm"](inspection) | DIAGNOSTICS["gradient_effective_rank"](inspection)
+    assert "0" not in found
+    assert found["3"] > 1
+
+
+def test_a_network_of_frozen_parameters_has_no_gradients():
+    inspection = Inspection(perceptron().requires_grad_(False), torch.randn(5, 4), torch.randint(3, (5,)))
+    with pytest.raises(ValueError, match="gradients for gradient_norm"):
+        DIAGNOSTICS["gradient_norm"](inspection)
+
+
+def test_outputs_may_be_a_structure_with_more_than_tensors():
+    class Cached(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return {"cache": object(), "logits": self.inner(x), "hidden": x}
+
+    network, x, y = network_and_probe("perceptron")
+    found = grams(Cached(network), x, y, lambda outputs, labels: cross_entropy(outputs["logits"], labels))
+    for name, gram in grams(network, x, y).items():
+        assert torch.equal(gram, found[f"inner.{name}"])

@@ -1,0 +1,444 @@
+"""The monitor: what it says, when, and that it leaves no trace."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from diagnostics_networks import NETWORKS, network_and_probe, perceptron
+from supple import PlasticityMonitor, Population, SpectralRegularizer
+from supple.diagnostics import DIAGNOSTICS, Inspection
+
+
+class Restless(nn.Module):
+    """Counts its forward passes and draws random numbers, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + 0 * torch.rand_like(x)
+
+
+def restless():
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.ReLU(inplace=True), Restless(), nn.Linear(6, 3)
+    )
+
+
+class Shell(nn.Module):
+    """torch does not compile its own Sequential in place."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def batch(count=9):
+    return torch.randn(count, 4), torch.randint(3, (count,))
+
+
+def step(network, optimizer, x, y):
+    optimizer.zero_grad()
+    cross_entropy(network(x), y).backward()
+    optimizer.step()
+
+
+def train(network, optimizer, steps):
+    for _ in range(steps):
+        step(network, optimizer, *batch())
+
+
+def bits(network):
+    return {
+        "tensors": {name: tensor.clone() for name, tensor in network.state_dict(keep_vars=False).items()},
+        "gradients": {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None},
+        "random": {"": torch.get_rng_state()},
+    }
+
+
+def assert_same_bits(one, other):
+    for kind, tensors in one.items():
+        assert tensors.keys() == other[kind].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, other[kind][name]), f"{kind} {name}"
+
+
+# What it says.
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_flat_dictionary_of_floats_for_every_network(name):
+    network, x, y = network_and_probe(name)
+    monitor = PlasticityMonitor(network, (x, y))
+    first, second = monitor.measure(), monitor.measure()
+    assert all(type(value) is float for value in second.values())
+    assert not any(math.isnan(value) for value in second.values())
+    assert {key for key in second if "/" not in key} == DIAGNOSTICS.keys()
+    assert {key.partition("/")[0] for key in second.keys() - first.keys()} == {"representation_change"}
+    assert second.items() >= first.items()
+    assert second["representation_change"] == second["distance_from_initialization"] == 0
+    assert json.loads(json.dumps(second)) == second
+
+
+def test_names_of_layers():
+    found = PlasticityMonitor(nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1))).measure()
+    assert [key for key in found if key.startswith("spectral_norm")] == [
+        "spectral_norm",
+        "spectral_norm/0",
+        "spectral_norm/1.in_proj_weight",
+        "spectral_norm/1.out_proj",
+    ]
+    assert "weight_norm/0.bias" in found
+
+
+def test_every_value_is_the_diagnostics_own():
+    network, x, y = network_and_probe("residual")
+    monitor = PlasticityMonitor(network, (x, y))
+    monitor.measure()
+    before = Inspection(network, x, y)
+    previous, initial = before.activations, {name: v.clone() for name, v in before.parameters.items()}
+    train_x, train_y = torch.randn(5, 2, 6, 6), torch.randint(3, (5,))
+    step(network, torch.optim.SGD(network.parameters(), lr=0.1), train_x, train_y)
+    inspection = Inspection(network, x, y, initial=initial, previous=previous)
+    expected = {
+        f"{name}/{layer}" if layer else name: value.item()
+        for name, diagnostic in DIAGNOSTICS.items()
+        for layer, value in diagnostic(inspection).items()
+    }
+    assert monitor.measure() == expected
+    assert expected["representation_change"] > 0
+    assert expected["distance_from_initialization"] > 0
+
+
+def test_the_definitions_are_printed():
+    for name, diagnostic in DIAGNOSTICS.items():
+        documentation = diagnostic.function.__doc__
+        assert documentation is not None, name
+        assert documentation.strip(), name
+    assert "without the minus sign and without exp" in DIAGNOSTICS["effective_rank"].function.__doc__.replace(
+        "\n   ", ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("probe", "absent"),
+    [
+        (None, {"activations", "gradients", "gradient_singular_values"}),
+        ((torch.ones(3, 4), None), {"gradients", "gradient_singular_values"}),
+    ],
+    ids=["without", "without labels"],
+)
+def test_what_the_probe_allows(probe, absent):
+    monitor = PlasticityMonitor(perceptron(), probe)
+    monitor.measure()
+    allowed = {name for name, diagnostic in DIAGNOSTICS.items() if not absent & set(diagnostic.needs)}
+    assert {key for key in monitor.measure() if "/" not in key} == allowed == set(monitor.diagnostics)
+    with pytest.raises(ValueError, match="gradient_norm"):
+        PlasticityMonitor(perceptron(), probe, diagnostics=["gradient_norm"])
+
+
+def test_chosen_diagnostics():
+    monitor = PlasticityMonitor(perceptron(), diagnostics=["lipschitz_bound"])
+    assert list(monitor.measure()) == ["lipschitz_bound"]
+    assert monitor.state_dict()["initial"] == {}, "nothing is kept that is not asked for"
+    with pytest.raises(ValueError, match="did you mean 'spectral_norm'"):
+        PlasticityMonitor(perceptron(), diagnostics=["spectral_norms"])
+    with pytest.raises(ValueError, match="every=0"):
+        PlasticityMonitor(perceptron(), every=0)
+
+
+def test_an_inspection_without_what_a_diagnostic_needs():
+    with pytest.raises(ValueError, match="previous for representation_change"):
+        DIAGNOSTICS["representation_change"](Inspection(perceptron(), torch.ones(3, 4)))
+
+
+def test_weights_that_are_not_numbers_give_values_that_are_not():
+    network, x, y = network_and_probe("residual")
+    monitor = PlasticityMonitor(network, (x, y))
+    monitor.measure()
+    with torch.no_grad():
+        network.conv1.weight[0, 0, 0, 0] = math.nan
+    found = monitor.measure()
+    assert all(math.isnan(found[name]) for name in DIAGNOSTICS)
+    assert math.isnan(found["stable_rank/conv1"])
+    assert not math.isnan(found["stable_rank/conv2"])
+    assert "nan" in monitor.table()
+
+
+def test_a_network_of_zeros():
+    network, x, y = network_and_probe("residual")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    monitor = PlasticityMonitor(network, (x, y))
+    monitor.measure()
+    found = monitor.measure()
+    zero = {"spectral_norm", "smallest_singular_value", "weight_norm", "stable_rank", "effective_rank"}
+    zero |= {"lipschitz_bound", "distance_from_initialization", "feature_rank", "representation_change"}
+    assert {name: found[name] for name in zero} == dict.fromkeys(zero, 0.0)
+    assert found["dormant_units"] == found["dead_units"] == 1
+    assert found["condition_number"] == math.inf
+    assert found["gradient_norm"] > 0, "the last bias still learns"
+    assert found["gradient_effective_rank/conv1"] == 0
+
+
+# On populations and wrapped models.
+
+
+def test_a_member_of_a_population_has_the_names_of_a_lone_network():
+    population = Population(perceptron, seeds=[0, 1, 2])
+    x, y = torch.randn(3, 9, 4), torch.randint(3, (3, 9))
+    together = PlasticityMonitor(population, (x, y))
+    together.measure()
+    found = together.measure()
+    for index in range(3):
+        alone = PlasticityMonitor(population.member(index), (x[index], y[index]))
+        alone.measure()
+        expected = alone.measure()
+        of_member = {
+            key.removeprefix(f"member{index}/"): v for key, v in found.items() if key.startswith(f"member{index}/")
+        }
+        assert list(of_member) == list(expected)
+        assert of_member == pytest.approx(expected, rel=1e-6)
+    assert len(found) == 3 * len(expected)
+    spectral = sum(found[f"member{index}/spectral_norm"] for index in range(3)) / 3
+    assert f"{spectral:.4g}" in together.table()
+
+
+def test_a_distributed_model_is_looked_at_inside(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        network, (x, y) = perceptron(), batch()
+        expected = PlasticityMonitor(network, (x, y)).measure()
+        wrapped = DistributedDataParallel(network)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        monitor = PlasticityMonitor(wrapped, (x, y), every=1).attach(optimizer)
+        assert monitor.measure() == expected
+        train(wrapped, optimizer, 2)
+        assert monitor.latest["distance_from_initialization"] > 0
+        assert monitor.latest["spectral_norm"] == PlasticityMonitor(network).measure()["spectral_norm"]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "a part"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by the compiler, at a graph that starts inside
+def test_a_compiled_model_is_looked_at_inside_and_not_compiled_again(how):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    network, (x, y) = perceptron(), batch()
+    expected = PlasticityMonitor(network, (x, y)).measure()
+    match how:
+        case "whole":
+            wrapped = torch.compile(network, backend=backend)
+        case "in place":
+            wrapped = Shell(network)
+            wrapped.compile(backend=backend)
+        case "a part":
+            inner = torch.compile(nn.Sequential(*list(network)[2:]), backend=backend)
+            wrapped = nn.Sequential(*list(network)[:2], inner)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.0)
+    step(wrapped, optimizer, x, y)
+    before = len(compiled)
+    assert before > 0
+    found = PlasticityMonitor(wrapped, (x, y)).measure()
+    network_values = {key: value for key, value in found.items() if "/" not in key}
+    assert network_values == pytest.approx({key: expected[key] for key in network_values})
+    if how == "whole":
+        assert found == expected
+    step(wrapped, optimizer, x, y)
+    assert len(compiled) == before
+
+
+# That it leaves no trace.
+
+
+@pytest.mark.parametrize("members", [0, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_left_behind(members, training):
+    network = Population(restless, seeds=range(members)) if members else restless()
+    x, y = batch()
+    if members:
+        x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
+    network(x).sum().backward()
+    network.train(training)
+    module = network.stacked if members else network
+    module[1].eval()  # a part whose mode differs
+    modes = [part.training for part in network.modules()]
+    before, probe = bits(network), (x.clone(), y.clone())
+    monitor = PlasticityMonitor(network, (x, y))
+    monitor.measure()
+    monitor.measure()
+    monitor.table()
+    assert_same_bits(before, bits(network))
+    assert torch.equal(x, probe[0])
+    assert torch.equal(y, probe[1])
+    assert [part.training for part in network.modules()] == modes
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in network.parameters())
+
+
+def test_nothing_is_left_behind_by_an_error():
+    network = restless()
+    before, modes = bits(network), [part.training for part in network.modules()]
+
+    def broken(outputs, labels):
+        raise ArithmeticError
+
+    monitor = PlasticityMonitor(network, batch(), loss=broken, diagnostics=["gradient_effective_rank"])
+    before = bits(network)
+    with pytest.raises(ArithmeticError):
+        monitor.measure()
+    assert_same_bits(before, bits(network))
+    assert [part.training for part in network.modules()] == modes
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
+
+
+def test_training_with_it_gives_the_same_bits():
+    results = []
+    for every in (None, 2):
+        torch.manual_seed(3)
+        network = restless()
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+        if every:
+            torch.manual_seed(4)
+            probe = batch()
+            PlasticityMonitor(network, probe, every=every).attach(optimizer)
+        torch.manual_seed(5)
+        train(network, optimizer, 6)
+        results.append(bits(network))
+    assert_same_bits(*results)
+
+
+def test_nothing_happens_between_measurements(monkeypatch):
+    network, optimizer_steps = perceptron(), []
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    monitor = PlasticityMonitor(network, batch(), every=3).attach(optimizer)
+    monkeypatch.setattr(monitor, "measure", lambda: optimizer_steps.append(monitor._steps))
+    assert not any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in network.modules())
+    train(network, optimizer, 7)
+    assert optimizer_steps == [3, 6]
+
+
+# When.
+
+
+def test_attached_it_measures_every_so_many_steps_and_tells():
+    network, told = perceptron(), []
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    monitor = PlasticityMonitor(network, batch(), every=3, callback=told.append)
+    assert monitor.latest == {}
+    assert monitor.attach(optimizer) is monitor
+    train(network, optimizer, 7)
+    assert len(told) == 2
+    assert told[1] == monitor.latest
+    assert told[1]["distance_from_initialization"] > told[0]["distance_from_initialization"] > 0
+    with pytest.raises(RuntimeError, match="detach"):
+        monitor.attach(optimizer)
+    monitor.detach()
+    train(network, optimizer, 3)
+    assert len(told) == 2
+    monitor.attach(torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+def test_beside_a_method_it_sees_what_the_step_has_left():
+    network = perceptron()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    SpectralRegularizer(network, strength=1.0, decoupled=True).attach(optimizer)
+    monitor = PlasticityMonitor(network, every=1).attach(optimizer)
+    train(network, optimizer, 3)
+    assert monitor.latest["weight_norm"] == PlasticityMonitor(network).measure()["weight_norm"]
+
+
+@pytest.mark.parametrize("members", [0, 2])
+def test_a_resumed_run_says_the_same(members, tmp_path):
+    network = Population(perceptron, seeds=range(members)) if members else perceptron()
+    x, y = batch()
+    if members:
+        x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
+
+    def some_steps(network, monitor, steps):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        monitor.attach(optimizer)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+        monitor.detach()
+
+    monitor = PlasticityMonitor(network, (x, y), every=4)
+    some_steps(network, monitor, 6)
+    torch.save(monitor.state_dict(), tmp_path / "monitor.pt")
+    stopped = copy.deepcopy(network)
+    some_steps(network, monitor, 3)
+
+    resumed = PlasticityMonitor(stopped, (x, y), every=4)
+    resumed.load_state_dict(torch.load(tmp_path / "monitor.pt"))
+    some_steps(stopped, resumed, 3)
+    assert "representation_change" in resumed.latest or members
+    assert resumed.latest == monitor.latest
+    assert resumed.latest
+
+
+def test_a_state_is_a_copy_and_must_fit():
+    network = perceptron()
+    monitor = PlasticityMonitor(network, batch())
+    state = monitor.state_dict()
+    state["initial"]["0"].zero_()
+    assert monitor.measure()["distance_from_initialization"] == 0
+    with pytest.raises(ValueError, match="the same architecture"):
+        PlasticityMonitor(nn.Linear(2, 2)).load_state_dict(state)
+
+
+def test_half_precision():
+    network, (x, y) = perceptron().bfloat16(), batch()
+    monitor = PlasticityMonitor(network, (x.bfloat16(), y))
+    monitor.measure()
+    assert not any(math.isnan(value) for value in monitor.measure().values())
+
+
+# For the eye.
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_table_shows_every_value_in_100_columns(name):
+    network, x, y = network_and_probe(name)
+    monitor = PlasticityMonitor(
+        nn.ModuleDict({"a_rather_long_name_for_a_part_of_a_network": network})[
+            "a_rather_long_name_for_a_part_of_a_network"
+        ],
+        (x, y),
+    )
+    monitor.measure()
+    table = monitor.table()
+    assert max(map(len, table.splitlines())) <= 100
+    shown = table.split()
+    for key, value in monitor.latest.items():
+        assert f"{value:.4g}" in shown, key
+
+
+def test_long_names_are_cut_where_they_begin():
+    inner = nn.Linear(2, 2)
+    for _ in range(12):
+        inner = nn.Sequential(inner)
+    long = nn.ModuleDict({"encoder_of_the_first_kind": inner, "b": nn.Linear(2, 2)})
+    table = PlasticityMonitor(long).table()
+    assert max(map(len, table.splitlines())) <= 100
+    assert "…" in table
+    assert "0.0.0.0.bias" in table

@@ -1,0 +1,124 @@
+"""Diagnostics of the weights, against numpy on matrices cut out of each parameter by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import oracles
+from diagnostics_networks import NETWORKS, network_and_probe
+from supple import Population
+from supple.diagnostics import DIAGNOSTICS, Inspection
+
+
+def by_layer(network):
+    """Each layer's matrices, by its name, cut out by hand."""
+    return {
+        full.removesuffix(".weight"): [m.detach().double().numpy() for m in oracles.matrices(module, name, parameter)]
+        for full, module, name, parameter in oracles.owned(network)
+        if oracles.kind(module, name, parameter) == "matrix"
+    }
+
+
+def entropy_rank(values):
+    shares = values / values.sum()
+    return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
+
+
+NAIVE = {
+    "spectral_norm": lambda m: np.linalg.norm(m, 2),
+    "smallest_singular_value": lambda m: np.linalg.norm(m, -2),
+    "condition_number": lambda m: np.linalg.cond(m),
+    "stable_rank": lambda m: (m**2).sum() / np.linalg.norm(m, 2) ** 2,
+    "effective_rank": lambda m: entropy_rank(np.linalg.svd(m, compute_uv=False)),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("diagnostic", NAIVE)
+def test_every_matrix_against_numpy(network, diagnostic):
+    network = network_and_probe(network)[0]
+    found = DIAGNOSTICS[diagnostic](Inspection(network))
+    expected = {name: [NAIVE[diagnostic](m) for m in matrices] for name, matrices in by_layer(network).items()}
+    assert found.keys() == {"", *expected}
+    for name, values in expected.items():
+        assert found[name].item() == pytest.approx(np.mean(values), rel=1e-5), name
+    assert found[""].item() == pytest.approx(np.mean([value for values in expected.values() for value in values]))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_lipschitz_bound_is_the_product_of_the_largest(network):
+    network = network_and_probe(network)[0]
+    expected = math.prod(max(np.linalg.norm(m, 2) for m in matrices) for matrices in by_layer(network).values())
+    found = DIAGNOSTICS["lipschitz_bound"](Inspection(network))
+    assert found.keys() == {""}
+    assert found[""].item() == pytest.approx(expected)
+
+
+def test_lipschitz_bound_holds_and_is_reached():
+    network = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False))
+    x, y = torch.randn(2, 100, 3)
+    bound = DIAGNOSTICS["lipschitz_bound"](Inspection(network))[""]
+    assert ((network(x) - network(y)).norm(dim=-1) <= bound * (x - y).norm(dim=-1)).all()
+    with torch.no_grad():
+        for layer in (network[0], network[2]):
+            layer.weight.copy_(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
+    assert DIAGNOSTICS["lipschitz_bound"](Inspection(network))[""] == pytest.approx(9)
+    assert network(torch.tensor([1.0, 0, 0])).norm().item() == pytest.approx(9)
+
+
+def test_a_grouped_convolution_is_as_large_as_its_largest_group():
+    layer = nn.Conv1d(4, 4, 1, groups=2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [5, 0], [0, 2]]).unsqueeze(-1))
+    inspection = Inspection(layer)
+    assert DIAGNOSTICS["spectral_norm"](inspection)[""] == pytest.approx(3)  # of 1 and 5
+    assert DIAGNOSTICS["lipschitz_bound"](inspection)[""] == pytest.approx(5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_norms_and_distances(network):
+    network = network_and_probe(network)[0]
+    initial = {name: vector.clone() for name, vector in Inspection(network).parameters.items()}
+    before = {name: parameter.detach().clone().numpy() for name, parameter in network.named_parameters()}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    inspection = Inspection(network, initial=initial)
+    now = {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+    for diagnostic, expected in {
+        "weight_norm": {name: np.linalg.norm(values) for name, values in now.items()},
+        "distance_from_initialization": {name: np.linalg.norm(now[name] - before[name]) for name in now},
+    }.items():
+        found = DIAGNOSTICS[diagnostic](inspection)
+        assert found.keys() == {"", *(name.removesuffix(".weight") for name in expected)}
+        for name, value in expected.items():
+            assert found[name.removesuffix(".weight")].item() == pytest.approx(value, rel=1e-5), name
+        assert found[""].item() == pytest.approx(math.sqrt(sum(value**2 for value in expected.values())), rel=1e-5)
+
+
+def test_an_untrained_network_is_where_it_started():
+    network = network_and_probe("residual")[0]
+    initial = Inspection(network).parameters
+    assert not any(DIAGNOSTICS["distance_from_initialization"](Inspection(network, initial=initial)).values())
+
+
+def test_a_role_may_leave_a_parameter_out_or_add_one():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    found = DIAGNOSTICS["spectral_norm"](Inspection(network, roles={"0.weight": None, "1.bias": "matrix"}))
+    assert found.keys() == {"", "1", "1.bias"}
+    assert found["1.bias"].item() == pytest.approx(network[1].bias.norm().item())
+
+
+def test_a_network_without_matrices_says_what_is_missing():
+    with pytest.raises(ValueError, match="singular_values for spectral_norm"):
+        DIAGNOSTICS["spectral_norm"](Inspection(nn.LayerNorm(3)))
+
+
+def test_a_population_has_one_value_a_member():
+    population = Population(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Linear(4, 3)), seeds=[0, 1, 2])
+    for name, value in DIAGNOSTICS["spectral_norm"](Inspection(population)).items():
+        alone = [DIAGNOSTICS["spectral_norm"](Inspection(population.member(index)))[name] for index in range(3)]
+        torch.testing.assert_close(value, torch.stack(alone), rtol=1e-12, atol=0)

@@ -1,0 +1,30 @@
+"""The examples of methods, problems and networks of one's own, used from outside the package as their texts say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+COMMANDS = [
+    ("own_method", "sweep random-label-digits --methods none own_method:Shrink --strengths 1e-4 1e-5 --epochs 1"),
+    ("own_problem", "sweep own_problem:turning_moons --methods none spectral --model own_model:residual --epochs 1"),
+    ("own_model", "run random-label-digits --model own_model:residual --method redo --epochs 1"),
+]
+
+
+@pytest.mark.parametrize(("example", "command"), COMMANDS, ids=[example for example, _ in COMMANDS])
+def test_a_file_of_ones_own_is_used_by_its_name(example, command, tmp_path):
+    short = [*command.split(), "--seeds", "1", "--tasks", "2", "--workers", "1", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run(
+        [sys.executable, "-c", "from supple.cli import main; main()", *short],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("*/metrics.parquet"))) == {"own_method": 3, "own_problem": 2, "own_model": 1}[example]
