@@ -67,6 +67,11 @@ class Mitigator:
         *,
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
+                "parameters()"
+            )
         self._network, self._role_overrides = network, roles
         self.acts_on_gradients = type(self).add_gradients is not Mitigator.add_gradients
         self.acts_on_parameters = type(self).change_parameters is not Mitigator.change_parameters
@@ -113,7 +118,10 @@ class Mitigator:
 
     @strength.setter
     def strength(self, value: Strength) -> None:
-        tensor = torch.as_tensor(value)
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"expected a strength that is a number or a tensor, got {value!r}") from error
         if tensor.shape not in ((), self._members):
             expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
             raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
@@ -234,6 +242,11 @@ class Mitigator:
             device = self.parameters[name].device if name in self.parameters else first
             for key, tensor in entry.items():
                 if tensor.device != device and name != GLOBAL:
+                    if device.type == "meta":
+                        raise ValueError(
+                            f"expected a network with values, got {name!r} on the meta device: detach() and build "
+                            f"another {type(self).__name__} when it has values again"
+                        )
                     entry[key] = tensor.to(device)
         if isinstance(self.strength, Tensor):
             self._strength = self.strength.to(first)
