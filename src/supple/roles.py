@@ -89,7 +89,7 @@ class Role:
         if not self.transposed:
             return matrices.reshape(like.shape)
         if self.side_by_side:
-            return matrices.movedim(-1, -3).reshape(like.shape)
+            return matrices.reshape(*leading, groups, second, first).movedim(-1, -3).reshape(like.shape)
         return (
             matrices.reshape(*leading, groups, second, first, *kernel)
             .transpose(-2 - len(kernel), -1 - len(kernel))

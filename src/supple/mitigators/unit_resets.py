@@ -184,8 +184,8 @@ class UnitResets(Mitigator):
         present = [part.name for part in group.parts if part.name in tensors and part.name in self.parameters]
         if absent and present and all(self.parameters[name].requires_grad for name in absent):
             raise ValueError(
-                f"expected the units of {group.name!r} whole in one optimizer, got {present} in this one and not {absent}: "
-                f"give it all (its groups may differ in step size), or leave them alone, roles={{{absent[0]!r}: None}}"
+                f"expected the units of {group.name!r} whole in one optimizer, got {present} in this one and not "
+                f"{absent}: give it all (its groups may differ in step size), or say roles={{{absent[0]!r}: None}}"
             )
         return not absent
 
