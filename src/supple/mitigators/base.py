@@ -67,11 +67,6 @@ class Mitigator:
         *,
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
-        if not isinstance(network, nn.Module):
-            raise TypeError(
-                f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
-                "parameters()"
-            )
         self._network, self._role_overrides = network, roles
         self.acts_on_gradients = type(self).add_gradients is not Mitigator.add_gradients
         self.acts_on_parameters = type(self).change_parameters is not Mitigator.change_parameters
@@ -242,11 +237,6 @@ class Mitigator:
             device = self.parameters[name].device if name in self.parameters else first
             for key, tensor in entry.items():
                 if tensor.device != device and name != GLOBAL:
-                    if device.type == "meta":
-                        raise ValueError(
-                            f"expected a network with values, got {name!r} on the meta device: detach() and build "
-                            f"another {type(self).__name__} when it has values again"
-                        )
                     entry[key] = tensor.to(device)
         if isinstance(self.strength, Tensor):
             self._strength = self.strength.to(first)

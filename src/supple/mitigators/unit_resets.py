@@ -212,7 +212,7 @@ class UnitResets(Mitigator):
         if activities and not self._has_seen:
             if not any(bool(activity.seen.any()) for activity in activities.values()):
                 raise RuntimeError(
-                    f"expected activations since the last step, got none: {type(self).__name__} sees forward passes "
+                    f"expected finite activations since the last step, got none: {type(self).__name__} sees forward passes "
                     "in training mode and with gradients, after attach() or observe(); call it before the network is "
                     "compiled"
                 )
