@@ -220,7 +220,8 @@ def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.
 def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]:
     if not isinstance(network, nn.Module):
         raise TypeError(
-            f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its parameters"
+            f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
+            "parameters"
         )
     yield from (network.stacked if isinstance(network, Population) else network).named_modules()
 

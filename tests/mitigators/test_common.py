@@ -565,7 +565,7 @@ def test_a_run_restored_after_weights_that_were_not_finite_gives_the_same_bits(c
     runs = [begin(), begin()]
     for parts in runs:
         train("mlp", *parts[:2], range(5))
-    network, optimizer, method = poisoned = runs[1]
+    poisoned = network, optimizer, _ = runs[1]
     saved = copy.deepcopy([part.state_dict() for part in poisoned])
     with torch.no_grad():
         network[0].weight[0, 0] = poison

@@ -212,9 +212,9 @@ class UnitResets(Mitigator):
         if activities and not self._has_seen:
             if not any(bool(activity.seen.any()) for activity in activities.values()):
                 raise RuntimeError(
-                    f"expected finite activations since the last step, got none: {type(self).__name__} sees forward passes "
-                    "in training mode and with gradients, after attach() or observe(); call it before the network is "
-                    "compiled"
+                    f"expected finite activations since the last step, got none: {type(self).__name__} sees forward "
+                    "passes in training mode and with gradients, after attach() or observe(); call it before the "
+                    "network is compiled"
                 )
             self._has_seen = True
 
