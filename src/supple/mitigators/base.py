@@ -50,8 +50,13 @@ class Mitigator:
 
     Args:
         network: a module, or a :class:`Population` (then every strength and penalty may differ by member).
-        strength: the multiplier λ, at least 0: a number, or a tensor with one value a member. May change at any time.
+        strength: the multiplier λ, at least 0: a number, or a tensor with one value a member. A schedule assigns to it
+            between steps, ``method.strength = ...``; it is no part of ``state_dict()``.
         roles: overrides for :func:`supple.roles.find_roles`.
+
+    Raises:
+        TypeError: for anything but a module, or a strength that is no number.
+        ValueError: for a strength out of range, and for parameters without finite values.
     """
 
     largest_strength = math.inf
@@ -85,8 +90,7 @@ class Mitigator:
             if parameter.is_meta or not parameter.detach().isfinite().all():
                 what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
                 raise ValueError(
-                    f"expected parameters with finite values, got {what} in {name!r}: initialise or load the network "
-                    f"first, then build the {type(self).__name__}"
+                    f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
                 )
         self.state: State = {}
         self._generators: tuple[torch.Generator, ...] = ()
@@ -155,12 +159,20 @@ class Mitigator:
     def attach(self, optimizer: Optimizer) -> Self:
         """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
 
-        Works with closures, gradient scaling and parameter groups (each with its own step size). A network whose
-        parameters are split between optimizers is attached to each of them.
+        Works with closures, gradient scaling, accumulated gradients and parameter groups (each with its own step
+        size), and through the optimizers that Accelerate and Lightning wrap around torch's. A network whose parameters
+        are split between optimizers is attached to each of them. The method's gradient joins inside the step: what
+        comes before it, such as clipping, sees the loss's gradient alone.
+
+        A copy of an optimizer has no hooks. Copy or pickle network, optimizer and method together and the three copies
+        belong together as the originals do.
 
         Raises:
-            ValueError: when the optimizer holds none of the network's parameters, or maximizes.
-            RuntimeError: when already attached to this optimizer.
+            TypeError: for anything but a torch optimizer.
+            ValueError: when the optimizer holds none of the network's parameters, or maximizes; and, also in a later
+                step, when it holds parameters that were added to the network or replaced since the method was built.
+            RuntimeError: when already attached to this optimizer, or when another method of this kind acts there on
+                some of the same parameters.
         """
         self._hooks.append(StepHooks(self, innermost(optimizer)))
         if not self._observed:
