@@ -21,7 +21,8 @@ def numbers(result):
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == TINY.keys()
+    programs = {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith("own_")}
+    assert programs == TINY.keys(), "those that start with own_ are run in test_own_files.py"
 
 
 @pytest.mark.parametrize("name", TINY)
