@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError as error:
+    raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
 if TYPE_CHECKING:
     import polars as pl

@@ -92,7 +92,7 @@ class ContinualBackprop(UnitResets):
         age, utility, mean = (state[group.name][key] for key in ("age", "utility", "mean"))
         age.add_(1)
         news = (1 - self.decay) * activity.seen.to(utility.dtype)
-        utility.lerp_(activity.magnitude * self._outgoing(group, tensors), news)
+        utility.lerp_((activity.magnitude * self._outgoing(group, tensors)).to(utility.dtype), news)
         mean.lerp_(activity.mean, news)
 
         counts = self._count(group, step, state, self._on_host(strength))

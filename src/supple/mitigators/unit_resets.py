@@ -54,7 +54,8 @@ class UnitResets(Mitigator):
         seed: of the new weights.
 
     Raises:
-        ValueError: when the network has no unit that can be replaced alone.
+        ValueError: when the network has no unit that can be replaced alone, and in a step, when the parameters of a
+            unit are split between optimizers.
     """
 
     observes = True
@@ -141,7 +142,7 @@ class UnitResets(Mitigator):
         if not isinstance(self.strength, Tensor) and self.strength == 0:
             return
         tensors = parameters | {name: self._module.get_buffer(name) for name in self._buffers}
-        groups = [group for group in self.groups if all(part.name in tensors for part in group.parts)]
+        groups = [group for group in self.groups if self._holds_all(group, tensors)]
         touched = [part.name for group in groups for part in group.parts]
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
         due = [group for group in groups if self._tick(group, state)]
@@ -177,6 +178,17 @@ class UnitResets(Mitigator):
         lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
         return f"{super().describe()}\n\n" + "\n".join(line.rstrip() for line in lines)
 
+    def _holds_all(self, group: UnitGroup, tensors: Tensors) -> bool:
+        """Whether an optimizer holds a group's units whole; where some parameters are frozen they are left alone."""
+        absent = [part.name for part in group.parts if part.name not in tensors]
+        present = [part.name for part in group.parts if part.name in tensors and part.name in self.parameters]
+        if absent and present and all(self.parameters[name].requires_grad for name in absent):
+            raise ValueError(
+                f"expected the units of {group.name!r} whole in one optimizer, got {present} in this one and not "
+                f"{absent}: give it all (its groups may differ in step size), or say roles={{{absent[0]!r}: None}}"
+            )
+        return not absent
+
     def _tick(self, group: UnitGroup, state: State) -> bool:
         # One counter a group, on the host: a network's groups may be split between optimizers.
         steps = state[GLOBAL]["steps"][self.groups.index(group)].add_(1)
@@ -200,9 +212,9 @@ class UnitResets(Mitigator):
         if activities and not self._has_seen:
             if not any(bool(activity.seen.any()) for activity in activities.values()):
                 raise RuntimeError(
-                    f"expected activations since the last step, got none: {type(self).__name__} sees forward passes "
-                    "in training mode and with gradients, after attach() or observe(); call it before the network is "
-                    "compiled"
+                    f"expected finite activations since the last step, got none: {type(self).__name__} sees forward "
+                    "passes in training mode and with gradients, after attach() or observe(); call it before the "
+                    "network is compiled"
                 )
             self._has_seen = True
 
