@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, move_towards
 from supple.population import Population
