@@ -6,7 +6,6 @@ python benchmarks/overhead.py --network conv --methods all
 python benchmarks/overhead.py --methods all --rounds 100     # 2,000 steps of each: what acts rarely is in the mean
 """
 
-import itertools
 import json
 import platform
 import statistics
@@ -88,6 +87,12 @@ def svd_penalty(model: nn.Module) -> Tensor:
     return 1e-4 * total
 
 
+def normal_numbers(model: nn.Module) -> Callable[[], Tensor]:
+    """Nothing but what methods wait for that perturb every parameter."""
+    numbers = torch.empty(sum(parameter.numel() for parameter in model.parameters()))
+    return lambda: numbers.normal_().new_zeros(())
+
+
 def variants(config: Overhead) -> dict[str, Step]:
     make, shape, classes = NETWORKS[config.network]
     x, y = torch.randn(config.batch, *shape), torch.randint(classes, (config.batch,))
@@ -129,6 +134,8 @@ def variants(config: Overhead) -> dict[str, Step]:
         )
         for name in names
     }
+    if config.methods == ("all",):
+        chosen["a normal number a parameter"] = step(penalty=normal_numbers)
     naive = {
         "spectral": step(supple.SpectralRegularizer),
         "decoupled spectral": step(lambda model: supple.SpectralRegularizer(model, decoupled=True)),
