@@ -279,12 +279,10 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     return strength
 
 
-def add_product(into: Tensor, a: Tensor, b: Tensor, strength: Strength) -> None:
-    """``into += strength · a · b`` in one pass over the memory where one strength serves all."""
-    if isinstance(strength, Tensor):
-        into.addcmul_(a, b * per_member(strength, b.ndim))
-    else:
-        into.addcmul_(a, b, value=strength)
+def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
+    """Take ``tensor`` the share ``strength`` of the way to ``target``, in place and in one pass over the memory."""
+    share = per_member(strength, tensor.ndim)
+    tensor.lerp_(target.to(tensor), share.to(tensor.dtype) if isinstance(share, Tensor) else share)
 
 
 def _update_of(optimizer: Optimizer, parameters: Tensors) -> Update:

@@ -145,13 +145,13 @@ class UnitResets(Mitigator):
         groups = [group for group in self.groups if self._holds_all(group, tensors)]
         touched = [part.name for group in groups for part in group.parts]
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
-        due = [group for group in groups if self._tick(group, state)]
-        activities = {group.name: self._take_activity(group, state) for group in due}
+        due = {group.name: step for group in groups if self._listens(step := self._tick(group, state))}
+        groups = [group for group in groups if group.name in due]
+        activities = {group.name: self._take_activity(group, state) for group in groups}
         self._check_seen(activities)
         strength, doomed = per_member(strength, len(self._members) + 1), []
-        for group in due:
-            step = int(state[GLOBAL]["steps"][self.groups.index(group)])
-            choice = self._choose(group, step, activities[group.name], tensors, state, strength)
+        for group in groups:
+            choice = self._choose(group, due[group.name], activities[group.name], tensors, state, strength)
             if choice is not None:
                 doomed.append((group, choice))
         # Where a new unit enters from another new unit, nothing is to pass: so the leaving weights are written last.
@@ -189,10 +189,9 @@ class UnitResets(Mitigator):
             )
         return not absent
 
-    def _tick(self, group: UnitGroup, state: State) -> bool:
+    def _tick(self, group: UnitGroup, state: State) -> int:
         # One counter a group, on the host: a network's groups may be split between optimizers.
-        steps = state[GLOBAL]["steps"][self.groups.index(group)].add_(1)
-        return self._listens(int(steps))
+        return int(state[GLOBAL]["steps"][self.groups.index(group)].add_(1))
 
     def _listen(self) -> None:
         steps = dict(zip((group.name for group in self.groups), self.state[GLOBAL]["steps"].tolist(), strict=True))
@@ -201,9 +200,11 @@ class UnitResets(Mitigator):
 
     def _take_activity(self, group: UnitGroup, state: State) -> Activity:
         sums = state[_activity(group)]
-        # What overflowed counts as not seen: it would stay in every moving average.
-        seen = (sums["forwards"] > 0) & sums["magnitude"].isfinite().all(-1, keepdim=True)
-        magnitude, mean = (torch.where(seen, sums[key] / sums["forwards"], 0.0) for key in ("magnitude", "mean"))
+        magnitude = sums["magnitude"] / sums["forwards"]
+        # Without a forward pass it is NaN; and what overflowed counts as not seen: it would stay in every average.
+        seen = magnitude.isfinite().all(-1, keepdim=True)
+        magnitude = torch.where(seen, magnitude, 0.0)
+        mean = torch.where(seen, sums["mean"] / sums["forwards"], 0.0) if self.needs_mean else sums["mean"]
         torch._foreach_zero_(list(sums.values()))
         return Activity(magnitude, mean, seen)
 
