@@ -1,10 +1,12 @@
 """The methods that replace units or networks, by name in the laboratory's loop."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from supple.lab.methods import METHODS
-from supple.lab.problems import Run
+from supple.lab.run import Run
 from supple.lab.trainer import Trainer
 
 RESETS = ["redo", "continual-backprop", "self-normalized-resets", "network-reset"]
@@ -22,9 +24,7 @@ def _short(monkeypatch):
     for name, few in options.items():
         method = METHODS[name]
         build = getattr(method.mitigator, "func", method.mitigator)
-        monkeypatch.setitem(
-            METHODS, name, type(method)(summary="", mitigator=lambda *a, b=build, o=few: b(*a, **o), strength=1.0)
-        )
+        monkeypatch.setitem(METHODS, name, type(method)(summary="", mitigator=partial(build, **few), strength=1.0))
 
 
 @pytest.mark.usefixtures("_short")

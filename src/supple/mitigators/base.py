@@ -213,7 +213,7 @@ class Mitigator:
             for key, tensor in entries.items():
                 if (name, key) == (GLOBAL, "random"):
                     for generator, random in zip(self._generators, tensor.cpu(), strict=True):
-                        generator.set_state(random)
+                        generator.set_state(random.clone())  # torch dies of one that lies within another tensor
                 else:
                     self.state[name][key].copy_(tensor)
 

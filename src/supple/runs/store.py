@@ -98,9 +98,10 @@ class RunFolder:
         """Whether all ``tasks`` have been measured, and what is told of them can be read."""
         try:
             rows, _ = _measured(self._files, self.path)
+            whole = self._files.cat_file(f"{self.path}/run.json") == self._config.encode()
         except DAMAGED:
             return False
-        return rows["task"].n_unique() == tasks
+        return whole and rows["task"].n_unique() == tasks
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep the state after a finished task, with all rows so far."""
