@@ -116,15 +116,20 @@ class RunFolder:
         self._write("checkpoint.pt", buffer.getvalue())
 
     def _write(self, name: str, content: bytes) -> None:
-        """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""
-        partial = f"{self.path}/.{name}.{socket.gethostname()}.{os.getpid()}"
-        try:
-            self._files.pipe_file(partial, content)
-            self._files.mv(partial, f"{self.path}/{name}")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._files.rm_file(partial)
-            raise
+        write(self._files, f"{self.path}/{name}", content)
+
+
+def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.{socket.gethostname()}.{os.getpid()}"
+    try:
+        files.pipe_file(partial, content)
+        files.mv(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.rm_file(partial)
+        raise
 
 
 def _parquet(rows: pl.DataFrame) -> bytes:
@@ -135,9 +140,18 @@ def _parquet(rows: pl.DataFrame) -> bytes:
 
 def configurations(root: str) -> dict[str, dict[str, Any]]:
     """What lies under ``root``: folder names with their configurations. Damaged ones are left out with a warning."""
+    return _read(root, "run.json")
+
+
+def environments(root: str) -> dict[str, dict[str, Any]]:
+    """The same with what each of them ran on, and with its ``seconds`` once a task is finished."""
+    return _read(root, "environment.json")
+
+
+def _read(root: str, name: str) -> dict[str, dict[str, Any]]:
     files, folder = fsspec.url_to_fs(root)
     found = {}
-    for path in sorted(files.glob(f"{folder}/*/run.json")):
+    for path in sorted(files.glob(f"{folder}/*/{name}")):
         try:
             found[path.split("/")[-2]] = json.loads(files.cat_file(path))
         except ValueError:
