@@ -45,7 +45,6 @@ class Engine:
 
         if self.tensorboard:
             tensorboard.required()  # and not only after hours of training
-
         runs = missing(members, self.out)
         if runs:
             work = partial(train, root=self.out, pieces=2)
@@ -138,20 +137,25 @@ class Run(Protocol, Engine):
     """The optimizer's; the problem's own when left out."""
     seeds: int = 3
     """Networks trained, from different initial weights on different tasks."""
+    first_seed: int = 0
+    """Of those that follow each other; `supple sweep --tuning-seeds` takes those from 1000 on."""
 
     def __call__(self) -> None:
+        _show(self.train(self.members()), self.out)
+
+    def members(self) -> list["RunConfig"]:
+        """Each network's run."""
         from supple.lab.grid import product
 
         strengths, step_sizes = ([] if value is None else [value] for value in (self.strength, self.step_size))
-        members = product(
+        return product(
             self.problem,
             [self.method],
-            range(self.seeds),
+            range(self.first_seed, self.first_seed + self.seeds),
             strengths=strengths,
             step_sizes=step_sizes,
             **self.changes(),
         )
-        _show(self.train(members), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,12 @@
 
 import json
 import shlex
-from dataclasses import replace
 from typing import Any
 
 from supple.lab.run import Run
 from supple.report.texts import stretches
 
 OPTIONS = {
-    "scale": "scale",
     "dataset": "data",
     "examples": "examples",
     "shift": "shift",
@@ -32,17 +30,18 @@ def commands(run: Run) -> list[str]:
         own = Run.of(run.problem, run.method, [0], scale=run.scale)
     except ValueError:  # a problem or a method of another version
         return []
-    settings = vars(replace(run, options=own.options, seeds=own.seeds, strengths=own.strengths))
-    changed = {name: value for name, value in settings.items() if value != getattr(own, name)}
+    changed = {name: getattr(run, name) for name in OPTIONS if getattr(run, name) != getattr(own, name)}
     options = json.loads(run.options)
     if None in changed.values() or not all(map(_typed, options.values())):
         return []
-    if run.scale != "quick":
-        changed["scale"] = run.scale
     common = ["supple", "run", run.problem, "--method", run.method]
+    if run.scale != "quick":
+        common += ["--scale", run.scale]
     for name, option in OPTIONS.items():
         if name in changed:
             common += [f"--{option}", str(changed[name])]
+    if run.diagnostics != own.diagnostics:
+        common += ["--diagnostics", *run.diagnostics]
     if options:
         common += ["--option", *(str(part) for pair in options.items() for part in pair)]
     found = []

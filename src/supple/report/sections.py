@@ -75,20 +75,19 @@ def sections_of(
 
 
 def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """What was measured of these members, with what is compared of them."""
+    """What was measured of these members, with what is compared of them; of the same one twice, where it is furthest."""
     if rows.is_empty():
         return rows
+    once = members.sort("done", descending=True, maintain_order=True).unique([*TUNED, "seed"], maintain_order=True)
     return rows.select("run", "member", "task", "metric", "value").join(
-        members.select("run", "member", "seed", *TUNED, "tasks"), on=["run", "member"], maintain_order="left"
+        once.select("run", "member", "seed", *TUNED, "tasks"), on=["run", "member"], maintain_order="left"
     )
 
 
 def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     first = members.row(0, named=True)
-    config = configs[first["run"]] | {
-        "seeds": tuple(members["seed"]),
-        "strengths": tuple(members["strength"]),
-    }
+    config = configs[first["run"]] | {"seeds": members["seed"].to_list(), "strengths": members["strength"].to_list()}
+    config |= {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
     repeatable = config.keys() == {field.name for field in fields(Run)}
     return {name: first[name] for name in TUNED} | {
         "seeds": members["seed"].to_list(),

@@ -70,12 +70,12 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     drawn = averaged(shown, window)
 
     def curves(metric: str, title: str | None = None) -> Figure:
-        return drawings.add(curves_of(drawn, metric, ""), _capital(title or TITLES.get(metric, metric)))
+        return drawings.add(curves_of(drawn, metric, ""), title or _title(metric))
 
     def headline(metric: str) -> Headline:
         ranked = ranking(so_far(shown), metric, last)
         return Headline(
-            title=_capital(TITLES.get(metric, metric)).removesuffix(" at the task's end"),
+            title=_title(metric).removesuffix(" at the task's end"),
             curves=curves(metric),
             ranking=_placed(ranked).to_dicts(),
             against=_against(ranked, so_far(shown), metric, last),
@@ -85,7 +85,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     others = [name for name in metrics if name not in accuracies and name != "diverged"]
     layers: dict[str, list[Figure]] = {}
     for what, layer in (name.split("/", 1) for name in others if "/" in name):
-        layers.setdefault(_capital(TITLES.get(what, what)), []).append(curves(f"{what}/{layer}", layer))
+        layers.setdefault(_title(what), []).append(curves(f"{what}/{layer}", layer))
     return Standings(
         methods=best["method"].unique(maintain_order=True).to_list(),
         columns=[name for name in TUNED[1:] if best[name].n_unique() > 1],
@@ -168,5 +168,7 @@ def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings)
     return drawings.add(sensitivity_of(rows, metric, ""), "The same against the strength")
 
 
-def _capital(title: str) -> str:
+def _title(metric: str) -> str:
+    """What it is, beginning with a capital letter."""
+    title = TITLES.get(metric, metric.replace("_", " "))
     return title[:1].upper() + title[1:]
