@@ -71,6 +71,10 @@ class Browser:
         """The whole page."""
         path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
+    def point_at(self, x: float, y: float) -> None:
+        """Move the mouse there, in pixels of the window."""
+        self.command("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def quit(self) -> None:
         with self._request("DELETE", "", None):
             pass

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from supple.lab.run import Run
-from supple.runs.store import Checkpoint, RunFolder
+from supple.runs.store import SCHEMA, Checkpoint, RunFolder
 
 Measure = Callable[[Run, int, int, str], float]
 """Of a run, a member, a task and a metric."""
@@ -29,9 +29,6 @@ def store(root: Path, runs: Iterable[Run], metrics: Iterable[str], measure: Meas
             ]
             if rows:
                 folder.save(Checkpoint(tasks, {}, pl.DataFrame(rows, schema=SCHEMA, orient="row"), 90.0))
-
-
-SCHEMA = {"member": pl.Int64, "task": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
 
 def plausible(run: Run, member: int, task: int, metric: str) -> float:

@@ -63,7 +63,8 @@ class Drawings:
             encoding["color"] |= {"legend": None, "scale": self._colours}
             (where_picked,) = encoding["opacity"]["condition"]
             encoding["opacity"]["condition"] = {"test": SHOWN, "value": where_picked["value"]}
-            encoding["y"]["title"] = None
+            encoding["y"] |= {"title": None, "scale": {"zero": False}}
+            encoding["x"]["scale"] = encoding["x"].get("scale", {}) | {"nice": False}
         return spec
 
 

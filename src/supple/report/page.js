@@ -16,7 +16,7 @@ const config = {
   },
   axisX: { grid: false, tickCount: { signal: "ceil(width / 60)" } },
   axisY: { tickCount: { signal: "ceil(height / 50)" } },
-  point: { size: 22 },
+  point: { size: 20, stroke: "transparent", strokeWidth: 12 }, // an unseen rim, so that a finger hits it too
   line: { strokeWidth: 2 },
 };
 

@@ -35,6 +35,10 @@ class Headline:
     against: dict[str, Differences]
     """By what they are compared with, in the order of the ranking."""
     sensitivity: Figure | None
+    behind: bool
+    """Whether some have not got as far as others."""
+    diverged: bool
+    """Whether any network did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,8 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
             ranking=_placed(ranked).to_dicts(),
             against=_against(ranked, so_far(shown), metric, last),
             sensitivity=_sensitivity(rows, metric, last, drawings),
+            behind=ranked["tasks"].n_unique() > 1,
+            diverged=bool((ranked["diverged"] > 0).any()),
         )
 
     others = [name for name in metrics if name not in accuracies and name != "diverged"]

@@ -1,8 +1,10 @@
 """Numbers as they stand on the page."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["duration", "number", "plain", "ranges", "signed"]
+__all__ = ["duration", "number", "plain", "ranges", "setting", "signed"]
 
 
 def number(value: float | None) -> str:
@@ -16,10 +18,18 @@ def signed(value: float | None) -> str:
 
 
 def plain(value: object) -> str:
-    """A setting as it would be typed."""
-    if value is None or value == "{}":
+    """As it would be typed, or a dash."""
+    if value is None:
         return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def setting(row: Mapping[str, Any], name: str) -> str:
+    """The same of one of a row's settings: a dash where the method has no strength, or no options are given."""
+    value = row[name]
+    if name == "options":
+        return (value or "{}").strip("{}").replace('"', "") or "–"
+    return plain(value or None)
 
 
 def duration(seconds: float | None) -> str:
