@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-GUIDES = [README.parent / "docs" / f"{name}.md" for name in ("tutorial", "losing-plasticity")]
+GUIDES = [README.parent / "docs" / f"{name}.md" for name in ("tutorial", "losing-plasticity", "frameworks")]
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)

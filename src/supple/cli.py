@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError as error:
+    raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,6 +34,8 @@ class Engine:
     """Processes at a time; as many as the cores allow when left out."""
     threads: int = 1
     """Of each process. More pay only for large networks on a quiet machine, and change results in the last bits."""
+    tensorboard: str | None = None
+    """Mirror what was measured as TensorBoard events in this folder, a run for each network."""
 
     def train(self, members: Sequence["RunConfig"]) -> "pl.DataFrame":
         """Train what is missing of these members and return all that was measured of them."""
@@ -38,9 +43,11 @@ class Engine:
 
         from supple.lab.grid import missing, results
         from supple.lab.trainer import train
-        from supple.runs import cluster, sweep
+        from supple.runs import cluster, sweep, tensorboard
         from supple.runs.progress import progress_of
 
+        if self.tensorboard:
+            tensorboard.required()  # and not only after hours of training
         runs = missing(members, self.out)
         if runs:
             work = partial(train, root=self.out, pieces=2)
@@ -49,7 +56,10 @@ class Engine:
                 if self.engine == "ray":
                     engine = partial(cluster.work_through, gpus=self.gpus, address=self.address)
                 engine(runs, work, workers=self.workers, threads=self.threads, report=report)
-        return results(members, self.out)
+        rows = results(members, self.out)
+        if self.tensorboard:
+            tensorboard.mirror(rows, self.tensorboard)
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +140,25 @@ class Run(Protocol, Engine):
     """The optimizer's; the problem's own when left out."""
     seeds: int = 3
     """Networks trained, from different initial weights on different tasks."""
+    first_seed: int = 0
+    """Of those that follow each other; `supple sweep --tuning-seeds` takes those from 1000 on."""
 
     def __call__(self) -> None:
+        _show(self.train(self.members()), self.out)
+
+    def members(self) -> list["RunConfig"]:
+        """Each network's run."""
         from supple.lab.grid import product
 
         strengths, step_sizes = ([] if value is None else [value] for value in (self.strength, self.step_size))
-        members = product(
+        return product(
             self.problem,
             [self.method],
-            range(self.seeds),
+            range(self.first_seed, self.first_seed + self.seeds),
             strengths=strengths,
             step_sizes=step_sizes,
             **self.changes(),
         )
-        _show(self.train(members), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +242,28 @@ class Results:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one page about a folder of runs, to open from disk: curves, rankings, what ran, and how to repeat it."""
+
+    runs: tyro.conf.Positional[str] = "runs"
+    """The folder."""
+    out: str | None = None
+    """The page; `index.html` in that folder when left out."""
+    watch: bool = False
+    """Write it again and again while runs are at work, until Ctrl-C; meanwhile the page loads itself anew."""
+
+    def __call__(self) -> None:
+        from supple.report import page_of, watch, write_page
+
+        page = page_of(self.runs, self.out)
+        print(f"page: {page}", flush=True)
+        if self.watch:
+            watch(self.runs, page)
+        else:
+            write_page(self.runs, page)
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
     """Name every problem, method, data set, shift, network and optimizer."""
 
@@ -281,7 +318,7 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric that it is about."""
     from rich.console import Console
 
-    from supple.runs.tables import results_table
+    from supple.runs.tables import ACCURACIES, results_table
 
     shown = [metric] if metric else [name for name in ACCURACIES if name in rows["metric"]]
     for each in shown:
@@ -289,14 +326,13 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     return shown[-1]
 
 
-ACCURACIES = ("train_accuracy", "test_accuracy")
-
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
     "run": Run,
     "sweep": Sweep,
     "figure": Figure,
     "results": Results,
+    "report": Report,
     "list": List,
 }
 

@@ -56,7 +56,9 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
 def half_iteration(weight: Tensor, v: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
     """The two reads of the weight in one iteration: u of length one, and w = Wᵀu, whose length is σ."""
     weight = weight.to(working_dtype(weight))
-    u = _multiply(weight, torch.add(v, restart, alpha=RESTART))
+    # A weight that was not finite for a step makes v so; it starts anew. And a network may change its dtype.
+    v = torch.add(v.nan_to_num(0.0), restart, alpha=RESTART).to(weight.dtype)
+    u = _multiply(weight, v)
     u = u / norm_of(u).clamp_min(TINY)
     return u, _multiply(weight.mT, u)
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from supple.errors import known
 from supple.population import Population
@@ -41,6 +43,8 @@ class Role:
     tensor one after the other."""
     transposed: bool = False
     """Whether the layout is (groups, in, out, *kernel) instead, as in transposed convolutions."""
+    side_by_side: bool = False
+    """Whether transposed matrices without a kernel lie beside each other, the tensor being (in, groups, out)."""
 
     def matrices(self, tensor: Tensor) -> Tensor:
         """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows.
@@ -84,6 +88,8 @@ class Role:
         leading = self._leading(like)
         if not self.transposed:
             return matrices.reshape(like.shape)
+        if self.side_by_side:
+            return matrices.reshape(*leading, groups, second, first).movedim(-1, -3).reshape(like.shape)
         return (
             matrices.reshape(*leading, groups, second, first, *kernel)
             .transpose(-2 - len(kernel), -1 - len(kernel))
@@ -118,6 +124,8 @@ class Role:
     def _split(self, tensor: Tensor) -> tuple[Tensor, int]:
         """A view as (..., *layout), and which of its dimensions follows the groups."""
         leading = self._leading(tensor)
+        if self.side_by_side:
+            return tensor.unflatten(-1, (self.layout[0], -1)).movedim(-2, -3), len(leading) + 1
         return tensor.reshape(*leading, *self.layout), len(leading) + 1
 
 
@@ -136,6 +144,8 @@ def find_roles(
     batch, layer, group, ... norms  weight: scale
     PReLU                           vector: towards a gain of 1 it would become linear, towards 0 a ReLU
     whatever these have besides     vector
+    Conv1D of transformers          matrix, stored as (in, out); in ``c_attn`` one each for q, k, v
+    parametrizations                what the tensor is that they stand for; the gains of ``weight_norm``: scale
     any other type                  two or more dimensions: matrix (position tables and class tokens lose their leading
                                     ones); fewer, called weight, gamma, gain or scale: scale; else vector
     ==============================  ===============================================================================
@@ -151,6 +161,7 @@ def find_roles(
     parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
     for name in overrides:
         known(name, parameters, "parameter of this network")
+    modules = dict(_modules(network))
     roles = {}
     for name, (parameter, module) in parameters.items():
         if name in overrides and overrides[name] is None:
@@ -164,7 +175,7 @@ def find_roles(
                 f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
             )
         shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
-        found = _role_of(parameter, name.rpartition(".")[2], module, shape)
+        found = _role_of(name, module, modules, shape)
         roles[name] = _overridden(found, overrides[name], name) if name in overrides else found
     return roles
 
@@ -199,22 +210,41 @@ def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | 
 def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
     """(name, parameter, the module that owns it), each parameter once."""
     seen = set()
-    for path, module in (network.stacked if isinstance(network, Population) else network).named_modules():
+    for path, module in _modules(network):
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in seen:
                 seen.add(parameter)
                 yield f"{path}.{name}" if path else name, parameter, module
 
 
-def _role_of(parameter: nn.Parameter, name: str, module: nn.Module, shape: tuple[int, ...]) -> Role:
+def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
+            "parameters"
+        )
+    yield from (network.stacked if isinstance(network, Population) else network).named_modules()
+
+
+def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shape: tuple[int, ...]) -> Role:
+    """The role of the parameter ``path`` that ``module`` owns."""
+    owner, _, name = path.rpartition(".")
+    if isinstance(module, ParametrizationList):
+        # What a parametrization computes a weight from plays the weight's role; weight norm has a gain a unit besides.
+        weight_norm = isinstance(module[0], _WeightNorm)
+        if weight_norm and name == "original0":
+            return Role("scale", shape)
+        if weight_norm or name == "original":
+            owner, _, name = owner.rpartition(".")
+            module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
     match module:
         case _ConvNd():
-            if parameter is module.weight:
+            if name == "weight":
                 return _matrix(shape, module.groups, module.transposed)
         case nn.MultiheadAttention():
-            if parameter is module.in_proj_weight:
+            if name == "in_proj_weight":
                 return _matrix(shape, groups=3)
-            if parameter is module.bias_k or parameter is module.bias_v:
+            if name in ("bias_k", "bias_v"):
                 return Role("vector", shape)
         case nn.RNNBase() | nn.RNNCellBase():
             if len(shape) == 2:  # gates x hidden_size rows; an LSTM's output projection has fewer than hidden_size
@@ -222,9 +252,14 @@ def _role_of(parameter: nn.Parameter, name: str, module: nn.Module, shape: tuple
         case nn.PReLU():
             return Role("vector", shape)
         case _NormBase() | nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():  # _NormBase: batch and instance norms
-            return Role("scale" if parameter is module.weight else "vector", shape)
+            return Role("scale" if name == "weight" else "vector", shape)
         case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
             pass
+        case _ if (getattr(module, "nx", None), getattr(module, "nf", None)) == shape:
+            # Conv1D of Hugging Face's GPT-2: a linear layer whose weight is (in, out). Its attention has q, k and v, or
+            # k and v, in one.
+            groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
+            return Role("matrix", shape, (groups, shape[0], shape[1] // groups), transposed=True, side_by_side=True)
         case _:
             if len(shape) <= 1 and name in _SCALE_NAMES:
                 return Role("scale", shape)

@@ -77,6 +77,20 @@ def test_a_layer_that_runs_twice_has_the_rows_of_both():
     np.testing.assert_allclose(found["shared"], torch.cat([one, two]).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_overwritten_after_a_layer_has_seen_it():
+    class Overwriting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.second(h) + h.zero_()
+
+    network, x = Overwriting(), torch.randn(6, 4)
+    assert_seen(network, x, {"second": network.first(x)})
+
+
 def test_several_inputs_by_place_or_by_name():
     class Critic(nn.Module):
         def __init__(self):

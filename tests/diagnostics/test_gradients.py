@@ -170,8 +170,8 @@ def test_fewer_parameters_than_examples():
     """The matrix is 2 x 50; its smallest singular value is the second, not the fiftieth."""
     network, x, y = nn.Linear(2, 1, bias=False).double(), torch.randn(50, 2).double(), torch.randn(50, 1).double()
     values = np.linalg.svd(naive_gradients(network, x, y, mse_loss)["weight"].numpy(), compute_uv=False)
-    found = DIAGNOSTICS["gradient_condition_number"](Inspection(network, x, y, loss=mse_loss))[""]
-    assert found.item() == pytest.approx(values[0] / values[1])
+    found = DIAGNOSTICS["gradient_condition_number"](Inspection(network, x, y, loss=mse_loss))
+    assert found == {"": pytest.approx(values[0] / values[1]), "weight": pytest.approx(values[0] / values[1])}
 
 
 def test_no_gradient_at_all():

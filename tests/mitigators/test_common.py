@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import pickle
 from collections.abc import Iterable
 
 import pytest
@@ -386,7 +387,7 @@ def test_a_compiler_sees_through_what_calls_itself_traceable(case):
 @every_case
 def test_two_methods_on_one_optimizer_both_act(case):
     networks = []
-    for methods in ([build], [l2], [build, l2]):
+    for methods in ([build], [another], [build, another]):
         network = make("mlp")
         optimizer = sgd(network)
         for method in methods:
@@ -398,8 +399,8 @@ def test_two_methods_on_one_optimizer_both_act(case):
     assert not same(both, other)
 
 
-def l2(case: str, network: nn.Module) -> Mitigator:
-    return L2Regularizer(network, strength=0.05)
+def another(case: str, network: nn.Module) -> Mitigator:
+    return build("L2InitRegularizer" if CASES[case][0] is L2Regularizer else "L2Regularizer", network, strength=0.05)
 
 
 @every_case
@@ -496,6 +497,87 @@ def test_a_step_skipped_for_an_overflow_does_no_lasting_harm(case):
         assert all(tensor.isfinite().all() for tensor in [*network.parameters(), *tensors(method)])
 
 
+# What happens to a network in mid-run.
+
+
+@every_case
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_a_copy_of_network_optimizer_and_method_goes_on_by_itself(case, duplicate):
+    network = make("mlp")
+    optimizer = adamw(network)
+    method = build(case, network).attach(optimizer)
+    train("mlp", network, optimizer, range(5))
+    other, its_optimizer, its_method = duplicate((network, optimizer, method))
+    train("mlp", network, optimizer, range(5, 11))
+    after = tensors(method)
+    train("mlp", other, its_optimizer, range(5, 11))
+    assert same(network, other)
+    assert same_state(after, tensors(its_method))
+    assert same_state(after, tensors(method)), "the two share nothing"
+    with pytest.raises(RuntimeError, match="same one twice"):
+        its_method.attach(its_optimizer)
+
+
+@every_case
+@every_network
+@pytest.mark.parametrize("there", [torch.float64, torch.bfloat16], ids=str)
+def test_the_type_may_change_in_mid_run(case, kind, there):
+    """Forth and back; it acts in each."""
+    network = make(kind)
+    optimizer = sgd(network, momentum=0.0)  # the optimizer's own memory would not follow
+    build(case, network).attach(optimizer)
+    for dtype in (torch.float32, there, torch.float32):
+        network.to(dtype)
+        plain = copy.deepcopy(network)
+        train(kind, network, optimizer, range(9))
+        train(kind, plain, sgd(plain, momentum=0.0), range(9))
+        assert dtype == torch.bfloat16 or not same(network, plain)  # there a small pull may be lost in rounding
+        assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+@every_case
+def test_parameters_without_entries_are_no_trouble(case):
+    plain, network = make("mlp"), make("mlp")
+    for module in (plain, network):
+        optimizer = sgd(module)
+        if module is network:
+            module.register_parameter("empty", nn.Parameter(torch.zeros(0)))
+            module[0].register_parameter("wide", nn.Parameter(torch.zeros(0, 5)))
+            optimizer.add_param_group({"params": [module.empty, module[0].wide]})
+        method = build(case, module).attach(optimizer)
+        train("mlp", module, optimizer, range(9))
+        assert method.describe()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), without_empty(network), strict=True))
+
+
+def without_empty(network: nn.Module) -> Iterable[Tensor]:
+    return [parameter for parameter in network.parameters() if parameter.numel()]
+
+
+@every_case
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_run_restored_after_weights_that_were_not_finite_gives_the_same_bits(case, poison):
+    def begin():
+        network = make("mlp")
+        optimizer = adamw(network)
+        return network, optimizer, build(case, network).attach(optimizer)
+
+    runs = [begin(), begin()]
+    for parts in runs:
+        train("mlp", *parts[:2], range(5))
+    poisoned = network, optimizer, _ = runs[1]
+    saved = copy.deepcopy([part.state_dict() for part in poisoned])
+    with torch.no_grad():
+        network[0].weight[0, 0] = poison
+    train("mlp", network, optimizer, range(5, 7))
+    for part, state in zip(poisoned, saved, strict=True):
+        part.load_state_dict(state)
+    for parts in runs:
+        train("mlp", *parts[:2], range(5, 11))
+    assert same(runs[0][0], network)
+    assert same_state(*(tensors(parts[2]) for parts in runs))
+
+
 # Errors.
 
 
@@ -532,3 +614,36 @@ def test_a_state_of_another_architecture_is_refused_and_changes_nothing(case):
 def test_an_unknown_parameter_in_roles_is_named(case):
     with pytest.raises(ValueError, match=r"0\.weigth.*did you mean '0\.weight'"):
         build(case, mlp(), roles={"0.weigth": None})
+
+
+@every_case
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_network_that_is_not_finite_is_refused(case, value):
+    network = mlp()
+    with torch.no_grad():
+        network[3].weight[1, 2] = value
+    with pytest.raises(ValueError, match=r"not finite in '3\.weight'.*initialise or load"):
+        build(case, network)
+
+
+@every_case
+def test_a_network_without_values_is_refused(case):
+    with torch.device("meta"):
+        network = mlp()
+    with pytest.raises(ValueError, match=r"meta device.*'0\.weight'.*initialise or load"):
+        build(case, network)
+
+
+@every_case
+@pytest.mark.parametrize("wrong", [lambda n: n.parameters(), sgd, lambda n: n.state_dict(), lambda n: "network"])
+def test_something_else_in_the_networks_place_is_named(case, wrong):
+    wrong = wrong(mlp())
+    with pytest.raises(TypeError, match=f"expected a module.*got {type(wrong).__name__}: pass the network itself"):
+        build(case, wrong)
+
+
+@every_case
+@pytest.mark.parametrize("wrong", ["0.1", None, mlp()])
+def test_a_strength_that_is_no_number_is_named(case, wrong):
+    with pytest.raises(TypeError, match="expected a strength that is a number or a tensor"):
+        build(case, mlp(), strength=wrong)

@@ -15,8 +15,8 @@ def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def fresh(network):
-    return FreshParameters(network, [name for name, _ in network.named_parameters()])
+def fresh(network, **options):
+    return FreshParameters(network, [name for name, _ in network.named_parameters()], **options)
 
 
 class ZeroHead(nn.Module):
@@ -34,6 +34,8 @@ class ZeroHead(nn.Module):
 LAYERS = {
     "linear": lambda: nn.Linear(3, 4),
     "conv": lambda: nn.Conv2d(2, 3, 2),
+    "conv-transpose": lambda: nn.ConvTranspose2d(4, 6, 3, groups=2),
+    "without-bias": lambda: nn.Linear(3, 4, bias=False),
     "norm": lambda: nn.BatchNorm1d(3),
     "attention": lambda: nn.MultiheadAttention(4, 2),
     "lstm": lambda: nn.LSTM(3, 4),
@@ -43,10 +45,11 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_are_those_of_a_new_network(name):
+def test_values_are_those_of_a_new_network(name, coarse):
     """The same range and the same constants entry by entry: constant where a new network always is, new elsewhere."""
-    drawn = [fresh(LAYERS[name]()).draw(generators(seed)) for seed in range(3)]
+    drawn = [fresh(LAYERS[name](), coarse=coarse).draw(generators(seed)) for seed in range(3)]
     built = [dict(LAYERS[name]().named_parameters()) for _ in range(3)]
     for key, value in drawn[0].items():
         constant = all(torch.equal(built[0][key], other[key]) for other in built)
@@ -64,9 +67,30 @@ def test_values_are_those_of_a_new_network(name):
             assert 0.4 < ratio < 2.5, key
 
 
-def test_each_draw_is_another_and_repeats_by_the_generator():
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(90, 700), lambda: nn.ConvTranspose1d(80, 60, 6, groups=4)])
+def test_coarse_values_are_uniform_to_16_bits_where_torchs_are(layer):
+    """Midpoints of 65,536 equal parts of the range that torch draws from, each part as likely as any other."""
+    network = layer()
+    bound = max(parameter.detach().abs().max() for parameter in network.parameters()).item()
+    drawn = fresh(network, coarse=True).draw(generators(0))
+    for value in drawn.values():
+        assert value.abs().max() < 1.01 * bound
+    values = drawn["weight"].double().flatten()
+    parts = values / (90**-0.5) * 2**15 - 0.5
+    torch.testing.assert_close(parts, parts.round(), rtol=0, atol=0.01)
+    counts = (parts.round() + 2**15).long().div(2**9, rounding_mode="floor").bincount(minlength=128).double()
+    expected = values.numel() / 128
+    spread = ((counts - expected).square() / expected).sum()  # chi-squared with 127 degrees of freedom
+    assert len(counts) == 128
+    assert abs(spread - 127) < 4 * (2 * 127) ** 0.5
+    neighbours = torch.corrcoef(torch.stack([values[:-1], values[1:]]))[0, 1]
+    assert abs(neighbours) < 4 / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_each_draw_is_another_and_repeats_by_the_generator(coarse):
     network = nn.Linear(3, 2)
-    first, again = fresh(network), fresh(network)
+    first, again = fresh(network, coarse=coarse), fresh(network, coarse=coarse)
     one, same = generators(1, 1)
     draws = [first.draw([one])["weight"] for _ in range(3)]
     repeated = [again.draw([same])["weight"] for _ in range(3)]
@@ -84,25 +108,31 @@ def test_network_and_global_random_state_are_left_alone():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_a_population_draws_for_each_member_what_it_would_draw_alone():
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_population_draws_for_each_member_what_it_would_draw_alone(coarse):
     population = Population(lambda: nn.Linear(3, 2), [0, 1])
-    alone = [fresh(population.member(0)).draw(generators(seed)) for seed in (7, 8)]
-    together = FreshParameters(population, ["weight", "bias"]).draw(generators(7, 8))
+    alone = [fresh(population.member(0), coarse=coarse).draw(generators(seed)) for seed in (7, 8)]
+    together = FreshParameters(population, ["weight", "bias"], coarse=coarse).draw(generators(7, 8))
     for name, value in together.items():
         assert torch.equal(value, torch.stack([member[name] for member in alone]))
     assert not torch.equal(*together["weight"])
 
 
-def test_a_draw_is_a_copy():
-    parameters = fresh(nn.Linear(3, 2))
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_draw_is_a_copy(coarse):
+    parameters = fresh(nn.Linear(3, 2), coarse=coarse)
     first = parameters.draw(generators(0))["weight"]
     kept = first.clone()
     parameters.draw(generators(1))
     assert torch.equal(first, kept)
 
 
-def test_the_dtype_is_the_networks():
-    assert fresh(nn.Linear(3, 2, dtype=torch.bfloat16)).draw(generators(0))["weight"].dtype == torch.bfloat16
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_dtype_is_the_networks(coarse):
+    assert (
+        fresh(nn.Linear(3, 2, dtype=torch.bfloat16), coarse=coarse).draw(generators(0))["weight"].dtype
+        == torch.bfloat16
+    )
 
 
 def test_a_module_that_cannot_draw_is_named_unless_left_out():

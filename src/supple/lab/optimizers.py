@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.optim._muon import muon as functional_muon
-from torch.optim.adam import adam as functional_adam
 
 Moments = dict[str, dict[str, Tensor]]
 
@@ -26,14 +25,16 @@ def adam_moments(parameters: Mapping[str, Tensor]) -> Moments:
 def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
     """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
     names = list(parameters)
-    functional_adam(
+    steps = [moments[name]["step"] for name in names]
+    torch._foreach_add_(steps, 1)
+    # The operation behind torch.optim.Adam(fused=True): a compiler traces through it, and not through that.
+    torch._fused_adam_(
         [parameters[name] for name in names],
         [gradients[name] for name in names],
         [moments[name]["exp_avg"] for name in names],
         [moments[name]["exp_avg_sq"] for name in names],
         [],
-        [moments[name]["step"] for name in names],
-        fused=True,
+        steps,
         amsgrad=False,
         beta1=0.9,
         beta2=0.999,

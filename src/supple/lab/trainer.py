@@ -156,17 +156,19 @@ class Trainer:
         self._change_parameters(parameters, state, strength, update)
 
     def _vectorised(self, x: Tensor, y: Tensor) -> Tensors:
-        def loss(parameters: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
-            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-            outputs = functional_call(self.population.stacked, (parameters, buffers), (x,))
-            return cross_entropy(outputs, y), buffers
-
-        per_member = vmap(grad_and_value(loss, has_aux=True), randomness="different")
+        per_member = vmap(grad_and_value(self._loss, has_aux=True), randomness="different")
         gradients, (_, buffers) = per_member(self.parameters, self.buffers, x, y)
         for name, buffer in buffers.items():
             self.buffers[name].copy_(buffer)
         found: Tensors = gradients
         return found
+
+    # Not within _vectorised: the annotations of a nested function are evaluated where the compiler can't follow.
+    def _loss(self, parameters: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+        """One member's loss on a batch, and its buffers afterwards."""
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        outputs = functional_call(self.population.stacked, (parameters, buffers), (x,))
+        return cross_entropy(outputs, y), buffers
 
     def _one_by_one(self, x: Tensor, y: Tensor) -> Tensors:
         found = [

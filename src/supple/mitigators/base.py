@@ -1,7 +1,7 @@
 """What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from supple.mitigators.step_hooks import StepHooks, add_gradients, held_by, innermost
 from supple.population import Population
 from supple.roles import Kind, Role, describe, find_roles, owned_parameters
 
@@ -49,8 +50,13 @@ class Mitigator:
 
     Args:
         network: a module, or a :class:`Population` (then every strength and penalty may differ by member).
-        strength: the multiplier λ, at least 0: a number, or a tensor with one value a member. May change at any time.
+        strength: the multiplier λ, at least 0: a number, or a tensor with one value a member. A schedule assigns to it
+            between steps, ``method.strength = ...``; it is no part of ``state_dict()``.
         roles: overrides for :func:`supple.roles.find_roles`.
+
+    Raises:
+        TypeError: for anything but a module, or a strength that is no number.
+        ValueError: for a strength out of range, and for parameters without finite values.
     """
 
     largest_strength = math.inf
@@ -72,16 +78,23 @@ class Mitigator:
         self._members = (len(network),) if isinstance(network, Population) else ()
         self.strength = strength
         self.roles = find_roles(network, roles)
+        self._known = {name: parameter for name, parameter, _ in owned_parameters(network)}
         self.parameters = {
             name: parameter
-            for name, parameter, _ in owned_parameters(network)
-            if name in self.roles and parameter.numel()
+            for name, parameter in self._known.items()
+            if name in self.roles and parameter.numel() and parameter.is_floating_point()
         }
         if not self.parameters:
             raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
+        for name, parameter in self.parameters.items():
+            if parameter.is_meta or not parameter.detach().isfinite().all():
+                what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
+                raise ValueError(
+                    f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
+                )
         self.state: State = {}
         self._generators: tuple[torch.Generator, ...] = ()
-        self._hooks: dict[Optimizer, tuple[RemovableHandle, ...]] = {}
+        self._hooks: list[StepHooks] = []
         self._observed: list[RemovableHandle] = []
 
     # The kernels, which each method gives where it acts.
@@ -104,7 +117,10 @@ class Mitigator:
 
     @strength.setter
     def strength(self, value: Strength) -> None:
-        tensor = torch.as_tensor(value)
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"expected a strength that is a number or a tensor, got {value!r}") from error
         if tensor.shape not in ((), self._members):
             expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
             raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
@@ -125,15 +141,12 @@ class Mitigator:
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the gradient of :meth:`penalty` to each trainable parameter's ``.grad``, in a loop without ``attach``."""
-        self._regularize(self._trainable())
+        add_gradients(self, self._trainable())
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``."""
-        found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
-        strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
-        parameters = self._held_in(*optimizer.param_groups)
-        self.change_parameters(parameters, self.state, strength, _update_of(optimizer, parameters))
+        self._act_after_step(optimizer, self._select(held_by(optimizer)))
 
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
         """Look at activations from now on, in a loop without ``attach``; :meth:`detach` ends it.
@@ -146,36 +159,32 @@ class Mitigator:
     def attach(self, optimizer: Optimizer) -> Self:
         """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
 
-        Works with closures, gradient scaling and parameter groups (each with its own step size). A network whose
-        parameters are split between optimizers is attached to each of them.
+        Works with closures, gradient scaling, accumulated gradients and parameter groups (each with its own step
+        size), and through the optimizers that Accelerate and Lightning wrap around torch's. A network whose parameters
+        are split between optimizers is attached to each of them. The method's gradient joins inside the step: what
+        comes before it, such as clipping, sees the loss's gradient alone.
+
+        A copy of an optimizer has no hooks. Copy or pickle network, optimizer and method together and the three copies
+        belong together as the originals do.
 
         Raises:
-            ValueError: when the optimizer holds none of the network's parameters, or maximizes.
-            RuntimeError: when already attached to this optimizer.
+            TypeError: for anything but a torch optimizer.
+            ValueError: when the optimizer holds none of the network's parameters, or maximizes; and, also in a later
+                step, when it holds parameters that were added to the network or replaced since the method was built.
+            RuntimeError: when already attached to this optimizer, or when another method of this kind acts there on
+                some of the same parameters.
         """
-        if optimizer in self._hooks:
-            raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")
-        if not any(self._held_in(group) for group in optimizer.param_groups):
-            raise ValueError(
-                "expected an optimizer of this network's parameters, got one that holds none of them: build the "
-                "optimizer from the same network's parameters()"
-            )
-        if any(group.get("maximize") for group in optimizer.param_groups):
-            raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+        self._hooks.append(StepHooks(self, innermost(optimizer)))
         if not self._observed:
             self.observe()
-        hooks = []
-        if self.acts_on_gradients:
-            hooks.append(optimizer.register_step_pre_hook(self._on_step_start))
-        if self.acts_on_parameters:
-            hooks.append(optimizer.register_step_post_hook(self._on_step_end))
-        self._hooks[optimizer] = tuple(hooks)
         return self
 
     def detach(self) -> Self:
         """Undo every :meth:`attach`; what the method remembers is kept."""
-        for hook in [*self._observed, *(hook for hooks in self._hooks.values() for hook in hooks)]:
+        for hook in self._observed:
             hook.remove()
+        for hooks in self._hooks:
+            hooks.remove()
         self._hooks.clear()
         self._observed.clear()
         return self
@@ -212,74 +221,26 @@ class Mitigator:
         """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
         return describe(self._network, self._role_overrides)
 
-    # What happens on an optimizer's step.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": [hooks.optimizer for hooks in self._hooks]}
 
-    def _on_step_start(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer itself
-        if closure is not None:
-            # The gradients come to be inside the step, each time that the optimizer calls the closure.
-            return args[:1], {**kwargs, "closure": self._regularized(closure, optimizer)}
-        with torch.no_grad():
-            # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
-            scaling = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            self._regularize(self._held_in(*optimizer.param_groups), *scaling)
-        return None
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """An optimizer leaves its hooks behind when it is copied or pickled; they are hung on the copy again."""
+        self.__dict__.update(state, _hooks=[])
+        self._hooks.extend(StepHooks(self, optimizer) for optimizer in state["_hooks"])
 
-    def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.after_step(optimizer)
-
-    def _regularized(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
-        def with_penalty() -> Any:
-            loss = closure()
-            parameters = self._held_in(*optimizer.param_groups)
-            with torch.no_grad():
-                if loss is not None:
-                    loss = loss + (self.strength * self._penalty(parameters)).sum()
-                self._regularize(parameters)
-            return loss
-
-        return with_penalty
-
-    def _regularize(
-        self, parameters: Tensors, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
-    ) -> None:
-        if not self.acts_on_gradients:
-            return
-        for name, parameter in parameters.items():
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                raise ValueError(
-                    f"expected a dense gradient, got a sparse one for {name!r}: build its embedding with sparse=False, "
-                    f"or leave it out with roles={{{name!r}: None}}"
-                )
-        for parameter in parameters.values():
-            # Switched off, the method gives no gradient to what has none: the optimizer goes on leaving it alone.
-            if parameter.grad is None and (isinstance(self.strength, Tensor) or self.strength > 0):
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-        if not gradients:
-            return
-        if grad_scale is not None:  # a power of two: undone and redone without rounding
-            torch._foreach_div_(list(gradients.values()), grad_scale)
-        if found_inf is not None:  # the optimizer will skip this step; what is remembered must not keep its infinities
-            for gradient in gradients.values():
-                gradient.masked_fill_(found_inf.bool(), 0)
-        self.add_gradients({name: parameters[name] for name in gradients}, gradients, self.state, self.strength)
-        if grad_scale is not None:
-            torch._foreach_mul_(list(gradients.values()), grad_scale)
+    def _act_after_step(self, optimizer: Optimizer, parameters: Tensors) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
+        strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
+        self.change_parameters(parameters, self.state, strength, _update_of(optimizer, parameters))
 
     def _trainable(self) -> Tensors:
-        return self._select(self.parameters)
-
-    def _held_in(self, *groups: dict[str, Any]) -> Tensors:
-        held = {id(parameter) for group in groups for parameter in group["params"]}
-        return self._select(name for name, parameter in self.parameters.items() if id(parameter) in held)
-
-    def _select(self, names: Iterable[str]) -> Tensors:
-        """The trainable parameters among these."""
         self._follow_devices()
-        return {name: self.parameters[name] for name in names if self.parameters[name].requires_grad}
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+
+    def _select(self, held: Collection[int]) -> Tensors:
+        """The trainable parameters among those with these identities."""
+        return {name: parameter for name, parameter in self._trainable().items() if id(parameter) in held}
 
     def _follow_devices(self) -> None:
         """A network may be moved at any time; what is remembered of it goes along."""
@@ -318,12 +279,10 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     return strength
 
 
-def add_product(into: Tensor, a: Tensor, b: Tensor, strength: Strength) -> None:
-    """``into += strength · a · b`` in one pass over the memory where one strength serves all."""
-    if isinstance(strength, Tensor):
-        into.addcmul_(a, b * per_member(strength, b.ndim))
-    else:
-        into.addcmul_(a, b, value=strength)
+def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
+    """Take ``tensor`` the share ``strength`` of the way to ``target``, in place and in one pass over the memory."""
+    share = per_member(strength, tensor.ndim)
+    tensor.lerp_(target.to(tensor), share.to(tensor.dtype) if isinstance(share, Tensor) else share)
 
 
 def _update_of(optimizer: Optimizer, parameters: Tensors) -> Update:

@@ -92,7 +92,7 @@ class ContinualBackprop(UnitResets):
         age, utility, mean = (state[group.name][key] for key in ("age", "utility", "mean"))
         age.add_(1)
         news = (1 - self.decay) * activity.seen.to(utility.dtype)
-        utility.lerp_(activity.magnitude * self._outgoing(group, tensors), news)
+        utility.lerp_((activity.magnitude * self._outgoing(group, tensors)).to(utility.dtype), news)
         mean.lerp_(activity.mean, news)
 
         counts = self._count(group, step, state, self._on_host(strength))
@@ -132,11 +132,9 @@ class ContinualBackprop(UnitResets):
 
     def _outgoing(self, group: UnitGroup, tensors: Tensors) -> Tensor:
         """The mean size of each unit's outgoing weights, ``(members…, n)``."""
-        members = len(self._members)
-        total, count = torch.zeros(()), 0
+        members, totals, count = len(self._members), [], 0
         for consumer in group.leaving:
-            weights = consumer.weight.by_unit(tensors[consumer.weight.name], group.size, members)
-            others = tuple(range(members + 1, weights.ndim))
-            total = total + weights.abs().sum(others, dtype=working_dtype(weights))
-            count += math.prod(weights.shape[members + 1 :])
-        return total / count
+            sizes = consumer.weight.by_unit(tensors[consumer.weight.name].abs(), group.size, members)
+            totals.append(sizes.sum(tuple(range(members + 1, sizes.ndim)), dtype=working_dtype(sizes)))
+            count += math.prod(sizes.shape[members + 1 :])
+        return sum(totals[1:], totals[0]) / count

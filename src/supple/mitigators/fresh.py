@@ -1,12 +1,17 @@
 """Parameters drawn anew, as the network's own modules initialise them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from supple.population import Population
+from supple.power_iteration import working_dtype
+
+_UNIFORM = (nn.Linear.reset_parameters, _ConvNd.reset_parameters)
+"""They draw weight and bias uniformly in ±1/√n, with n the numbers in weight[0]."""
 
 
 class FreshParameters:
@@ -18,18 +23,28 @@ class FreshParameters:
     Args:
         network: a module or a population; a copy of one network is kept.
         names: the parameters that will be asked for, and buffers.
+        coarse: draw those of linear layers and convolutions on a CPU from 16 random bits each, instead of the 24 that
+            they have in torch: 65,536 values in equal steps, in a third of the time.
 
     Raises:
         ValueError: naming the first of them whose module has no ``reset_parameters()``.
     """
 
-    def __init__(self, network: nn.Module | Population, names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module | Population, names: Sequence[str], *, coarse: bool = False) -> None:
         self._stacked = isinstance(network, Population)
         self._template = network.member(0) if isinstance(network, Population) else copy.deepcopy(network)
         self._names = names
         self._resets = []
+        self._bounds: dict[str, float] = {}
+        # A module with parts may write to their parameters in its turn.
+        coarse = coarse and not any(_reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
-            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if coarse and getattr(type(module), "reset_parameters", None) in _UNIFORM:
+                held = dict(module.named_parameters(path, recurse=False))
+                if all(name in names and p.is_cpu and p.numel() for name, p in held.items()):
+                    self._bounds |= dict.fromkeys(held, module.weight[0].numel() ** -0.5)
+                    continue
+            reset = _reset_of(module)
             if reset is not None:
                 self._resets.append(reset)
                 continue
@@ -48,10 +63,27 @@ class FreshParameters:
         return {name: torch.stack([member[name] for member in members]) for name in self._names}
 
     def _draw_one(self, generator: torch.Generator) -> dict[str, Tensor]:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            for reset in self._resets:
-                reset()
         tensors = dict([*self._template.named_parameters(), *self._template.named_buffers()])
-        return {name: tensors[name].detach().clone() for name in self._names}
+        if self._resets:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                torch.manual_seed(seed)
+                for reset in self._resets:
+                    reset()
+        return {
+            name: _coarsely_uniform(tensors[name], self._bounds[name], generator)
+            if name in self._bounds
+            else tensors[name].detach().clone()
+            for name in self._names
+        }
+
+
+def _reset_of(module: nn.Module) -> Callable[[], object] | None:
+    return getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+
+
+def _coarsely_uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
+    """The midpoints of 65,536 equal parts of ±bound: four random ones from each number of 64 bits."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    numbers = words.view(torch.int16)[: like.numel()].view(like.shape).to(working_dtype(like))
+    return numbers.add_(0.5).mul_(bound / 2**15).to(like.dtype)

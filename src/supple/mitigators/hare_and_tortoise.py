@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, move_towards
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
@@ -63,7 +63,4 @@ class HareAndTortoise(Mitigator):
             slow = state[name]["slow"]
             slow.lerp_(parameter.to(slow.dtype), 1 - self.decay)
             if state[GLOBAL][name].add_(1) % self.every == 0:
-                share = per_member(strength, parameter.ndim)
-                parameter.lerp_(
-                    slow.to(parameter.dtype), share.to(parameter.dtype) if isinstance(share, Tensor) else share
-                )
+                move_towards(parameter, slow, strength)

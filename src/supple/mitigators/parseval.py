@@ -55,8 +55,12 @@ class ParsevalRegularizer(Mitigator):
             role = self.roles[name]
             weight = role.matrices(parameters[name])
             excess, wide = self._excess(weight)
-            direction = excess @ weight if wide else weight @ excess
-            gradient.add_(role.fold(direction * per_member(4 * strength, direction.ndim), gradient))
+            excess.mul_(per_member(4 * strength, excess.ndim))
+            first, second = (excess, weight) if wide else (weight, excess)
+            if weight is parameters[name] and weight.ndim <= 3:  # added by the product itself
+                (gradient.addmm_ if weight.ndim == 2 else gradient.baddbmm_)(first, second)
+            else:
+                gradient.add_(role.fold(first @ second, gradient))
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         total = super()._penalty(parameters)
@@ -71,5 +75,5 @@ class ParsevalRegularizer(Mitigator):
         """W Wᵀ − s I, or Wᵀ W − s I where that is smaller, and which."""
         wide = weight.shape[-2] <= weight.shape[-1]
         gram = weight @ weight.mT if wide else weight.mT @ weight
-        identity = gram.new_ones(gram.shape[-1]).diag()
-        return gram - self.scale * identity, wide
+        gram.diagonal(dim1=-2, dim2=-1).sub_(self.scale)
+        return gram, wide

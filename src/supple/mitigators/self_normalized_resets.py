@@ -109,7 +109,8 @@ class SelfNormalizedResets(UnitResets):
     ) -> Choice | None:
         silent, times, count, threshold = (state[group.name][key] for key in ("silent", "times", "count", "threshold"))
         silent.add_(activity.seen)
-        ended = activity.magnitude > self.quiet * activity.magnitude.mean(-1, keepdim=True)
+        quiet = self.quiet * activity.magnitude.mean(-1, keepdim=True) if self.quiet else 0.0
+        ended = activity.magnitude > quiet
         choice = None
         if step % self.every == 0:
             missed = (silent > threshold) & ~ended & (strength > 0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, add_product
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
@@ -47,24 +47,27 @@ class StreamingEWC(Mitigator):
             name: {
                 # At least float32: the share of a new value, 1 - β, is below what bfloat16 can add.
                 "mean": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
+                # The sum 1 + β + β² + … times the average: it then decays in place, with no temporary.
                 "fisher": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
-                "weight": torch.zeros((), device=parameter.device),  # of all values averaged so far: 1 + β + β² + …
+                "weight": torch.zeros((), dtype=working_dtype(parameter), device=parameter.device),  # that sum
             }
             for name, parameter in self.parameters.items()
         }
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        for name, gradient in gradients.items():
-            mean, fisher, weight = (state[name][key] for key in ("mean", "fisher", "weight"))
-            weight.mul_(self.decay).add_(1)
-            share = (1 / weight).to(mean.dtype)
-            mean.lerp_(parameters[name].to(mean.dtype), share)
-            fisher.lerp_(gradient.to(fisher.dtype).square(), share)
-            add_product(gradient, fisher, parameters[name] - mean, strength)
+        weights = [state[name]["weight"] for name in gradients]
+        torch._foreach_mul_(weights, self.decay)
+        torch._foreach_add_(weights, 1)
+        for (name, gradient), share in zip(gradients.items(), torch._foreach_reciprocal(weights), strict=True):
+            parameter, mean, fisher = parameters[name], state[name]["mean"], state[name]["fisher"]
+            mean.lerp_(parameter.to(mean.dtype), share)
+            fisher.mul_(self.decay).addcmul_(gradient, gradient)
+            gradient.addcmul_(fisher, (parameter - mean).mul_(per_member(strength * share, mean.ndim)))
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         total = super()._penalty(parameters)
         for name, parameter in parameters.items():
-            terms = self.state[name]["fisher"] * (parameter - self.state[name]["mean"]).square() / 2
+            mean, fisher, weight = (self.state[name][key] for key in ("mean", "fisher", "weight"))
+            terms = fisher / weight.clamp_min(1) * (parameter - mean).square() / 2
             total = total + self.roles[name].vector(terms).sum(-1)
         return total

@@ -54,7 +54,8 @@ class UnitResets(Mitigator):
         seed: of the new weights.
 
     Raises:
-        ValueError: when the network has no unit that can be replaced alone.
+        ValueError: when the network has no unit that can be replaced alone, and in a step, when the parameters of a
+            unit are split between optimizers.
     """
 
     observes = True
@@ -141,16 +142,16 @@ class UnitResets(Mitigator):
         if not isinstance(self.strength, Tensor) and self.strength == 0:
             return
         tensors = parameters | {name: self._module.get_buffer(name) for name in self._buffers}
-        groups = [group for group in self.groups if all(part.name in tensors for part in group.parts)]
+        groups = [group for group in self.groups if self._holds_all(group, tensors)]
         touched = [part.name for group in groups for part in group.parts]
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
-        due = [group for group in groups if self._tick(group, state)]
-        activities = {group.name: self._take_activity(group, state) for group in due}
+        due = {group.name: step for group in groups if self._listens(step := self._tick(group, state))}
+        groups = [group for group in groups if group.name in due]
+        activities = {group.name: self._take_activity(group, state) for group in groups}
         self._check_seen(activities)
         strength, doomed = per_member(strength, len(self._members) + 1), []
-        for group in due:
-            step = int(state[GLOBAL]["steps"][self.groups.index(group)])
-            choice = self._choose(group, step, activities[group.name], tensors, state, strength)
+        for group in groups:
+            choice = self._choose(group, due[group.name], activities[group.name], tensors, state, strength)
             if choice is not None:
                 doomed.append((group, choice))
         # Where a new unit enters from another new unit, nothing is to pass: so the leaving weights are written last.
@@ -177,10 +178,20 @@ class UnitResets(Mitigator):
         lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
         return f"{super().describe()}\n\n" + "\n".join(line.rstrip() for line in lines)
 
-    def _tick(self, group: UnitGroup, state: State) -> bool:
+    def _holds_all(self, group: UnitGroup, tensors: Tensors) -> bool:
+        """Whether an optimizer holds a group's units whole; where some parameters are frozen they are left alone."""
+        absent = [part.name for part in group.parts if part.name not in tensors]
+        present = [part.name for part in group.parts if part.name in tensors and part.name in self.parameters]
+        if absent and present and all(self.parameters[name].requires_grad for name in absent):
+            raise ValueError(
+                f"expected the units of {group.name!r} whole in one optimizer, got {present} in this one and not "
+                f"{absent}: give it all (its groups may differ in step size), or say roles={{{absent[0]!r}: None}}"
+            )
+        return not absent
+
+    def _tick(self, group: UnitGroup, state: State) -> int:
         # One counter a group, on the host: a network's groups may be split between optimizers.
-        steps = state[GLOBAL]["steps"][self.groups.index(group)].add_(1)
-        return self._listens(int(steps))
+        return int(state[GLOBAL]["steps"][self.groups.index(group)].add_(1))
 
     def _listen(self) -> None:
         steps = dict(zip((group.name for group in self.groups), self.state[GLOBAL]["steps"].tolist(), strict=True))
@@ -189,9 +200,11 @@ class UnitResets(Mitigator):
 
     def _take_activity(self, group: UnitGroup, state: State) -> Activity:
         sums = state[_activity(group)]
-        # What overflowed counts as not seen: it would stay in every moving average.
-        seen = (sums["forwards"] > 0) & sums["magnitude"].isfinite().all(-1, keepdim=True)
-        magnitude, mean = (torch.where(seen, sums[key] / sums["forwards"], 0.0) for key in ("magnitude", "mean"))
+        magnitude = sums["magnitude"] / sums["forwards"]
+        # Without a forward pass it is NaN; and what overflowed counts as not seen: it would stay in every average.
+        seen = magnitude.isfinite().all(-1, keepdim=True)
+        magnitude = torch.where(seen, magnitude, 0.0)
+        mean = torch.where(seen, sums["mean"] / sums["forwards"], 0.0) if self.needs_mean else sums["mean"]
         torch._foreach_zero_(list(sums.values()))
         return Activity(magnitude, mean, seen)
 
@@ -200,9 +213,9 @@ class UnitResets(Mitigator):
         if activities and not self._has_seen:
             if not any(bool(activity.seen.any()) for activity in activities.values()):
                 raise RuntimeError(
-                    f"expected activations since the last step, got none: {type(self).__name__} sees forward passes "
-                    "in training mode and with gradients, after attach() or observe(); call it before the network is "
-                    "compiled"
+                    f"expected finite activations since the last step, got none: {type(self).__name__} sees forward "
+                    "passes in training mode and with gradients, after attach() or observe(); call it before the "
+                    "network is compiled"
                 )
             self._has_seen = True
 

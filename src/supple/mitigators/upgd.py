@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, per_member
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, move_towards, per_member
 from supple.population import Population
 from supple.power_iteration import TINY, working_dtype
 from supple.roles import Kind, Role
@@ -58,25 +58,29 @@ class UPGD(Mitigator):
         self.noise, self.decay, self.weight_decay = noise, decay, weight_decay
         self.state = {
             name: {
+                # The sum 1 + β + β² + … times the average: it then decays in place, with no temporary.
                 "utility": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
-                "weight": torch.zeros((), device=parameter.device),  # of all values averaged so far: 1 + β + β² + …
+                "weight": torch.zeros((), dtype=working_dtype(parameter), device=parameter.device),  # that sum
             }
             for name, parameter in self.parameters.items()
         }
         self._seed(seed)
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        utilities = {}
-        for name, gradient in gradients.items():
-            weight = state[name]["weight"].mul_(self.decay).add_(1)
-            utility = state[name]["utility"]
-            cost = -(gradient * parameters[name]).to(utility.dtype)
-            utilities[name] = utility.lerp_(cost, (1 / weight).to(utility.dtype))
-        peaks = [self.roles[name].vector(utility).amax(-1) for name, utility in utilities.items()]
+        weights = [state[name]["weight"] for name in gradients]
+        torch._foreach_mul_(weights, self.decay)
+        torch._foreach_add_(weights, 1)
+        peaks = []
+        for (name, gradient), weight in zip(gradients.items(), weights, strict=True):
+            utility = state[name]["utility"].mul_(self.decay).addcmul_(gradient, parameters[name], value=-1)
+            peaks.append(self.roles[name].vector(utility).amax(-1) / weight)
         peak = torch.stack(peaks).amax(0)
-        for name, gradient in gradients.items():
-            scale = peak.view(-1, *(1,) * (gradient.ndim - 1)) if self._members else peak
-            gate = torch.sigmoid(utilities[name] / torch.where(scale.abs() < TINY, 1, scale))
-            noise = self._random(gradient, lambda part, random: part.normal_(std=self.noise, generator=random))
-            target = (gradient + noise) * (1 - gate) + self.weight_decay * parameters[name]
-            gradient.add_((target - gradient) * per_member(strength, gradient.ndim))
+        peak = torch.where(peak.abs() < TINY, 1, peak)
+        for (name, gradient), weight in zip(gradients.items(), weights, strict=True):
+            relative = state[name]["utility"] * (-1 / per_member(weight * peak, gradient.ndim))
+            one_less_gate = relative.sigmoid_()
+            target = self._random(gradient, lambda part, random: part.normal_(std=self.noise, generator=random))
+            target.add_(gradient).mul_(one_less_gate)
+            if self.weight_decay:
+                target.add_(parameters[name], alpha=self.weight_decay)
+            move_towards(gradient, target, strength)

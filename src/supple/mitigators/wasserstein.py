@@ -52,7 +52,8 @@ class WassersteinRegularizer(SquaredDistance):
 
     def _deviation(self, name: str, parameter: Tensor, state: State) -> Tensor:
         values, order = self.roles[name].vector(parameter).sort(-1)
-        return torch.zeros_like(values).scatter(-1, order, values - state[name]["sorted"]).view_as(parameter)
+        distance = values - state[name]["sorted"].to(values.dtype)
+        return torch.zeros_like(values).scatter(-1, order, distance).view_as(parameter)
 
     def _weight(self, name: str) -> float:
         return 1.0 if self.reduction == "sum" else 1.0 / self.state[name]["sorted"].shape[-1]

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +43,9 @@ COLOURS = {
 OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
 """For methods of your own, in the order in which they come."""
 
+DARK_PAGE = (0x14, 0x17, 0x1C)
+"""The background of a dark page: red, green, blue."""
+
 TITLES = {
     "train_accuracy": "training accuracy at the task's end",
     "validation_accuracy": "validation accuracy at the task's end",
@@ -51,6 +55,23 @@ TITLES = {
     "weight_norm": "norm of all parameters",
     "diverged": "share of diverged networks",
 }
+
+
+def on_dark(colour: str) -> str:
+    """The colour as it is seen on a dark page: with as much white as it takes for a contrast of 4 to 1 (WCAG 2)."""
+    if colour == "#000000":
+        return "#FFFFFF"
+    channels = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    for white in range(101):
+        mixed = [round(channel + (255 - channel) * white / 100) for channel in channels]
+        if (_luminance(mixed) + 0.05) / (_luminance(DARK_PAGE) + 0.05) >= 4:
+            break
+    return "#" + "".join(f"{channel:02X}" for channel in mixed)
+
+
+def _luminance(channels: Sequence[int]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (each / 255 for each in channels)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def colour_scale(methods: list[str]) -> alt.Scale:
@@ -125,11 +146,11 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     drawn = means.with_columns(
         low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
     ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
-    x = (
-        alt.X(f"{at}:Q", title=at)
-        if at == "task"
-        else alt.X(f"{at}:Q", title=at, scale=alt.Scale(type="log"), axis=alt.Axis(format="~e"))
-    )
+    x = alt.X(f"{at}:Q", title=at)
+    if at == "strength":
+        x = x.scale(type="log").axis(format="~e", values=drawn[at].unique().sort().to_list())
+    else:
+        x = x.axis(tickMinStep=1)
     colour = alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale)
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import polars as pl
-from scipy.stats import trim_mean
+from scipy.stats import t, trim_mean
 
 MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of what was measured; all others say how."""
@@ -57,15 +57,10 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     ============  ================================================================================
     """
     chosen, value = settings(rows), pl.col("value")
-    last = pl.col("task") >= pl.col("tasks") - count
-    per_seed = (
-        rows.filter((pl.col("metric") == metric) & last)
-        .group_by(*chosen, "seed", maintain_order=True)
-        .agg(value.mean())
-    )
     diverged = rows.filter((pl.col("metric") == "diverged") & (pl.col("task") == pl.col("tasks") - 1))
     return (
-        per_seed.group_by(*chosen, maintain_order=True)
+        _per_seed(rows, metric, count)
+        .group_by(*chosen, maintain_order=True)
         .agg(
             mean=value.mean(),
             error=value.std() / value.len().sqrt(),
@@ -84,6 +79,54 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
             nulls_equal=True,
             maintain_order="left",
         )
+    )
+
+
+def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
+    """:func:`last_tasks`, the best setting first, with the mean over seeds of the ``first`` task."""
+    chosen = settings(rows)
+    first = by_task(rows, metric).filter(pl.col("task") == 0).select(*chosen, first="mean")
+    last = last_tasks(rows, metric, count).join(first, on=chosen, how="left", nulls_equal=True, maintain_order="left")
+    return last.sort(pl.col("mean").fill_nan(None), descending=True, nulls_last=True, maintain_order=True)
+
+
+def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
+    """How far each setting lies above ``reference`` in the last ``count`` tasks, seed by seed.
+
+    The same seed means the same tasks and the same batches, so that what they have in common falls out.
+
+    ==============  ====================================================================
+    ``difference``  its mean over the seeds that both have, ``pairs`` being their number
+    ``low, high``   its 95 % interval after Student; null for one pair
+    ``wins``        in how many pairs the setting lies above
+    ==============  ====================================================================
+
+    Args:
+        rows: of any number of settings.
+        reference: rows of one setting.
+        metric: what is compared.
+        count: the mean over so many tasks, the last ones of each, stands for a seed.
+    """
+    theirs = _per_seed(reference, metric, count).select("seed", theirs="value")
+    difference, pairs = pl.col("difference"), pl.len().cast(pl.Int64)
+    found = (
+        _per_seed(rows, metric, count)
+        .join(theirs, on="seed", maintain_order="left")
+        .with_columns(difference=pl.col("value") - pl.col("theirs"))
+        .group_by(*settings(rows), maintain_order=True)
+        .agg(difference.mean(), error=difference.std() / pairs.sqrt(), wins=(difference > 0).sum(), pairs=pairs)
+    )
+    half = pl.Series(t.ppf(0.975, found["pairs"].to_numpy() - 1), nan_to_null=True) * found["error"]
+    return found.drop("error").with_columns(low=found["difference"] - half, high=found["difference"] + half)
+
+
+def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
+    """The mean of each setting's last tasks, for each seed."""
+    last = pl.col("task") >= pl.col("tasks") - count
+    return (
+        rows.filter((pl.col("metric") == metric) & last)
+        .group_by(*settings(rows), "seed", maintain_order=True)
+        .agg(pl.col("value").mean())
     )
 
 

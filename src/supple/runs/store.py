@@ -20,13 +20,10 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 import supple
+from supple.runs.sealed import BLANK, checked, sealed
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError)
 """What reading a file may raise that was cut off, overwritten or changed in any bit."""
-
-SEAL = b"sealed:"
-BLANK = SEAL + b"0" * 64
-"""Where in a file its digest goes: Parquet and torch would load changed values without a word, or die of them."""
 
 SCHEMA = {"member": pl.Int64, "task": pl.Int64, "metric": pl.String, "value": pl.Float64}
 NO_ROWS = pl.DataFrame(schema=SCHEMA)
@@ -61,7 +58,7 @@ class RunFolder:
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
         self._config = json.dumps(config, indent=2, sort_keys=True)
-        digest = _sha256(self._config.encode()).decode()[:12]
+        digest = hashlib.sha256(self._config.encode()).hexdigest()[:12]
         self.name = re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
         self._files, folder = files_at(root)
         self.path = f"{folder}/{self.name}"
@@ -111,14 +108,14 @@ class RunFolder:
         # Last, because what it holds is what the next start believes: rows written before it are written again.
         buffer = io.BytesIO()
         torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
-        self._write("checkpoint.pt", _sealed(buffer.getvalue() + BLANK))  # torch.load() passes over what follows
+        self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() passes over what follows
 
     def _checkpoint(self) -> Checkpoint | None:
         path = f"{self.path}/checkpoint.pt"
         if not self._files.exists(path):
             return None
         try:
-            found = torch.load(io.BytesIO(_checked(self._files.cat_file(path))), weights_only=True)
+            found = torch.load(io.BytesIO(checked(self._files.cat_file(path))), weights_only=True)
             return Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
         except DAMAGED as error:
             warnings.warn(f"{path} can't be read, the run starts again: {error}", stacklevel=3)
@@ -129,15 +126,20 @@ class RunFolder:
         self._write("environment.json", json.dumps(facts, indent=2).encode())
 
     def _write(self, name: str, content: bytes) -> None:
-        """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""
-        partial = f"{self.path}/.{name}.{socket.gethostname()}.{os.getpid()}"
-        try:
-            self._files.pipe_file(partial, content)
-            self._files.mv(partial, f"{self.path}/{name}")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._files.rm_file(partial)
-            raise
+        write(self._files, f"{self.path}/{name}", content)
+
+
+def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.{socket.gethostname()}.{os.getpid()}"
+    try:
+        files.pipe_file(partial, content)
+        files.mv(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.rm_file(partial)
+        raise
 
 
 def files_at(root: str) -> tuple[Any, str]:
@@ -149,25 +151,7 @@ def files_at(root: str) -> tuple[Any, str]:
 def _parquet(rows: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
-    return _sealed(buffer.getvalue())
-
-
-def _sealed(content: bytes) -> bytes:
-    """Content with its digest in the place of ``BLANK``."""
-    return content.replace(BLANK, SEAL + _sha256(content))
-
-
-def _checked(content: bytes) -> bytes:
-    """Sealed content in which nothing has changed since; a ValueError for any other."""
-    start = content.rfind(SEAL)
-    end = start + len(BLANK)
-    if content[start:end] != SEAL + _sha256(content[:start] + BLANK + content[end:]):
-        raise ValueError("it is not what was written")
-    return content
-
-
-def _sha256(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
+    return sealed(buffer.getvalue())
 
 
 def _object(content: bytes) -> dict[str, Any]:
@@ -179,7 +163,7 @@ def _object(content: bytes) -> dict[str, Any]:
 
 def _measured(files: Any, path: str) -> tuple[pl.DataFrame, dict[str, Any]]:
     """What was measured in a run's folder, and what it ran on."""
-    rows = pl.read_parquet(_checked(files.cat_file(f"{path}/metrics.parquet")))
+    rows = pl.read_parquet(checked(files.cat_file(f"{path}/metrics.parquet")))
     return rows, _object(files.cat_file(f"{path}/environment.json"))
 
 
@@ -197,6 +181,18 @@ def configurations(root: str) -> dict[str, dict[str, Any]]:
             _warn_of(path)
         else:
             found[name] = config
+    return found
+
+
+def environments(root: str) -> dict[str, dict[str, Any]]:
+    """The same with what each of them ran on, and with its ``seconds``."""
+    files, folder = files_at(root)
+    found = {}
+    for path in sorted(files.glob(f"{folder}/*/environment.json")):
+        try:
+            found[path.split("/")[-2]] = _object(files.cat_file(path))
+        except DAMAGED:
+            _warn_of(path)
     return found
 
 

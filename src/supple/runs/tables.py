@@ -5,30 +5,28 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supple.runs.charts import TITLES
-from supple.runs.stats import by_task, last_tasks, settings, varying
+from supple.runs.stats import ranking, varying
 
-STAMPS = ("scale", "subset")
+ACCURACIES = ("train_accuracy", "test_accuracy")
+"""What a problem is about: trainability, and generalisation where there is any."""
 
 
 def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
     """``metric`` of the first and the last ``count`` tasks of one problem, a line for each setting, the best first."""
     count = min(count, *rows["tasks"].to_list())
-    last = last_tasks(rows, metric, count).sort("mean", descending=True, nulls_last=True, maintain_order=True)
-    first = by_task(rows, metric).filter(pl.col("task") == 0)
-    first = last.select(settings(rows)).join(first, on=settings(rows), nulls_equal=True, maintain_order="left")
     others = [column for column in varying(rows) if column not in ("method", "strength")]
     title = TITLES.get(metric, metric).removesuffix(" at the task's end")
     table = Table("method", title=f"{title.capitalize()}, {stamped(rows)}", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("strength", *others, "first", f"last {count}", "IQM", "95 %", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row, begun in zip(last.to_dicts(), first["mean"], strict=True):
+    for row in ranking(rows, metric, count).iter_rows(named=True):
         error = f" ± {row['error']:.3f}" if row["error"] is not None else ""
         diverged = f" ({row['diverged']:.0f} diverged)" if row["diverged"] else ""
         table.add_row(
             row["method"],
             f"{row['strength']:g}" if row["strength"] else "-",
             *(f"{row[other]:g}" if isinstance(row[other], float) else str(row[other]) for other in others),
-            f"{begun:.3f}",
+            f"{row['first']:.3f}",
             f"{row['mean']:.3f}{error}",
             f"{row['iqm']:.3f}",
             f"{row['low']:.3f}, {row['high']:.3f}",

@@ -1,0 +1,119 @@
+"""Does spectral regularization favour rotations? The singular values of what `benchmarks/digits.py` has trained.
+
+    python benchmarks/digits.py --methods none spectral parseval      # where these runs are missing
+    python benchmarks/rotations.py                                    # table and chart to results/rotations/
+
+Parseval regularization asks for rotations: it pulls every singular value of a hidden weight towards one. Spectral
+regularization asks the largest alone to be one, and leaves the others to the data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+import torch
+import tyro
+from digits import PROBLEM
+from torch import Tensor
+
+from supple.lab.datasets import DATASETS
+from supple.lab.models import MODELS
+from supple.lab.problems import PROBLEMS, Run
+from supple.runs import charts
+
+METHODS = ("none", "spectral", "parseval")
+START = "initialisation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotations:
+    """Singular values of each hidden layer before the first task and after the last."""
+
+    runs: Path = Path("runs/digits")
+    """Where `benchmarks/digits.py` has put its runs."""
+    tuning: Path = Path("results/digits/tuning.parquet")
+    """Which strengths it has chosen."""
+    seeds: int = 3
+    """Seeds, from 0."""
+    out: Path = Path("results/rotations")
+    """Where the table and the chart go."""
+
+
+def spectra(weights: list[Tensor], method: str, seed: int) -> pl.DataFrame:
+    """One row a singular value, the largest of each layer first."""
+    values = [torch.linalg.svdvals(weight.double()) for weight in weights]
+    rows = [
+        (method, seed, layer, index, value)
+        for layer, found in enumerate(values, 1)
+        for index, value in enumerate(found.tolist(), 1)
+    ]
+    return pl.DataFrame(rows, schema=["method", "seed", "layer", "index", "value"], orient="row")
+
+
+def hidden(parameters: dict[str, Tensor]) -> list[Tensor]:
+    """The weight matrices of an MLP but the last one, which is the output layer's."""
+    return [parameter for parameter in parameters.values() if parameter.ndim == 2][:-1]
+
+
+def chart(rows: pl.DataFrame) -> alt.FacetChart:
+    means = rows.group_by("method", "layer", "index", maintain_order=True).agg(pl.col("value").mean())
+    order = [START, *METHODS]
+    colour = alt.Color("method:N", sort=order, title=None).scale(
+        domain=order, range=["#BBBBBB", *(charts.COLOURS[method] for method in METHODS)]
+    )
+    line = (
+        alt.Chart(means)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("index:Q", title="singular value, from the largest"),
+            y=alt.Y("value:Q", title="its size").scale(type="log", domain=[0.003, 30], clamp=True),
+            color=colour,
+            tooltip=["method:N", "layer:N", "index:Q", alt.Tooltip("value:Q", format=".3f")],
+        )
+    )
+    one = alt.Chart(means).mark_rule(strokeDash=[4, 4], color="#666666").encode(y=alt.datum(1.0))
+    faceted: alt.FacetChart = (
+        (one + line)
+        .properties(width=180, height=240)
+        .facet(alt.Column("layer:N", title=None, header=alt.Header(labelExpr="'hidden layer ' + datum.label")))
+        .resolve_scale(x="independent")
+        .properties(title=alt.Title(f"{PROBLEM}: singular values after the last task", anchor="start"))
+    )
+    return faceted
+
+
+def main() -> None:
+    config = tyro.cli(Rotations)
+    tuned = pl.read_parquet(config.tuning).sort("mean", descending=True)
+    strengths = {row["method"]: row["strength"] for row in reversed(tuned.to_dicts())}
+    frames = []
+    for seed in range(config.seeds):
+        torch.manual_seed(seed)
+        network = MODELS[PROBLEMS[PROBLEM].model](DATASETS[PROBLEMS[PROBLEM].dataset]())
+        frames.append(spectra(hidden({name: p.detach() for name, p in network.named_parameters()}), START, seed))
+        for method in METHODS:
+            run = Run.of(PROBLEM, method, [seed], strength=strengths.get(method))
+            checkpoint = torch.load(run.folder(config.runs).path / "checkpoint.pt", weights_only=True)
+            parameters = {name: parameter[0] for name, parameter in checkpoint["trainer"]["parameters"].items()}
+            frames.append(spectra(hidden(parameters), method, seed))
+    rows = pl.concat(frames)
+    config.out.mkdir(parents=True, exist_ok=True)
+    rows.write_parquet(config.out / "rows.parquet")
+    charts.save(chart(rows), config.out)
+    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, float_precision=3):
+        print(summary(rows))
+
+
+def summary(rows: pl.DataFrame) -> pl.DataFrame:
+    """By method and layer: the largest, the middle and the smallest singular value, and how many are about one."""
+    value = pl.col("value")
+    of_one = rows.group_by("method", "layer", "seed", maintain_order=True).agg(
+        largest=value.max(), middle=value.median(), smallest=value.min(), about_one=value.is_between(0.9, 1.1).mean()
+    )
+    columns = ("largest", "middle", "smallest", "about_one")
+    return of_one.group_by("method", "layer", maintain_order=True).agg(pl.col(columns).mean())
+
+
+if __name__ == "__main__":
+    main()

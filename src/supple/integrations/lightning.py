@@ -1,0 +1,45 @@
+"""Methods in a Lightning trainer."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from supple.mitigators import Mitigator
+from supple.mitigators.step_hooks import held_by
+
+
+class MitigatorCallback(Callback):
+    """Attach methods to a trainer's optimizers while it fits, and keep what they remember in its checkpoints.
+
+    Without it, ``attach`` in ``configure_optimizers`` does the same, but a resumed run starts with new vectors.
+
+    Args:
+        mitigators: methods built on the module to fit or on parts of it. Each acts on every optimizer that holds
+            parameters of its.
+
+    Raises:
+        ValueError: when fitting starts and no optimizer holds a method's parameters, or when a checkpoint has the
+            states of other methods.
+    """
+
+    def __init__(self, *mitigators: Mitigator) -> None:
+        self.mitigators = mitigators
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for mitigator in self.mitigators:
+            mitigator.detach()  # from a fit that was interrupted
+            parameters = {id(parameter) for parameter in mitigator.parameters.values()}
+            holding = [optimizer for optimizer in trainer.optimizers if held_by(optimizer) & parameters]
+            for optimizer in holding or trainer.optimizers[:1]:
+                mitigator.attach(optimizer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for mitigator in self.mitigators:
+            mitigator.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mitigators": [mitigator.state_dict() for mitigator in self.mitigators]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for mitigator, state in zip(self.mitigators, state_dict["mitigators"], strict=True):
+            mitigator.load_state_dict(state)

@@ -1,0 +1,117 @@
+"""One page about a folder of runs, made from the store alone: it opens from disk, without a network."""
+
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import altair as alt
+import fsspec
+import polars as pl
+import vl_convert
+from fsspec.implementations.local import LocalFileSystem
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from supple.report import texts
+from supple.report.drawings import Drawings, palette
+from supple.report.overview import hardware, members_of, under_way
+from supple.report.sections import sections_of
+from supple.runs.store import configurations, environments, load, write
+
+HERE = Path(__file__).parent
+AT_LEAST_EVERY = 10
+"""Seconds between two pages while runs are followed, where a page is quickly written."""
+
+
+def page_of(root: str, out: str | None = None) -> str:
+    """Where the page about the runs under ``root`` goes when nothing else is said."""
+    return out or f"{root.rstrip('/')}/index.html"
+
+
+def write_page(root: str, out: str | None = None, *, every: int | None = None) -> str:
+    """Write the page about the runs under ``root``; return where it is.
+
+    Args:
+        root: the folder of all runs, which may be empty or at work: a path, or an address that fsspec understands.
+        out: the page; ``index.html`` in that folder when left out.
+        every: the page loads itself anew after so many seconds; never when left out.
+    """
+    out = page_of(root, out)
+    files, path = fsspec.url_to_fs(out)
+    files.makedirs(os.path.dirname(path), exist_ok=True)
+    write(files, path, page(root, _way(root, out), every).encode())
+    return out
+
+
+def watch(root: str, out: str | None = None) -> None:
+    """Write the page again and again, until Ctrl-C; then once more, as one that does not load itself anew."""
+    every = AT_LEAST_EVERY
+    try:
+        while True:
+            began = time.monotonic()
+            write_page(root, out, every=every)
+            time.sleep(every)
+            every = max(AT_LEAST_EVERY, round(10 * (time.monotonic() - began - every)))  # a tenth of a core at most
+    except KeyboardInterrupt:
+        write_page(root, out)
+
+
+def page(root: str, way: str = "", every: int | None = None) -> str:
+    """The page as text.
+
+    Args:
+        root: the folder of all runs.
+        way: what leads from the page to the runs' folders, in front of their names.
+        every: see :func:`write_page`.
+    """
+    with warnings.catch_warnings(record=True) as unreadable:
+        warnings.simplefilter("always")
+        configs, environs = configurations(root), environments(root)
+        try:
+            rows = load(root)
+        except FileNotFoundError:
+            rows = pl.DataFrame()
+    members = members_of(configs, environs, rows)
+    methods = members["method"].unique(maintain_order=True).sort().to_list() if len(members) else []
+    drawings = Drawings(methods)
+    sections = sections_of(members, rows, configs, drawings)
+    return _template().render(
+        root=root,
+        way=way,
+        every=every,
+        written=time.strftime("%Y-%m-%d %H:%M %z"),
+        sections=sections,
+        hardware=hardware(environs),
+        under_way=under_way(members),
+        problems=sorted({section.problem for section in sections}),
+        methods=methods,
+        palette=palette(methods),
+        unreadable=sorted({str(warning.message) for warning in unreadable}),
+        data=drawings.text(),
+        vega=_vega(),
+    )
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {name: getattr(texts, name) for name in texts.__all__}
+    return environment.get_template("page.html")
+
+
+def _vega() -> str:
+    """The scripts that draw, once for all charts."""
+    major, minor, _ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
+    return vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")
+
+
+def _way(root: str, out: str) -> str:
+    """What leads from the page to the runs' folders."""
+    (runs, folder), (pages, path) = fsspec.url_to_fs(root), fsspec.url_to_fs(out)
+    if isinstance(runs, LocalFileSystem) and isinstance(pages, LocalFileSystem):
+        between = os.path.relpath(folder, os.path.dirname(path))
+        return "" if between == "." else quote(between) + "/"
+    return "" if os.path.dirname(path) == folder and type(runs) is type(pages) else f"{root.rstrip('/')}/"

@@ -1,0 +1,65 @@
+"""What ran, as far as it got, and on what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+HARDWARE = ("platform", "processor", "device", "threads", "python", "torch", "supple")
+"""What makes two environments different."""
+
+EVERY_RUN = dict.fromkeys(("problem", "scale", "method", "options", "step_size", "tasks"))
+"""What the page asks of every run, whatever kind it is."""
+
+
+def members_of(
+    configs: Mapping[str, dict[str, Any]], environments: Mapping[str, dict[str, Any]], rows: pl.DataFrame
+) -> pl.DataFrame:
+    """One row a member, also of runs that have only begun.
+
+    Its run's configuration, and ``run``, ``member``, ``seed``, ``strength``; ``done``, the tasks that are behind it;
+    ``seconds``, its share of its run's time; ``subset``, whether it saw a part of the data set only.
+    """
+    found = []
+    for run, config in configs.items():
+        shared = EVERY_RUN | {name: value for name, value in config.items() if not isinstance(value, list)}
+        environment, seeds = environments.get(run, {}), config.get("seeds", [])
+        shared |= {
+            "run": run,
+            "subset": environment.get("subset", False),
+            "seconds": environment.get("seconds", 0.0) / max(1, len(seeds)),
+        }
+        for member, (seed, strength) in enumerate(zip(seeds, config.get("strengths", []), strict=False)):
+            found.append(shared | {"member": member, "seed": seed, "strength": strength})
+    if not found:
+        return pl.DataFrame()
+    members = pl.DataFrame(found, infer_schema_length=None)
+    if rows.is_empty():
+        return members.with_columns(done=pl.lit(0))
+    done = rows.group_by("run", "member").agg(done=pl.col("task").n_unique().cast(pl.Int64))
+    return members.join(done, on=["run", "member"], how="left", maintain_order="left").with_columns(
+        pl.col("done").fill_null(0)
+    )
+
+
+def under_way(members: pl.DataFrame) -> list[dict[str, Any]]:
+    """For each method on each problem of which runs are not at their end: what is behind of the tasks of all begun."""
+    if members.is_empty():
+        return []
+    parts = members.group_by("problem", "method", maintain_order=True).agg(
+        pl.len().alias("members"),
+        (pl.col("done") >= pl.col("tasks")).sum().alias("finished"),
+        pl.col("done", "tasks").sum(),
+    )
+    return parts.filter(pl.col("finished") < pl.col("members")).to_dicts()
+
+
+def hardware(environments: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The environments that differ, with how many runs and seconds each had."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for environment in environments.values():
+        key = tuple(environment.get(name) for name in HARDWARE)
+        entry = found.setdefault(key, dict(zip(HARDWARE, key, strict=True)) | {"runs": 0, "seconds": 0.0})
+        entry["runs"] += 1
+        entry["seconds"] += environment.get("seconds", 0.0)
+    return list(found.values())

@@ -1,0 +1,103 @@
+"""The sections of the page: one for each protocol, with its standings and with how to repeat its runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import polars as pl
+
+from supple.lab.grid import TUNING_SEEDS
+from supple.lab.run import Run
+from supple.report.commands import commands
+from supple.report.drawings import Drawings
+from supple.report.standings import TUNED, Standings, standings
+from supple.runs.tables import stamped
+
+OF_MEMBERS = ("run", "member", "seed", "done", "seconds")
+"""The columns of a table of members that say nothing about how they were trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One protocol."""
+
+    problem: str
+    title: str
+    protocol: dict[str, Any]
+    methods: int
+    seeds: list[int]
+    """Those that are reported."""
+    tuning_seeds: list[int]
+    members: int
+    finished: int
+    seconds: float
+    standings: Standings | None
+    """None as long as nothing has been measured."""
+    settings: list[dict[str, Any]]
+    """Each setting with its seeds, how far it is, its folders, and the commands that repeat it."""
+
+
+def sections_of(
+    members: pl.DataFrame, rows: pl.DataFrame, configs: Mapping[str, dict[str, Any]], drawings: Drawings
+) -> list[Section]:
+    """In the order of their names; their charts go to ``drawings``.
+
+    Args:
+        members: see :func:`supple.report.overview.members_of`.
+        rows: all that was measured.
+        configs: of each run.
+        drawings: the page's charts.
+    """
+    if members.is_empty():
+        return []
+    protocol = [name for name in members.columns if name not in (*TUNED, *OF_MEMBERS)]
+    found = []
+    for part in members.partition_by(protocol, maintain_order=True):
+        siblings = members.filter(pl.col("problem") == part["problem"][0])
+        apart = [name for name in protocol if name not in ("scale", "subset") and siblings[name].n_unique() > 1]
+        measured = _rows_of(part, rows)
+        found.append(
+            Section(
+                problem=part["problem"][0],
+                title=", ".join([stamped(part), *(f"{_words(name)} {part[name][0]}" for name in apart)]),
+                protocol={_words(name): part[name][0] for name in protocol if name not in ("problem", "subset")},
+                methods=part["method"].n_unique(),
+                seeds=part["seed"].filter(part["seed"] < TUNING_SEEDS).to_list(),
+                tuning_seeds=part["seed"].filter(part["seed"] >= TUNING_SEEDS).to_list(),
+                members=len(part),
+                finished=int((part["done"] >= part["tasks"]).sum()),
+                seconds=part["seconds"].sum(),
+                standings=None if measured.is_empty() else standings(measured, drawings),
+                settings=[_setting(each, configs) for each in part.partition_by(TUNED, maintain_order=True)],
+            )
+        )
+    return found
+
+
+def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """What was measured of these members, with what is compared of them; of the same one twice, where it is furthest."""
+    if rows.is_empty():
+        return rows
+    once = members.sort("done", descending=True, maintain_order=True).unique([*TUNED, "seed"], maintain_order=True)
+    return rows.select("run", "member", "task", "metric", "value").join(
+        once.select("run", "member", "seed", *TUNED, "tasks"), on=["run", "member"], maintain_order="left"
+    )
+
+
+def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    first = members.row(0, named=True)
+    config = configs[first["run"]] | {"seeds": members["seed"].to_list(), "strengths": members["strength"].to_list()}
+    config |= {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+    repeatable = config.keys() == {field.name for field in fields(Run)}
+    return {name: first[name] for name in TUNED} | {
+        "seeds": members["seed"].to_list(),
+        "done": members["done"].sum(),
+        "tasks": members["tasks"].sum(),
+        "seconds": members["seconds"].sum(),
+        "folders": members["run"].unique(maintain_order=True).to_list(),
+        "commands": commands(Run(**config)) if repeatable else [],
+    }
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,162 @@
+"""Lightning: automatic optimization with its closure, manual optimization, checkpoints."""
+
+import copy
+
+import pytest
+import torch
+
+from hand_written import adam, assert_differs, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
+
+lightning = pytest.importorskip("lightning.pytorch")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+STEPS = 6
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, manual=False, attach_itself=False):
+        super().__init__()
+        self.network = mlp()
+        self.automatic_optimization = not manual
+        self.attach_itself = attach_itself
+
+    def training_step(self, x, index):
+        loss = mean_square(self.network, x)
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = adam(self)
+        if self.attach_itself:
+            self.regularizer = spectral(self).attach(optimizer)
+        return optimizer
+
+
+def fit(module, folder, inputs=None, epochs=1, resume=None, **options):
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        **options,
+    )
+    inputs = list(batches(STEPS) if inputs is None else inputs)
+    trainer.fit(module, torch.utils.data.DataLoader(inputs, batch_size=None), ckpt_path=resume)
+    return trainer
+
+
+def callback(module, **options):
+    from supple.integrations.lightning import MitigatorCallback
+
+    return MitigatorCallback(spectral(module, **options))
+
+
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("attach_itself", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_each_step_is_the_one_written_by_hand(manual, attach_itself, decoupled, tmp_path):
+    if attach_itself and decoupled:
+        pytest.skip("it is the same attach")
+    module = Module(manual, attach_itself)
+    by_hand, without = copies(module.network)
+    fit(module, tmp_path, callbacks=[] if attach_itself else [callback(module, decoupled=decoupled)])
+    train_by_hand(by_hand, spectral(by_hand, decoupled=decoupled), adam(by_hand), batches(STEPS))
+    train_by_hand(without, None, adam(without), batches(STEPS))
+    assert_same(module.network, by_hand)
+    assert_differs(module.network, without)
+
+
+def test_accumulation_and_clipping(tmp_path):
+    module = Module()
+    by_hand, _ = copies(module.network)
+    options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}
+    fit(module, tmp_path, callbacks=[callback(module)], **options)
+    train_by_hand(by_hand, spectral(by_hand), adam(by_hand), batches(STEPS), accumulate=2, clip=0.05)
+    assert_same(module.network, by_hand)
+
+
+def test_bfloat16(tmp_path):
+    module = Module()
+    by_hand, _ = copies(module.network)
+
+    def loss_of(network, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return mean_square(network, x)
+
+    fit(module, tmp_path, callbacks=[callback(module)], precision="bf16-mixed")
+    train_by_hand(by_hand, spectral(by_hand), adam(by_hand), batches(STEPS), loss_of)
+    assert_same(module.network, by_hand)
+
+
+def test_a_resumed_fit_gives_the_same_bits(tmp_path):
+    module, again = Module(), Module()
+    by_hand, _ = copies(module.network)
+    trainer = fit(module, tmp_path, batches(STEPS)[:3], callbacks=[callback(module)])
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    second = callback(again)
+    fit(again, tmp_path, batches(STEPS)[3:], epochs=2, resume=tmp_path / "half.ckpt", callbacks=[second])
+    expected = spectral(by_hand)
+    train_by_hand(by_hand, expected, adam(by_hand), batches(STEPS))
+    assert_same(again.network, by_hand)
+    vectors = second.mitigators[0].state_dict()["network.0.weight"]["v"]
+    assert torch.equal(vectors, expected.state_dict()["0.weight"]["v"])
+
+
+def test_a_second_fit_and_one_after_an_interruption(tmp_path):
+    class Stumbling(Module):
+        stumbles = True
+
+        def training_step(self, x, index):
+            if index == 1 and self.stumbles:
+                raise RuntimeError("out of luck")
+            return super().training_step(x, index)
+
+    module = Stumbling()
+    attached = callback(module)
+    with pytest.raises(RuntimeError, match="luck"):
+        fit(module, tmp_path, callbacks=[attached])
+    module.stumbles = False
+    by_hand, _ = copies(module.network)
+    expected = spectral(by_hand)
+    expected.load_state_dict({name[8:]: entry for name, entry in attached.mitigators[0].state_dict().items()})
+    for _ in range(2):
+        fit(module, tmp_path, callbacks=[attached])
+        train_by_hand(by_hand, expected, adam(by_hand), batches(STEPS))
+    assert_same(module.network, by_hand)
+
+
+def test_two_optimizers(tmp_path):
+    class Two(Module):
+        def training_step(self, x, index):
+            loss = mean_square(self.network, x)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return adam(self.network[:2]), adam(self.network[2:])
+
+    module = Two(manual=True)
+    by_hand, _ = copies(module.network)
+    fit(module, tmp_path, callbacks=[callback(module)])
+    train_by_hand(by_hand, spectral(by_hand), adam(by_hand), batches(STEPS))
+    assert_same(module.network, by_hand)
+
+
+def test_a_method_on_another_module_is_refused(tmp_path):
+    module = Module()
+    with pytest.raises(ValueError, match="none of them"):
+        fit(module, tmp_path, callbacks=[callback(copy.deepcopy(module))])

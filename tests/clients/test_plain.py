@@ -1,0 +1,151 @@
+"""Plain PyTorch: accumulation, clipping, schedules, autocast, compiled models and optimizers."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hand_written import adam, assert_differs, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
+from supple import SpectralRegularizer
+
+compiling = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+every_form = pytest.mark.parametrize("decoupled", [False, True])
+
+
+@every_form
+def test_accumulation_clipping_and_a_schedule(decoupled):
+    network = mlp()
+    by_hand, without = copies(network)
+    optimizer = adam(network)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    spectral(network, decoupled=decoupled).attach(optimizer)
+    for step, x in enumerate(batches(12), start=1):
+        (mean_square(network, x) / 3).backward()
+        if step % 3 == 0:
+            nn.utils.clip_grad_norm_(network.parameters(), 0.05)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    for other, method in ((by_hand, spectral(by_hand, decoupled=decoupled)), (without, None)):
+        optimizer = adam(other)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+        train_by_hand(other, method, optimizer, batches(12), accumulate=3, clip=0.05, scheduler=scheduler)
+    assert_same(network, by_hand)
+    assert_differs(network, without)
+
+
+def test_clipping_after_the_methods_gradient_is_a_loop_of_ones_own():
+    """What attach does not do: before_step() first, then clip both together."""
+    network = mlp()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = copy.deepcopy(network)
+    spectral(network, strength=100.0).before_step()
+    nn.utils.clip_grad_norm_(network.parameters(), 0.05)
+    optimizer.step()
+    moved = torch.cat([(a - b).flatten() for a, b in zip(network.parameters(), before.parameters(), strict=True)])
+    assert moved.norm().item() == pytest.approx(0.05, rel=1e-3)
+
+
+@every_form
+@pytest.mark.parametrize("fused", [False, True])
+def test_bfloat16_autocast(fused, decoupled):
+    network = mlp()
+    by_hand, without = copies(network)
+
+    def loss_of(network, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return mean_square(network, x)
+
+    optimizer = adam(network, fused=fused)
+    spectral(network, decoupled=decoupled).attach(optimizer)
+    for x in batches(5):
+        optimizer.zero_grad()
+        loss_of(network, x).backward()
+        optimizer.step()
+    train_by_hand(by_hand, spectral(by_hand, decoupled=decoupled), adam(by_hand, fused=fused), batches(5), loss_of)
+    train_by_hand(without, None, adam(without, fused=fused), batches(5), loss_of)
+    assert_same(network, by_hand)
+    assert_differs(network, without)
+
+
+@compiling
+@every_form
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_model_and_optimizer_step_with_the_strength_under_a_schedule(backend, decoupled):
+    if backend == "inductor" and decoupled:
+        pytest.skip("compiled by one backend it is compiled by the other, and inductor takes its time")
+    torch.compiler.reset()
+    strengths = [0.1, 0.1, 0.05, 0.02, 0.0, 0.3]
+    network = mlp()
+    by_hand, _ = copies(network)
+    optimizer = adam(network, lr=torch.tensor(0.01))
+    method = spectral(network, decoupled=decoupled).attach(optimizer)
+    forward = torch.compile(network, backend=backend)
+    step = torch.compile(optimizer.step, backend=backend)
+    expected = spectral(by_hand, decoupled=decoupled)
+    optimizer_by_hand = adam(by_hand)
+    for strength, x in zip(strengths, batches(6), strict=True):
+        method.strength = torch.tensor(strength)  # a tensor is an input of the compiled step, a number part of it
+        optimizer.zero_grad()
+        mean_square(forward, x).backward()
+        step()
+        expected.strength = strength
+        train_by_hand(by_hand, expected, optimizer_by_hand, [x])
+    assert_same(network, by_hand, rtol=1e-4, atol=1e-5)
+
+
+@compiling
+def test_a_number_as_strength_in_a_compiled_step_counts_too():
+    torch.compiler.reset()
+    network = mlp()
+    by_hand, _ = copies(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    method = spectral(network).attach(optimizer)
+    step = torch.compile(optimizer.step, backend="eager")
+    expected, optimizer_by_hand = spectral(by_hand), torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for strength, x in zip([0.1, 0.2, 0.0, 0.3], batches(4), strict=True):
+        method.strength = expected.strength = strength
+        optimizer.zero_grad()
+        mean_square(network, x).backward()
+        step()
+        train_by_hand(by_hand, expected, optimizer_by_hand, [x])
+    assert_same(network, by_hand, rtol=1e-5, atol=1e-6)
+
+
+def parametrized(kind):
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    getattr(nn.utils.parametrizations, kind)(network[2])
+    return network
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "orthogonal", "spectral_norm"])
+def test_parametrized_layers(kind):
+    """The parameters behind the parametrization are regularized, in the weight's role."""
+    torch.manual_seed(1)
+    network = parametrized(kind)
+    without = parametrized(kind)
+    by_hand = parametrized(kind)
+    for other in (by_hand, without):
+        other.load_state_dict(network.state_dict())
+    optimizer = adam(network)
+    regularizer = spectral(network).attach(optimizer)
+    kinds = {name.rpartition("weight.")[2]: role.kind for name, role in regularizer.roles.items() if "weight." in name}
+    expected = {"original0": "scale", "original1": "matrix"} if kind == "weight_norm" else {"original": "matrix"}
+    assert kinds == expected
+    for x in batches(5):
+        optimizer.zero_grad()
+        mean_square(network, x).backward()
+        optimizer.step()
+    train_by_hand(by_hand, spectral(by_hand), adam(by_hand), batches(5))
+    train_by_hand(without, None, adam(without), batches(5))
+    assert_same(network, by_hand)
+    assert_differs(network, without)
+
+
+def test_layers_parametrized_after_the_method_was_built_are_named():
+    network = mlp()
+    regularizer = SpectralRegularizer(network)
+    nn.utils.parametrizations.weight_norm(network[0])
+    with pytest.raises(ValueError, match=r"0\.parametrizations\.weight\.original0.*new in the network"):
+        regularizer.attach(adam(network))

@@ -1,0 +1,215 @@
+"""Transformers: the roles of GPT-2 and ViT, and the Trainer."""
+
+import pytest
+import torch
+
+import oracles
+from hand_written import STRENGTH, adam, assert_differs, assert_same, copies, spectral, train_by_hand
+from supple import L2InitRegularizer, ParsevalRegularizer, SpectralRegularizer, WeightClipping
+
+transformers = pytest.importorskip("transformers")
+
+LR, STEPS, BATCH = 0.01, 6, 4
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=12, vocab_size=17, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config.to_dict() | no_dropout("pdrop")))
+
+
+def no_dropout(ending):
+    return {f"{kind}_{ending}": 0.0 for kind in ("resid", "embd", "attn")}
+
+
+def vit():
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=8,
+            patch_size=4,
+            num_labels=3,
+        )
+    )
+
+
+def examples(kind):
+    random = torch.Generator().manual_seed(5)
+    if kind is gpt2:
+        tokens = torch.randint(17, (STEPS * BATCH, 8), generator=random)
+        return [{"input_ids": row, "labels": row} for row in tokens]
+    images = torch.randn(STEPS * BATCH, 3, 8, 8, generator=random)
+    return [{"pixel_values": image, "labels": index % 3} for index, image in enumerate(images)]
+
+
+def inputs(kind):
+    rows = examples(kind)
+    return [transformers.default_data_collator(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
+
+
+def make(kind):
+    torch.manual_seed(1)
+    return kind()
+
+
+def loss_of(network, batch):
+    return network(**batch).loss
+
+
+class InOrder(transformers.Trainer):
+    def _get_train_sampler(self, *args):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def trainer(kind, network, folder, callbacks=(), **options):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        **{"save_strategy": "no", "max_grad_norm": 0.1, **options},
+    )
+    made = InOrder(network, arguments, train_dataset=examples(kind), callbacks=list(callbacks))
+    made.model_accepts_loss_kwargs = False  # the loss is the mean over each batch, as written by hand
+    return made
+
+
+def callback(network, **options):
+    from supple.integrations.transformers import MitigatorCallback
+
+    return MitigatorCallback(spectral(network), **options)
+
+
+def adamw(network):
+    return torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("kind", [gpt2, vit])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_step_is_the_one_written_by_hand(kind, accumulate, tmp_path):
+    network = make(kind)
+    by_hand, without = copies(network)
+    trainer(kind, network, tmp_path, [callback(network)], gradient_accumulation_steps=accumulate).train()
+    for other, method in ((by_hand, spectral(by_hand)), (without, None)):
+        train_by_hand(other, method, adamw(other), inputs(kind), loss_of, accumulate=accumulate, clip=0.1)
+    assert_same(network, by_hand)
+    assert_differs(network, without)
+
+
+def test_a_resumed_training_gives_the_same_bits(tmp_path):
+    network, again, by_hand = make(gpt2), make(gpt2), make(gpt2)
+    trainer(gpt2, network, tmp_path, [callback(network)], save_strategy="steps", save_steps=3).train()
+    trainer(gpt2, again, tmp_path, [callback(again)]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    train_by_hand(by_hand, spectral(by_hand), adamw(by_hand), inputs(gpt2), loss_of, clip=0.1)
+    assert_same(network, by_hand)
+    assert_same(again, by_hand)
+
+    (tmp_path / "checkpoint-3").rename(tmp_path / "elsewhere")
+    elsewhere = str(tmp_path / "elsewhere")
+    again = make(gpt2)
+    with pytest.raises(FileNotFoundError, match="resume_from"):
+        trainer(gpt2, again, tmp_path, [callback(again)]).train(resume_from_checkpoint=elsewhere)
+    again = make(gpt2)
+    resumed = callback(again, resume_from=elsewhere)
+    trainer(gpt2, again, tmp_path, [resumed]).train(resume_from_checkpoint=elsewhere)
+    assert_same(again, by_hand)
+
+
+def test_attached_to_an_optimizer_of_ones_own(tmp_path):
+    network = make(gpt2)
+    by_hand, _ = copies(network)
+    optimizer = adam(network)
+    spectral(network).attach(optimizer)
+    own = trainer(gpt2, network, tmp_path)
+    own.optimizer = optimizer
+    own.train()
+    train_by_hand(by_hand, spectral(by_hand), adam(by_hand), inputs(gpt2), loss_of, clip=0.1)
+    assert_same(network, by_hand)
+
+
+# Conv1D keeps its weight as (in, out); in an attention there are q, k and v beside each other.
+
+
+def conv1d_as_linear(network):
+    """The matrices of GPT-2's Conv1D layers (out, in), cut out by hand."""
+    block = network.transformer.h[0]
+    return {
+        "transformer.h.0.attn.c_attn.weight": [part.T for part in block.attn.c_attn.weight.chunk(3, dim=1)],
+        "transformer.h.0.attn.c_proj.weight": [block.attn.c_proj.weight.T],
+        "transformer.h.0.mlp.c_fc.weight": [block.mlp.c_fc.weight.T],
+        "transformer.h.0.mlp.c_proj.weight": [block.mlp.c_proj.weight.T],
+    }
+
+
+def test_conv1d_is_a_transposed_matrix_and_attention_has_three():
+    network = make(gpt2)
+    roles = SpectralRegularizer(network).roles
+    for name, matrices in conv1d_as_linear(network).items():
+        parameter = network.get_parameter(name)
+        stacked = torch.stack(matrices) if len(matrices) > 1 else matrices[0]
+        assert torch.equal(roles[name].matrices(parameter), stacked)
+        assert torch.equal(roles[name].fold(stacked, parameter), parameter)
+        assert torch.equal(roles[name].matrices(parameter.expand(2, 5, *parameter.shape)[1, 3]), stacked)
+    assert {role.kind for name, role in roles.items() if ".ln_" in name and name.endswith("weight")} == {"scale"}
+
+
+def test_conv1d_in_a_cross_attention_has_two():
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=12, vocab_size=17, add_cross_attention=True)
+    config.bos_token_id = config.eos_token_id = 0
+    roles = SpectralRegularizer(transformers.GPT2LMHeadModel(config)).roles
+    assert roles["transformer.h.0.crossattention.c_attn.weight"].layout == (2, 12, 12)
+    assert roles["transformer.h.0.crossattention.q_attn.weight"].layout == (1, 12, 12)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_pull_lands_where_the_matrices_are(decoupled):
+    network = make(gpt2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(5.0)
+    old = {name: [m.detach().clone() for m in cut] for name, cut in conv1d_as_linear(network).items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    spectral(network, decoupled=decoupled, power_iterations=200).attach(optimizer)
+    optimizer.step()
+    for name, matrices in conv1d_as_linear(network).items():
+        for before, after in zip(old[name], matrices, strict=True):
+            left, sigmas, right = torch.linalg.svd(before.double())
+            pull = 0.1 * STRENGTH * 4 * sigmas[0] * (sigmas[0] ** 2 - 1)
+            wanted = before.double() - pull * torch.outer(left[:, 0], right[0])
+            assert oracles.relative_error(after, wanted) < 1e-5, name
+
+
+@pytest.mark.parametrize("method", [ParsevalRegularizer, WeightClipping, L2InitRegularizer])
+def test_other_methods_take_a_conv1d_for_the_linear_layer_that_it_is(method):
+    """The same numbers in a linear layer's order give the same steps."""
+
+    def step(network, weight):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        mitigator = method(network, strength=1.0)
+        with torch.no_grad():
+            weight.mul_(3.0)
+        mitigator.attach(optimizer)
+        optimizer.step()
+        return weight.detach()
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(4, 2)
+    conv = transformers.pytorch_utils.Conv1D(4, 6)
+    linear = torch.nn.Linear(6, 4)
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.T)
+        linear.bias.copy_(conv.bias)
+    torch.testing.assert_close(
+        step(torch.nn.Sequential(conv, head), conv.weight).T, step(torch.nn.Sequential(linear, head), linear.weight)
+    )

@@ -1,0 +1,102 @@
+"""The command that repeats a run, read back by the command line itself."""
+
+import itertools
+import shlex
+from unittest import mock
+
+import pytest
+import tyro
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supple.cli import COMMANDS
+from supple.lab.grid import alone
+from supple.lab.methods import METHODS
+from supple.lab.problems import PROBLEMS
+from supple.lab.run import Run
+from supple.report.commands import commands
+
+DIGITS = "random-label-digits"
+
+
+def typed(command):
+    """The members that the command trains."""
+    name, *arguments = shlex.split(command)
+    assert name == "supple"
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments).members()
+
+
+def repeated(run):
+    return list(itertools.chain(*map(typed, commands(run))))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_problem_and_scale(problem):
+    for scale in PROBLEMS[problem].scales:
+        run = Run.of(problem, "spectral", range(3), scale=scale)
+        assert repeated(run) == alone(run)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method):
+    run = Run.of(DIGITS, method, [0], strength=METHODS[method].strength / 3)
+    assert repeated(run) == alone(run)
+
+
+strengths = st.floats(1e-9, 1e3)
+words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1).map("a".__add__)
+values = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | words
+
+
+@given(
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "dataset": words,
+            "examples": st.integers(1, 10**6),
+            "shift": words,
+            "model": words,
+            "optimizer": st.sampled_from(["adam", "sgd", "muon"]),
+            "step_size": strengths,
+            "batch_size": st.integers(1, 1000),
+            "epochs": st.integers(1, 1000),
+            "tasks": st.integers(1, 1000),
+            "diagnostics": st.lists(st.sampled_from(["spectral_norm", "dead_units", "stable_rank"]), unique=True),
+        },
+    ),
+    options=st.dictionaries(words, values, max_size=2),
+    strength=strengths,
+    first=st.integers(0, 2000),
+    count=st.integers(1, 4),
+)
+def test_whatever_can_be_typed_comes_back(changes, options, strength, first, count):
+    seeds = range(first, first + count)
+    run = Run.of(DIGITS, "l2", seeds, strength=strength, options=options, **changes)
+    (command,) = commands(run)
+    assert typed(command) == alone(run)
+
+
+def test_what_is_the_problems_own_is_left_out():
+    assert commands(Run.of(DIGITS, "spectral", range(3))) == [f"supple run {DIGITS} --method spectral --seeds 3"]
+
+
+def test_a_command_for_each_strength_and_stretch_of_seeds():
+    parts = [Run.of(DIGITS, "l2", [seed], strength=s) for s, seed in [(0.1, 0), (0.5, 1), (0.1, 1), (0.1, 7)]]
+    run = Run(
+        **vars(parts[0])
+        | {"seeds": tuple(part.seeds[0] for part in parts), "strengths": tuple(part.strengths[0] for part in parts)}
+    )
+    assert len(commands(run)) == 3
+    assert set(repeated(run)) == set(alone(run))
+
+
+@pytest.mark.parametrize("value", [True, None, [1, 2], "4", "1e3", "nan", "-x"])
+def test_what_cannot_be_typed_has_no_command(value):
+    assert commands(Run.of(DIGITS, "l2", [0], options={"exponent": value})) == []
+
+
+def test_what_is_no_longer_known_has_no_command():
+    run = Run.of(DIGITS, "l2", [0])
+    with mock.patch.dict(PROBLEMS):
+        del PROBLEMS[DIGITS]
+        assert commands(run) == []

@@ -1,0 +1,121 @@
+"""What the page says of the numbers: rankings, references, runs that are not at their end, long runs."""
+
+import math
+
+import polars as pl
+import pytest
+
+from supple.report.drawings import Drawings, _packed
+from supple.report.standings import averaged, reported, so_far, standings
+
+
+def rows_of(values, *, tasks, metric="train_accuracy"):
+    """Of {(method, strength, seed): values over tasks}, each a run of its own."""
+    rows = [
+        (f"{method}-{strength}-{seed}", 0, seed, task, metric, float(value), method, "{}", strength, 1e-3, tasks)
+        for (method, strength, seed), curve in values.items()
+        for task, value in enumerate(curve)
+    ]
+    names = ["run", "member", "seed", "task", "metric", "value", "method", "options", "strength", "step_size", "tasks"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def stand(values, tasks):
+    return standings(rows_of(values, tasks=tasks), Drawings(["a", "b", "none"]))
+
+
+def test_each_method_stands_at_its_best_strength():
+    found = stand(
+        {
+            ("a", 0.1, 0): [0.0, 0.5],
+            ("a", 0.2, 0): [0.9, 0.1],
+            ("b", 0.1, 0): [0.0, 0.7],
+            ("b", 0.2, 0): [0.0, math.nan],
+            ("none", 0.0, 0): [0.1, 0.2],
+        },
+        tasks=2,
+    )
+    (headline,) = found.headlines
+    assert [(row["method"], row["strength"], row["mean"]) for row in headline.ranking] == [
+        ("a", 0.2, 0.5),
+        ("b", 0.1, 0.35),
+        ("none", 0.0, pytest.approx(0.15)),
+    ]
+    assert (found.columns, found.chosen_by, found.methods) == (["strength"], "train_accuracy", ["a", "b", "none"])
+    assert headline.sensitivity is not None
+
+
+def test_nothing_was_chosen_where_each_method_ran_once():
+    found = stand({("a", 0.1, 0): [1], ("none", 0.0, 0): [0]}, tasks=1)
+    assert found.chosen_by is None
+    assert found.headlines[0].sensitivity is None
+
+
+def test_differences_from_the_best_and_from_none():
+    curves = {("a", 1.0, 0): [5], ("a", 1.0, 1): [9], ("b", 1.0, 0): [4], ("b", 1.0, 1): [5]}
+    found = stand(curves | {("none", 0.0, 0): [1], ("none", 0.0, 1): [2]}, tasks=1).headlines[0]
+    against = {
+        name: [row and (row["difference"], row["wins"], row["pairs"]) for row in rows]
+        for name, rows in found.against.items()
+    }
+    assert against == {
+        "the best": [None, (-2.5, 0, 2), (-5.5, 0, 2)],
+        "none": [(5.5, 2, 2), (3.0, 2, 2), None],
+    }
+
+
+def test_where_none_is_best_there_is_one_comparison():
+    found = stand({("a", 1.0, 0): [1], ("none", 0.0, 0): [2]}, tasks=1).headlines[0]
+    assert found.against.keys() == {"none"}
+
+
+def test_of_each_setting_those_that_are_furthest_count():
+    rows = rows_of({("a", 1.0, 0): [1, 2, 3], ("a", 1.0, 1): [1], ("b", 1.0, 0): [7]}, tasks=5)
+    found = so_far(rows)
+    assert found.select("run", "tasks").unique(maintain_order=True).rows() == [("a-1.0-0", 3), ("b-1.0-0", 1)]
+    (headline,) = standings(rows, Drawings(["a", "b"])).headlines
+    assert headline.behind
+    assert headline.against == {"the best": [None, None]}  # they are not equally far
+
+
+def test_seeds_for_tuning_count_only_while_there_are_no_others():
+    tuning = rows_of({("a", 1.0, 1000): [1]}, tasks=1)
+    assert reported(tuning).equals(tuning)
+    both = pl.concat([tuning, rows_of({("a", 1.0, 0): [2]}, tasks=1)])
+    assert reported(both)["seed"].to_list() == [0]
+
+
+def test_sensitivity_is_seen_on_seeds_for_tuning_where_there_are_any():
+    drawings = Drawings(["a"])
+    tuning = {("a", strength, 1000): [strength] for strength in (0.1, 0.2)}
+    rows = rows_of(tuning | {("a", 0.2, 0): [0.9]}, tasks=1)
+    (headline,) = standings(rows, drawings).headlines
+    columns = drawings._charts[headline.sensitivity.chart]["columns"]
+    assert (columns["strength"], columns["mean"]) == ([0.1, 0.2], [0.1, 0.2])
+
+
+def test_neighbours_are_averaged_member_by_member():
+    rows = rows_of({("a", 1.0, 0): range(5), ("a", 1.0, 1): [10] * 5}, tasks=5)
+    found = averaged(rows, 2)
+    assert found.columns == rows.columns
+    assert found.select("seed", "task", "value").sort("seed", "task").rows() == [
+        *((0, task, value) for task, value in [(1, 0.5), (3, 2.5), (5, 4.0)]),
+        *((1, task, 10.0) for task in (1, 3, 5)),
+    ]
+    assert averaged(rows, 1) is rows
+
+
+@pytest.mark.parametrize(
+    ("values", "packed"),
+    [
+        ([1.0, 1.0], 1.0),
+        ([math.nan, math.nan], None),
+        ([0.123456789, math.inf, None], [0.12346, None, None]),
+        (["b", "a", "b"], {"words": ["b", "a"], "places": [0, 1, 0]}),
+        (["b"], "b"),
+        ([3, 4], [3, 4]),
+        ([], []),
+    ],
+)
+def test_columns_are_packed(values, packed):
+    assert _packed(pl.Series(values)) == packed

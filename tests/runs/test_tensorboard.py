@@ -1,0 +1,48 @@
+"""TensorBoard events, read back."""
+
+import pytest
+
+from stores import plausible, store
+from supple.lab.run import Run
+from supple.runs.store import load
+from supple.runs.tensorboard import mirror
+
+METRICS = ("train_accuracy", "spectral_norm")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    runs = [Run.of("random-label-digits", method, (0, 1), tasks=3) for method in ("none", "l2")]
+    store(tmp_path / "runs", runs, METRICS, plausible)
+    return load(tmp_path / "runs")
+
+
+def read(folder):
+    """Events by run, metric and task."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = []
+    for path in folder.glob("*/*"):
+        events = event_accumulator.EventAccumulator(str(path)).Reload()
+        for metric in events.Tags()["scalars"]:
+            found += [
+                (path.relative_to(folder).as_posix(), metric, event.step, event.value)
+                for event in events.Scalars(metric)
+            ]
+    return sorted(found)
+
+
+def test_every_row_is_an_event_and_again_changes_nothing(rows, tmp_path):
+    expected = sorted(
+        (f"{row['run']}/{row['member']}-seed-{row['seed']}", row["metric"], row["task"], pytest.approx(row["value"]))
+        for row in rows.to_dicts()
+    )
+    assert len(expected) == 2 * 2 * 3 * len(METRICS)
+    for _ in range(2):
+        mirror(rows, tmp_path / "events")
+        assert read(tmp_path / "events") == expected
+
+
+def test_without_tensorboard_it_says_what_to_do(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("supple.runs.tensorboard.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="expected the package tensorboard, got none: pip install"):
+        mirror(rows, tmp_path / "events")

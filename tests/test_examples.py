@@ -1,0 +1,46 @@
+"""Each example runs, in a tiny setting, and its two columns differ."""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = {"streaming_regression": (200,), "continual_finetuning": (2, 10), "stable_baselines3_agent": (110,)}
+
+
+def numbers(result):
+    """All that one column holds."""
+    if isinstance(result, dict):
+        result = result.values()
+    if isinstance(result, float):
+        return [result]
+    return [number for part in result for number in numbers(part)]
+
+
+def test_every_example_is_tested():
+    programs = {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith("own_")}
+    assert programs == TINY.keys(), "those that start with own_ are run in test_own_files.py"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_runs(name, capsys):
+    if name == "stable_baselines3_agent":
+        pytest.importorskip("stable_baselines3")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    without, regularized = (numbers(column) for column in module.main(*TINY[name]).values())
+    assert len(without) == len(regularized) >= 2
+    assert all(map(math.isfinite, [*without, *regularized]))
+    assert without != regularized
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(bool(re.search(r"\d\.\d", line)) for line in lines) >= 2
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_its_docstring_says_how_to_run_it(name):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert len(re.findall(rf"^python examples/{name}\.py", text, re.MULTILINE)) == 2
