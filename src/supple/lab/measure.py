@@ -53,7 +53,8 @@ class Probe:
     def measure(self) -> Tensors:
         """The networks' value of each diagnostic, one a member."""
         inspection = self._inspect()
-        found = {name: DIAGNOSTICS[name](inspection)[""] for name in self._diagnostics}
+        by_layer = {name: DIAGNOSTICS[name](inspection) for name in self._diagnostics}
+        found = {name: values[""] for name, values in by_layer.items() if values}  # a linear map has no hidden units
         if self._previous:
             self._previous = inspection.activations
         return found
