@@ -18,6 +18,8 @@ Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
 """What a method remembers: for each parameter's name, named tensors."""
 Strength = float | Tensor
+APART = 2**40
+"""Added to the seeds of methods: of one seed with its initial weights, a network would be "drawn anew" as it was."""
 GLOBAL = ""
 """The entry of a state for what belongs to no parameter; it stays on the host."""
 
@@ -262,7 +264,7 @@ class Mitigator:
     def _seed(self, seed: int) -> None:
         """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""
         seeds = self._network.seeds if isinstance(self._network, Population) else (0,)
-        self._generators = tuple(torch.Generator().manual_seed(seed + member) for member in seeds)
+        self._generators = tuple(torch.Generator().manual_seed(APART + seed + member) for member in seeds)
 
     def _random(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         """A tensor like ``like`` that ``draw(part, generator)`` has filled in place, member by member."""
