@@ -18,7 +18,7 @@ Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
 """What a method remembers: for each parameter's name, named tensors."""
 Strength = float | Tensor
-APART = 2**40
+APART = 2_654_435_769  # torch looks at the last 32 bits of a seed
 """Added to the seeds of methods: of one seed with its initial weights, a network would be "drawn anew" as it was."""
 GLOBAL = ""
 """The entry of a state for what belongs to no parameter; it stays on the host."""
