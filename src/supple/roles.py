@@ -164,7 +164,7 @@ def find_roles(
                 f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
             )
         shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
-        found = _role_of(parameter, name.rpartition(".")[2], module, shape)
+        found = _role_of(name.rpartition(".")[2], module, shape)
         roles[name] = _overridden(found, overrides[name], name) if name in overrides else found
     return roles
 
@@ -206,15 +206,15 @@ def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.
                 yield f"{path}.{name}" if path else name, parameter, module
 
 
-def _role_of(parameter: nn.Parameter, name: str, module: nn.Module, shape: tuple[int, ...]) -> Role:
-    match module:
+def _role_of(name: str, module: nn.Module, shape: tuple[int, ...]) -> Role:
+    match module:  # and the name: to read module.weight would compute it where it is parametrized
         case _ConvNd():
-            if parameter is module.weight:
+            if name == "weight":
                 return _matrix(shape, module.groups, module.transposed)
         case nn.MultiheadAttention():
-            if parameter is module.in_proj_weight:
+            if name == "in_proj_weight":
                 return _matrix(shape, groups=3)
-            if parameter is module.bias_k or parameter is module.bias_v:
+            if name in ("bias_k", "bias_v"):
                 return Role("vector", shape)
         case nn.RNNBase() | nn.RNNCellBase():
             if len(shape) == 2:  # gates x hidden_size rows; an LSTM's output projection has fewer than hidden_size
@@ -222,7 +222,7 @@ def _role_of(parameter: nn.Parameter, name: str, module: nn.Module, shape: tuple
         case nn.PReLU():
             return Role("vector", shape)
         case _NormBase() | nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():  # _NormBase: batch and instance norms
-            return Role("scale" if parameter is module.weight else "vector", shape)
+            return Role("scale" if name == "weight" else "vector", shape)
         case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
             pass
         case _:
