@@ -237,7 +237,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         if weight_norm or name == "original":
             owner, _, name = owner.rpartition(".")
             module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
-    match module:
+    match module:  # and the name: to read module.weight would compute it where it is parametrized
         case _ConvNd():
             if name == "weight":
                 return _matrix(shape, module.groups, module.transposed)
