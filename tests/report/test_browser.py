@@ -139,6 +139,15 @@ def test_a_click_on_a_heading_sorts(window, page):
     assert sorted_by == ["last 4", "descending"]
 
 
+def told(window, x, y):
+    """What the page tells about a place."""
+    window.point_at(x - 50, y)
+    window.point_at(x, y)
+    window.wait("document.querySelector('#vg-tooltip-element.visible')")
+    rows = "document.querySelectorAll('#vg-tooltip-element tr')"
+    return dict(window.run(f"return [...{rows}].map(row => [...row.cells].map(cell => cell.innerText.trim()))"))
+
+
 def test_pointing_at_a_curve_tells_its_numbers(window, page):
     window.open(page)
     window.run("document.querySelector('#section-1 .chart').scrollIntoView({block: 'center'})")
@@ -146,16 +155,23 @@ def test_pointing_at_a_curve_tells_its_numbers(window, page):
         "const box = document.querySelector('#section-1 .mark-symbol path').getBoundingClientRect();"
         "return [box.x + box.width / 2 + 3, box.y + box.height / 2]"  # a little beside it
     )
-    window.point_at(x - 50, y)
-    window.point_at(x, y)
-    window.wait("document.querySelector('#vg-tooltip-element.visible')")
-    rows = "document.querySelectorAll('#vg-tooltip-element tr')"
-    told = dict(window.run(f"return [...{rows}].map(row => [...row.cells].map(cell => cell.innerText.trim()))"))
-    assert told.keys() >= {"method", "task", "mean", "standard error", "seeds"}
-    assert told["method"] in METHODS
-    assert told["task"] in "1234"
-    assert float(told["mean"]) > 0
-    assert told["seeds"] == "3"
+    found = told(window, x, y)
+    assert found.keys() >= {"method", "task", "mean", "standard error", "seeds"}
+    assert found["method"] in METHODS
+    assert found["task"] in "1234"
+    assert float(found["mean"]) > 0
+    assert found["seeds"] == "3"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_is_shown_tells_its_numbers(window, page, method):
+    window.open(page)
+    click(window, f"#section-2 .legend [data-method={method}]")
+    window.run("document.querySelector('#section-2 .chart').scrollIntoView({block: 'center'})")
+    discs = "document.querySelectorAll('#section-2 .layer_2_marks path')"
+    window.wait(f"{discs}.length == {TASKS}")
+    for box in window.run(f"return [...{discs}].map(disc => disc.getBoundingClientRect())"):
+        assert told(window, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)["method"] == method
 
 
 def test_single_layers_are_drawn_when_they_are_opened(window, page):

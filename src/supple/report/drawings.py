@@ -72,6 +72,7 @@ class Drawings:
         discs = {"type": "point", "filled": True, "size": REACH}
         unseen = lines["encoding"] | {"opacity": {"value": 0}}
         spec["layer"].append({"mark": discs, "encoding": unseen, "transform": [{"filter": SHOWN}]})
+        del lines["encoding"]["tooltip"]
         return spec
 
 

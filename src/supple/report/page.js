@@ -7,7 +7,7 @@ const root = document.body;
 const quiet = "currentColor";
 const config = {
   background: "transparent",
-  font: "inherit",
+  font: getComputedStyle(root).fontFamily, // so that the room for labels is measured right
   view: { stroke: null },
   axis: {
     labelColor: quiet, titleColor: quiet, tickColor: quiet, domainColor: quiet, gridColor: quiet,
