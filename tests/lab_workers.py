@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from supple.lab.shifts import Task
 from supple.runs.sweep import work_through
 
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
@@ -67,6 +66,8 @@ def in_its_own_process(name):
 
 def rolled_labels(data, seed, task):
     """A shift: each task, every label is the next one."""
+    from supple.lab.shifts import Task
+
     return Task(classes=torch.arange(data.classes).roll(task))
 
 

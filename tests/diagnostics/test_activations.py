@@ -113,6 +113,18 @@ def test_a_network_without_hidden_layers_has_nothing_to_show():
         assert DIAGNOSTICS[name](inspection) == {}
 
 
+def test_a_parametrized_layer_is_given_what_a_plain_one_is():
+    network, x = (
+        nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
+        torch.randn(6, 3),
+    )
+    expected = {name: torch.from_numpy(h) for name, h in seen(network, x).items()}
+    assert list(expected) == ["2", "4"]
+    for layer in network[::2]:
+        nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
+    assert_seen(network, x, expected)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_population_sees_what_its_members_see(name):
     population = Population(lambda: network_and_probe(name, seed=int(torch.randint(9, ())))[0], seeds=[0, 1, 2])

@@ -84,6 +84,7 @@ def _tiny(monkeypatch):
 def run_of(method, seeds=(4,), **changes):
     """Two tasks of 12 steps; 2 of the 50 images are left over in each epoch."""
     defaults = {"dataset": "tiny", "model": "tiny", "tasks": 2, "epochs": 4, "batch_size": 16, "step_size": 0.01}
+    defaults["diagnostics"] = ("spectral_norm", "weight_norm")
     return Run.of("random-label-digits", method, seeds, **(defaults | changes))
 
 
@@ -291,7 +292,7 @@ def test_compiled_steps_are_the_same(method, model):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_diverged_member_is_measured_and_does_not_touch_the_others(method, path, monkeypatch):
-    run = run_of(method, seeds=(1, 2, 3))
+    run = run_of(method, seeds=(1, 2, 3), diagnostics=None)
     sound, sick = (trainer_of(run, path, monkeypatch) for _ in range(2))
     next(iter(sick.parameters.values()))[1] = float("nan")
     expected, found = learned(sound), learned(sick)
@@ -342,7 +343,7 @@ class StoppedError(Exception):
 
 
 def long_run(method, model="tiny"):
-    return run_of(method, model=model, tasks=3, epochs=10, batch_size=8)
+    return run_of(method, model=model, tasks=3, epochs=10, batch_size=8, diagnostics=None)
 
 
 def stop_at(moment):

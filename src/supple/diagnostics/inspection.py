@@ -61,7 +61,10 @@ class Inspection:
         owned = [entry for entry in owned_parameters(self.network) if entry[0] in self._roles and entry[1].numel()]
         self._tensors = {name: parameter.detach() for name, parameter, _ in owned}
         self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
-        self._layers = {name.rpartition(".")[0]: module for name, _, module in owned if name in self._matrices}
+        module = self.network.stacked if isinstance(self.network, Population) else self.network
+        # A parametrized weight lies in a module of its own, which is not called with the activations.
+        paths = [name.rpartition(".parametrizations.")[0] or name.rpartition(".")[0] for name in self._matrices]
+        self._layers = {path: module.get_submodule(path) for path in paths}
         self._trained = [name for name, parameter, _ in owned if parameter.requires_grad]
 
     def offers(self, need: str) -> bool:

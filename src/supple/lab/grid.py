@@ -1,6 +1,6 @@
 """Grids of runs: which of their members are there already, and which of the others are trained as one population."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -81,32 +81,47 @@ def together(runs: Iterable[Run], most: int) -> list[Run]:
 
 def finished(root: str) -> dict[Run, Member]:
     """Every member that has been trained to its end under ``root``, as the run of it alone."""
-    names = {field.name for field in fields(Run)}
-    found: dict[Run, Member] = {}
-    for folder, config in configurations(root).items():
-        if config.keys() != names:
-            continue  # another kind of run, or one of another version
-        lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-        run = Run(**config | lists)
-        if run.folder(root).finished(run.tasks):
-            found |= {member: (folder, index) for index, member in enumerate(alone(run))}
-    return found
+    return {
+        member: (folder, index)
+        for folder, run in _begun(root)
+        if run.folder(root).finished(run.tasks)
+        for index, member in enumerate(alone(run))
+    }
 
 
 def missing(wanted: Iterable[Run], root: str) -> list[Run]:
-    """What is left to train of ``wanted``, as populations where that is faster."""
+    """What is left to train of ``wanted``: what was interrupted as it is, the rest as populations where that is faster.
+
+    A population whose members are all wanted goes on although the same grid would be cut into others today.
+    """
     there = finished(root)
-    left = [member for run in wanted for member in alone(run) if member not in there]
-    return [run for kind in together(left, len(left) or 1) for run in together([kind], most_stacked(kind))]
+    left = dict.fromkeys(member for run in wanted for member in alone(run) if member not in there)
+    interrupted = []
+    for _, run in _begun(root):
+        if left.keys() >= set(alone(run)):
+            interrupted.append(run)
+            for member in set(alone(run)):
+                del left[member]
+    kinds = together(left, len(left) or 1)
+    return interrupted + [run for kind in kinds for run in together([kind], most_stacked(kind))]
 
 
 def results(wanted: Iterable[Run], root: str) -> pl.DataFrame:
     """What has been measured of ``wanted``, in their order."""
     there = finished(root)
-    members = [there[member] for run in wanted for member in alone(run) if member in there]
-    folders, places = zip(*members, strict=True) if members else ((), ())
-    order = pl.DataFrame({"run": folders, "member": places}, schema={"run": pl.String, "member": pl.Int64})
-    return order.join(load(root, set(folders)), on=["run", "member"], maintain_order="left_right")
+    asked = dict.fromkeys(member for run in wanted for member in alone(run))
+    members = [there[member] for member in asked if member in there]
+    order = pl.DataFrame(members, schema={"run": pl.String, "member": pl.Int64}, orient="row")
+    return order.join(load(root, set(order["run"])), on=["run", "member"], maintain_order="left_right")
+
+
+def _begun(root: str) -> Iterator[tuple[str, Run]]:
+    """Every run under ``root`` that was begun, with its folder."""
+    names = {field.name for field in fields(Run)}
+    for folder, config in configurations(root).items():
+        if config.keys() == names:  # otherwise it is of another kind, or of another version
+            lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+            yield folder, Run(**config | lists)
 
 
 def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
