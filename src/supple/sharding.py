@@ -76,12 +76,10 @@ def copy_whole_or_piece(into: Tensor, source: Tensor) -> None:
     into.copy_(source)
 
 
-def lay_out_gradient(parameter: Tensor) -> None:
+def lay_out_gradient(parameter: "DTensor") -> None:
     """Make the gradient's pieces those of the parameter; tensor parallelism leaves some for the optimizer to sum."""
     gradient = parameter.grad
-    if gradient is None or not (is_sharded(gradient) and is_sharded(parameter)):
-        return
-    if gradient.placements != parameter.placements:
+    if gradient is not None and is_sharded(gradient) and gradient.placements != parameter.placements:
         parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
