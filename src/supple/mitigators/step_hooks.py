@@ -62,10 +62,10 @@ class StepHooks:
         def with_penalty() -> Any:
             loss = closure()
             parameters = self._parameters()
-            here = self.mitigator._here(parameters)
             with torch.no_grad():
                 if loss is not None:
-                    loss = loss + (self.mitigator.strength * self.mitigator._penalty(here)).sum()
+                    penalty = self.mitigator._penalty(self.mitigator._here(parameters))
+                    loss = loss + (self.mitigator.strength * penalty).sum()
                 add_gradients(self.mitigator, parameters)
             return loss
 
@@ -95,7 +95,7 @@ def add_gradients(
         # Switched off, the method gives no gradient to what has none: the optimizer goes on leaving it alone.
         if parameter.grad is None and (isinstance(mitigator.strength, Tensor) or mitigator.strength > 0):
             parameter.grad = torch.zeros_like(parameter)
-        if is_sharded(parameter):
+        if mitigator._pieces and is_sharded(parameter):
             lay_out_gradient(parameter)
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     if not gradients:
