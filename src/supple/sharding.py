@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # takes a second to import, and is loaded wherever there is a
 
 @dataclass(frozen=True)
 class Ranks:
-    """Those that hold different pieces, along one dimension of a mesh."""
+    """Those that have different parts of a sum."""
 
     ranks: tuple[int, ...]
     device_type: str
@@ -42,11 +42,11 @@ def together(computations: Iterable[Any]) -> list[Any]:
             except StopIteration as end:
                 results[index] = end.value
                 del going[index]
-        _sum_over_ranks(wanted)
+        sum_over_ranks(wanted)
     return results
 
 
-def _sum_over_ranks(wanted: Sequence[tuple[Tensor, Sequence[Ranks]]]) -> None:
+def sum_over_ranks(wanted: Sequence[tuple[Tensor, Sequence[Ranks]]]) -> None:
     """Put each tensor's sum over its ranks in its place."""
     for ranks in dict.fromkeys(ranks for _, all_ranks in wanted for ranks in all_ranks):
         tensors = [tensor for tensor, all_ranks in wanted if ranks in all_ranks]
@@ -85,5 +85,8 @@ def lay_out_gradient(parameter: "DTensor") -> None:
 
 def ranks_along(mesh: "DeviceMesh", dim: int) -> Ranks:
     """Those that share what is sharded along one dimension of the mesh."""
-    group = mesh.get_group(dim)
-    return Ranks(tuple(distributed.get_process_group_ranks(group)), mesh.device_type, group)
+    return ranks_of(mesh.get_group(dim), mesh.device_type)
+
+
+def ranks_of(group: distributed.ProcessGroup, device_type: str) -> Ranks:
+    return Ranks(tuple(distributed.get_process_group_ranks(group)), device_type, group)
