@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from supple.errors import known
 from supple.population import Population
 from supple.power_iteration import spectral_norm
-from supple.sharding import is_sharded
+from supple.sharding import is_sharded, reshard
 
 Kind = Literal["matrix", "vector", "scale"]
 
@@ -240,6 +240,7 @@ def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]
             f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
             "parameters"
         )
+    reshard(network)
     yield from (network.stacked if isinstance(network, Population) else network).named_modules()
 
 

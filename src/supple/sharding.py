@@ -5,12 +5,13 @@ to be summed, goes on when the sum has taken its place, and returns its result. 
 network side by side, so that their sums travel in one message.
 """
 
+import sys
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:  # takes a second to import, and is loaded wherever there is a DTensor
     from torch.distributed.device_mesh import DeviceMesh
@@ -54,6 +55,14 @@ def sum_over_ranks(wanted: Sequence[tuple[Tensor, Sequence[Ranks]]]) -> None:
         distributed.all_reduce(message, group=ranks.group)
         for tensor, total in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+
+def reshard(network: nn.Module) -> None:
+    """Show the shards that an optimizer holds: after a forward pass FSDP2 shows the outermost parameters gathered."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in network.modules() if fsdp else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":

@@ -394,6 +394,42 @@ def check_flat_parameters_are_refused(folder: Path) -> None:
                     method(network)
 
 
+def check_built_after_a_forward_pass(folder: Path) -> None:
+    """When FSDP2 shows the outermost parameters as it has gathered them, which no optimizer knows."""
+    pair = []
+    for looks in (False, True):
+        shards = shard(build("transformer"))
+        optimizer = momentum(shards)
+        loss = loss_of("transformer", 0, shards, my_part())
+        if looks:
+            assert not all(isinstance(parameter, DTensor) for parameter in shards.parameters())
+        regularizer = SpectralRegularizer(shards, strength=0.1) if looks else None
+        loss.backward()
+        regularizer = (regularizer or SpectralRegularizer(shards, strength=0.1)).attach(optimizer)
+        optimizer.step()
+        train("transformer", shards, optimizer, [1], my_part())
+        pair.append([parameter.full_tensor() for parameter in shards.parameters()])
+    assert all(torch.equal(*parameters) for parameters in zip(*pair, strict=True))
+
+
+def check_gradient_scaling(folder: Path) -> None:
+    network = build("mlp", torch.float32)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    SpectralRegularizer(network, strength=0.1).attach(optimizer)
+    train("mlp", network, optimizer, range(3))
+    for fused in (False, True):
+        shards = shard(build("mlp", torch.float32))
+        optimizer = torch.optim.Adam(shards.parameters(), lr=0.01, fused=fused)
+        SpectralRegularizer(shards, strength=0.1).attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu")
+        for step in range(3):
+            optimizer.zero_grad()
+            scaler.scale(loss_of("mlp", step, shards, my_part())).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert_alike(network, shards, "scaled", tolerance=1e-4)
+
+
 def check_built_before_sharding(folder: Path) -> None:
     network = mlp()
     regularizer = SpectralRegularizer(network)

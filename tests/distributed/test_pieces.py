@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from oracles import ZOO, owned
 from ranks import run_checks
-from supple import L2InitRegularizer, SpectralRegularizer, StreamingEWC
+from supple import L2InitRegularizer, Role, SpectralRegularizer, StreamingEWC
 from supple.mitigators import Mitigator
 
 
@@ -189,6 +189,20 @@ def check_a_table_needs_no_other_rank(folder: Path) -> None:
     if distributed.get_rank() == 0:
         lines = regularizer.describe().splitlines()
         assert lines[1].split() == ["weight", "2x3", "matrix", "1", "sharded"]
+
+
+def check_what_is_refused(folder: Path) -> None:
+    line = init_device_mesh("cpu", (distributed.get_world_size(),))
+    parts = nn.Linear(4, 3, bias=False)
+    parts.weight = nn.Parameter(DTensor.from_local(torch.randn(3, 4), line, [Partial()]))
+    with pytest.raises(
+        ValueError, match=r"expected a parameter of which this rank has a shard or a copy, got 'weight'"
+    ):
+        SpectralRegularizer(parts)
+    uneven = sharded(nn.Linear(4, 3, bias=False), line, [Shard(0)])
+    role = Role("matrix", (3, 4), (2, 2, 3))
+    with pytest.raises(ValueError, match=r"dimensions that make up groups, rows and columns, got the layout"):
+        SpectralRegularizer(uneven, roles={"weight": role})
 
 
 def check_what_the_comparisons_rest_on(folder: Path) -> None:
