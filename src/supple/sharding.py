@@ -60,9 +60,10 @@ def sum_over_ranks(wanted: Sequence[tuple[Tensor, Sequence[Ranks]]]) -> None:
 def reshard(network: nn.Module) -> None:
     """Show the shards that an optimizer holds: after a forward pass FSDP2 shows the outermost parameters gathered."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    for module in network.modules() if fsdp else ():
-        if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
+    if fsdp is not None:
+        for module in network.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
