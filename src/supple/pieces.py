@@ -34,8 +34,8 @@ class Piece:
     """The part of one parameter that lies on this rank, and its place among the others.
 
     A matrix is seen with rows and columns. Where a tensor holds several matrices in groups, the rows of all of them
-    stand below each other (in a transposed layout: their columns beside each other), and the vectors ``(groups, n)``
-    that go with them are zero wherever a row or column belongs to another group.
+    stand below each other (in a transposed convolution: their columns beside each other), and the vectors
+    ``(groups, n)`` that go with them are zero wherever a row or column belongs to another group.
     """
 
     def __init__(self, name: str, role: Role, parameter: "DTensor") -> None:
@@ -75,7 +75,8 @@ class Piece:
         """
         matrix = self._matrix(weight.to(working_dtype(weight)))
         for _ in range(iterations):
-            u = self._times(matrix, torch.add(v, restart, alpha=RESTART))
+            v = torch.add(v.nan_to_num(0.0), restart, alpha=RESTART).to(matrix.dtype)
+            u = self._times(matrix, v)
             if self._ranks_of_a_row:
                 yield u, self._ranks_of_a_row
             copies = math.prod(len(ranks.ranks) for ranks in self._ranks_of_a_row)
@@ -136,22 +137,26 @@ class Piece:
 
     def _find_place(self, parameter: "DTensor") -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Which group each row belongs to or each column, ``(groups, ...)``, and where the columns are in a whole v."""
-        (groups, first, *_), (outer, middle) = self._role.layout, self._boundaries
+        (groups, first, second, *_), (outer, middle) = self._role.layout, self._boundaries
         if groups == 1 and not self._ranks_of_a_row:
             return None, None, None
-        positions = _positions(parameter, range(outer))
-        inner = _positions(parameter, range(middle, parameter.ndim))
-        mask = positions // first == torch.arange(groups, device=positions.device).unsqueeze(-1) if groups > 1 else None
-        if not self._role.transposed:
+        grouped, size, others = range(outer), first, range(middle, parameter.ndim)
+        if self._role.side_by_side:
+            grouped, size, others = range(outer, middle), second, range(outer)
+        positions, inner = _positions(parameter, grouped), _positions(parameter, others)
+        mask = positions // size == torch.arange(groups, device=positions.device).unsqueeze(-1) if groups > 1 else None
+        if self._role.side_by_side or not self._role.transposed:
             return mask, None, inner if self._ranks_of_a_row else None
         kernel = math.prod(parameter.shape[middle:])
-        columns = (positions % first).unsqueeze(-1) * kernel + inner
+        columns = (positions % size).unsqueeze(-1) * kernel + inner
         return None, None if mask is None else mask.repeat_interleave(len(inner), -1), columns.flatten()
 
 
 def _boundaries(name: str, role: Role) -> tuple[int, int]:
     """How many of the tensor's dimensions make up the groups and what follows them in the layout; and how many these
     and, in a transposed layout, the rows."""
+    if role.side_by_side:
+        return 1, 2
     groups, first, second, *_ = role.layout
     ends = range(len(role.shape), -1, -1)
     outer = next((end for end in ends if math.prod(role.shape[:end]) == groups * first), None)

@@ -68,6 +68,15 @@ def same_on_all_ranks(tensor: Tensor, what: object) -> None:
     assert all(torch.equal(one, tensor) for one in copies), what
 
 
+class Conv1D(nn.Module):
+    """As in Hugging Face's GPT-2: the weight is (in, out), in attention with q, k and v side by side."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf, self.nx = outputs, inputs
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+
 KINDS = (
     *("linear-1x9", "linear-33x7", "bilinear", "embedding", "tied", "custom", "layer-norm"),
     *("conv2d", "conv2d-grouped", "conv1d-depthwise", "conv-transpose1d", "conv-transpose2d-grouped"),
@@ -78,7 +87,8 @@ KINDS = (
 
 def zoo(dtype: torch.dtype, names: Iterable[str] = KINDS) -> nn.Module:
     """Many kinds of parameters in one network."""
-    return nn.ModuleDict({name: ZOO[name]() for name in names}).to(dtype)
+    others = {"c_attn": Conv1D(12, 4), "c_proj": Conv1D(3, 5)}
+    return nn.ModuleDict({name: ZOO[name]() for name in names} | others).to(dtype)
 
 
 def assert_alike(method: Mitigator, other: Mitigator, what: object) -> None:
