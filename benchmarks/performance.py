@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,7 +166,6 @@ def population(rounds: int) -> list[dict[str, Any]]:
 
 def big_steps(rounds: int) -> list[dict[str, Any]]:
     """Thirty members of the 4x256 MLP at batch 512, as the laboratory trains them, against a plain loop for one."""
-    network, optimizer = None, None
     data = datasets.load("mnist")
     torch.manual_seed(0)
     network = models.load("mlp")(data)
@@ -206,20 +206,31 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
     return [{"what": "none", **ratios(seconds, "plain", "ours")}]
 
 
+COMMAND = """
+import os, sys
+import supple.runs.sweep as sweep
+from supple.cli import main
+sweep.work_through = lambda *jobs, **rest: os._exit(0)
+sys.argv = ["supple", "run", "random-label-digits", "--out", sys.argv[1]]
+main()
+"""
+WORKER = """
+from supple.lab.run import Run
+from supple.lab.trainer import Trainer
+trainer = Trainer(Run.of("random-label-digits", "spectral", [0]))
+trainer._batches([trainer.shift.task(trainer.data, 0, 0)], 0)
+"""
+
+
 def start(rounds: int) -> list[dict[str, Any]]:
-    """From typing ``supple run`` to the first step: seconds of the whole process."""
-    program = (
-        "import sys, time, os; from supple.cli import main; import supple.runs.sweep as sweep\n"
-        "sweep.work_through = lambda jobs, work, **rest: (print(time.time()), os._exit(0))\n"
-        "sys.argv = ['supple', 'run', 'random-label-digits', '--out', '/dev/shm/none']; main()"
-    )
-    worker = "import time, supple.lab.trainer as t, supple.lab.run as r; t.Trainer(r.Run.of('random-label-digits', 'spectral', [0])); print(time.time())"
+    """From typing ``supple run`` to the first step: the command until it has workers, then a worker until it steps."""
     seconds = []
-    for _ in range(5):
-        began = time.time()
-        for code in (program, worker):
-            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        seconds.append(time.time() - began)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(5):
+            began = time.perf_counter()
+            for program in (COMMAND, WORKER):
+                subprocess.run([sys.executable, "-c", program, folder], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - began)
     return [{"what": "digits", "seconds": statistics.median(seconds), "fastest": min(seconds)}]
 
 
@@ -236,9 +247,7 @@ def main() -> None:
     config = tyro.cli(Performance)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    machine = (
-        platform.node() if not platform.machine() else f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
-    )
+    machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
     path = RESULTS / f"{machine.lower()}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found["machine"] = {
