@@ -6,21 +6,18 @@ A quick-scale result: one small problem and three seeds. It shows which methods 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import polars as pl
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
+from supple.cli import Engine
 from supple.lab.methods import METHODS
-from supple.lab.problems import Run
-from supple.lab.trainer import train
+from supple.lab.run import Run
 from supple.runs import charts
 from supple.runs.stats import last_tasks
-from supple.runs.store import load
-from supple.runs.sweep import work_through
+from supple.runs.tables import results_table, stamped
 
 PROBLEM = "random-label-digits"
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # the paper's
@@ -40,62 +37,50 @@ OTHER_STRENGTHS = {  # where the dial means something else
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(Engine):
     """Every method on digits with random labels: strengths tuned on one seed, results from others."""
 
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods; results of others that lie in the folder already are kept."""
+    """Which methods."""
     tuning_seed: int = 100
     """The seed that strengths are chosen on."""
     seeds: int = 3
     """Seeds that are reported, from 0."""
-    out: Path = Path("runs/digits")
+    out: str = "runs/digits"
     """Where the runs go."""
     tables: Path = Path("results/digits")
     """Where the tables and the chart go."""
-    workers: int | None = None
-    """Processes at a time; one for each core when left out."""
 
 
-def done(runs: list[Run], config: Digits) -> pl.DataFrame:
-    """Make sure that all runs are trained, and return their last tasks' accuracy."""
-    missing = [run for run in runs if not run.folder(config.out).finished(run.tasks)]
-    with Progress() as progress:
-        bar = progress.add_task(f"{len(missing)} runs", total=sum(run.tasks for run in missing))
-        tasks = dict.fromkeys(missing, 0.0)
+def run_of(method: str, seed: int, strength: float | None) -> Run:
+    return Run.of(PROBLEM, method, [seed], strength=strength, diagnostics=())
 
-        def report(run: Run, finished: float) -> None:
-            progress.advance(bar, finished - tasks[run])
-            tasks[run] = finished
 
-        work_through(missing, partial(train, root=config.out, pieces=2), workers=config.workers, report=report)
-    folders = [run.folder(config.out).path.name for run in runs]
-    return load(config.out).filter(pl.col("run").is_in(folders))
+def chosen(tuned: pl.DataFrame) -> dict[str, float]:
+    """The best strength of each method."""
+    return {row["method"]: row["strength"] for row in reversed(tuned.sort("mean", descending=True).to_dicts())}
 
 
 def main() -> None:
     config = tyro.cli(Digits)
     tuning = [
-        Run.of(PROBLEM, method, [config.tuning_seed], strength=strength)
+        run_of(method, config.tuning_seed, strength)
         for method in config.methods
         if METHODS[method].strength
         for strength in OTHER_STRENGTHS.get(method, STRENGTHS)
     ]
-    tuned = last_tasks(done(tuning, config), "train_accuracy").sort("mean", descending=True)
-    best = {row["method"]: row["strength"] for row in reversed(tuned.to_dicts())}
-    reported = [
-        Run.of(PROBLEM, method, [seed], strength=best.get(method))
-        for seed in range(config.seeds)
-        for method in config.methods
-    ]
-    rows = done(reported, config)
-    table = last_tasks(rows, "train_accuracy").sort("mean", descending=True)
+    tried = config.train(tuning)
+    tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
+    best = chosen(tuned)
+    rows = config.train(
+        [run_of(method, seed, best.get(method)) for seed in range(config.seeds) for method in config.methods]
+    )
     config.tables.mkdir(parents=True, exist_ok=True)
     tuned.write_parquet(config.tables / "tuning.parquet")
     rows.write_parquet(config.tables / "rows.parquet")
-    charts.save(charts.learning_curves(rows, "train_accuracy", f"{PROBLEM} (quick scale)"), config.tables)
-    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, float_precision=3):
-        Console().print(str(tuned.select("method", "strength", "mean")), str(table))
+    charts.save(charts.learning_curves(rows, "train_accuracy", stamped(rows)), config.tables)
+    for shown in (tried, rows):
+        Console().print(results_table(shown, "train_accuracy"))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ import altair as alt
 import polars as pl
 import torch
 import tyro
-from digits import PROBLEM
+from digits import PROBLEM, chosen, run_of
 from torch import Tensor
 
-from supple.lab.datasets import DATASETS
-from supple.lab.models import MODELS
-from supple.lab.problems import PROBLEMS, Run
+from supple.lab import datasets, models
 from supple.runs import charts
 
 METHODS = ("none", "spectral", "parseval")
@@ -30,7 +28,7 @@ START = "initialisation"
 class Rotations:
     """Singular values of each hidden layer before the first task and after the last."""
 
-    runs: Path = Path("runs/digits")
+    runs: str = "runs/digits"
     """Where `benchmarks/digits.py` has put its runs."""
     tuning: Path = Path("results/digits/tuning.parquet")
     """Which strengths it has chosen."""
@@ -40,20 +38,15 @@ class Rotations:
     """Where the table and the chart go."""
 
 
-def spectra(weights: list[Tensor], method: str, seed: int) -> pl.DataFrame:
-    """One row a singular value, the largest of each layer first."""
-    values = [torch.linalg.svdvals(weight.double()) for weight in weights]
+def spectra(parameters: dict[str, Tensor], method: str, seed: int) -> pl.DataFrame:
+    """One row a singular value of the weights of an MLP's hidden layers, the largest of each layer first."""
+    weights = [parameter for parameter in parameters.values() if parameter.ndim == 2]
     rows = [
         (method, seed, layer, index, value)
-        for layer, found in enumerate(values, 1)
-        for index, value in enumerate(found.tolist(), 1)
+        for layer, weight in enumerate(weights[:-1], 1)
+        for index, value in enumerate(torch.linalg.svdvals(weight.double()).tolist(), 1)
     ]
     return pl.DataFrame(rows, schema=["method", "seed", "layer", "index", "value"], orient="row")
-
-
-def hidden(parameters: dict[str, Tensor]) -> list[Tensor]:
-    """The weight matrices of an MLP but the last one, which is the output layer's."""
-    return [parameter for parameter in parameters.values() if parameter.ndim == 2][:-1]
 
 
 def chart(rows: pl.DataFrame) -> alt.FacetChart:
@@ -85,18 +78,20 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
 
 def main() -> None:
     config = tyro.cli(Rotations)
-    tuned = pl.read_parquet(config.tuning).sort("mean", descending=True)
-    strengths = {row["method"]: row["strength"] for row in reversed(tuned.to_dicts())}
+    strengths = chosen(pl.read_parquet(config.tuning))
     frames = []
     for seed in range(config.seeds):
-        torch.manual_seed(seed)
-        network = MODELS[PROBLEMS[PROBLEM].model](DATASETS[PROBLEMS[PROBLEM].dataset]())
-        frames.append(spectra(hidden({name: p.detach() for name, p in network.named_parameters()}), START, seed))
         for method in METHODS:
-            run = Run.of(PROBLEM, method, [seed], strength=strengths.get(method))
-            checkpoint = torch.load(run.folder(config.runs).path / "checkpoint.pt", weights_only=True)
-            parameters = {name: parameter[0] for name, parameter in checkpoint["trainer"]["parameters"].items()}
-            frames.append(spectra(hidden(parameters), method, seed))
+            run = run_of(method, seed, strengths.get(method))
+            if method == METHODS[0]:
+                torch.manual_seed(seed)
+                network = models.load(run.model)(datasets.load(run.dataset))
+                frames.append(spectra({name: p.detach() for name, p in network.named_parameters()}, START, seed))
+            trained = run.folder(config.runs).begin()
+            if trained is None:
+                raise FileNotFoundError(f"expected {method} of seed {seed} in {config.runs}: run digits.py first")
+            parameters = {name: stacked[0] for name, stacked in trained.state["parameters"].items()}
+            frames.append(spectra(parameters, method, seed))
     rows = pl.concat(frames)
     config.out.mkdir(parents=True, exist_ok=True)
     rows.write_parquet(config.out / "rows.parquet")

@@ -122,6 +122,25 @@ def test_roles_of_a_population_are_those_of_a_member(network):
             assert torch.equal(stacked, torch.stack(each))
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 3), nn.LayerNorm(4), nn.MultiheadAttention(4, 2)], ids=str)
+def test_to_find_roles_is_not_to_compute_parametrized_weights(layer):
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            Counting.calls += 1
+            return weight * 2
+
+    name = "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
+    nn.utils.parametrize.register_parametrization(layer, name, Counting())
+    before = Counting.calls
+    roles = find_roles(layer)
+    assert Counting.calls == before
+    assert set(roles) == {parameter for parameter, _ in layer.named_parameters()}
+    assert find_roles(Population(lambda: layer, seeds=[0, 1])) == roles
+    assert Counting.calls == before
+
+
 def test_tied_parameters_count_once():
     assert list(find_roles(Tied())) == ["embedding.weight", "head.bias"]
 

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from supple.errors import known
 from supple.population import Population
 from supple.power_iteration import spectral_norm
+from supple.sharding import is_sharded, reshard
 
 Kind = Literal["matrix", "vector", "scale"]
 
@@ -46,6 +47,13 @@ class Role:
     side_by_side: bool = False
     """Whether transposed matrices without a kernel lie beside each other, the tensor being (in, groups, out)."""
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many matrices, and their rows and columns."""
+        groups, first, second, *kernel = self.layout
+        rows, inputs = (second, first) if self.transposed else (first, second)
+        return groups, rows, inputs * math.prod(kernel)
+
     def matrices(self, tensor: Tensor) -> Tensor:
         """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows.
 
@@ -59,6 +67,10 @@ class Role:
             .flatten(rows + 1)
             .squeeze(rows - 1 if self.layout[0] == 1 else ())
         )
+
+    def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """uᵀWv of each matrix, ``(..., groups)``, or ``(...)`` for one alone."""
+        return ((self.matrices(tensor).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)
 
     def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
         """Add ``u vᵀ`` to each of the matrices in place, whatever the tensor's strides, with no temporary of its size.
@@ -102,8 +114,8 @@ class Role:
         split.mul_(factors.reshape(*split.shape[:rows], *(1,) * (split.ndim - rows)).to(split.dtype))
 
     def vector(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as one vector ``(..., n)``."""
-        return tensor if len(self.shape) == 1 else tensor.reshape(*self._leading(tensor), math.prod(self.shape))
+        """``(..., *shape)`` as one vector ``(..., n)``; a piece of a sharded one as a shorter vector."""
+        return tensor if len(self.shape) == 1 else tensor.reshape(*self._leading(tensor), -1)
 
     def spectral_norms(self, tensor: Tensor) -> Tensor:
         """The exact largest singular value of each matrix; a vector's norm; a scale's largest ``|gain|``."""
@@ -183,6 +195,8 @@ def find_roles(
 def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | None] | None = None) -> str:
     """A table of every parameter: name, shape, role, number of matrices, and its present largest singular value.
 
+    That of a sharded parameter is not shown: nothing here asks other ranks, which may not be looking.
+
     >>> print(describe(nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))))  # doctest: +ELLIPSIS
     parameter  shape  role    matrices  sigma_1
     0.weight   2x2    matrix         1    ...
@@ -198,8 +212,11 @@ def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | 
             continue
         role = found[name]
         count = str(role.layout[0]) if role.kind == "matrix" else "-"
-        sigma = role.spectral_norms(parameter.detach()).amax().item() if parameter.numel() else 0.0
-        rows.append((name, shape, role.kind, count, f"{sigma:.3f}"))
+        if is_sharded(parameter):
+            sigma = "sharded"
+        else:
+            sigma = f"{role.spectral_norms(parameter.detach()).amax().item() if parameter.numel() else 0.0:.3f}"
+        rows.append((name, shape, role.kind, count, sigma))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         f"{name:{widths[0]}}  {shape:{widths[1]}}  {kind:{widths[2]}}  {count:>{widths[3]}}  {sigma:>{widths[4]}}"
@@ -223,6 +240,7 @@ def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]
             f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
             "parameters"
         )
+    reshard(network)
     yield from (network.stacked if isinstance(network, Population) else network).named_modules()
 
 
@@ -237,7 +255,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         if weight_norm or name == "original":
             owner, _, name = owner.rpartition(".")
             module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
-    match module:
+    match module:  # and the name: to read module.weight would compute it where it is parametrized
         case _ConvNd():
             if name == "weight":
                 return _matrix(shape, module.groups, module.transposed)

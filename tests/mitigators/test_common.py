@@ -15,7 +15,12 @@ from supple import L2Regularizer, Population, mitigators
 from supple.mitigators import Mitigator
 from supple.mitigators.base import Update
 
-CLASSES = {name: getattr(mitigators, name) for name in mitigators.__all__ if name != "Mitigator"}
+EXPORTED = {name: getattr(mitigators, name) for name in mitigators.__all__}
+CLASSES = {
+    name: value
+    for name, value in EXPORTED.items()
+    if inspect.isclass(value) and issubclass(value, Mitigator) and value is not Mitigator
+}
 OPTIONS = {  # so that each acts within few steps
     "ContinualBackprop": {"strength": 0.1, "maturity": 2},
     "HareAndTortoise": {"every": 4, "decay": 0.9, "strength": 0.9},

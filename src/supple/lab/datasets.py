@@ -110,11 +110,12 @@ def tiny_imagenet() -> Dataset:
     """200 classes of ImageNet in 64x64, 500 a class for training.
 
     The paper has 10,000 images each for validation and testing "according to the predetermined split", but the labels
-    of the official test images were never published: the 10,000 labelled ones of the official validation set are
-    validation and test in turn, so that both have 25 of each class in whichever order they come.
+    of the official test images were never published: of the 10,000 labelled ones of the official validation set every
+    other one of each class is for validation here, and the rest for testing.
     """
     data, held_out = _with_test(decoded(TINY_IMAGENET), TINY_IMAGENET.folder)
-    validation, test = (Examples(held_out.images[first::2], held_out.labels[first::2]) for first in (0, 1))
+    odd = _places(held_out.labels) % 2 == 1
+    validation, test = _chosen(held_out, ~odd), _chosen(held_out, odd)
     return replace(data, validation=validation, test=test, subset=len(data.train) < 100_000 or len(held_out) < 10_000)
 
 
@@ -130,8 +131,8 @@ def imagenet32() -> Dataset:
     fewest = [examples.labels.bincount(minlength=data.classes).min() for examples in (data.train, test)]
     return replace(
         data,
-        train=_first_of_each_class(data.train, 600),
-        test=_first_of_each_class(test, 100),
+        train=_chosen(data.train, _places(data.train.labels) < 600),
+        test=_chosen(test, _places(test.labels) < 100),
         subset=bool(fewest[0] < 600 or fewest[1] < 100),
     )
 
@@ -236,14 +237,16 @@ def _part(examples: Examples, start: int, end: int) -> Examples:
     return Examples(examples.images[start:end], examples.labels[start:end])
 
 
-def _first_of_each_class(examples: Examples, count: int) -> Examples:
-    order = examples.labels.argsort(stable=True)
-    counts = examples.labels.bincount()
-    place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    kept = order[place < count].sort().values
-    if len(kept) == len(examples):
-        return examples  # which other processes share
-    return Examples(examples.images[kept], examples.labels[kept])
+def _chosen(examples: Examples, mask: Tensor) -> Examples:
+    # As it is where nothing is left out: then other processes share it.
+    return examples if mask.all() else Examples(examples.images[mask], examples.labels[mask])
+
+
+def _places(labels: Tensor) -> Tensor:
+    """For each example how many of the same class come before it."""
+    order, counts = labels.argsort(stable=True), labels.bincount()
+    before = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - before)
 
 
 def _check(examples: Examples, classes: int, name: str) -> None:

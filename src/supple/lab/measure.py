@@ -51,10 +51,10 @@ class Probe:
             self._previous = inspection.activations
 
     def measure(self) -> Tensors:
-        """The networks' value of each diagnostic, one a member."""
+        """The networks' value of each diagnostic, one a member; of hidden layers none where there is no such layer."""
         inspection = self._inspect()
         by_layer = {name: DIAGNOSTICS[name](inspection) for name in self._diagnostics}
-        found = {name: values[""] for name, values in by_layer.items() if values}  # a linear map has no hidden units
+        found = {name: values[""] for name, values in by_layer.items() if values}
         if self._previous:
             self._previous = inspection.activations
         return found

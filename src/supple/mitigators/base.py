@@ -11,13 +11,17 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from supple.mitigators.step_hooks import StepHooks, add_gradients, held_by, innermost
+from supple.pieces import pieces
 from supple.population import Population
 from supple.roles import Kind, Role, describe, find_roles, owned_parameters
+from supple.sharding import copy_whole_or_piece, local, together
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
 """What a method remembers: for each parameter's name, named tensors."""
 Strength = float | Tensor
+APART = 2_654_435_769  # torch looks at the last 32 bits of a seed
+"""Added to the seeds of methods: of one seed with its initial weights, a network would be "drawn anew" as it was."""
 GLOBAL = ""
 """The entry of a state for what belongs to no parameter; it stays on the host."""
 
@@ -64,6 +68,8 @@ class Mitigator:
     """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
     observes = False
     """Whether it looks at activations in the forward pass: :meth:`observe` says whose."""
+    works_on_pieces = False
+    """Whether the kernels are right for a parameter that is sharded over ranks: they see the piece that lies here."""
 
     def __init__(
         self,
@@ -87,11 +93,18 @@ class Mitigator:
         if not self.parameters:
             raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
         for name, parameter in self.parameters.items():
-            if parameter.is_meta or not parameter.detach().isfinite().all():
+            if parameter.is_meta or not local(parameter.detach()).isfinite().all():
                 what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
                 raise ValueError(
                     f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
                 )
+        self._pieces = pieces(self.roles, self.parameters)
+        if self._pieces and (self._members or not self.works_on_pieces):
+            raise ValueError(
+                f"expected whole parameters, got the sharded {next(iter(self._pieces))!r}: {type(self).__name__} sees "
+                "all of a tensor, so train with DistributedDataParallel, leave sharded parameters out with "
+                "roles={name: None}, or choose a method that works on shards, such as SpectralRegularizer"
+            )
         self.state: State = {}
         self._generators: tuple[torch.Generator, ...] = ()
         self._hooks: list[StepHooks] = []
@@ -107,7 +120,7 @@ class Mitigator:
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
-        return next(iter(self.parameters.values())).new_zeros(self._members)
+        return local(next(iter(self.parameters.values()))).new_zeros(self._members)
 
     # The face that a training loop sees.
 
@@ -136,7 +149,7 @@ class Mitigator:
         With gradients enabled it counts as a step and advances what the method remembers; under ``torch.no_grad()`` it
         only looks.
         """
-        return self.strength * self._penalty(self._trainable())
+        return self.strength * self._penalty(self._here(self._trainable()))
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -215,7 +228,7 @@ class Mitigator:
                     for generator, random in zip(self._generators, tensor.cpu(), strict=True):
                         generator.set_state(random.clone())  # torch dies of one that lies within another tensor
                 else:
-                    self.state[name][key].copy_(tensor)
+                    copy_whole_or_piece(self.state[name][key], tensor)
 
     def describe(self) -> str:
         """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
@@ -232,7 +245,8 @@ class Mitigator:
     def _act_after_step(self, optimizer: Optimizer, parameters: Tensors) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
         strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
-        self.change_parameters(parameters, self.state, strength, _update_of(optimizer, parameters))
+        update = _update_of(optimizer, parameters)
+        self.change_parameters(self._here(parameters), self._state_here(), strength, update)
 
     def _trainable(self) -> Tensors:
         self._follow_devices()
@@ -241,6 +255,20 @@ class Mitigator:
     def _select(self, held: Collection[int]) -> Tensors:
         """The trainable parameters among those with these identities."""
         return {name: parameter for name, parameter in self._trainable().items() if id(parameter) in held}
+
+    def _here(self, tensors: Tensors) -> Tensors:
+        """Those of an ordinary network as they are; of a sharded one, the pieces that lie on this rank."""
+        return {name: local(tensor) for name, tensor in tensors.items()} if self._pieces else tensors
+
+    def _state_here(self) -> State:
+        return {name: self._here(entry) for name, entry in self.state.items()} if self._pieces else self.state
+
+    def _over_ranks(self, sums: Tensors) -> Tensors:
+        """Sums over each parameter's entries, made complete where some of them lie on other ranks."""
+        if not self._pieces:
+            return sums
+        totals = together(self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums)
+        return dict(zip(sums, totals, strict=True))
 
     def _follow_devices(self) -> None:
         """A network may be moved at any time; what is remembered of it goes along."""
@@ -262,7 +290,7 @@ class Mitigator:
     def _seed(self, seed: int) -> None:
         """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""
         seeds = self._network.seeds if isinstance(self._network, Population) else (0,)
-        self._generators = tuple(torch.Generator().manual_seed(seed + member) for member in seeds)
+        self._generators = tuple(torch.Generator().manual_seed(APART + seed + member) for member in seeds)
 
     def _random(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         """A tensor like ``like`` that ``draw(part, generator)`` has filled in place, member by member."""

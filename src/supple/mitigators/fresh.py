@@ -40,8 +40,9 @@ class FreshParameters:
         coarse = coarse and not any(_reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
             if coarse and getattr(type(module), "reset_parameters", None) in _UNIFORM:
-                held = dict(module.named_parameters(path, recurse=False))
-                if all(name in names and p.is_cpu and p.numel() for name, p in held.items()):
+                held = {name: p for name, p in module.named_parameters(path, recurse=False) if p.numel()}
+                usual = {f"{path}.{name}" if path else name for name in ("weight", "bias")}
+                if held.keys() <= usual & set(names) and all(p.is_cpu for p in held.values()):
                     self._bounds |= dict.fromkeys(held, module.weight[0].numel() ** -0.5)
                     continue
             reset = _reset_of(module)

@@ -35,6 +35,7 @@ class HareAndTortoise(Mitigator):
 
     largest_strength = 1.0
     traceable = False
+    works_on_pieces = True
 
     def __init__(
         self,

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.pieces import Piece
 from supple.population import Population
 from supple.power_iteration import (
     TINY,
@@ -16,6 +18,7 @@ from supple.power_iteration import (
     working_dtype,
 )
 from supple.roles import Kind, Role
+from supple.sharding import together
 
 _WARM_UP = 15
 """Power iterations at construction, as in torch's spectral_norm: the first step then pulls nearly the right way."""
@@ -64,6 +67,8 @@ class SpectralRegularizer(Mitigator):
     True
     """
 
+    works_on_pieces = True
+
     def __init__(
         self,
         network: nn.Module | Population,
@@ -111,33 +116,41 @@ class SpectralRegularizer(Mitigator):
         """The present estimate of σ₁ by parameter: ``(members…)``, or ``(members…, groups)`` where it holds several.
 
         Only looks. The estimate is never above the true value. It lags behind by some percent while a network changes
-        fast, and by nothing where it rests; :func:`supple.describe` shows the exact values.
+        fast, and by nothing where it rests; :func:`supple.describe` shows the exact values. Where parameters are
+        sharded, all ranks must call this together.
         """
         self._follow_devices()
-        return {
-            name: norm_of(self._half(name, self.parameters[name], self.state)[1]).squeeze(-1) for name in self.state
-        }
+        matrices = self._here({name: self.parameters[name] for name in self.state})
+        return {name: norm_of(w).squeeze(-1) for name, (_, w) in self._halves(matrices, self.state).items()}
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        k = self.exponent
-        total = super()._penalty(parameters)
+        k, total = self.exponent, super()._penalty(parameters)
+        for name, terms in self._over_ranks(self._sums(parameters)).items():
+            if self.roles[name].kind == "matrix":
+                terms = (terms**k - self.target**k).square().view(*self._members, -1).sum(-1)
+            elif self.roles[name].kind == "vector":
+                terms = terms**k
+            total = total + terms
+        return total
+
+    def _sums(self, parameters: Tensors) -> Tensors:
+        """What the penalty makes of each parameter's entries: σ₁ of matrices, ‖b‖² of vectors, the terms of scales."""
+        sums, k = {}, self.exponent
+        with torch.no_grad():
+            halves = self._halves(parameters, self.state)
         for name, parameter in parameters.items():
             role = self.roles[name]
             if role.kind == "matrix":
-                advances = torch.is_grad_enabled()
-                with torch.no_grad():
-                    u, w = self._half(name, parameter, self.state)
-                    v = w * (1 / norm_of(w).clamp_min(TINY))
-                    if advances:
-                        self.state[name]["v"].copy_(v)
-                sigma = ((role.matrices(parameter).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)
-                terms = (sigma**k - self.target**k).square().view(*self._members, -1)
+                u, w = halves[name]
+                v = w * (1 / norm_of(w).clamp_min(TINY))
+                if torch.is_grad_enabled():
+                    self.state[name]["v"].copy_(v)
+                sums[name] = self._sight(name).stretch(parameter, u, v)
             elif role.kind == "vector":
-                terms = (_vector(role, parameter).square().sum(-1, keepdim=True)) ** k
+                sums[name] = _vector(role, parameter).square().sum(-1)
             else:
-                terms = (_vector(role, parameter) ** k - self.target**k).square()
-            total = total + terms.sum(-1)
-        return total
+                sums[name] = (_vector(role, parameter) ** k - self.target**k).square().sum(-1)
+        return sums
 
     def _slope(self, stretches: Tensor, target: float, strength: Strength) -> Tensor:
         """The derivative of strength · (stretchᵏ − targetᵏ)² by each of the stretches ``(members…, n)``."""
@@ -157,20 +170,23 @@ class SpectralRegularizer(Mitigator):
             by_kind[self.roles[name].kind].append(name)
         matrices, scales, vectors = by_kind.values()
 
+        seen = [_vector(self.roles[name], parameters[name]) for name in vectors]
+        halves = [self._half(name, parameters[name], state) for name in matrices]
+        norms = [self._norm(name, vector) for name, vector in zip(vectors, seen, strict=True)]
+        if self._pieces:  # both at once: one message
+            measured = together([*halves, *norms])
+            halves, norms = measured[: len(halves)], measured[len(halves) :]
         if matrices:
-            halves = [self._half(name, parameters[name], state) for name in matrices]
             sigmas = [norm_of(w) for _, w in halves]
             sigma = torch.cat([self._row(each) for each in sigmas], -1)
             inverse = 1 / sigma.clamp_min(TINY)
             factors = self._apart(amount(sigma, self.target) * inverse, sigmas)
             for name, (u, w), factor, each in zip(matrices, halves, factors, self._apart(inverse, sigmas), strict=True):
-                self.roles[name].add_outer_(into[name], u.mul_(factor), w)
+                self._sight(name).add_outer_(into[name], u.mul_(factor), w)
                 torch.mul(w, each, out=state[name]["v"])
         for name in scales:
             into[name].add_(amount(_vector(self.roles[name], parameters[name]), self.target).view_as(into[name]))
         if vectors:
-            seen = [_vector(self.roles[name], parameters[name]) for name in vectors]
-            norms = [norm_of(vector) for vector in seen]
             norm = torch.cat(norms, -1)
             factors = self._apart(amount(norm, 0.0) / norm.clamp_min(TINY), norms)
             for name, vector, factor in zip(vectors, seen, factors, strict=True):
@@ -189,12 +205,30 @@ class SpectralRegularizer(Mitigator):
             for piece, tensor in zip(pieces, tensors, strict=True)
         ]
 
-    def _half(self, name: str, parameter: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """The present step's u, and w = σv."""
-        weight, v, restart = self.roles[name].matrices(parameter), state[name]["v"], state[name]["restart"]
-        if self.power_iterations > 1:
-            v = power_iteration(weight, v, restart, self.power_iterations - 1).v
+    def _halves(
+        self, parameters: Tensors, state: State, iterations: int | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """u and w = σv of each matrix after the present step's power iterations, or so many."""
+        names = [name for name in parameters if self.roles[name].kind == "matrix"]
+        halves = together(self._half(name, parameters[name], state, iterations) for name in names)
+        return dict(zip(names, halves, strict=True))
+
+    def _half(self, name: str, parameter: Tensor, state: State, iterations: int | None = None) -> Any:
+        """One matrix's; for a piece of a sharded one, its computation that waits for sums over ranks."""
+        v, restart, iterations = state[name]["v"], state[name]["restart"], iterations or self.power_iterations
+        if name in self._pieces:
+            return self._pieces[name].half_iteration(parameter, v, restart, iterations)
+        weight = self.roles[name].matrices(parameter)
+        if iterations > 1:
+            v = power_iteration(weight, v, restart, iterations - 1).v
         return half_iteration(weight, v, restart)
+
+    def _norm(self, name: str, vector: Tensor) -> Any:
+        return self._pieces[name].norm(vector) if name in self._pieces else norm_of(vector)
+
+    def _sight(self, name: str) -> Role | Piece:
+        """How to see a parameter, or the piece of it that lies here, as matrices."""
+        return self._pieces.get(name, self.roles[name])
 
     @torch.no_grad()
     def _first_vectors(self, seed: int) -> State:
@@ -202,16 +236,18 @@ class SpectralRegularizer(Mitigator):
         state: State = {}
         for name, parameter in self.parameters.items():
             if self.roles[name].kind == "matrix":
-                weight = self.roles[name].matrices(parameter)
-                shape = (*weight.shape[len(self._members) : -2], weight.shape[-1])
+                groups, _, columns = self.roles[name].sizes
+                shape = (columns,) if groups == 1 else (groups, columns)
                 v, restart = (
                     nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
-                    .to(weight.device, working_dtype(weight))
+                    .to(parameter.device, working_dtype(parameter))
                     .expand(*self._members, *shape)
                     for _ in range(2)
                 )
-                v = power_iteration(weight, v, restart, _WARM_UP).v
                 state[name] = {"v": v, "restart": restart.contiguous()}
+        matrices = self._here({name: self.parameters[name] for name in state})
+        for name, (_, w) in self._halves(matrices, state, _WARM_UP).items():
+            state[name]["v"] = w * (1 / norm_of(w).clamp_min(TINY))
         return state
 
 

@@ -18,6 +18,8 @@ class SquaredDistance(Mitigator):
     the order of its entries, which does not change under a small step.
     """
 
+    works_on_pieces = True
+
     def __init__(
         self,
         network: nn.Module | Population,
@@ -43,11 +45,11 @@ class SquaredDistance(Mitigator):
         return 1.0
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        total = super()._penalty(parameters)
+        sums, state = {}, self._state_here()
         for name, parameter in parameters.items():
-            deviation = self.roles[name].vector(self._deviation(name, parameter, self.state))
-            total = total + self._weight(name) * deviation.square().sum(-1)
-        return total
+            deviation = self.roles[name].vector(self._deviation(name, parameter, state))
+            sums[name] = self._weight(name) * deviation.square().sum(-1)
+        return sum(self._over_ranks(sums).values(), super()._penalty(parameters))
 
     def _initial(self) -> State:
         """A copy of the parameters as they are now."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from supple.roles import owned_parameters
+from supple.sharding import is_sharded, lay_out_gradient
 
 if TYPE_CHECKING:
     from supple.mitigators.base import Mitigator, Tensors
@@ -63,7 +64,8 @@ class StepHooks:
             parameters = self._parameters()
             with torch.no_grad():
                 if loss is not None:
-                    loss = loss + (self.mitigator.strength * self.mitigator._penalty(parameters)).sum()
+                    penalty = self.mitigator._penalty(self.mitigator._here(parameters))
+                    loss = loss + (self.mitigator.strength * penalty).sum()
                 add_gradients(self.mitigator, parameters)
             return loss
 
@@ -93,16 +95,19 @@ def add_gradients(
         # Switched off, the method gives no gradient to what has none: the optimizer goes on leaving it alone.
         if parameter.grad is None and (isinstance(mitigator.strength, Tensor) or mitigator.strength > 0):
             parameter.grad = torch.zeros_like(parameter)
+        if mitigator._pieces and is_sharded(parameter):
+            lay_out_gradient(parameter)
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     if not gradients:
         return
+    parameters, gradients = mitigator._here(parameters), mitigator._here(gradients)
     if grad_scale is not None:  # a power of two: undone and redone without rounding
         torch._foreach_div_(list(gradients.values()), grad_scale)
     if found_inf is not None:  # the optimizer will skip this step; what is remembered must not keep its infinities
         for gradient in gradients.values():
             gradient.masked_fill_(found_inf.bool(), 0)
     acted_on = {name: parameters[name] for name in gradients}
-    mitigator.add_gradients(acted_on, gradients, mitigator.state, mitigator.strength)
+    mitigator.add_gradients(acted_on, gradients, mitigator._state_here(), mitigator.strength)
     if grad_scale is not None:
         torch._foreach_mul_(list(gradients.values()), grad_scale)
 

@@ -31,6 +31,8 @@ class StreamingEWC(Mitigator):
     after Kirkpatrick et al., 2017.
     """
 
+    works_on_pieces = True
+
     def __init__(
         self,
         network: nn.Module | Population,
@@ -65,9 +67,9 @@ class StreamingEWC(Mitigator):
             gradient.addcmul_(fisher, (parameter - mean).mul_(per_member(strength * share, mean.ndim)))
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        total = super()._penalty(parameters)
+        sums, state = {}, self._state_here()
         for name, parameter in parameters.items():
-            mean, fisher, weight = (self.state[name][key] for key in ("mean", "fisher", "weight"))
+            mean, fisher, weight = (state[name][key] for key in ("mean", "fisher", "weight"))
             terms = fisher / weight.clamp_min(1) * (parameter - mean).square() / 2
-            total = total + self.roles[name].vector(terms).sum(-1)
-        return total
+            sums[name] = self.roles[name].vector(terms).sum(-1)
+        return sum(self._over_ranks(sums).values(), super()._penalty(parameters))

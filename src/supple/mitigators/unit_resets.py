@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn.parallel import DistributedDataParallel
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
+from supple.sharding import ranks_of, sum_over_ranks
 from supple.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
 
 Initializer = Callable[[Tensor, torch.Generator], object]
@@ -46,7 +48,8 @@ class UnitResets(Mitigator):
     """A method that judges hidden units by their activations and replaces some of them after a step.
 
     Args:
-        network: a module or a :class:`Population`.
+        network: a module or a :class:`Population`. One that DistributedDataParallel trains is passed in its wrapping:
+            then what all ranks have seen decides, and all choose the same units.
         strength: the method's own dial; 0 switches it off.
         units: which units, where the search of :func:`supple.units.find_units` does not find them.
         initializer: draws a new unit's incoming weights; None for torch's own, uniform in ± 1/√fan-in.
@@ -89,6 +92,8 @@ class UnitResets(Mitigator):
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
         self._initializer, self._recorders, self._has_seen = initializer, list[_Recorder](), False
+        wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
+        self._wrapper = next(wrappers, None)
         self._seed(seed)
         self.state = {GLOBAL: {"steps": torch.zeros(len(self.groups), dtype=torch.int64)}}
         for group in self.groups:
@@ -132,7 +137,7 @@ class UnitResets(Mitigator):
         slots: list[tuple[nn.Module, int | None]] = [(module, index) for index, module in enumerate(networks)]
         for group in self.groups:
             for module, slot in slots or [(self._module, None)]:
-                recorder = _Recorder(group, self.state[_activity(group)], slot)
+                recorder = _Recorder(group, self.state[_activity(group)], slot, self._wrapper is not None)
                 layer = module.get_submodule(group.leaving[0].path)
                 self._observed.append(layer.register_forward_pre_hook(recorder, with_kwargs=True))
                 self._recorders.append(recorder)
@@ -147,6 +152,9 @@ class UnitResets(Mitigator):
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
         due = {group.name: step for group in groups if self._listens(step := self._tick(group, state))}
         groups = [group for group in groups if group.name in due]
+        if self._wrapper is not None:
+            seen = [tensor for group in groups for tensor in state[_activity(group)].values()]
+            sum_over_ranks([(tensor, [ranks_of(self._wrapper.process_group, tensor.device.type)]) for tensor in seen])
         activities = {group.name: self._take_activity(group, state) for group in groups}
         self._check_seen(activities)
         strength, doomed = per_member(strength, len(self._members) + 1), []
@@ -248,8 +256,8 @@ class UnitResets(Mitigator):
 class _Recorder:
     """A hook on a layer that adds up what it is given; it knows nothing but its sums, so networks can be copied."""
 
-    def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None) -> None:
-        self.group, self.sums, self.slot, self.listening = group, sums, slot, True
+    def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None, shares: bool) -> None:
+        self.group, self.sums, self.slot, self.shares, self.listening = group, sums, slot, shares, True
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not (self.listening and layer.training and torch.is_grad_enabled()):
@@ -259,7 +267,13 @@ class _Recorder:
             if self.slot is None and self.sums["forwards"].ndim > 1:
                 raise NotImplementedError("a method that sees activations needs a population that is not compiled")
             self._add(activations)
-        elif torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
+            return
+        if not self.shares and DistributedDataParallel._get_active_ddp_module() is not None:
+            raise RuntimeError(
+                "expected a network wrapped in DistributedDataParallel, got the one inside, whose units each rank "
+                "would judge by its own batches: build the method from the wrapped network"
+            )
+        if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
             with temporarily_clear_interpreter_stack():
                 self._add(_stacked(activations))
         else:

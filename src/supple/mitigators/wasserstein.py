@@ -32,6 +32,8 @@ class WassersteinRegularizer(SquaredDistance):
     Source: Lewandowski et al., *Directions of Curvature as an Explanation for Loss of Plasticity*, 2023.
     """
 
+    works_on_pieces = False
+
     def __init__(
         self,
         network: nn.Module | Population,

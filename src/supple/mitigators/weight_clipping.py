@@ -36,6 +36,8 @@ class WeightClipping(Mitigator):
     tensor([[1., 1., 1., 1.]], requires_grad=True)
     """
 
+    works_on_pieces = True
+
     def __init__(
         self,
         network: nn.Module | Population,
@@ -44,11 +46,7 @@ class WeightClipping(Mitigator):
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
-        self.fan_in = {
-            name: self.roles[name].matrices(parameter).shape[-1]
-            for name, parameter in self.parameters.items()
-            if self.roles[name].kind == "matrix"
-        }
+        self.fan_in = {name: self.roles[name].sizes[2] for name in self.parameters if self.roles[name].kind == "matrix"}
         owners = {name.rpartition(".")[0]: fan_in for name, fan_in in self.fan_in.items()}
         for name in self.parameters:
             if self.roles[name].kind == "vector" and name.rpartition(".")[0] in owners:

@@ -77,7 +77,7 @@ def page(root: str, way: str = "", every: int | None = None) -> str:
     methods = members["method"].unique(maintain_order=True).sort().to_list() if len(members) else []
     drawings = Drawings(methods)
     sections = sections_of(members, rows, configs, drawings)
-    return _template().render(
+    text: str = _template().render(
         root=root,
         way=way,
         every=every,
@@ -90,8 +90,9 @@ def page(root: str, way: str = "", every: int | None = None) -> str:
         palette=palette(methods),
         unreadable=sorted({str(warning.message) for warning in unreadable}),
         data=drawings.text(),
-        vega=_vega(),
+        vega=_vega() if sections else "",
     )
+    return text
 
 
 def _template() -> Any:
@@ -105,7 +106,7 @@ def _template() -> Any:
 def _vega() -> str:
     """The scripts that draw, once for all charts."""
     major, minor, _ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
-    return vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")
+    return vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")  # type: ignore[call-arg]  # the rest has defaults
 
 
 def _way(root: str, out: str) -> str:

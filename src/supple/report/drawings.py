@@ -13,6 +13,9 @@ from supple.runs.charts import colour_scale, on_dark
 DIGITS = 5
 """That count in a chart."""
 
+REACH = 200
+"""Square pixels around a point in which a finger or the mouse finds it."""
+
 SHOWN = "!length(picked) || indexof(picked, datum.method) >= 0"
 
 
@@ -38,8 +41,8 @@ class Drawings:
 
     def add(self, chart: alt.LayerChart, title: str) -> Figure:
         """Take in lines by method, from :mod:`supple.runs.charts`."""
-        points: pl.DataFrame = chart.data
-        # Titles and colours aside, that is all that the instructions for curves depend on; others have ticks of their own.
+        points: Any = chart.data
+        # Titles and colours aside, the instructions for curves depend on no more; other charts have ticks of their own.
         kind = (*points.columns, "" if "task" in points.columns else str(len(self._charts)))
         if kind not in self._specs:
             chart.data = alt.NamedData("points")
@@ -65,6 +68,11 @@ class Drawings:
             encoding["opacity"]["condition"] = {"test": SHOWN, "value": where_picked["value"]}
             encoding["y"] |= {"title": None, "scale": {"zero": False}}
             encoding["x"]["scale"] = encoding["x"].get("scale", {}) | {"nice": False}
+        _, lines = spec["layer"]
+        discs = {"type": "point", "filled": True, "size": REACH}
+        unseen = lines["encoding"] | {"opacity": {"value": 0}}
+        spec["layer"].append({"mark": discs, "encoding": unseen, "transform": [{"filter": SHOWN}]})
+        del lines["encoding"]["tooltip"]
         return spec
 
 

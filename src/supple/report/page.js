@@ -7,7 +7,7 @@ const root = document.body;
 const quiet = "currentColor";
 const config = {
   background: "transparent",
-  font: "inherit",
+  font: getComputedStyle(root).fontFamily, // so that the room for labels is measured right
   view: { stroke: null },
   axis: {
     labelColor: quiet, titleColor: quiet, tickColor: quiet, domainColor: quiet, gridColor: quiet,
@@ -16,7 +16,6 @@ const config = {
   },
   axisX: { grid: false, tickCount: { signal: "ceil(width / 60)" } },
   axisY: { tickCount: { signal: "ceil(height / 50)" } },
-  point: { size: 20, stroke: "transparent", strokeWidth: 12 }, // an unseen rim, so that a finger hits it too
   line: { strokeWidth: 2 },
 };
 
@@ -32,15 +31,17 @@ function unpack({ length, columns }) {
 
 async function draw(element) {
   const chart = charts[element.dataset.chart];
+  const values = unpack(chart);
+  const crowded = new Set(values.map((point) => point.task)).size > 60;
   const spec = {
     ...structuredClone(specs[chart.spec]),
-    data: { name: "points", values: unpack(chart) },
+    data: { name: "points", values },
     width: "container",
     height: "container",
     autosize: { type: "fit", contains: "padding" },
   };
   const { view } = await vegaEmbed(element, spec, {
-    renderer: "svg", actions: false, config, tooltip: { theme: "page" }, defaultStyle: true,
+    renderer: "svg", actions: false, config: { ...config, point: { size: crowded ? 4 : 20 } }, tooltip: { theme: "page" }, defaultStyle: true,
   });
   const section = sections.get(element.closest("section"));
   section.views.push(view);
@@ -98,26 +99,34 @@ function copy(event) {
     .then(() => { button.textContent = "copied"; }, () => { button.textContent = "select and copy by hand"; });
 }
 
+/** What the page was like before it was loaded anew, as far as the browser keeps such things. */
+function remembered(place) {
+  try { return JSON.parse(sessionStorage.getItem(place)) ?? {}; } catch { return {}; }
+}
+
+function remember(place, state) {
+  try { sessionStorage.setItem(place, JSON.stringify(state)); } catch { /* then the page begins anew */ }
+}
+
 /** While runs are followed: load the page anew, and leave it as the reader had it. */
 function follow(seconds) {
-  const place = "supple " + location.pathname;
+  const place = `supple ${location.pathname}`;
   const folds = [...document.querySelectorAll("details")];
-  try {
-    const before = JSON.parse(sessionStorage.getItem(place) ?? "{}");
-    for (const fold of folds) fold.open ||= (before.open ?? []).includes(fold.id);
-    for (const [section] of sections) if (before.picked?.[section.id]) pick(section, before.picked[section.id]);
-    if (before.scroll) scrollTo(0, before.scroll);
-  } catch { /* a browser that keeps nothing */ }
+  const { open = [], picked = {}, scroll = 0 } = remembered(place);
+  for (const fold of folds) fold.open = open.includes(fold.id);
+  for (const section of sections.keys()) if (picked[section.id]?.length) pick(section, picked[section.id]);
+  scrollTo(0, scroll);
   setInterval(() => {
     if (document.querySelector("#vg-tooltip-element.visible")) return; // somebody is reading
-    const state = { open: folds.filter((fold) => fold.open).map((fold) => fold.id), picked: {}, scroll: scrollY };
-    for (const [section, { picked }] of sections) state.picked[section.id] = picked;
-    try { sessionStorage.setItem(place, JSON.stringify(state)); } catch { /* likewise */ }
+    const picks = [...sections].map(([section, state]) => [section.id, state.picked]);
+    remember(place, {
+      open: folds.filter((fold) => fold.open).map((fold) => fold.id), picked: Object.fromEntries(picks), scroll: scrollY,
+    });
     location.reload();
   }, 1000 * seconds);
 }
 
-for (const section of document.querySelectorAll("section")) sections.set(section, { picked: [], views: [] });
+for (const section of document.querySelectorAll("section:has(.legend)")) sections.set(section, { picked: [], views: [] });
 for (const button of document.querySelectorAll(".legend button")) button.addEventListener("click", clickLegend);
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", sort);
 for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", copy);

@@ -66,7 +66,7 @@ def sections_of(
                 tuning_seeds=part["seed"].filter(part["seed"] >= TUNING_SEEDS).to_list(),
                 members=len(part),
                 finished=int((part["done"] >= part["tasks"]).sum()),
-                seconds=part["seconds"].sum(),
+                seconds=float(part["seconds"].sum()),
                 standings=None if measured.is_empty() else standings(measured, drawings),
                 settings=[_setting(each, configs) for each in part.partition_by(TUNED, maintain_order=True)],
             )
@@ -75,7 +75,7 @@ def sections_of(
 
 
 def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """What was measured of these members, with what is compared of them; of the same one twice, where it is furthest."""
+    """What was measured of these members, with what is compared of them; once, where one was trained twice."""
     if rows.is_empty():
         return rows
     once = members.sort("done", descending=True, maintain_order=True).unique([*TUNED, "seed"], maintain_order=True)

@@ -66,7 +66,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     metrics = shown["metric"].unique(maintain_order=True).to_list()
     accuracies = [name for name in ACCURACIES if name in metrics] or metrics[:1]
     judge = next((name for name in ("validation_accuracy", "train_accuracy") if name in metrics), accuracies[0])
-    tasks = shown["task"].max() + 1
+    tasks = 1 + max(shown["task"].to_list())
     last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)
     best = ranking(so_far(shown), judge, last).unique(["method", "options"], keep="first", maintain_order=True)
     several = len(shown.unique(TUNED)) > len(best)

@@ -150,7 +150,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     if at == "strength":
         x = x.scale(type="log").axis(format="~e", values=drawn[at].unique().sort().to_list())
     else:
-        x = x.axis(tickMinStep=1)
+        x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
     colour = alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale)
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(

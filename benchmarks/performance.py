@@ -1,0 +1,268 @@
+"""How fast supple is, each number against a baseline that takes turns with it in one run, and against the machine.
+
+    python benchmarks/performance.py                  # everything this machine allows; wants a quiet one, half an hour
+    python benchmarks/performance.py --only bandwidth population
+
+Writes benchmarks/results/<machine>.json, and the tables of docs/performance.md from all such files.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import supple
+from supple.lab import datasets, models
+from supple.lab.run import Run
+from supple.lab.trainer import Trainer
+
+RESULTS = Path(__file__).parent / "results"
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """How fast supple is, each number against a baseline that takes turns with it in one run."""
+
+    only: tuple[str, ...] = ()
+    """Names of benchmarks; all when left out."""
+    rounds: int = 15
+    """How often each variant is timed, the variants taking turns."""
+
+
+def paired(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of this thread for each call, the variants taking turns; the first round warms up."""
+    names, seconds = list(variants), {name: list[float]() for name in variants}
+    for turn in range(-1, rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.thread_time()
+            variants[name]()
+            if turn >= 0:
+                seconds[name].append(time.thread_time() - start)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], base: str, of: str) -> dict[str, float]:
+    """The median of how many times faster ``of`` is than ``base``, with quartiles."""
+    found = [slow / fast for slow, fast in zip(seconds[base], seconds[of], strict=True)]
+    low, middle, high = statistics.quantiles(found, n=4)
+    return {"ratio": middle, "low": low, "high": high}
+
+
+def times(count: int, step: Callable[[], object]) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(count):
+            step()
+
+    return repeated
+
+
+# The machine: what could be reached at all.
+
+
+def bandwidth(rounds: int) -> float:
+    """Bytes a second that are read and written when a tensor far beyond the caches is added to another."""
+    a, b = torch.zeros(64 * 2**20), torch.ones(64 * 2**20)
+    seconds = paired({"add": lambda: a.add_(b)}, rounds)["add"]
+    return 3 * a.nbytes / min(seconds)
+
+
+def arithmetic(rounds: int) -> float:
+    """Multiply-adds a second of a large matrix product."""
+    a = torch.randn(1024, 1024)
+    return 1024**3 / min(paired({"product": lambda: a @ a}, rounds)["product"])
+
+
+# What is timed.
+
+
+def regularizer_alone(rounds: int) -> list[dict[str, Any]]:
+    """The step of the regularizer without any training, against the bytes that it must move."""
+    rows = []
+    for name, network in (
+        ("4x256 MLP", nn.Sequential(*(nn.Linear(784 if not layer else 256, 256) for layer in range(4)))),
+        ("8 layers of 2048", nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8)))),
+    ):
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        regularizer = supple.SpectralRegularizer(network)
+        seconds = statistics.median(paired({"step": times(5, regularizer.before_step)}, rounds)["step"]) / 5
+        moved = 4 * sum(parameter.nbytes for parameter in network.parameters() if parameter.ndim > 1)
+        rows.append({"what": name, "share": moved / seconds / bandwidth(5), "bytes": moved})
+    return rows
+
+
+def _eager(method: str) -> Callable[[], None]:
+    """The loop that anybody would write: 784-100-100-10, batch 16, SGD."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    first = [parameter.detach().clone() for parameter in network.parameters()]
+    x, y = torch.rand(10_000, 784), torch.randint(10, (10_000,))
+    order = torch.randperm(10_000).split(16)
+
+    def learn() -> None:
+        for batch in order[:100]:
+            loss = cross_entropy(network(x[batch]), y[batch])
+            if method == "l2-init":
+                pairs = zip(network.parameters(), first, strict=True)
+                loss = loss + 1e-3 * sum(((a - b) ** 2).sum() for a, b in pairs)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return learn
+
+
+def _stepping(run: Run, steps: int, compiled: bool | None = None) -> Callable[[], None]:
+    """Some steps of a run, its first task's: batches, pixels and all."""
+    trainer = Trainer(run, compiled=compiled)
+    tasks = [trainer.shift.task(trainer.data, seed, 0) for seed in run.seeds]
+    labels, batches = trainer._batches(tasks, 0)
+    pixels = torch.stack([task.pixels for task in tasks]) if tasks[0].pixels is not None else None
+
+    def learn() -> None:
+        for batch in batches[:steps]:
+            trainer._step(trainer._inputs(batch, pixels), labels.gather(1, batch))
+
+    return learn
+
+
+def population(rounds: int) -> list[dict[str, Any]]:
+    """Ten members of permuted MNIST as Kumar et al. have it, against one after the other."""
+    rows = []
+    for method in ("none", "l2-init", "spectral"):
+        run = Run.of("permuted-mnist-kumar", method, range(10), scale="paper", diagnostics=())
+        start = time.perf_counter()
+        ours = _stepping(run, 100, compiled=True)
+        ours()
+        compiling = time.perf_counter() - start
+        seconds = paired({"eager": _eager(method), "population": ours}, rounds)
+        seconds["population"] = [each / 10 for each in seconds["population"]]  # for each member
+        rate = 100 / statistics.median(seconds["population"])
+        rows.append(
+            {
+                "what": method,
+                **ratios(seconds, "eager", "population"),
+                "member steps a second": rate,
+                "compiling": compiling,
+            }
+        )
+    return rows
+
+
+def big_steps(rounds: int) -> list[dict[str, Any]]:
+    """Thirty members of the 4x256 MLP at batch 512, as the laboratory trains them, against a plain loop for one."""
+    data = datasets.load("mnist")
+    torch.manual_seed(0)
+    network = models.load("mlp")(data)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    x, y = data.normalized(data.train.images), data.train.labels
+
+    def learn() -> None:
+        for batch in torch.arange(2560).split(512):
+            loss = cross_entropy(network(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    run = Run.of("random-label-mnist", "none", [0], scale="paper", diagnostics=())
+    seconds = paired({"plain": learn, "ours": _stepping(run, 5)}, rounds)
+    return [{"what": "none", **ratios(seconds, "plain", "ours")}]
+
+
+def resnet(rounds: int) -> list[dict[str, Any]]:
+    """Steps of ResNet-18 on CIFAR-10, batch 250, against a plain loop with a DataLoader."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    data = datasets.load("cifar10").thinned(2500)
+    torch.manual_seed(0)
+    network = models.load("resnet18")(data)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    loader = DataLoader(TensorDataset(data.train.images, data.train.labels), batch_size=250, shuffle=True)
+
+    def learn() -> None:
+        for (images, labels), _ in zip(loader, range(2), strict=False):
+            loss = cross_entropy(network(data.normalized(images)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    run = Run.of("random-label-cifar10", "none", [0], examples=2500, batch_size=250, diagnostics=())
+    seconds = paired({"plain": learn, "ours": _stepping(run, 2)}, max(3, rounds // 4))
+    return [{"what": "none", **ratios(seconds, "plain", "ours")}]
+
+
+COMMAND = """
+import os, sys
+import supple.runs.sweep as sweep
+from supple.cli import main
+sweep.work_through = lambda *jobs, **rest: os._exit(0)
+sys.argv = ["supple", "run", "random-label-digits", "--out", sys.argv[1]]
+main()
+"""
+WORKER = """
+from supple.lab.run import Run
+from supple.lab.trainer import Trainer
+trainer = Trainer(Run.of("random-label-digits", "spectral", [0]))
+trainer._batches([trainer.shift.task(trainer.data, 0, 0)], 0)
+"""
+
+
+def start(rounds: int) -> list[dict[str, Any]]:
+    """From typing ``supple run`` to the first step: the command until it has workers, then a worker until it steps."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(5):
+            began = time.perf_counter()
+            for program in (COMMAND, WORKER):
+                subprocess.run([sys.executable, "-c", program, folder], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - began)
+    return [{"what": "digits", "seconds": statistics.median(seconds), "fastest": min(seconds)}]
+
+
+BENCHMARKS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "alone": regularizer_alone,
+    "population": population,
+    "big": big_steps,
+    "resnet": resnet,
+    "start": start,
+}
+
+
+def main() -> None:
+    config = tyro.cli(Performance)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+    path = RESULTS / f"{machine.lower()}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found["machine"] = {
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "bandwidth": bandwidth(config.rounds),
+        "multiply-adds": arithmetic(config.rounds),
+    }
+    for name in config.only or BENCHMARKS:
+        console.print(name)
+        found[name] = BENCHMARKS[name](config.rounds)
+        console.print(found[name])
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The piece of a sharded parameter that lies on this rank: power iteration and norms that never gather the whole."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from supple.power_iteration import RESTART, TINY, norm_of, working_dtype
+from supple.roles import Role
+from supple.sharding import Summing, is_sharded, ranks_along
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def pieces(roles: Mapping[str, Role], parameters: Mapping[str, nn.Parameter]) -> dict[str, "Piece"]:
+    """The piece of each sharded parameter that lies here, by name; nothing for an ordinary network.
+
+    Raises:
+        ValueError: for FSDP1's flat parameters, whose rows are lost, and for a DTensor whose entries are not all known.
+    """
+    for name, parameter in parameters.items():
+        if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
+            raise ValueError(
+                f"expected parameters with their shapes, got the flat {name!r} of FullyShardedDataParallel (FSDP1): "
+                "shard with FSDP2's torch.distributed.fsdp.fully_shard instead"
+            )
+    return {name: Piece(name, roles[name], p) for name, p in parameters.items() if is_sharded(p)}
+
+
+class Piece:
+    """The part of one parameter that lies on this rank, and its place among the others.
+
+    A matrix is seen with rows and columns. Where a tensor holds several matrices in groups, the rows of all of them
+    stand below each other (in a transposed convolution: their columns beside each other), and the vectors
+    ``(groups, n)`` that go with them are zero wherever a row or column belongs to another group.
+    """
+
+    def __init__(self, name: str, role: Role, parameter: "DTensor") -> None:
+        mesh, placements = parameter.device_mesh, parameter.placements
+        if mesh.get_coordinate() is None or any(placement.is_partial() for placement in placements):
+            raise ValueError(
+                f"expected a parameter of which this rank has a shard or a copy, got {name!r} as {placements} on "
+                f"{mesh}: shard it with fully_shard() or distribute_tensor(), and build this on the ranks of its mesh"
+            )
+        sharded = [(dim, getattr(p, "dim", None)) for dim, p in enumerate(placements) if mesh.size(dim) > 1]
+        sharded = [(dim, tensor_dim) for dim, tensor_dim in sharded if tensor_dim is not None]
+        self._ranks = [ranks_along(mesh, dim) for dim, _ in sharded]
+        if role.kind == "matrix":
+            outer, middle = _boundaries(name, role)
+            rows = range(outer, middle) if role.transposed else range(outer)
+            self._role, self._boundaries = role, (outer, middle)
+            self._ranks_of_a_row = [ranks_along(mesh, dim) for dim, tensor_dim in sharded if tensor_dim not in rows]
+            self._row_mask, self._column_mask, self._column_index = self._find_place(parameter)
+
+    def total(self, part: Tensor) -> Summing:
+        """The sum over all pieces of what each has of it; its gradient is that of this piece."""
+        whole = part.detach().clone()
+        yield whole, self._ranks
+        return whole + (part - part.detach())
+
+    def norm(self, vector: Tensor) -> Summing:
+        """The length of the whole vector, ``(1,)``."""
+        square = vector.square().sum(-1, keepdim=True)
+        yield square, self._ranks
+        return square.sqrt()
+
+    def half_iteration(self, weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> Summing:
+        """The last half of the power iterations: u for the rows that lie here ``(groups, rows)``, and w = Wᵀu = σv.
+
+        w is whole and the same on all ranks. Where rows lie whole on a rank, u is divided by its length only after the
+        sum that gives w, so that both travel together: one message an iteration.
+        """
+        matrix = self._matrix(weight.to(working_dtype(weight)))
+        for _ in range(iterations):
+            v = torch.add(v.nan_to_num(0.0), restart, alpha=RESTART).to(matrix.dtype)
+            u = self._times(matrix, v)
+            if self._ranks_of_a_row:
+                yield u, self._ranks_of_a_row
+            copies = math.prod(len(ranks.ranks) for ranks in self._ranks_of_a_row)
+            sums = torch.cat([self._spread(_times(matrix.mT, u)), u.square().sum(-1, keepdim=True) / copies], -1)
+            yield sums, self._ranks
+            inverse = 1 / sums[:, -1:].sqrt().clamp_min(TINY)
+            u, w = u * inverse, (sums[:, :-1] * inverse).view_as(v)
+            v = w * (1 / norm_of(w).clamp_min(TINY))
+        return u, w
+
+    def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """What the piece has of uᵀWv of each matrix, ``(groups,)``; ``u`` for its rows, ``v`` whole."""
+        return (self._times(self._matrix(tensor).to(u.dtype), v) * u).sum(-1)
+
+    def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
+        """Add ``u vᵀ`` to the piece in place; ``u`` for its rows, ``v`` whole."""
+        u, v = u.mT.to(tensor.dtype), self._at_columns(v).to(tensor.dtype)  # (rows, groups) and (groups, columns)
+        if self._boundaries == (1, 1) and tensor.ndim == 2:
+            tensor.addcmul_(u, v) if u.shape[-1] == 1 else tensor.addmm_(u, v)
+            return
+        outer = u * v if u.shape[-1] == 1 else u @ v
+        if self._role.transposed:
+            a, b, c = self._sizes(tensor)
+            outer = outer.view(b, a, c).transpose(0, 1)
+        tensor.add_(outer.reshape(tensor.shape))
+
+    def _matrix(self, tensor: Tensor) -> Tensor:
+        """``(rows, columns)`` of the piece."""
+        a, b, c = self._sizes(tensor)
+        if self._role.transposed:
+            return tensor.reshape(a, b, c).transpose(0, 1).reshape(b, a * c)
+        return tensor.reshape(a, c)
+
+    def _times(self, matrix: Tensor, v: Tensor) -> Tensor:
+        """Wv ``(groups, rows)`` as far as the columns that lie here go."""
+        u = _times(matrix, self._at_columns(v))
+        return u if self._row_mask is None else u * self._row_mask.to(u.device)
+
+    def _at_columns(self, v: Tensor) -> Tensor:
+        """The entries ``(groups, columns)`` of a whole v that meet the columns that lie here."""
+        v = v.view(self._role.sizes[0], -1)
+        if self._column_index is not None:
+            v = v[:, self._column_index.to(v.device)]
+        return v if self._column_mask is None else v * self._column_mask.to(v.device)
+
+    def _spread(self, w: Tensor) -> Tensor:
+        """``(groups, columns)`` at their places in a whole vector, zero elsewhere."""
+        if self._column_mask is not None:
+            w = w * self._column_mask.to(w.device)
+        if self._column_index is None:
+            return w
+        return w.new_zeros(len(w), self._role.sizes[2]).index_add_(1, self._column_index.to(w.device), w)
+
+    def _sizes(self, tensor: Tensor) -> tuple[int, int, int]:
+        outer, middle = self._boundaries
+        shape = tensor.shape
+        return math.prod(shape[:outer]), math.prod(shape[outer:middle]), math.prod(shape[middle:])
+
+    def _find_place(self, parameter: "DTensor") -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Which group each row belongs to or each column, ``(groups, ...)``, and where the columns are in a whole v."""
+        (groups, first, second, *_), (outer, middle) = self._role.layout, self._boundaries
+        if groups == 1 and not self._ranks_of_a_row:
+            return None, None, None
+        grouped, size, others = range(outer), first, range(middle, parameter.ndim)
+        if self._role.side_by_side:
+            grouped, size, others = range(outer, middle), second, range(outer)
+        positions, inner = _positions(parameter, grouped), _positions(parameter, others)
+        mask = positions // size == torch.arange(groups, device=positions.device).unsqueeze(-1) if groups > 1 else None
+        if self._role.side_by_side or not self._role.transposed:
+            return mask, None, inner if self._ranks_of_a_row else None
+        kernel = math.prod(parameter.shape[middle:])
+        columns = (positions % size).unsqueeze(-1) * kernel + inner
+        return None, None if mask is None else mask.repeat_interleave(len(inner), -1), columns.flatten()
+
+
+def _boundaries(name: str, role: Role) -> tuple[int, int]:
+    """How many of the tensor's dimensions make up the groups and what follows them in the layout; and how many these
+    and, in a transposed layout, the rows."""
+    if role.side_by_side:
+        return 1, 2
+    groups, first, second, *_ = role.layout
+    ends = range(len(role.shape), -1, -1)
+    outer = next((end for end in ends if math.prod(role.shape[:end]) == groups * first), None)
+    if outer is not None and not role.transposed:
+        return outer, outer
+    middle = next((end for end in ends if math.prod(role.shape[:end]) == groups * first * second), None)
+    if outer is None or middle is None:
+        raise ValueError(
+            f"expected the sharded {name!r} of shape {role.shape} to have dimensions that make up groups, rows and "
+            f"columns, got the layout {role.layout}: leave it out with roles={{{name!r}: None}}"
+        )
+    return outer, middle
+
+
+def _positions(parameter: "DTensor", dims: Iterable[int]) -> Tensor:
+    """Where in the whole tensor's dimensions, taken as one, the entries of the piece lie."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    positions = torch.zeros(1, dtype=torch.int64, device=parameter.device)
+    for dim in dims:
+        along = torch.arange(parameter.shape[dim]).view([-1 if d == dim else 1 for d in range(parameter.ndim)])
+        placements = [p if getattr(p, "dim", None) == dim else Replicate() for p in parameter.placements]
+        here = distribute_tensor(along, parameter.device_mesh, placements, src_data_rank=None).to_local()
+        positions = (positions.unsqueeze(-1) * parameter.shape[dim] + here.flatten().to(positions.device)).flatten()
+    return positions
+
+
+def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """The matrix times each of ``(groups, n)``; one alone, the usual case, not as a product of matrices."""
+    return torch.mv(matrix, vectors[0]).unsqueeze(0) if len(vectors) == 1 else vectors @ matrix.mT

@@ -1,0 +1,199 @@
+"""The page as text: whole without a network, useful whatever the folder holds, quick and small for many rows."""
+
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fsspec
+import pytest
+
+import supple.report
+from stores import plausible, store
+from supple import cli
+from supple.lab.run import Run
+from supple.report import page, watch, write_page
+
+METRICS = ("train_accuracy", "train_loss", "diverged")
+DIGITS = "random-label-digits"
+
+
+class Page(HTMLParser):
+    """Its visible text, what its links lead to, and what it would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.fetched, self._silent, self._words = [], [], False, []
+        self.feed(text)
+        self.text = " ".join(" ".join(self._words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self._silent = tag in ("script", "style")
+        for name, value in attributes:
+            if name == "href" and tag == "a":
+                self.links.append(value)
+            elif name in ("src", "href"):
+                self.fetched.append(value)
+
+    def handle_endtag(self, tag):
+        self._silent = False
+
+    def handle_data(self, data):
+        if not self._silent:
+            self._words.append(data)
+
+
+def runs_of(*methods, **changes):
+    return [Run.of(DIGITS, method, range(2), tasks=3, **changes) for method in methods]
+
+
+def test_an_empty_folder_says_what_to_do(tmp_path):
+    for root in (tmp_path, tmp_path / "not" / "there"):
+        found = Page(Path(write_page(str(root))).read_text())
+        assert "There are no runs here yet" in found.text
+        assert "supple sweep" in found.text
+
+
+def test_runs_that_have_only_begun(tmp_path):
+    store(tmp_path, runs_of("l2"), METRICS, plausible, done=0)
+    found = Page(page(str(tmp_path)))
+    assert "0 of 2 networks trained to the end" in found.text
+    assert "Nothing has been measured yet" in found.text
+    assert f"supple run {DIGITS} --method l2 --tasks 3 --seeds 2" in found.text
+
+
+def test_half_finished_runs_beside_finished_ones(tmp_path):
+    store(tmp_path, runs_of("none"), METRICS, plausible)
+    store(tmp_path, runs_of("l2"), METRICS, plausible, done=1)
+    found = Page(page(str(tmp_path)))
+    assert "2 of 4 networks trained to the end" in found.text
+    assert "l2 0 of 2 2 of 6" in found.text  # networks and tasks under way
+    assert "so far" in found.text
+
+
+def test_damaged_runs_are_named(tmp_path):
+    store(tmp_path, runs_of("none"), METRICS, plausible)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("{")
+    found = Page(page(str(tmp_path)))
+    assert "torn/run.json can't be read" in found.text
+    assert "2 networks trained to the end" in found.text
+
+
+def test_it_fetches_nothing_and_draws_with_one_copy_of_the_scripts(tmp_path):
+    store(tmp_path, runs_of("none", "l2"), METRICS, plausible)
+    text = page(str(tmp_path))
+    assert Page(text).fetched == []
+    assert not re.search(r"""\bimport\s*(\(|[\w{}*,\s]+from)?\s*['"]https?:""", text)
+    assert text.count("window.vegaEmbed=") == 1
+    assert len(text) < 1_200_000
+
+
+def test_each_protocol_has_a_section_of_its_own(tmp_path):
+    runs = [*runs_of("none"), *runs_of("none", batch_size=64), *runs_of("l2", step_size=0.5)]
+    store(tmp_path, runs, METRICS, plausible)
+    assert re.findall(rf"<h2>({DIGITS}.*)</h2>", page(str(tmp_path))) == [
+        f"{DIGITS} (quick scale), batch size 256",
+        f"{DIGITS} (quick scale), batch size 64",
+    ]
+
+
+def test_the_same_network_twice_counts_once(tmp_path):
+    store(tmp_path, runs_of("none"), METRICS[:1], plausible)
+    store(tmp_path, [Run.of(DIGITS, "none", [seed], tasks=3) for seed in (0, 1)], METRICS[:1], plausible)
+    assert re.search(r'<td data-value="2">2</td>\s*</tr>', page(str(tmp_path)))  # seeds, the ranking's last column
+
+
+@pytest.mark.parametrize("out", ["index.html", "elsewhere/deep/page.html", "../beside.html"])
+def test_links_lead_to_the_configurations(out, tmp_path):
+    root = tmp_path / "runs & more"
+    store(root, runs_of("none"), METRICS, plausible)
+    path = Path(write_page(str(root), str(root / out)))
+    links = [link for link in Page(path.read_text()).links if link.endswith("run.json")]
+    (folder,) = (each for each in root.iterdir() if (each / "run.json").exists())
+    assert [(path.parent / link.replace("%20", " ").replace("%26", "&")).resolve() for link in links] == [
+        (folder / "run.json").resolve()
+    ]
+
+
+def test_on_any_file_system():
+    store("memory://there", runs_of("none"), METRICS, plausible)
+    out = write_page("memory://there")
+    assert out == "memory://there/index.html"
+    found = Page(fsspec.filesystem("memory").cat_file("/there/index.html").decode())
+    assert f"{DIGITS}-none-" in next(link for link in found.links if link.endswith("run.json"))
+
+
+def test_names_are_text_and_never_markup(tmp_path):
+    name = "<script>alert(1)</script>"
+    store(tmp_path / "runs", runs_of("none", model=name), METRICS, plausible)
+    assert name not in page(str(tmp_path / "runs"))
+
+
+def test_the_page_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    store(tmp_path, runs_of("none"), METRICS, plausible)
+    out = Path(write_page(str(tmp_path)))
+    before = out.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fsspec.filesystem("file")), "mv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_page(str(tmp_path))
+    assert out.read_text() == before
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_watching_writes_a_page_that_loads_itself_until_it_ends(tmp_path, monkeypatch):
+    seen, out = [], tmp_path / "index.html"
+
+    def sleep(seconds):
+        seen.append((seconds, out.read_text()))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        store(tmp_path, runs_of("none"), METRICS, plausible)
+
+    monkeypatch.setattr(supple.report, "time", Clock(sleep))
+    watch(str(tmp_path))
+    (seconds, first), (longer, second) = seen
+    assert f'<body data-every="{seconds}">' in first
+    assert f'<body data-every="{longer}">' in second
+    assert "There are no runs here yet" in first
+    assert "2</b>networks trained" in second
+    assert "<body>" in out.read_text()
+    assert 10 <= seconds <= longer
+
+
+class Clock:
+    """Time in which only waiting takes some."""
+
+    monotonic, strftime = time.monotonic, time.strftime
+
+    def __init__(self, sleep):
+        self.sleep = sleep
+
+
+def test_the_command(tmp_path, capsys):
+    store(tmp_path / "runs", runs_of("none"), METRICS, plausible)
+    cli.Report(runs=str(tmp_path / "runs"), out=str(tmp_path / "page.html"))()
+    assert capsys.readouterr().out == f"page: {tmp_path / 'page.html'}\n"
+    assert DIGITS in (tmp_path / "page.html").read_text()
+
+
+def test_two_hundred_thousand_rows(tmp_path):
+    metrics = [*METRICS, "test_accuracy", *(f"spectral_norm/{layer}" for layer in range(6))]
+    runs = [
+        Run.of(problem, method, [seed], tasks=125, strength=strength)
+        for problem in ("label-flip-emnist", "pixel-permutation-emnist")
+        for method, strengths in {"none": [0.0], "l2": [1e-4, 1e-3], "spectral": [1e-4, 1e-3], "redo": [0.1]}.items()
+        for strength in strengths
+        for seed in range(14)
+    ]
+    store(tmp_path, runs, metrics, lambda run, member, task, metric: (task * 7 + run.seeds[member] * 31) % 97 / 97)
+    assert len(runs) * 125 * len(metrics) > 200_000
+    began = time.process_time()  # of all threads of this process; other processes don't count
+    size = Path(write_page(str(tmp_path))).stat().st_size
+    assert time.process_time() - began < 10
+    assert size < 15e6
