@@ -12,7 +12,8 @@ def known(name: str, names: Collection[str], kind: str) -> str:
         nearest = get_close_matches(name, names, n=1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         shown = list(names) if len(names) <= 40 else [*list(names)[:40], "..."]
-        raise ValueError(f"expected a {kind}, got {name!r}: {hint}known are {', '.join(shown)}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(f"expected {article} {kind}, got {name!r}: {hint}known are {', '.join(shown)}")
     return name
 
 
