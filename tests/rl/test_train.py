@@ -17,8 +17,8 @@ from supple.rl.methods import METHODS, PARTS, Resets
 from supple.rl.run import Run
 from supple.rl.train import Training, train
 
-SMALL = {"hidden": (16,), "batch_size": 8, "random_steps": 20, "replay_ratio": 2, "capacity": 60}
-OPTIONS = {"steps": 90, "evaluate_every": 30, "episodes": 2, **SMALL}
+SMALL = {"hidden": (16,), "batch_size": 8, "random_steps": 20, "replay_ratio": 2, "capacity": 40}
+OPTIONS = {"steps": 60, "evaluate_every": 20, "episodes": 2, **SMALL}
 
 
 class Short(gymnasium.Env):
@@ -71,7 +71,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
     resets = {"every": 25, "unit": "steps"} if method == "resets" else None
     config = run(method, seeds=(0, 1), resets=resets)
     train(config, root=tmp_path / "whole")
-    for killed_at in (47, 89):
+    for killed_at in (25, 53):
 
         def report(step, killed_at=killed_at):
             if step == killed_at:
@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
     whole, pieces = (config.folder(tmp_path / name) for name in ("whole", "pieces"))
     assert same(checkpoint(whole), checkpoint(pieces))
     assert (whole.path / "replay.bin").read_bytes() == (pieces.path / "replay.bin").read_bytes()
-    assert checkpoint(whole)["training"]["counts"][:2] == [90, 142]
+    assert checkpoint(whole)["training"]["counts"][:2] == [60, 82]
     assert whole.finished(config.evaluations)
 
 
@@ -93,7 +93,7 @@ def _train_in_a_process(config, root):
 
 
 def test_a_process_that_is_killed_outright_in_the_middle_of_a_physics_episode(tmp_path):
-    config = run("spectral", problem="cartpole-swingup", episodes=1, steps=60)
+    config = run("spectral", problem="cartpole-swingup", episodes=1, steps=60, evaluate_every=40)
     process = multiprocessing.get_context("spawn").Process(target=_train_in_a_process, args=(config, tmp_path / "a"))
     process.start()
     process.join()
@@ -162,12 +162,12 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
 
 
 def test_without_a_compiler_a_long_run_takes_the_plain_path(monkeypatch):
-    def compile(function):
+    def refuse(function):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(module, "COMPILE_FROM", 1)
     assert not Training(run("redo")).compiled, "it would not see activations"
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch, "compile", refuse)
     assert not Training(run()).compiled
     monkeypatch.setattr(torch, "compile", lambda function: function)
     assert Training(run()).compiled
