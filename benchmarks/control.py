@@ -191,11 +191,11 @@ class Learn:
             random_steps=self.random_steps,
             capacity=self.steps,
         )
-        root = Path("runs") / "benchmark"
+        root = "runs/benchmark"
         train(run, root=root)
         import polars as pl
 
-        rows = pl.read_parquet(run.folder(root).path / "metrics.parquet").filter(pl.col("metric") == "return")
+        rows = pl.read_parquet(f"{run.folder(root).path}/metrics.parquet").filter(pl.col("metric") == "return")
         return {str(step): value for step, value in rows.select("task", "value").iter_rows()}
 
     def _sb3(self, seed: int) -> dict[str, float]:

@@ -42,7 +42,7 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     printed = capsys.readouterr().out
     assert {"none", "resets"} <= set(printed.split())
     assert {path.name for path in tmp_path.glob("chart-*")} == {
-        f"chart-Pendulum-v1.{kind}" for kind in ("svg", "png", "html")
+        f"chart-Pendulum-v1.{kind}" for kind in ("svg", "png", "pdf", "html")
     }
     found = {path.parent.name.split("-")[2]: pl.read_parquet(path) for path in tmp_path.glob("*/metrics.parquet")}
     assert found.keys() == {"none", "resets"}
@@ -160,24 +160,6 @@ def test_aggregates_over_tasks():
     middle = shown(charts.aggregate(rows, "title"))["none"]
     assert middle["mean"] == pytest.approx(6)
     assert middle["low"] < 6 < middle["high"]
-
-
-def test_the_interquartile_mean():
-    values = np.random.default_rng(0).permutation(np.arange(8.0))
-    assert charts.interquartile_mean(values) == pytest.approx(np.mean([2, 3, 4, 5]))
-    fine = np.repeat(np.arange(5.0), 400)  # a quarter of five is no whole number
-    assert charts.interquartile_mean(np.arange(5.0)) == pytest.approx(fine[500:1500].mean())
-    assert charts.interquartile_mean(np.array([[1.0], [7.0]])).tolist() == [1, 7]
-
-
-def test_the_bootstrap_covers_what_it_should():
-    """Normal values, whose interquartile mean is their mean: about 95 of 100 intervals hold it."""
-    rng = np.random.default_rng(0)
-    strata = rng.normal(size=(60, 3, 10)) + np.array([0.0, 0.0, 0.0])[:, None]
-    intervals = [charts.stratified_bootstrap(list(each)) for each in strata]
-    assert 0.8 <= np.mean([low < 0 < high for low, high in intervals]) <= 1
-    constant = [np.full(3, 1.0), np.full(3, 5.0)]
-    assert charts.stratified_bootstrap(constant) == (pytest.approx(3), pytest.approx(3)), "tasks are not resampled"
 
 
 def test_the_papers_figures(tmp_path):

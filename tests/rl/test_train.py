@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,7 @@ from supple.rl import train as module
 from supple.rl.methods import METHODS, PARTS, Resets
 from supple.rl.run import Run
 from supple.rl.train import Training, train
+from supple.runs.store import load
 
 SMALL = {"hidden": (16,), "batch_size": 8, "random_steps": 20, "replay_ratio": 2, "capacity": 40}
 OPTIONS = {"steps": 60, "evaluate_every": 20, "episodes": 2, **SMALL}
@@ -62,7 +64,8 @@ def same(mine, theirs):
 
 
 def checkpoint(folder):
-    return torch.load(folder.path / "checkpoint.pt", weights_only=True)
+    found = torch.load(f"{folder.path}/checkpoint.pt", weights_only=True)
+    return {"state": found["state"], "rows": pl.read_parquet(found["rows"].numpy().tobytes()).rows()}
 
 
 @pytest.mark.parametrize("method", ["spectral", "redo", "resets"])
@@ -70,7 +73,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
     """The buffer has gone round by then, and each kill is in the middle of an episode."""
     resets = {"every": 25, "unit": "steps"} if method == "resets" else None
     config = run(method, seeds=(0, 1), resets=resets)
-    train(config, root=tmp_path / "whole")
+    train(config, root=str(tmp_path / "whole"))
     for killed_at in (25, 53):
 
         def report(step, killed_at=killed_at):
@@ -78,12 +81,12 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(config, report, root=tmp_path / "pieces")
-    train(config, root=tmp_path / "pieces")
-    whole, pieces = (config.folder(tmp_path / name) for name in ("whole", "pieces"))
+            train(config, report, root=str(tmp_path / "pieces"))
+    train(config, root=str(tmp_path / "pieces"))
+    whole, pieces = (config.folder(str(tmp_path / name)) for name in ("whole", "pieces"))
     assert same(checkpoint(whole), checkpoint(pieces))
-    assert (whole.path / "replay.bin").read_bytes() == (pieces.path / "replay.bin").read_bytes()
-    assert checkpoint(whole)["training"]["counts"][:2] == [60, 82]
+    assert Path(whole.path, "replay.bin").read_bytes() == Path(pieces.path, "replay.bin").read_bytes()
+    assert checkpoint(whole)["state"]["counts"][:2] == [60, 82]
     assert whole.finished(config.evaluations)
 
 
@@ -94,13 +97,15 @@ def _train_in_a_process(config, root):
 
 def test_a_process_that_is_killed_outright_in_the_middle_of_a_physics_episode(tmp_path):
     config = run("spectral", problem="cartpole-swingup", episodes=1, steps=60, evaluate_every=40)
-    process = multiprocessing.get_context("spawn").Process(target=_train_in_a_process, args=(config, tmp_path / "a"))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_in_a_process, args=(config, str(tmp_path / "a"))
+    )
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     for name in "ab":
-        train(config, root=tmp_path / name)
-    assert same(*(checkpoint(config.folder(tmp_path / name)) for name in "ab"))
+        train(config, root=str(tmp_path / name))
+    assert same(*(checkpoint(config.folder(str(tmp_path / name))) for name in "ab"))
 
 
 def test_each_member_is_the_lone_agent_of_its_seed():
@@ -155,7 +160,7 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
             broken.agent.critic.parameters["critics.0.1.weight"][0] = math.nan
     assert broken.stopped == {0: 42}  # its critic broke its actor in the updates of step 41
     assert (broken.replay._rows[1] == whole.replay._rows[1]).all()
-    rows = {(seed, metric): value for seed, _, metric, value in broken.measure()}
+    rows = {(member, metric): value for member, _, metric, value in broken.measure()}
     assert rows[0, "stopped"] == 42
     assert (0, "return") not in rows
     assert rows[1, "return"] == {row[:3]: row[3] for row in whole.measure()}[1, 60, "return"]
@@ -189,7 +194,7 @@ def test_an_evaluation_against_playing_by_hand():
                 observation, reward, _, last = world.step(mean.tanh().detach().numpy())
                 total += reward
             totals.append(total)
-        assert found[seed] == pytest.approx(np.mean(totals), rel=1e-4)
+        assert found[index] == pytest.approx(np.mean(totals), rel=1e-4)
     assert training.state_dict()["plays"] == state, "it leaves the training's own episodes alone"
 
 
@@ -305,6 +310,8 @@ def test_what_is_asked_for_must_make_sense():
         Resets(every=0)
     with pytest.raises(ValueError, match="at least one seed"):
         run(seeds=())
+    with pytest.raises(ValueError, match="a folder on this machine"):
+        train(run(), root="memory://runs")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -323,10 +330,10 @@ def test_the_configuration_is_flat_and_whole(tmp_path):
     assert config.config()["hidden"] == "16"
     assert config.config()["reset_every"] == 2_560_000
     other = dataclasses.replace(config, constants=dataclasses.replace(config.constants, discount=0.9))
-    assert config.folder(tmp_path).path != other.folder(tmp_path).path
-    train(dataclasses.replace(config, steps=8, evaluate_every=8), root=tmp_path)
-    from supple.runs.store import load
-
-    rows = load(tmp_path)
+    assert config.folder(str(tmp_path)).name != other.folder(str(tmp_path)).name
+    train(dataclasses.replace(config, steps=8, evaluate_every=8), root=str(tmp_path))
+    rows = load(str(tmp_path))
+    assert set(rows["seed"]) == {0, 1}
+    assert set(rows["strength"]) == {0}
     assert set(rows["metric"]) == {"return", "training_return"}
     assert rows.filter(pl.col("metric") == "return")["task"].to_list() == [8, 8]

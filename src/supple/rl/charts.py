@@ -1,15 +1,13 @@
 """Pictures of control: returns over steps, aggregates over tasks, and sensitivity; from stored rows alone."""
 
-from collections.abc import Sequence
-
 import altair as alt
 import numpy as np
 import polars as pl
 
 from supple.runs.charts import COLOURS
+from supple.runs.stats import bootstrap_interval, interquartile_mean
 
 METHOD_COLOURS = COLOURS | {"resets": COLOURS["network-reset"]}
-BOOTSTRAPS = 2_000
 INSIDE = {
     "overestimation": "overestimation of Q, over the return",
     "critic_weight_norm": "weight norm, critic",
@@ -77,27 +75,6 @@ def figure_16(rows: pl.DataFrame, title: str = "Figure 16", columns: int = 3) ->
     return figure
 
 
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of the middle half over the last axis; what falls on its borders counts in part.
-
-    >>> float(interquartile_mean(np.array([0.0, 1.0, 3.0, 100.0])))
-    2.0
-    """
-    count = values.shape[-1]
-    inside = np.clip(np.arange(1, count + 1), count / 4, 3 * count / 4)
-    weights = np.diff(inside, prepend=count / 4)
-    mean: np.ndarray = (np.sort(values, -1) * weights).sum(-1) / weights.sum()
-    return mean
-
-
-def stratified_bootstrap(strata: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the interquartile mean of all values, each stratum (a task's seeds) resampled for itself."""
-    rng = np.random.default_rng(seed)
-    resampled = [stratum[rng.integers(len(stratum), size=(BOOTSTRAPS, len(stratum)))] for stratum in strata]
-    low, high = np.quantile(interquartile_mean(np.concatenate(resampled, -1)), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     value = pl.col("value")
     error = (value.std() / value.len().sqrt()).fill_null(0)
@@ -114,8 +91,8 @@ def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
     returns = rows.filter(pl.col("metric") == "return")
     for (method, strength, step), group in returns.group_by("method", "strength", "task", maintain_order=True):
         strata = [each["value"].to_numpy() for _, each in group.group_by("problem", maintain_order=True)]
-        low, high = stratified_bootstrap(strata)
-        mean = float(interquartile_mean(np.concatenate(strata)))
+        low, high = bootstrap_interval(strata)
+        mean = interquartile_mean(np.concatenate(strata))
         found.append((method, strength, step, mean, low, high, len(group)))
     names = ["method", "strength", "task", "mean", "low", "high", "seeds"]
     return pl.DataFrame(found, schema=names, orient="row").sort("task", maintain_order=True)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -64,7 +63,7 @@ class Control:
     """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
     video: bool = False
     """Show an episode of the first method's first agent at the end, as a strip of pictures; needs a GL library."""
-    out: Path = Path("runs/rl")
+    out: str = "runs/rl"
     """Where results, checkpoints and charts go."""
     workers: int | None = None
     """Processes at a time; one for each core when left out."""
@@ -82,9 +81,9 @@ class Control:
         from supple.runs.store import load
 
         runs = self._runs()
-        _train([run for run in runs if not run.folder(self.out).finished(run.evaluations)], self)
-        order = pl.DataFrame({"run": [run.folder(self.out).path.name for run in runs]})
-        rows = order.join(load(self.out), on="run", maintain_order="left_right")
+        self._train([run for run in runs if not run.folder(self.out).finished(run.evaluations)])
+        order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
+        rows = order.join(load(self.out, set(order["run"])), on="run", maintain_order="left_right")
         console = Console()
         console.print(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
@@ -100,6 +99,16 @@ class Control:
 
             console.print(f"video: {strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
         console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
+
+    def _train(self, runs: "Sequence[Run]") -> None:
+        from supple.rl.train import train
+        from supple.runs.progress import progress_of
+        from supple.runs.sweep import work_through
+
+        if runs:
+            work = partial(train, root=self.out, device=self.device)
+            with progress_of({run: (run.method, run.steps) for run in runs}) as report:
+                work_through(runs, work, workers=self.workers, report=report)
 
     def _runs(self) -> "list[Run]":
         from supple.rl.envs import make
@@ -131,37 +140,6 @@ class Control:
             for seeds in apart
             for method in dict.fromkeys(self.methods)
         ]
-
-
-def _train(runs: "Sequence[Run]", control: Control) -> None:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from supple.rl.train import train
-    from supple.runs.sweep import work_through
-
-    if not runs:
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), refresh_per_second=2) as progress:
-        bars = {
-            run: progress.add_task(f"{run.method}, seed {' '.join(map(str, run.seeds))}", total=run.steps, start=False)
-            for run in runs
-        }
-
-        def report(run: "Run", steps: float) -> None:
-            progress.start_task(bars[run])
-            progress.update(bars[run], completed=steps)
-
-        work_through(
-            runs, partial(train, root=control.out, device=control.device), workers=control.workers, report=report
-        )
 
 
 def _table(rows: "pl.DataFrame", task: str) -> "Table":

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from supple.errors import known
@@ -91,20 +90,20 @@ class Run:
             )
         return run
 
-    def folder(self, root: Path) -> RunFolder:
+    def folder(self, root: str) -> RunFolder:
         """Where under ``root`` the run's results belong."""
         return RunFolder(root, self.config())
 
     def config(self) -> dict[str, Any]:
         """Flat and plain: names and values that a table's columns can hold."""
-        flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("constants", "resets")}
+        flat = dataclasses.asdict(self)
+        for name in ("strength", "constants", "resets"):
+            del flat[name]
         flat |= dataclasses.asdict(self.constants)
         if self.resets:
             flat |= {f"reset_{key}": value for key, value in dataclasses.asdict(self.resets).items()}
-        return {
-            key: value if key == "seeds" or not isinstance(value, tuple) else " ".join(map(str, value))
-            for key, value in flat.items()
-        }
+        flat = {key: " ".join(map(str, value)) if isinstance(value, tuple) else value for key, value in flat.items()}
+        return flat | {"seeds": list(self.seeds), "strengths": [self.strength] * len(self.seeds)}
 
     @property
     def evaluations(self) -> int:

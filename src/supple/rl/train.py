@@ -1,12 +1,15 @@
 """Training agents on a task: act, learn, look, and write everything down."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from supple.rl import inside
@@ -16,7 +19,7 @@ from supple.rl.replay import Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
 from supple.rl.streams import Stream, generator, number
-from supple.runs.store import Row
+from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
 
 COMPILE_FROM = 20_000
 """Member-updates in a run from which compiling pays: it costs 30 to 60 s and saves about three milliseconds each."""
@@ -24,6 +27,8 @@ PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 
 Report = Callable[[float], None]
+Row = tuple[int, int, str, float]
+"""Member, step, metric, value."""
 
 
 class Training:
@@ -82,13 +87,13 @@ class Training:
     def measure(self) -> list[Row]:
         """What the members do without noise, and how their training goes."""
         rows: list[Row] = []
-        for index, (seed, scores) in enumerate(zip(self.run.seeds, self._evaluate(), strict=True)):
+        for index, scores in enumerate(self._evaluate()):
             if index in self.stopped:
-                rows.append((seed, self.step, "stopped", float(self.stopped[index])))
+                rows.append((index, self.step, "stopped", float(self.stopped[index])))
                 continue
-            rows.append((seed, self.step, "return", float(scores.mean())))
+            rows.append((index, self.step, "return", float(scores.mean())))
             if self.returns[index]:
-                rows.append((seed, self.step, "training_return", float(np.mean(self.returns[index]))))
+                rows.append((index, self.step, "training_return", float(np.mean(self.returns[index]))))
             self.returns[index] = []
         return rows + (self._look_inside() if self.run.inside and len(self.replay) else [])
 
@@ -213,9 +218,9 @@ class Training:
         ]
         found["overestimation"] = torch.tensor(over)
         return [
-            (seed, self.step, metric, value)
+            (index, self.step, metric, value)
             for metric, values in found.items()
-            for index, (seed, value) in enumerate(zip(self.run.seeds, values.tolist(), strict=True))
+            for index, value in enumerate(values.tolist())
             if index not in self.stopped
         ]
 
@@ -226,30 +231,38 @@ class Training:
         return [generator(stream, seed, counter) for seed in self.run.seeds]
 
 
-def train(run: Run, report: Report = lambda steps: None, *, root: Path, device: str = "cpu") -> None:
+def train(run: Run, report: Report = lambda steps: None, *, root: str, device: str = "cpu") -> None:
     """Train a run in its folder under ``root``, from the last evaluation on.
 
     Args:
         run: what to train.
         report: told after each step how many are done.
-        root: the folder of all runs.
+        root: the folder of all runs, on this machine: the replay buffer is a file in memory.
         device: where the agents live.
     """
-    folder = run.folder(root)
     # Weights driven towards zero become subnormal numbers, which make an update ten times slower: they count as zero.
-    checkpoint = folder.begin(flush_denormal=torch.set_flush_denormal(True), **_versions())
-    training = Training(run, buffer=folder.path / "replay.bin", device=device)
-    rows: list[Row] = []
-    if checkpoint:
-        rows = [tuple(row) for row in checkpoint["rows"]]
-        training.load_state_dict(checkpoint["training"])
-    while training.step < run.steps:
-        training.advance(report)
-        report(training.step)
-        if training.step % run.evaluate_every == 0 or training.step == run.steps:
-            rows += training.measure()
-            training.replay.flush()
-            folder.save({"training": training.state_dict()}, rows)
+    flushed = torch.set_flush_denormal(True)
+    folder = run.folder(root)
+    if not isinstance(files_at(root)[0], LocalFileSystem):
+        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
+    with folder.held():
+        if folder.finished(run.evaluations):  # by another process, while this one waited
+            return
+        checkpoint = folder.begin(flush_denormal=flushed, device=device, **_versions())
+        training = Training(run, buffer=Path(folder.path) / "replay.bin", device=device)
+        finished, rows, seconds = 0, NO_ROWS, 0.0
+        if checkpoint:
+            finished, state, rows, seconds = checkpoint
+            training.load_state_dict(state)
+        began = time.monotonic()
+        while training.step < run.steps:
+            training.advance(report)
+            report(training.step)
+            if training.step % run.evaluate_every == 0 or training.step == run.steps:
+                rows = pl.concat([rows, pl.DataFrame(training.measure(), schema=SCHEMA, orient="row")])
+                training.replay.flush()
+                finished, spent = finished + 1, seconds + time.monotonic() - began
+                folder.save(Checkpoint(finished, training.state_dict(), rows, spent))
 
 
 def can_compile(device: str) -> bool:

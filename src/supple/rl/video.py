@@ -13,7 +13,7 @@ from supple.rl.streams import Stream, number
 from supple.rl.train import Training
 
 
-def strip(run: Run, root: Path, *, pictures: int = 8, size: int = 240) -> Path:
+def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
     """Play an episode of the run's first member, as its checkpoint is, without noise; the PNG file.
 
     Args:
@@ -26,12 +26,12 @@ def strip(run: Run, root: Path, *, pictures: int = 8, size: int = 240) -> Path:
         FileNotFoundError: when the run has no checkpoint yet.
         ValueError: when nothing can be drawn here.
     """
-    folder = run.folder(root)
-    checkpoint = folder.path / "checkpoint.pt"
+    folder = Path(run.folder(root).path)
+    checkpoint = folder / "checkpoint.pt"
     if not checkpoint.exists():
-        raise FileNotFoundError(f"expected a trained run in {folder.path}, found no checkpoint: train it first")
+        raise FileNotFoundError(f"expected a trained run in {folder}, found no checkpoint: train it first")
     training = Training(run, compiled=False)
-    training.agent.load_state_dict(torch.load(checkpoint, weights_only=True)["training"]["agent"])
+    training.agent.load_state_dict(torch.load(checkpoint, weights_only=True)["state"]["agent"])
     world = make(run.problem)
     if not isinstance(world, DmControl):
         raise ValueError(
@@ -46,7 +46,7 @@ def strip(run: Run, root: Path, *, pictures: int = 8, size: int = 240) -> Path:
         seen = torch.from_numpy(observation).expand(len(run.seeds), -1)
         step, (observation, _, _, last) = step + 1, world.step(training.agent.act(seen)[0].numpy())
     chosen = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, pictures)]
-    path = folder.path / "episode.png"
+    path = folder / "episode.png"
     path.write_bytes(png(np.concatenate(chosen, axis=1)))
     return path
 
