@@ -345,7 +345,9 @@ def main() -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="supple", description="Which methods keep a network trainable while its data changes?"
     )
+    from supple.errors import LostWorkersError
+
     try:
         command()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, LostWorkersError) as error:
         raise SystemExit(f"supple: {error}") from None

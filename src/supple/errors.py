@@ -6,6 +6,10 @@ from difflib import get_close_matches
 from typing import Any
 
 
+class LostWorkersError(RuntimeError):
+    """Workers die one after the other, and no work goes further."""
+
+
 def known(name: str, names: Collection[str], kind: str) -> str:
     """``name`` when it is among ``names``; otherwise a ValueError that suggests the nearest and lists them."""
     if name not in names:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import lab_workers
+from supple.errors import LostWorkersError
 from supple.runs import sweep
-from supple.runs.sweep import LostWorkersError, available_cores, work_through
+from supple.runs.sweep import available_cores, work_through
 
 
 def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
