@@ -9,6 +9,8 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
+from supple.rl.command import Control
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -334,6 +336,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "results": Results,
     "report": Report,
     "list": List,
+    "rl": Control,
 }
 
 

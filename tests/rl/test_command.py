@@ -1,0 +1,174 @@
+"""The command as it is typed, its charts and its pictures."""
+
+import os
+import struct
+import sys
+import zlib
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from supple import cli
+from supple.rl import charts, train
+from supple.rl.envs import DmControl, make
+from supple.rl.video import _drawn, png
+from supple.runs import sweep
+
+SHORT = ["--steps", 20, "--random-steps", 10, "--evaluate-every", 10, "--episodes", 1, "--replay-ratio", 1]
+
+
+@pytest.fixture
+def supple(monkeypatch, tmp_path):
+    def work_through(jobs, work, *, workers, report):
+        for job in jobs:
+            work(job, lambda steps, job=job: report(job, steps))
+
+    monkeypatch.setattr(sweep, "work_through", work_through)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["supple", "rl", *map(str, arguments), "--out", str(tmp_path)])
+        cli.main()
+
+    yield call
+    torch.set_flush_denormal(False)
+
+
+def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatch):
+    typed = ["Pendulum-v1", "--method", "none", "resets", "--seeds", 2, "--reset-every", 7, *SHORT]
+    supple(*typed)
+    printed = capsys.readouterr().out
+    assert {"none", "resets"} <= set(printed.split())
+    assert {path.name for path in tmp_path.glob("chart-*")} == {
+        f"chart-Pendulum-v1.{kind}" for kind in ("svg", "png", "pdf", "html")
+    }
+    found = {path.parent.name.split("-")[2]: pl.read_parquet(path) for path in tmp_path.glob("*/metrics.parquet")}
+    assert found.keys() == {"none", "resets"}
+    assert len(list(tmp_path.glob("*/metrics.parquet"))) == 4
+    ends = pl.concat(
+        pl.read_parquet(path).filter((pl.col("metric") == "return") & (pl.col("task") == 20))
+        for path in tmp_path.glob("Pendulum-v1-none-*/metrics.parquet")
+    )["value"]
+    assert f"{ends.mean():.1f} ± {ends.std() / 2**0.5:.1f}" in printed
+
+    monkeypatch.setattr(train, "Training", None)
+    supple(*typed)
+    assert printed.endswith(capsys.readouterr().out), "nothing is trained twice"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["cartpol-swingup"], "did you mean 'cartpole-swingup'?"),
+        (["cartpole-swingup", "--method", "spektral"], "did you mean 'spectral'?"),
+        (["cartpole-swingup", "--preset", "papper"], "did you mean 'paper'?"),
+        (["cartpole-swingup", "--seeds", 0], "at least one seed"),
+    ],
+)
+def test_what_is_not_known(supple, typed, message):
+    with pytest.raises(SystemExit, match="supple: expected") as caught:
+        supple(*typed)
+    assert message in str(caught.value)
+
+
+def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
+    """Each frame has a colour of its own, so that the strip shows which were chosen."""
+    drawn = []
+
+    def render(self, size):
+        drawn.append(np.full((size, size, 3), len(drawn), np.uint8))
+        return drawn[-1]
+
+    monkeypatch.setattr(DmControl, "render", render)
+    supple("cartpole-balance", "--seeds", 1, "--video", *SHORT)
+    (path,) = tmp_path.glob("*/episode.png")
+    assert f"video: {path}" in capsys.readouterr().out
+    content = path.read_bytes()
+    assert struct.unpack(">II", content[16:24]) == (8 * 240, 240)
+    assert len(drawn) == 100  # every tenth of 1,000 steps
+    line = pixels(content, 240, 8 * 240)[0, ::240, 0]
+    assert line.tolist() == [round(index) for index in np.linspace(0, 99, 8)]
+
+
+def test_without_a_gl_library_training_does_not_mind_and_pictures_say_so():
+    world = make("cartpole-balance")
+    world.begin(0)
+    if os.environ["MUJOCO_GL"] != "off":
+        pytest.skip("a GL library was asked for")
+    with pytest.raises(ValueError, match="expected a GL library to draw with"):
+        _drawn(world, 64)
+
+
+def pixels(content, height, width):
+    start = content.index(b"IDAT")
+    (length,) = struct.unpack(">I", content[start - 4 : start])
+    lines = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(height, -1)
+    assert (lines[:, 0] == 0).all()
+    return lines[:, 1:].reshape(height, width, 3)
+
+
+def test_png_holds_the_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    content = png(picture)
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert (pixels(content, 3, 5) == picture).all()
+
+
+# Charts.
+
+
+def stored(capacity=1_000_000):
+    """Seed s of task number t gives s + 10 t at each of two steps; other strengths and frequencies give less."""
+    rows = []
+    for method, dials in {
+        "none": [(0.0, None)],
+        "spectral": [(1e-4, None), (1e-3, None)],
+        "resets": [(0.0, 100), (0.0, 200)],
+    }.items():
+        for number, (strength, every) in enumerate(dials):
+            for task in range(2):
+                for seed in range(3 - number):
+                    for step in (50, 100):
+                        for metric in ("return", *charts.INSIDE):
+                            name = f"task{task}"
+                            run = f"{name}-{method}-{number}-{seed}"
+                            rows.append(
+                                (run, name, method, strength, every, seed, step, metric, seed + 10.0 * task, capacity)
+                            )
+    names = ["run", "problem", "method", "strength", "reset_every", "seed", "task", "metric", "value", "capacity"]
+    return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+
+
+def shown(chart):
+    return {row["method"]: row for rows in chart.to_dict()["datasets"].values() for row in rows if row["task"] == 100}
+
+
+def test_returns_over_steps():
+    rows = stored().filter((pl.col("problem") == "task1") & (pl.col("strength") < 1e-3))
+    found = shown(charts.returns_over_steps(rows, "title"))
+    assert found["spectral"]["mean"] == pytest.approx(11)
+    assert found["spectral"]["low"] == pytest.approx(11 - 1 / 3**0.5)
+    assert found["spectral"]["seeds"] == 3
+
+
+def test_aggregates_over_tasks():
+    rows = stored().filter((pl.col("strength") < 1e-3) & (pl.col("method") != "resets"))
+    mean = shown(charts.aggregate(rows, "title", statistic="mean"))["none"]
+    assert (mean["mean"], mean["low"]) == (pytest.approx(6), pytest.approx(6 - 1 / 3**0.5))
+    middle = shown(charts.aggregate(rows, "title"))["none"]
+    assert middle["mean"] == pytest.approx(6)
+    assert middle["low"] < 6 < middle["high"]
+
+
+def test_the_papers_figures(tmp_path):
+    for name, figure in {
+        "5": charts.figure_5(stored(), stored(250_000), "Figure 5, quick"),
+        "16": charts.figure_16(stored(), "Figure 16, quick"),
+    }.items():
+        path = tmp_path / f"{name}.svg"
+        figure.save(path)
+        text = path.read_text()
+        assert f"Figure {name}, quick" in text
+        assert "task1" in text or "250,000" in text
