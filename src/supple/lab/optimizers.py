@@ -1,42 +1,5 @@
-"""Optimizers as pure steps over dictionaries, for any number of members at once."""
+"""The optimizers, which control uses too and which therefore live below."""
 
-from collections.abc import Mapping
+from supple.optimizers import adam, adam_moments
 
-import torch
-from torch import Tensor
-from torch.optim.adam import adam as functional_adam
-
-Moments = dict[str, dict[str, Tensor]]
-
-
-def adam_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """What Adam remembers, before the first step."""
-    return {
-        name: {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-            "step": torch.zeros((), device=parameter.device),
-        }
-        for name, parameter in parameters.items()
-    }
-
-
-def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
-    """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
-    names = list(parameters)
-    functional_adam(
-        [parameters[name] for name in names],
-        [gradients[name] for name in names],
-        [moments[name]["exp_avg"] for name in names],
-        [moments[name]["exp_avg_sq"] for name in names],
-        [],
-        [moments[name]["step"] for name in names],
-        fused=True,
-        amsgrad=False,
-        beta1=0.9,
-        beta2=0.999,
-        lr=step_size,
-        weight_decay=0.0,
-        eps=1e-8,
-        maximize=False,
-    )
+__all__ = ["adam", "adam_moments"]

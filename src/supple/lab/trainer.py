@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from supple.lab.datasets import DATASETS
 from supple.lab.methods import METHODS
 from supple.lab.models import MODELS
-from supple.lab.optimizers import adam, adam_moments
 from supple.lab.problems import Run, named
 from supple.lab.shifts import SHIFTS, batch_order
 from supple.mitigators.base import Update
+from supple.optimizers import adam, adam_moments
 from supple.population import Population
 from supple.roles import find_roles
 from supple.runs.store import Row

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supple.lab.optimizers import adam, adam_moments
+from supple.optimizers import adam, adam_moments, written_out
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,)}
 STEPS = 20
@@ -68,6 +68,14 @@ def test_members_step_as_they_would_alone():
         )
 
 
+def test_a_gradient_laid_out_otherwise():
+    start, (found, *_) = tensors(3), list(gradients(3))
+    turned = {name: value.movedim(0, -1).contiguous().movedim(-1, 0) for name, value in found.items()}
+    assert not turned["weight"].is_contiguous()
+    expected = stepped(start, [found])
+    assert all(torch.equal(value, expected[name]) for name, value in stepped(start, [turned]).items())
+
+
 def test_it_steps_in_place_and_counts():
     parameters = tensors()
     before = {name: value.data_ptr() for name, value in parameters.items()}
@@ -76,3 +84,14 @@ def test_it_steps_in_place_and_counts():
         adam(parameters, found, moments, 1e-3)
     assert {name: value.data_ptr() for name, value in parameters.items()} == before
     assert all(entry["step"] == STEPS for entry in moments.values())
+
+
+@pytest.mark.parametrize("members", [(), (3,)], ids=["lone", "stacked"])
+def test_written_out_it_is_the_same_to_rounding(members):
+    start, all_gradients = tensors(*members), list(gradients(*members))
+    parameters = {name: value.clone() for name, value in start.items()}
+    moments = adam_moments(parameters)
+    for found in all_gradients:
+        for name, parameter in parameters.items():
+            written_out(parameter, found[name], **moments[name], step_size=1e-2)
+    torch.testing.assert_close(parameters, stepped(start, all_gradients), rtol=1e-6, atol=1e-6)
