@@ -204,7 +204,7 @@ class Mitigator:
             for key, tensor in entries.items():
                 if (name, key) == (GLOBAL, "random"):
                     for generator, random in zip(self._generators, tensor.cpu(), strict=True):
-                        generator.set_state(random)
+                        generator.set_state(random.clone())  # torch reads a slice of a tensor out of bounds
                 else:
                     self.state[name][key].copy_(tensor)
 

@@ -37,7 +37,8 @@ class Replay:
         spare: int = 0,
         path: Path | None = None,
     ) -> None:
-        self.capacity, self.count = capacity, 0
+        self.capacity = capacity
+        self.count, self.first = 0, 0  # rows written so far, and the first of them that has not been dropped
         self._sizes = [observation_size, action_size, 1, 1, observation_size]
         shape = members, capacity + spare, sum(self._sizes)
         self._rows: np.ndarray
@@ -47,7 +48,11 @@ class Replay:
             self._rows = np.memmap(path, np.float32, "r+" if path.exists() else "w+", shape=shape)
 
     def __len__(self) -> int:
-        return min(self.count, self.capacity)
+        return min(self.count - self.first, self.capacity)
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self.first = self.count
 
     def add(
         self,
