@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from supple.rl.command import Control
+
 if TYPE_CHECKING:
     import polars as pl
     from rich.table import Table
@@ -179,7 +181,7 @@ def _table(rows: "pl.DataFrame", title: str) -> "Table":
     return table
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "run": Run, "list": List}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "run": Run, "list": List, "rl": Control}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Environments with continuous actions: tasks of the DeepMind Control Suite, and Gymnasium's."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,8 +43,7 @@ class DmControl:
     """
 
     def __init__(self, domain: str, task: str) -> None:
-        from dm_control import suite
-
+        suite = _suite()
         # Seeded only for the tasks whose model is drawn when it is built: it is the same each time.
         self._environment = suite.load(domain, task, task_kwargs={"random": 0})
         action, observations = self._environment.action_spec(), self._environment.observation_spec()
@@ -95,10 +95,6 @@ class Gymnasium:
         action = self._low + (action.reshape(self._shape) + 1) * self._range
         observation, reward, terminated, truncated, _ = self._environment.step(action)
         return Step(self._flat(observation), float(reward), terminated, terminated or truncated)
-
-    def render(self) -> np.ndarray:
-        """A picture; the environment must have been made with ``render_mode="rgb_array"``."""
-        return np.asarray(self._environment.render())
 
     def _flat(self, observation: Any) -> np.ndarray:
         return np.asarray(self._flatten(self._space, observation), np.float32)
@@ -155,8 +151,7 @@ class Episodes:
 
 def tasks() -> dict[str, Callable[[], Environment]]:
     """Every task of the suite as ``domain-task``."""
-    from dm_control import suite
-
+    suite = _suite()
     return {f"{domain}-{task}": partial(DmControl, domain, task) for domain, task in suite.ALL_TASKS}
 
 
@@ -166,12 +161,22 @@ def make(name: str) -> Environment:
     Raises:
         ValueError: for an unknown name, with the nearest of the known ones.
     """
-    import gymnasium
-
+    try:
+        import gymnasium
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected the packages of control, found no {error.name}: pip install 'supple[rl]'") from None
     if name in gymnasium.registry:
         return Gymnasium(name)
     table = tasks()
     return table[known(name, table, "task of the suite, or a Gymnasium id")]()
+
+
+def _suite() -> Any:
+    # Training draws nothing, so no GL library is looked for; whoever wants pictures says so before.
+    os.environ.setdefault("MUJOCO_GL", "off")
+    from dm_control import suite
+
+    return suite
 
 
 def _flat(observation: dict[str, Any]) -> np.ndarray:

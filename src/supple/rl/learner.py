@@ -56,7 +56,8 @@ class Learner:
         if compiled and not self.mitigator.traceable:
             kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])
         self._add_gradients, self._change_parameters = kernels
-        self._gradients = self._vectorised if compiled else self._one_by_one
+        self.gradient = self._vectorised if compiled else self._one_by_one
+        """Of ``loss(network, *others)`` for every member, and what it keeps, by member."""
 
     def __call__(self, parameters: Tensors, *inputs: Tensor) -> Any:
         """What one member's network makes of ``inputs``."""
@@ -67,7 +68,7 @@ class Learner:
 
         The others are tensors, or trees of tensors, with the members first.
         """
-        gradients, kept = self._gradients(loss, *others)
+        gradients, kept = self.gradient(loss, *others)
         state, strength = self.mitigator.state, self.mitigator.strength
         parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
         self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength)

@@ -102,32 +102,34 @@ class SAC:
         entropy = self._update_actor(batch.observation, noise[1])
         self._update_temperature(entropy)
 
-    def _update_critic(self, batch: Batch, noise: Tensor) -> None:
+    def critic_loss(
+        self, critic: Network, target: Tensors, actor: Tensors, alpha: Tensor, batch: Batch, noise: Tensor
+    ) -> tuple[Tensor, Any]:
         """Q(s, a) towards r + γ (min Q̄(s', a') − α log π(a'|s')) with a' ~ π(s'), where the world has not ended."""
+        action, log_probability = squashed(self.actor(actor, batch.next_observation), noise)
+        value = self.critic(target, batch.next_observation, action).amin(-1) - alpha * log_probability
+        goal = batch.reward + self.constants.discount * (1 - batch.terminal) * value
+        error = critic(batch.observation, batch.action) - goal.unsqueeze(-1)
+        return error.square().mean(0).sum(), ()
 
-        def loss(critic: Network, target: Tensors, actor: Tensors, alpha: Tensor, batch: Batch, noise: Tensor) -> Any:
-            action, log_probability = squashed(self.actor(actor, batch.next_observation), noise)
-            value = self.critic(target, batch.next_observation, action).amin(-1) - alpha * log_probability
-            goal = batch.reward + self.constants.discount * (1 - batch.terminal) * value
-            error = critic(batch.observation, batch.action) - goal.unsqueeze(-1)
-            return error.square().mean(0).sum(), ()
-
-        self.critic.learn(loss, self.target, self.actor.parameters, self.alpha, batch, noise)
+    def _update_critic(self, batch: Batch, noise: Tensor) -> None:
+        self.critic.learn(self.critic_loss, self.target, self.actor.parameters, self.alpha, batch, noise)
 
     def _update_target(self) -> None:
         """Q̄ ← (1 − τ) Q̄ + τ Q."""
         for name, parameter in self.target.items():
             parameter.lerp_(self.critic.parameters[name], self.constants.averaging)
 
+    def actor_loss(
+        self, actor: Network, critic: Tensors, alpha: Tensor, observation: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """π towards a high min Q(s, a) − α log π(a|s) with a ~ π(s); and the policy's entropy."""
+        action, log_probability = squashed(actor(observation), noise)
+        value = self.critic(critic, observation, action).amin(-1)
+        return (alpha * log_probability - value).mean(), -log_probability.detach().mean()
+
     def _update_actor(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """π towards a high min Q(s, a) − α log π(a|s) with a ~ π(s); the policy's entropy, by member."""
-
-        def loss(actor: Network, critic: Tensors, alpha: Tensor, observation: Tensor, noise: Tensor) -> Any:
-            action, log_probability = squashed(actor(observation), noise)
-            value = self.critic(critic, observation, action).amin(-1)
-            return (alpha * log_probability - value).mean(), -log_probability.detach().mean()
-
-        entropy: Tensor = self.actor.learn(loss, self.critic.parameters, self.alpha, observation, noise)
+        entropy: Tensor = self.actor.learn(self.actor_loss, self.critic.parameters, self.alpha, observation, noise)
         return entropy
 
     def _update_temperature(self, entropy: Tensor) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supple.rl import inside
 from supple.rl.envs import Environment, Episodes, Step, make
 from supple.rl.methods import METHODS
 from supple.rl.replay import Replay
@@ -89,7 +90,7 @@ class Training:
             if self.returns[index]:
                 rows.append((seed, self.step, "training_return", float(np.mean(self.returns[index]))))
             self.returns[index] = []
-        return rows
+        return rows + (self._look_inside() if self.run.inside and len(self.replay) else [])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the rows of the buffer, which are in its file."""
@@ -200,6 +201,23 @@ class Training:
                 observations[index, k], running[index, k] = found.observation, not found.last
                 totals[index, k] += found.reward
         return totals
+
+    def _look_inside(self) -> list[Row]:
+        generators = self._generators(Stream.INSIDE, self.step)
+        found = inside.networks(self.agent, *next(self._minibatches(generators, 1)))
+        over = [
+            inside.overestimation(
+                self.agent, index, judges[0], number(Stream.INSIDE, seed, self.step, 1), each, self.device
+            )
+            for index, (judges, seed, each) in enumerate(zip(self._judges, self.run.seeds, generators, strict=True))
+        ]
+        found["overestimation"] = torch.tensor(over)
+        return [
+            (seed, self.step, metric, value)
+            for metric, values in found.items()
+            for index, (seed, value) in enumerate(zip(self.run.seeds, values.tolist(), strict=True))
+            if index not in self.stopped
+        ]
 
     def _there(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
