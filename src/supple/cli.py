@@ -9,6 +9,8 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
+from supple.rl.command import Control
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -230,6 +232,8 @@ class Results:
     """What to show, such as `spectral_norm`; accuracies when left out."""
 
     def __call__(self) -> None:
+        import polars as pl
+
         from supple.runs.store import load
 
         rows = load(self.runs)
@@ -237,6 +241,7 @@ class Results:
             from supple.errors import known
 
             known(self.metric, sorted(rows["metric"].unique()), "metric")
+            rows = rows.filter((pl.col("metric") == self.metric).any().over("problem", "scale"))
         for _, problem in rows.group_by("problem", "scale", maintain_order=True):
             _print_tables(problem, self.metric)
 
@@ -318,9 +323,9 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric that it is about."""
     from rich.console import Console
 
-    from supple.runs.tables import ACCURACIES, results_table
+    from supple.runs.tables import HEADLINES, results_table
 
-    shown = [metric] if metric else [name for name in ACCURACIES if name in rows["metric"]]
+    shown = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
     for each in shown:
         Console().print(results_table(rows, each))
     return shown[-1]
@@ -333,6 +338,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "figure": Figure,
     "results": Results,
     "report": Report,
+    "rl": Control,
     "list": List,
 }
 

@@ -1,0 +1,268 @@
+"""Control beside Stable-Baselines3's soft actor-critic: updates per second, cost, memory, and whether it learns.
+
+python benchmarks/control.py speed                                        # minutes; quiet machine or not, ratios hold
+python benchmarks/control.py memory
+python benchmarks/control.py learn --agents supple sb3 --seeds 3          # hours; goes on where it was stopped
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+import supple
+from supple.rl.envs import make
+from supple.rl.presets import PRESETS, Constants
+from supple.rl.replay import Replay
+from supple.rl.run import Run
+from supple.rl.sac import SAC, Batch
+from supple.rl.streams import Stream, number
+from supple.rl.train import train
+from supple.runs.store import environment
+
+QUADRUPED = 78, 12
+ROOT = Path(__file__).parent.parent / "results" / "control"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Updates per second on one thread at quadruped's sizes, batch 256, each variant in its turn."""
+
+    rounds: int = 60
+    """How often each variant is timed; ratios are of the least times."""
+    updates: int = 3
+    """In one timing."""
+    out: Path = ROOT / "speed.json"
+
+    def __call__(self) -> None:
+        torch.set_num_threads(1)
+        variants = {
+            "sb3": sb3_updates(self.updates),
+            "one critic, LayerNorm, spectral": supple_updates(self.updates, spectral=True),
+            "one critic, LayerNorm": supple_updates(self.updates),
+            "one critic, LayerNorm, spectral, not compiled": supple_updates(
+                self.updates, spectral=True, compiled=False
+            ),
+            "sb3's networks": supple_updates(self.updates, preset="sb3"),
+        }
+        for variant in variants.values():
+            variant()  # compiles
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(self.rounds):
+            for name, variant in variants.items():
+                # The time that this thread had a core: what others do on the machine counts less.
+                start = time.thread_time()
+                variant()
+                times[name].append((time.thread_time() - start) / self.updates)
+        least = {name: min(each) for name, each in times.items()}
+        found = {
+            "updates_per_second": {name: 1 / value for name, value in least.items()},
+            "times_sb3": {name: least["sb3"] / value for name, value in least.items()},
+            "times_sb3_median_of_rounds": {
+                name: statistics.median(a / b for a, b in zip(times["sb3"], each, strict=True))
+                for name, each in times.items()
+            },
+            "cost_of_spectral": least["one critic, LayerNorm, spectral"] / least["one critic, LayerNorm"],
+            "cost_of_spectral_median_of_rounds": statistics.median(
+                a / b
+                for a, b in zip(times["one critic, LayerNorm, spectral"], times["one critic, LayerNorm"], strict=True)
+            ),
+        }
+        _write(self.out, found | {"seconds": times})
+        print(json.dumps(found, indent=2))
+
+
+def supple_updates(
+    count: int, *, preset: str = "paper", spectral: bool = False, compiled: bool = True
+) -> Callable[[], None]:
+    observation, action = QUADRUPED
+    method = (lambda network: supple.SpectralRegularizer(network, 1e-4)) if spectral else supple.Mitigator
+    methods = {"actor_method": method, "critic_method": method} if spectral else {}
+    agent = SAC(*QUADRUPED, Constants(**PRESETS[preset].changes), [0], compiled=compiled, **methods)
+    batch = Batch(
+        torch.randn(1, 256, observation),
+        torch.rand(1, 256, action) * 2 - 1,
+        torch.rand(1, 256),
+        torch.zeros(1, 256),
+        torch.randn(1, 256, observation),
+    )
+    noise = torch.randn(2, 1, 256, action)
+
+    def update() -> None:
+        for _ in range(count):
+            agent.update(batch, noise)
+
+    return update
+
+
+def sb3_updates(count: int) -> Callable[[], None]:
+    import gymnasium
+    from stable_baselines3 import SAC as Theirs  # noqa: N811
+
+    class Silent(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, QUADRUPED[:1])
+        action_space = gymnasium.spaces.Box(-1, 1, QUADRUPED[1:])
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(QUADRUPED[0], np.float32), {}
+
+    agent = Theirs("MlpPolicy", Silent(), policy_kwargs={"net_arch": [256, 256]}, buffer_size=2000, device="cpu")
+    agent._setup_learn(1)
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        observation, following = rng.standard_normal((2, 1, QUADRUPED[0]), np.float32)
+        agent.replay_buffer.add(
+            observation, following, rng.uniform(-1, 1, (1, QUADRUPED[1])), np.ones(1), np.zeros(1), [{}]
+        )
+    return lambda: agent.train(gradient_steps=count, batch_size=256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a full buffer of a million of quadruped's transitions takes, over the bytes of its numbers."""
+
+    transitions: int = 1_000_000
+    out: Path = ROOT / "memory.json"
+
+    def __call__(self) -> None:
+        observation, action = QUADRUPED
+        before = _resident()
+        replay = Replay(1, self.transitions, observation, action, spare=5_000)
+        row = np.ones((1, observation), np.float32), np.ones((1, action), np.float32), *np.ones((2, 1), np.float32)
+        for _ in range(self.transitions + 5_000):
+            replay.add(*row, row[0])
+        arrays = self.transitions * (2 * observation + action + 2) * 4
+        found = {"bytes_of_the_arrays": arrays, "resident": _resident() - before}
+        found["ratio"] = found["resident"] / arrays
+        _write(self.out, found)
+        print(json.dumps(found, indent=2))
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """Train on one task with the same budget: steps, replay ratio, batch, first random steps, evaluation."""
+
+    task: str = "cartpole-swingup"
+    agents: tuple[str, ...] = ("supple", "sb3", "random")
+    """Among supple, sb3 and random."""
+    seeds: int = 3
+    steps: int = 30_000
+    replay_ratio: int = 4
+    random_steps: int = 1_000
+    evaluate_every: int = 5_000
+    preset: str = "paper"
+    method: str = "spectral"
+    out: Path = ROOT / "learn"
+    """One JSON file an agent and seed; what is there is not trained again, and supple's agents go on in the middle."""
+
+    def __call__(self) -> None:
+        torch.set_num_threads(1)
+        for seed in range(self.seeds):
+            for agent in self.agents:
+                path = self.out / f"{self.task}-{agent}-{seed}.json"
+                if not path.exists():
+                    start = time.process_time()
+                    returns = {"supple": self._supple, "sb3": self._sb3, "random": self._random}[agent](seed)
+                    settings = {key: str(value) for key, value in vars(self).items()}
+                    seconds = time.process_time() - start
+                    _write(path, {"returns": returns, "processor_seconds": seconds, "settings": settings})
+                print(agent, seed, json.loads(path.read_text())["returns"], flush=True)
+
+    def _supple(self, seed: int) -> dict[str, float]:
+        run = Run.of(
+            self.task,
+            self.method,
+            [seed],
+            preset=self.preset,
+            steps=self.steps,
+            evaluate_every=self.evaluate_every,
+            replay_ratio=self.replay_ratio,
+            random_steps=self.random_steps,
+            capacity=self.steps,
+        )
+        root = "runs/benchmark"
+        train(run, root=root)
+        import polars as pl
+
+        from supple.rl.charts import with_steps
+        from supple.runs.store import load
+
+        rows = load(root, {run.folder(root).name}).filter(pl.col("metric") == "return")
+        return {str(step): value for step, value in with_steps(rows).select("step", "value").iter_rows()}
+
+    def _sb3(self, seed: int) -> dict[str, float]:
+        from stable_baselines3 import SAC as Theirs  # noqa: N811
+
+        world = _as_gymnasium(self.task)
+        agent = Theirs(
+            "MlpPolicy",
+            world,
+            policy_kwargs={"net_arch": [256, 256]},
+            buffer_size=self.steps,
+            learning_starts=self.random_steps,
+            gradient_steps=self.replay_ratio,
+            seed=seed,
+            device="cpu",
+        )
+        returns = {}
+        for step in range(self.evaluate_every, self.steps + 1, self.evaluate_every):
+            agent.learn(self.evaluate_every, reset_num_timesteps=False)
+            returns[str(step)] = self._score(seed, step, lambda seen: agent.predict(seen, deterministic=True)[0])
+        return returns
+
+    def _random(self, seed: int) -> dict[str, float]:
+        rng = np.random.default_rng(seed)
+        size = make(self.task).action_size
+        return {"0": self._score(seed, 0, lambda seen: rng.uniform(-1, 1, size).astype(np.float32))}
+
+    def _score(self, seed: int, step: int, act: Callable[[np.ndarray], np.ndarray]) -> float:
+        """The mean return of ten episodes, begun as supple's evaluations are."""
+        world, totals = make(self.task), []
+        for episode in range(10):
+            seen, total, last = world.begin(number(Stream.EVALUATION, seed, step, episode)), 0.0, False
+            while not last:
+                seen, reward, _, last = world.step(act(seen))
+                total += reward
+            totals.append(total)
+        return statistics.mean(totals)
+
+
+def _as_gymnasium(task: str) -> Any:
+    """One of our environments for programs that want Gymnasium's."""
+    import gymnasium
+
+    world = make(task)
+
+    class Adapter(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (world.observation_size,))
+        action_space = gymnasium.spaces.Box(-1, 1, (world.action_size,))
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed)
+            return world.begin(int(self.np_random.integers(2**31))), {}
+
+        def step(self, action: np.ndarray) -> Any:
+            found = world.step(action)
+            return found.observation, found.reward, found.terminal, found.last and not found.terminal, {}
+
+    return Adapter()
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | {"environment": environment()}, indent=2))
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"speed": Speed, "memory": Memory, "learn": Learn})()

@@ -1,0 +1,169 @@
+"""The command ``supple rl``."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.table import Table
+
+    from supple.rl.run import Run
+
+# Everything heavy is imported where it is used, so that a help text appears at once.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Train soft actor-critic on a control task, with methods that keep its networks plastic.
+
+    A run that was stopped goes on after its last evaluation, and ends with the same bits.
+    """
+
+    task: tyro.conf.Positional[str]
+    """A task of the DeepMind Control Suite, such as `quadruped-run`, or the id of any Gymnasium environment."""
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(name="method")] = ("spectral",)
+    """What to train with, one or more of: none, resets, spectral, decoupled-spectral, l2, l2-init, redo, ..."""
+    seeds: int = 3
+    """Agents trained with each method."""
+    steps: int = 500_000
+    """Of the environment."""
+    preset: str = "paper"
+    """Where the constants come from: paper, doro, cleanrl or sb3."""
+    strength: float | None = None
+    """The method's, on actor and critic; its default when left out."""
+    actor_strength: float | None = None
+    """The method's on the actor, where it is another."""
+    replay_ratio: int | None = None
+    """Updates for each step of the environment; the preset's when left out."""
+    random_steps: int | None = None
+    """Steps with random actions before the first update; the preset's when left out."""
+    capacity: int | None = None
+    """Transitions that the replay buffer holds; the preset's when left out."""
+    reset_every: int | None = None
+    """For the method `resets`: updates from one to the next; 2,560,000 when left out."""
+    reset_unit: Literal["updates", "steps"] | None = None
+    """What `reset-every` counts; updates when left out."""
+    reset_parts: tuple[str, ...] | None = None
+    """What is drawn anew, among actor, critic, target, temperature, optimizer and buffer; all but the last when left
+    out."""
+    reset_layers: int | None = None
+    """How many of the last layers are; all when left out."""
+    prime: int = 0
+    """Heavy priming: so many updates on the first 100 transitions, before training goes on as usual."""
+    evaluate_every: int = 5_000
+    """Steps from one evaluation and checkpoint to the next."""
+    episodes: int = 10
+    """In each evaluation, with the policy's mean."""
+    inside: bool = False
+    """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
+    video: bool = False
+    """Show an episode of the first method's first agent at the end, as a strip of pictures; needs a GL library."""
+    out: str = "runs/rl"
+    """Where results, checkpoints and charts go."""
+    workers: int | None = None
+    """Processes at a time; one for each core when left out."""
+    device: str = "cpu"
+    """Where the agents learn. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
+
+    def __call__(self) -> None:
+        if self.video:
+            os.environ.setdefault("MUJOCO_GL", "egl")
+        import polars as pl
+        from rich.console import Console
+
+        from supple.rl.charts import returns_over_steps, with_steps
+        from supple.runs.charts import save
+        from supple.runs.store import load
+
+        runs = self._runs()
+        _train([run for run in runs if not run.folder(self.out).finished(run.evaluations)], self)
+        order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
+        found = load(self.out, set(order["run"]))
+        rows = with_steps(order.join(found, on="run", maintain_order="left_right"))
+        console = Console()
+        console.print(_table(rows, self.task))
+        primed = f", primed with {self.prime:,} updates" if self.prime else ""
+        chart = returns_over_steps(
+            rows,
+            f"{self.task}{primed}",
+            f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
+        )
+        for path in save(chart, self.out, f"chart-{self.task}"):
+            console.print(f"chart: {path}", highlight=False, soft_wrap=True)
+        if self.video:
+            from supple.rl.video import strip
+
+            console.print(f"video: {strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
+        console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
+
+    def _runs(self) -> "list[Run]":
+        from supple.rl.envs import make
+        from supple.rl.run import Run
+
+        make(self.task)  # an unknown task is told here, and not by a worker
+        if self.seeds < 1:
+            raise ValueError(f"expected at least one seed, got {self.seeds}")
+        apart = [[seed] for seed in range(self.seeds)] if self.device == "cpu" else [list(range(self.seeds))]
+        resets = {name: getattr(self, f"reset_{name}") for name in ("every", "unit", "parts", "layers")}
+        return [
+            Run.of(
+                self.task,
+                method,
+                seeds,
+                steps=self.steps,
+                preset=self.preset,
+                strength=self.strength,
+                actor_strength=self.actor_strength,
+                resets=resets if method == "resets" else None,
+                evaluate_every=self.evaluate_every,
+                episodes=self.episodes,
+                prime=self.prime,
+                inside=self.inside,
+                replay_ratio=self.replay_ratio,
+                random_steps=self.random_steps,
+                capacity=self.capacity,
+            )
+            for seeds in apart
+            for method in dict.fromkeys(self.methods)
+        ]
+
+
+def _train(runs: "Sequence[Run]", control: Control) -> None:
+    from supple.rl.train import train
+    from supple.runs import sweep
+    from supple.runs.progress import progress_of
+
+    if runs:
+        work = partial(train, root=control.out, device=control.device)
+        with progress_of({run: (run.method, run.steps) for run in runs}) as report:
+            sweep.work_through(runs, work, workers=control.workers, report=report)
+
+
+def _table(rows: "pl.DataFrame", task: str) -> "Table":
+    import polars as pl
+    from rich.table import Table
+
+    table = Table("method", title=f"Return, {task}", title_justify="left")
+    for heading in ("strength", "stopped", "steps", "seeds", "at the end", "over seeds", "best evaluation"):
+        table.add_column(heading, justify="right")
+    value = pl.col("value")
+    for found in rows.partition_by("method", "strength", maintain_order=True):
+        method, strength = str(found["method"][0]), float(found["strength"][0])
+        returns = found.filter(pl.col("metric") == "return")
+        stopped = found.filter(pl.col("metric") == "stopped")["seed"].n_unique()
+        curve = returns.group_by("step").agg(
+            mean=value.mean(), error=value.std() / value.len().sqrt(), low=value.min(), high=value.max(), n=value.len()
+        )
+        row = [method, f"{strength:g}" if strength else "-", str(stopped or "-")]
+        if len(curve):
+            end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
+            error = f" ± {end['error']:.1f}" if end["n"] > 1 else ""
+            spread = f"{end['low']:.1f} to {end['high']:.1f}"
+            row += [f"{end['step']:,}", str(end["n"]), f"{end['mean']:.1f}{error}", spread, f"{best:.1f}"]
+        table.add_row(*row)
+    return table

@@ -1,0 +1,183 @@
+"""Environments with continuous actions: tasks of the DeepMind Control Suite, and Gymnasium's."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from supple.errors import known
+from supple.rl.streams import Stream, number
+
+
+class Step(NamedTuple):
+    """What an action led to."""
+
+    observation: np.ndarray
+    reward: float
+    terminal: bool
+    """The world ended: nothing of value can follow. Not so where only the time was up."""
+    last: bool
+    """The episode ended, one way or the other."""
+
+
+class Environment(Protocol):
+    """A world of which an episode depends on its seed and the actions alone."""
+
+    observation_size: int
+    action_size: int
+
+    def begin(self, seed: int) -> np.ndarray:
+        """Start an episode; its first observation, as 32-bit numbers."""
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act, each number in [−1, 1]."""
+
+
+class DmControl:
+    """A task of the DeepMind Control Suite (Tunyasuvunakool et al., 2020), without a layer between.
+
+    Action repeat 1; actions are rescaled from [−1, 1]. A simulation that diverges ends its episode without a reward.
+    """
+
+    def __init__(self, domain: str, task: str) -> None:
+        suite = _suite()
+        # Seeded only for the tasks whose model is drawn when it is built: it is the same each time.
+        self._environment = suite.load(domain, task, task_kwargs={"random": 0})
+        action, observations = self._environment.action_spec(), self._environment.observation_spec()
+        self._low, self._range = action.minimum, (action.maximum - action.minimum) / 2
+        self.action_size = action.shape[0]
+        self.observation_size = sum(int(np.prod(spec.shape)) for spec in observations.values())
+
+    def begin(self, seed: int) -> np.ndarray:
+        self._environment.task.random.seed(seed)
+        self._last = _flat(self._environment.reset().observation)
+        return self._last
+
+    def step(self, action: np.ndarray) -> Step:
+        from dm_control.rl.control import PhysicsError
+
+        try:
+            found = self._environment.step(self._low + (action.astype(np.float64) + 1) * self._range)
+        except PhysicsError:
+            return Step(self._last, 0.0, terminal=False, last=True)
+        self._last = _flat(found.observation)
+        return Step(self._last, float(found.reward), terminal=found.discount == 0, last=found.last())
+
+    def render(self, size: int = 240) -> np.ndarray:
+        """A picture ``(size, size, 3)``; needs a GL library."""
+        picture: np.ndarray = self._environment.physics.render(size, size, camera_id=0)
+        return picture
+
+
+class Gymnasium:
+    """Any environment of Gymnasium with a box of bounded actions."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        import gymnasium
+
+        environment = gymnasium.make(name, **options)
+        actions, observations = environment.action_space, environment.observation_space
+        if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
+            raise ValueError(f"expected an environment with continuous bounded actions, got {name!r} with {actions}")
+        self._environment, self._space = environment, observations
+        self._low, self._range, self._shape = actions.low, (actions.high - actions.low) / 2, actions.shape
+        self.action_size = int(np.prod(actions.shape))
+        self.observation_size = gymnasium.spaces.flatdim(observations)
+        self._flatten = gymnasium.spaces.flatten
+
+    def begin(self, seed: int) -> np.ndarray:
+        return self._flat(self._environment.reset(seed=seed)[0])
+
+    def step(self, action: np.ndarray) -> Step:
+        action = self._low + (action.reshape(self._shape) + 1) * self._range
+        observation, reward, terminated, truncated, _ = self._environment.step(action)
+        return Step(self._flat(observation), float(reward), terminated, terminated or truncated)
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        return np.asarray(self._flatten(self._space, observation), np.float32)
+
+
+@dataclass
+class Episodes:
+    """One environment, played episode after episode.
+
+    An episode is known by its number, so where the play stands is that number and the actions since: to take it up
+    again is to play them again, which gives the same physics to the bit in any environment that has no other memory.
+    """
+
+    environment: Environment
+    seed: int
+    number: int = 0
+    actions: list[np.ndarray] = field(default_factory=list)
+    total: float = 0.0
+    """The rewards of this episode so far."""
+
+    def __post_init__(self) -> None:
+        self.observation = self._begin()
+
+    def step(self, action: np.ndarray) -> tuple[Step, float | None]:
+        """Act; what it led to, and the return of the episode if that ended it. Then the next one begins."""
+        found = self._play(action)
+        if not found.last:
+            return found, None
+        finished = self.total
+        self.number, self.actions, self.total = self.number + 1, [], 0.0
+        self.observation = self._begin()
+        return found, finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the play stands."""
+        return {"number": self.number, "actions": [action.tolist() for action in self.actions]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Play on from there."""
+        self.number, self.actions, self.total = state["number"], [], 0.0
+        self.observation = self._begin()
+        for action in state["actions"]:
+            self._play(np.asarray(action, np.float32))
+
+    def _begin(self) -> np.ndarray:
+        return self.environment.begin(number(Stream.EPISODE, self.seed, self.number))
+
+    def _play(self, action: np.ndarray) -> Step:
+        found = self.environment.step(action)
+        self.actions.append(action)
+        self.observation, self.total = found.observation, self.total + found.reward
+        return found
+
+
+def tasks() -> dict[str, Callable[[], Environment]]:
+    """Every task of the suite as ``domain-task``."""
+    suite = _suite()
+    return {f"{domain}-{task}": partial(DmControl, domain, task) for domain, task in suite.ALL_TASKS}
+
+
+def make(name: str) -> Environment:
+    """The environment of a name: ``domain-task`` of the suite, or a Gymnasium id.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest of the known ones.
+    """
+    try:
+        import gymnasium
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected the packages of control, found no {error.name}: pip install 'supple[rl]'") from None
+    if name in gymnasium.registry:
+        return Gymnasium(name)
+    table = tasks()
+    return table[known(name, table, "task of the suite, or a Gymnasium id")]()
+
+
+def _suite() -> Any:
+    # Training draws nothing, so no GL library is looked for; whoever wants pictures says so before.
+    os.environ.setdefault("MUJOCO_GL", "off")
+    from dm_control import suite
+
+    return suite
+
+
+def _flat(observation: dict[str, Any]) -> np.ndarray:
+    return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)

@@ -1,0 +1,91 @@
+"""What happens inside agents: overestimation, norms, singular values, dormant units, effective rank, temperature."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supple.diagnostics import DIAGNOSTICS, Inspection, spectra
+from supple.diagnostics.gradients import gradient_norm
+from supple.rl.envs import Environment
+from supple.rl.sac import SAC, Batch, squashed
+
+LOOKED_AT = 350
+"""How many of an episode's first states overestimation is averaged over: later returns are cut off by the end."""
+
+
+def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+    """By metric, one value a member; gradients and activations are those on a batch as :meth:`SAC.update` takes it.
+
+    ==========================  ===================================================================================
+    ``temperature``             α
+    ``…_weight_norm``           of all parameters of the actor, or the critic
+    ``…_gradient_norm``         of the gradient of its loss
+    ``…_spectral_norm``         the largest singular value of any layer; ``…/<layer>`` is that of each
+    ``…_dormant``               the share of hidden units with a ReDo score of at most 0.1
+    ``…_effective_rank``        of the activations of the last hidden layer: exp of the entropy of the singular values
+    ==========================  ===================================================================================
+    """
+    found: dict[str, Tensor] = {"temperature": agent.alpha}
+    alpha, actor, critic = agent.alpha, agent.actor.parameters, agent.critic.parameters
+    critic_gradient, _ = agent.critic.gradient(agent.critic_loss, agent.target, actor, alpha, batch, noise[0])
+    actor_gradient, _ = agent.actor.gradient(agent.actor_loss, critic, alpha, batch.observation, noise[1])
+    for name, learner, gradient, inputs in (
+        ("actor", agent.actor, actor_gradient, (batch.observation,)),
+        ("critic", agent.critic, critic_gradient, (batch.observation, batch.action)),
+    ):
+        seen = Inspection(learner.population, inputs)
+        flat = {key: tensor.flatten(1) for key, tensor in gradient.items()}
+        norms = {key: values[..., 0].amax(-1) for key, values in seen.singular_values.items()}
+        *_, last = seen.activations.values()
+        found |= {
+            f"{name}_weight_norm": DIAGNOSTICS["weight_norm"](seen)[""],
+            f"{name}_gradient_norm": gradient_norm(flat)[""],
+            f"{name}_spectral_norm": torch.stack(list(norms.values())).amax(0),
+            f"{name}_dormant": DIAGNOSTICS["dormant_units"](seen)[""],
+            f"{name}_effective_rank": spectra.effective_rank(spectra.singular_values(last)),
+        }
+        found |= {f"{name}_spectral_norm/{key}": value for key, value in norms.items()}
+    return found
+
+
+@torch.no_grad()
+def overestimation(
+    agent: SAC, member: int, world: Environment, seed: int, generator: np.random.Generator, device: str = "cpu"
+) -> float:
+    r"""How much a member's Q promises beyond what an episode with its policy's noise then gives.
+
+    .. math:: \operatorname{mean}_{t < 350} \frac{Q(s_t, a_t) - G_t}{\max(|G_t|, 10)},\qquad
+              G_t = r_t + \gamma\,(G_{t+1} - \alpha \log\pi(a_{t+1} | s_{t+1}))
+
+    Nothing is added after the end of the episode, also where only the time was up: that hardly touches the first 350 of
+    1,000 steps.
+
+    Source: the quantity is the paper's (Figure 5), which does not define it; the normalisation is Nauman et al.'s,
+    *Overestimation, Overfitting, and Plasticity in Actor-Critic*, 2024.
+    """
+    actor, critic = ({k: v[member] for k, v in each.parameters.items()} for each in (agent.actor, agent.critic))
+    values, gains, last = [], [], False
+    observation = world.begin(seed)
+    while not last:
+        seen = torch.from_numpy(observation).to(device)
+        noise = torch.from_numpy(generator.standard_normal(world.action_size, np.float32)).to(device)
+        action, log_probability = squashed(agent.actor(actor, seen), noise)
+        if not action.isfinite().all():
+            return float("nan")
+        values.append(float(agent.critic(critic, seen, action).amin()))
+        bonus = -float(agent.alpha[member] * log_probability)
+        observation, reward, _, last = world.step(action.cpu().numpy())
+        gains.append((reward, bonus))
+    return relative_error(values, gains, agent.constants.discount)
+
+
+def relative_error(values: Sequence[float], gains: Sequence[tuple[float, float]], discount: float) -> float:
+    """The mean over the first states of (Q − G) / max(|G|, 10), from each step's value, and its reward and bonus."""
+    returns, following = [], 0.0
+    for reward, bonus in reversed(gains):
+        returns.append(reward + discount * following)
+        following = returns[-1] + bonus
+    pairs = list(zip(values, reversed(returns), strict=True))[:LOOKED_AT]
+    return float(np.mean([(value - found) / max(abs(found), 10) for value, found in pairs]))

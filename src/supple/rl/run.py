@@ -1,0 +1,138 @@
+"""What a run of control is: everything that its numbers depend on."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from supple.errors import known
+from supple.rl.methods import METHODS, Resets
+from supple.rl.presets import PRESETS, Constants
+from supple.runs.store import RunFolder
+
+PAPER_STEPS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that determines a run's numbers: its folder is named after this content."""
+
+    problem: str
+    """The task: ``domain-task`` of the suite, or a Gymnasium id."""
+    method: str
+    strength: float
+    """The method's on the critic."""
+    actor_strength: float
+    seeds: tuple[int, ...]
+    """One member each: its networks, its environment, its actions and its minibatches."""
+    preset: str
+    constants: Constants
+    steps: int
+    """Of the environment."""
+    evaluate_every: int
+    """Steps from one evaluation, and checkpoint, to the next."""
+    episodes: int
+    """In an evaluation."""
+    resets: Resets | None
+    prime: int
+    """Updates on the first 100 transitions, before training goes on as usual; none for most."""
+    inside: bool
+    """Whether each evaluation looks inside the networks."""
+
+    @classmethod
+    def of(
+        cls,
+        problem: str,
+        method: str,
+        seeds: Iterable[int],
+        *,
+        steps: int,
+        preset: str = "paper",
+        strength: float | None = None,
+        actor_strength: float | None = None,
+        resets: dict[str, Any] | None = None,
+        evaluate_every: int = 5_000,
+        episodes: int = 10,
+        prime: int = 0,
+        inside: bool = False,
+        **constants: Any,
+    ) -> "Run":
+        """The run of a named method on a named task; what is None leaves the defaults.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest known one, or nothing to train.
+        """
+        chosen = METHODS[known(method, METHODS, "method")]
+        given = {name: value for name, value in (resets or {}).items() if value is not None}
+        if given and not chosen.resets:
+            raise ValueError(f"expected resets of the method 'resets' alone, got {sorted(given)} for {method!r}")
+        changes = dict(PRESETS[known(preset, PRESETS, "preset")].changes)
+        changes |= {name: value for name, value in constants.items() if value is not None}
+        strength = float(chosen.strength if strength is None else strength)
+        run = cls(
+            problem=problem,
+            method=method,
+            strength=strength,
+            actor_strength=strength if actor_strength is None else float(actor_strength),
+            seeds=tuple(seeds),
+            preset=preset,
+            constants=Constants(**changes),
+            steps=steps,
+            evaluate_every=evaluate_every,
+            episodes=episodes,
+            resets=dataclasses.replace(chosen.resets, **given) if chosen.resets else None,
+            prime=prime,
+            inside=inside,
+        )
+        if not run.seeds or min(steps, evaluate_every, episodes, run.constants.replay_ratio) < 1:
+            raise ValueError(
+                f"expected at least one seed, step, update a step and evaluation episode, got {len(run.seeds)}, "
+                f"{steps}, {run.constants.replay_ratio} and {episodes}, with an evaluation every {evaluate_every}"
+            )
+        return run
+
+    def folder(self, root: str) -> RunFolder:
+        """Where under ``root`` the run's results belong."""
+        return RunFolder(root, self.config())
+
+    def config(self) -> dict[str, Any]:
+        """Plain values, named as the store, its tables and its charts expect them.
+
+        A task of the store is the stretch from one evaluation to the next, counted from 0. ``options`` is what is not
+        as usual of the method besides its strength, as sorted JSON; ``resets`` is all of those.
+        """
+        apart = ("strength", "actor_strength", "constants", "resets")
+        flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
+        flat |= dataclasses.asdict(self.constants)
+        usual = METHODS[self.method].resets
+        resets = dataclasses.asdict(self.resets) if self.resets else {}
+        options = {key: value for key, value in resets.items() if value != getattr(usual, key)}
+        if self.actor_strength != self.strength:
+            options["actor_strength"] = self.actor_strength
+        return {key: _joined(value) for key, value in flat.items()} | {
+            "seeds": self.seeds,
+            "strengths": (self.strength,) * len(self.seeds),
+            "resets": [f"{key}: {_joined(value)}" for key, value in resets.items()],
+            "options": json.dumps({key: _joined(value) for key, value in options.items()}, sort_keys=True),
+            "scale": self.scale,
+            "tasks": self.evaluations,
+        }
+
+    @property
+    def scale(self) -> Literal["quick", "paper"]:
+        """Whether this is the published protocol: its length and its constants, whatever the buffer's size."""
+        constants = dataclasses.replace(self.constants, capacity=Constants().capacity)
+        published = constants == Constants() and self.steps == PAPER_STEPS and not self.prime
+        return "paper" if published else "quick"
+
+    @property
+    def evaluations(self) -> int:
+        """How many there are to the end."""
+        return math.ceil(self.steps / self.evaluate_every)
+
+
+def _joined(value: Any) -> Any:
+    """One value for a table's column."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,293 @@
+"""Training agents on a task: act, learn, look, and write everything down."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch import Tensor
+
+from supple.rl import inside
+from supple.rl.envs import Environment, Episodes, Step, make
+from supple.rl.methods import METHODS
+from supple.rl.replay import Replay
+from supple.rl.run import Run
+from supple.rl.sac import SAC, Batch
+from supple.rl.streams import Stream, generator, number
+from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
+
+COMPILE_FROM = 20_000
+"""Member-updates in a run from which compiling pays: it costs 30 to 60 s and saves about three milliseconds each."""
+PRIMED_ON = 100
+"""Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
+
+Report = Callable[[float], None]
+Row = tuple[int, int, str, float]
+
+
+class Training:
+    """Agents in their environments, with everything that the next step depends on.
+
+    Args:
+        run: what to train.
+        buffer: the file of the replay buffer; in memory when left out.
+        compiled: overrides the choice that the length of the run makes.
+        device: where the agents live; environments and buffer stay on the host.
+    """
+
+    def __init__(
+        self, run: Run, *, buffer: Path | None = None, compiled: bool | None = None, device: str = "cpu"
+    ) -> None:
+        self.run, self.device = run, device
+        self.plays = [Episodes(make(run.problem), seed) for seed in run.seeds]
+        world, method = self.plays[0].environment, METHODS[run.method]
+        sizes = world.observation_size, world.action_size
+        if compiled is None:
+            updates = (run.steps - run.constants.random_steps) * run.constants.replay_ratio + run.prime
+            compiled = (
+                updates * len(run.seeds) >= COMPILE_FROM and not method.mitigator.observes and can_compile(device)
+            )
+        self.compiled = compiled
+        self.agent = SAC(
+            *sizes,
+            run.constants,
+            run.seeds,
+            actor_method=lambda actor: method.mitigator(actor, run.actor_strength, **method.options),
+            critic_method=lambda critic: method.mitigator(critic, run.strength, **method.options),
+            compiled=compiled,
+            device=device,
+        )
+        self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=run.evaluate_every, path=buffer)
+        self.step, self.updates, self.resets = 0, 0, 0
+        self.stopped: dict[int, int] = {}
+        """Members whose numbers are no longer finite, and since which step."""
+        self.returns: list[list[float]] = [[] for _ in run.seeds]
+        """Of the episodes that each member has finished since the last evaluation."""
+        self._judges: list[list[Environment]] = []
+        self._pool = ThreadPoolExecutor(len(run.seeds)) if len(run.seeds) > 1 else None
+
+    def advance(self, report: Report = lambda steps: None) -> None:
+        """One step of every member's environment, and the updates that go with it."""
+        before = self.step, self.updates
+        self._act()
+        self.step += 1
+        if self.step == PRIMED_ON and self.run.prime:
+            self._prime(report)
+        constants = self.run.constants
+        if len(self.replay) >= min(constants.random_steps, constants.capacity):
+            self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
+        self._reset_if_due(*before)
+
+    @property
+    def evaluations(self) -> int:
+        """How many are behind once that of this step is done."""
+        return math.ceil(self.step / self.run.evaluate_every)
+
+    def measure(self) -> pl.DataFrame:
+        """What the members do without noise, and how their training goes, in the store's schema."""
+        rows: list[Row] = []
+        task = self.evaluations - 1
+        for member, scores in enumerate(self._evaluate()):
+            rows.append((member, task, "diverged", float(member in self.stopped)))
+            if member in self.stopped:
+                rows.append((member, task, "stopped", float(self.stopped[member])))
+                continue
+            rows.append((member, task, "return", float(scores.mean())))
+            if self.returns[member]:
+                rows.append((member, task, "training_return", float(np.mean(self.returns[member]))))
+            self.returns[member] = []
+        if self.run.inside and len(self.replay):
+            rows += self._look_inside(task)
+        return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the rows of the buffer, which are in its file."""
+        return {
+            "agent": self.agent.state_dict(),
+            "plays": [play.state_dict() for play in self.plays],
+            "replay": [self.replay.count, self.replay.first],
+            "counts": [self.step, self.updates, self.resets],
+            "stopped": dict(self.stopped),
+            "returns": self.returns,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.agent.load_state_dict(state["agent"])
+        for play, where in zip(self.plays, state["plays"], strict=True):
+            play.load_state_dict(where)
+        self.replay.count, self.replay.first = state["replay"]
+        self.step, self.updates, self.resets = state["counts"]
+        self.stopped, self.returns = dict(state["stopped"]), [list(each) for each in state["returns"]]
+
+    def _act(self) -> None:
+        """A step of each member that still has its wits; the others' rows are zeros."""
+        observations = np.stack([play.observation for play in self.plays])
+        actions = self._actions(observations)
+        self._stop_the_broken(actions)
+        active = [index for index in range(len(self.plays)) if index not in self.stopped]
+        found = [Step(np.zeros_like(observations[0]), 0.0, terminal=True, last=True)] * len(self.plays)
+        each = self._pool.map if self._pool else map
+        played = each(lambda index: self.plays[index].step(actions[index]), active)
+        for index, (step, total) in zip(active, played, strict=True):
+            found[index] = step
+            if total is not None:
+                self.returns[index].append(total)
+        self.replay.add(
+            observations,
+            np.nan_to_num(actions),
+            np.array([step.reward for step in found], np.float32),
+            np.array([step.terminal for step in found], np.float32),
+            np.stack([step.observation for step in found]),
+        )
+
+    def _stop_the_broken(self, actions: np.ndarray) -> None:
+        """A member whose networks have lost their numbers has no finite action any more."""
+        for index, action in enumerate(actions):
+            if index not in self.stopped and not np.isfinite(action).all():
+                self.stopped[index] = self.step
+
+    def _actions(self, observations: np.ndarray) -> np.ndarray:
+        generators = self._generators(Stream.EXPLORATION, self.step)
+        shape = self.plays[0].environment.action_size
+        if self.step < self.run.constants.random_steps:
+            return np.stack([each.uniform(-1, 1, shape).astype(np.float32) for each in generators])
+        noise = torch.from_numpy(np.stack([each.standard_normal(shape, np.float32) for each in generators]))
+        return self.agent.act(self._there(observations), noise.to(self.device)).cpu().numpy()
+
+    def _learn(self, generators: list[np.random.Generator], updates: int) -> None:
+        """Updates on fresh minibatches."""
+        for batch, noise in self._minibatches(generators, updates):
+            self.agent.update(batch, noise)
+            self.updates += 1
+
+    def _minibatches(self, generators: list[np.random.Generator], updates: int) -> Iterator[tuple[Batch, Tensor]]:
+        """All of a step's random numbers are drawn, gathered and sent to the device at once."""
+        size = self.run.constants.batch_size
+        batches = self.replay.sample(generators, updates, size)
+        shape = updates, 2, size, batches.action.shape[-1]
+        noise = torch.stack([torch.from_numpy(each.standard_normal(shape, np.float32)) for each in generators], 2)
+        parts = [part.to(self.device) for part in (*batches, noise)]
+        for *batch, drawn in zip(*parts, strict=True):
+            yield Batch(*batch), drawn
+
+    def _prime(self, report: Report) -> None:
+        ratio = self.run.constants.replay_ratio
+        for block, done in enumerate(range(0, self.run.prime, ratio)):
+            self._learn(self._generators(Stream.PRIMING, block), min(ratio, self.run.prime - done))
+            report(self.step)
+
+    def _reset_if_due(self, steps: int, updates: int) -> None:
+        resets = self.run.resets
+        if resets is None:
+            return
+        if resets.due(*((steps, self.step) if resets.unit == "steps" else (updates, self.updates))):
+            self.resets += 1
+            seeds = [number(Stream.RESET, seed, self.resets) for seed in self.run.seeds]
+            resets.reset(self.agent, [torch.Generator().manual_seed(seed) for seed in seeds])
+            if "buffer" in resets.parts:
+                self.replay.drop()
+
+    def _evaluate(self) -> np.ndarray:
+        """Returns ``(members, episodes)`` of the policies' means, in episodes of their own, all played side by side."""
+        if not self._judges:
+            self._judges = [[make(self.run.problem) for _ in range(self.run.episodes)] for _ in self.plays]
+        observations = np.stack(
+            [
+                [world.begin(number(Stream.EVALUATION, seed, self.step, k)) for k, world in enumerate(judges)]
+                for seed, judges in zip(self.run.seeds, self._judges, strict=True)
+            ]
+        )
+        totals = np.zeros(observations.shape[:2])
+        running = np.ones(observations.shape[:2], bool)
+        while running.any():
+            actions = self.agent.act(self._there(observations)).cpu().numpy()
+            self._stop_the_broken(actions)
+            running[list(self.stopped)] = False
+            for index, k in np.argwhere(running):
+                found = self._judges[index][k].step(actions[index, k])
+                observations[index, k], running[index, k] = found.observation, not found.last
+                totals[index, k] += found.reward
+        return totals
+
+    def _look_inside(self, task: int) -> list[Row]:
+        generators = self._generators(Stream.INSIDE, self.step)
+        found = inside.networks(self.agent, *next(self._minibatches(generators, 1)))
+        over = [
+            inside.overestimation(
+                self.agent, index, judges[0], number(Stream.INSIDE, seed, self.step, 1), each, self.device
+            )
+            for index, (judges, seed, each) in enumerate(zip(self._judges, self.run.seeds, generators, strict=True))
+        ]
+        found["overestimation"] = torch.tensor(over)
+        return [
+            (member, task, metric, value)
+            for metric, values in found.items()
+            for member, value in enumerate(values.tolist())
+            if member not in self.stopped
+        ]
+
+    def _there(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _generators(self, stream: Stream, counter: int) -> list[np.random.Generator]:
+        return [generator(stream, seed, counter) for seed in self.run.seeds]
+
+
+def train(run: Run, report: Report = lambda steps: None, *, root: str, device: str = "cpu") -> None:
+    """Train a run in its folder under ``root``, from the last evaluation on.
+
+    Args:
+        run: what to train.
+        report: told after each step how many are done.
+        root: the folder of all runs, on a disk: the buffer is a file that is mapped into memory.
+        device: where the agents live.
+    """
+    if not isinstance(files_at(root)[0], LocalFileSystem):
+        raise ValueError(f"expected a folder on a disk for the replay buffer, got {root}: train on one")
+    # Weights driven towards zero become subnormal numbers, which make an update ten times slower: they count as zero.
+    flushed = torch.set_flush_denormal(True)
+    folder = run.folder(root)
+    with folder.held():
+        if folder.finished(run.evaluations):  # by someone else, while this one waited
+            report(run.steps)
+            return
+        checkpoint = folder.begin(flush_denormal=flushed, device=device, **_versions())
+        training = Training(run, buffer=Path(folder.path) / "replay.bin", device=device)
+        rows, seconds = NO_ROWS, 0.0
+        if checkpoint and not training.replay.found:
+            warnings.warn(f"the replay buffer in {folder.path} is not whole, the run starts again", stacklevel=2)
+        elif checkpoint:
+            _, state, rows, seconds = checkpoint
+            training.load_state_dict(state)
+        began = time.monotonic() - seconds
+        while training.step < run.steps:
+            training.advance(report)
+            report(training.step)
+            if training.step % run.evaluate_every == 0 or training.step == run.steps:
+                rows = pl.concat([rows, training.measure()])
+                training.replay.flush()
+                state = training.state_dict()
+                folder.save(Checkpoint(training.evaluations, state, rows, time.monotonic() - began))
+
+
+def can_compile(device: str) -> bool:
+    """Whether the compiler works here: it needs one for C++, or a GPU that Triton knows."""
+    try:
+        torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=device))
+    except Exception:  # whatever is missing, the plain path does the same
+        return False
+    return True
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("dm_control", "gymnasium", "mujoco")}

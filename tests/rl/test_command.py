@@ -1,0 +1,201 @@
+"""The command as it is typed, its charts and its pictures."""
+
+import itertools
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from supple import cli
+from supple.lab.run import Run as LabRun
+from supple.lab.trainer import train as lab_train
+from supple.report import write_page
+from supple.rl import charts, train
+from supple.rl.video import png
+from supple.runs import sweep
+from supple.runs.store import load
+
+SHORT = ["--steps", 20, "--random-steps", 10, "--evaluate-every", 10, "--episodes", 1, "--replay-ratio", 1]
+
+
+@pytest.fixture
+def supple(monkeypatch, tmp_path):
+    def work_through(jobs, work, *, workers, report):
+        for job in jobs:
+            work(job, lambda steps, job=job: report(job, steps))
+
+    monkeypatch.setattr(sweep, "work_through", work_through)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["supple", "rl", *map(str, arguments), "--out", str(tmp_path)])
+        cli.main()
+
+    yield call
+    torch.set_flush_denormal(False)
+
+
+def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatch):
+    typed = ["Pendulum-v1", "--method", "none", "resets", "--seeds", 2, "--reset-every", 7, *SHORT]
+    supple(*typed)
+    printed = capsys.readouterr().out
+    assert {"none", "resets"} <= set(printed.split())
+    assert {path.name for path in tmp_path.glob("chart-*")} == {
+        f"chart-Pendulum-v1.{kind}" for kind in ("svg", "png", "pdf", "html")
+    }
+    found = {path.parent.name.split("-")[2]: pl.read_parquet(path) for path in tmp_path.glob("*/metrics.parquet")}
+    assert found.keys() == {"none", "resets"}
+    assert len(list(tmp_path.glob("*/metrics.parquet"))) == 4
+    ends = pl.concat(
+        pl.read_parquet(path).filter((pl.col("metric") == "return") & (pl.col("task") == 1))
+        for path in tmp_path.glob("Pendulum-v1-none-*/metrics.parquet")
+    )["value"]
+    assert f"{ends.mean():.1f} ± {ends.std() / 2**0.5:.1f}" in printed
+
+    monkeypatch.setattr(train, "Training", None)
+    supple(*typed)
+    assert printed.endswith(capsys.readouterr().out), "nothing is trained twice"
+
+
+def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
+    """Results and report take a folder of both, and compare methods of one task with each other."""
+    supple("Pendulum-v1", "--method", "none", "resets", "spectral", "--seeds", 2, *SHORT, "--inside")
+    tasks = LabRun.of("random-label-digits", "none", [0], tasks=2, epochs=1, diagnostics=["spectral_norm"])
+    lab_train(tasks, root=str(tmp_path))
+    rows = load(str(tmp_path)).filter(pl.col("metric") == "return")
+    ends = {str(method): each["value"].mean() for (method,), each in rows.group_by("method")}
+    capsys.readouterr()
+    cli.Results(runs=str(tmp_path))()
+    printed = capsys.readouterr().out
+    assert "Pendulum-v1 (quick scale)" in printed
+    assert "random-label-digits (quick scale)" in printed
+    for method in ("none", "resets", "spectral"):
+        (line,) = (line for line in printed.splitlines() if line.split()[:1] == [method] and "-1" in line)
+        assert f"{ends[method]:.3f}" in line
+    cli.Results(runs=str(tmp_path), metric="return")()
+    assert "random-label-digits" not in capsys.readouterr().out, "it has no such thing"
+    write_page(str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<h2>Pendulum-v1 (quick scale)</h2>") == 1, "one protocol, whatever the method"
+    assert all(f"{ends[method]:.3f}" in page for method in ends)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["cartpol-swingup"], "did you mean 'cartpole-swingup'?"),
+        (["cartpole-swingup", "--method", "spektral"], "did you mean 'spectral'?"),
+        (["cartpole-swingup", "--preset", "papper"], "did you mean 'paper'?"),
+        (["cartpole-swingup", "--seeds", 0], "at least one seed"),
+    ],
+)
+def test_what_is_not_known(supple, typed, message):
+    with pytest.raises(SystemExit, match="supple: expected") as caught:
+        supple(*typed)
+    assert message in str(caught.value)
+
+
+def test_help_needs_none_of_the_heavy_packages():
+    code = "import sys; import supple.cli; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"mujoco", "dm_control", "gymnasium", "polars", "altair"} & set(loaded)
+
+
+def test_a_strip_of_pictures(supple, tmp_path, capsys):
+    """In a process of its own: a GL library is chosen once."""
+    code = f"""
+import sys
+from supple import cli
+from supple.rl import command
+from supple.rl.train import train
+command._train = lambda runs, control: [train(run, root=control.out) for run in runs]
+sys.argv = ["supple", "rl", "cartpole-swingup", "--seeds", "1", "--video", *{list(map(str, SHORT))!r}]
+sys.argv += ["--out", {str(tmp_path)!r}]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"MUJOCO_GL": "egl"}
+    )
+    if "expected a GL library" in done.stderr:
+        pytest.skip("no GL library here")
+    assert not done.returncode, done.stderr
+    (path,) = tmp_path.glob("*/episode.png")
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    assert (width, height) == (8 * 240, 240)
+
+
+def test_png_holds_the_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    content = png(picture)
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    start = content.index(b"IDAT")
+    (length,) = struct.unpack(">I", content[start - 4 : start])
+    lines = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(3, 16)
+    assert (lines[:, 0] == 0).all()
+    assert (lines[:, 1:].reshape(3, 5, 3) == picture).all()
+
+
+# Charts.
+
+
+def stored(capacity=1_000_000):
+    """Seed s on problem t gives s + 10 t at each of two evaluations; other settings have fewer seeds."""
+    rows = []
+    for method, dials in {
+        "none": [(0.0, None)],
+        "spectral": [(1e-4, None), (1e-3, None)],
+        "resets": [(0.0, 100), (0.0, 200)],
+    }.items():
+        for number, (strength, every) in enumerate(dials):
+            options = json.dumps({"every": every} if every else {})
+            for place, seed, task, metric in itertools.product(
+                range(2), range(3 - number), range(2), ("return", *charts.INSIDE)
+            ):
+                problem = f"task{place}"
+                run = f"{problem}-{method}-{number}-{seed}"
+                rows.append(
+                    (run, problem, method, strength, options, seed, task, metric, seed + 10.0 * place, capacity)
+                )
+    names = ["run", "problem", "method", "strength", "options", "seed", "task", "metric", "value", "capacity"]
+    frame = pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+    return frame.with_columns(evaluate_every=50, steps=100)
+
+
+def shown(chart):
+    return {row["method"]: row for rows in chart.to_dict()["datasets"].values() for row in rows if row["step"] == 100}
+
+
+def test_returns_over_steps():
+    rows = stored().filter((pl.col("problem") == "task1") & (pl.col("strength") < 1e-3))
+    found = shown(charts.returns_over_steps(rows, "title"))
+    assert found["spectral"]["mean"] == pytest.approx(11)
+    assert found["spectral"]["low"] == pytest.approx(11 - 1 / 3**0.5)
+    assert found["spectral"]["seeds"] == 3
+
+
+def test_aggregates_over_tasks():
+    rows = stored().filter((pl.col("strength") < 1e-3) & (pl.col("method") != "resets"))
+    mean = shown(charts.aggregate(rows, "title", statistic="mean"))["none"]
+    assert (mean["mean"], mean["low"]) == (pytest.approx(6), pytest.approx(6 - 1 / 3**0.5))
+    middle = shown(charts.aggregate(rows, "title"))["none"]
+    assert middle["mean"] == pytest.approx(6)
+    assert middle["low"] < 6 < middle["high"]
+
+
+def test_the_papers_figures(tmp_path):
+    for name, figure in {
+        "5": charts.figure_5(stored(), stored(250_000), "Figure 5, quick"),
+        "16": charts.figure_16(stored(), "Figure 16, quick"),
+    }.items():
+        path = tmp_path / f"{name}.svg"
+        figure.save(path)
+        text = path.read_text()
+        assert f"Figure {name}, quick" in text
+        assert "task1" in text or "250,000" in text

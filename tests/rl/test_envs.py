@@ -1,0 +1,109 @@
+"""Environments: what they say, and that an episode can be taken up in the middle."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from supple.rl.envs import DmControl, Episodes, Gymnasium, make, tasks
+
+
+def actions(environment, count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, environment.action_size)).astype(np.float32)
+
+
+# A model drawn when it is built, a target moved in each episode, contacts and a quaternion, and Gymnasium.
+@pytest.mark.parametrize("name", ["lqr-lqr_2_1", "reacher-easy", "quadruped-run", "Pendulum-v1"])
+def test_play_goes_on_in_the_middle_of_an_episode_to_the_bit(name):
+    def played(episodes, chosen):
+        return [(*found, total) for found, total in (episodes.step(action) for action in chosen)]
+
+    episodes = Episodes(make(name), seed=4)
+    chosen = actions(episodes.environment, 60)
+    played(episodes, chosen[:40])
+    state = episodes.state_dict()
+    expected = played(episodes, chosen[40:])
+    again = Episodes(make(name), seed=4)
+    again.load_state_dict(state)
+    for mine, theirs in zip(played(again, chosen[40:]), expected, strict=True):
+        assert (mine[0] == theirs[0]).all()
+        assert mine[1:] == theirs[1:]
+    assert (episodes.observation == again.observation).all()
+
+
+def test_every_member_and_every_episode_starts_elsewhere():
+    starts = [make("cartpole-swingup").begin(seed) for seed in (1, 2)]
+    assert (starts[0] != starts[1]).any()
+    environment = make("cartpole-swingup")
+    assert (environment.begin(1) == starts[0]).all()
+    episodes, other = Episodes(environment, seed=0), Episodes(make("cartpole-swingup"), seed=1)
+    first = episodes.observation
+    assert (first != other.observation).any()
+    while episodes.number == 0:
+        episodes.step(np.zeros(1, np.float32))
+    assert (first != episodes.observation).any()
+
+
+def test_the_suites_time_limit_is_no_end():
+    episodes = Episodes(make("cartpole-swingup"), seed=0)
+    rewards = []
+    for step, action in enumerate(actions(episodes.environment, 1000), 1):
+        found, total = episodes.step(action)
+        rewards.append(found.reward)
+        assert found.last == (step == 1000)
+        assert not found.terminal
+        assert found.observation.dtype == np.float32
+        assert found.observation.shape == (episodes.environment.observation_size,)
+    assert total == pytest.approx(sum(rewards))
+    assert episodes.number == 1
+    assert episodes.total == 0
+
+
+def test_actions_are_rescaled_to_the_suites_bounds():
+    environment = DmControl("quadruped", "run")
+    environment.begin(0)
+    spec = environment._environment.action_spec()
+    for action, bound in ((1, spec.maximum), (-1, spec.minimum), (0, (spec.minimum + spec.maximum) / 2)):
+        environment.step(np.full(12, action, np.float32))
+        np.testing.assert_allclose(environment._environment.physics.data.ctrl, bound, atol=1e-12)
+
+
+class Tilted(gymnasium.Env):
+    """Shows the action that it was given; ends, or times out, after the third step."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"seen": gymnasium.spaces.Box(-9, 9, (2,)), "n": gymnasium.spaces.Discrete(4)}
+    )
+    action_space = gymnasium.spaces.Box(np.float32([-1, 0]), np.float32([1, 4]))
+
+    def __init__(self, ends):
+        self.ends = ends
+
+    def reset(self, *, seed=None, options=None):
+        self.n = 0
+        return {"seen": np.zeros(2, np.float32), "n": 0}, {}
+
+    def step(self, action):
+        self.n += 1
+        return {"seen": action, "n": self.n}, 1.0, self.n == 3 and self.ends, self.n == 3 and not self.ends, {}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_any_gymnasium_environment(ends):
+    gymnasium.register("Tilted-v0", Tilted, disable_env_checker=True)
+    try:
+        environment = Gymnasium("Tilted-v0", ends=ends)
+    finally:
+        del gymnasium.registry["Tilted-v0"]
+    assert (environment.observation_size, environment.action_size) == (6, 2)
+    assert environment.begin(0).tolist() == [1, 0, 0, 0, 0, 0]
+    found = [environment.step(np.float32([-1, 0.5])) for _ in range(3)]
+    assert found[0].observation.tolist() == [0, 1, 0, 0, -1, 3]
+    assert [(step.terminal, step.last) for step in found] == [(False, False), (False, False), (ends, True)]
+
+
+def test_unknown_and_unfit_names():
+    assert "quadruped-run" in tasks()
+    with pytest.raises(ValueError, match=r"got 'quadrupd-run': did you mean 'quadruped-run'\?.*known are acrobot"):
+        make("quadrupd-run")
+    with pytest.raises(ValueError, match="continuous bounded actions, got 'CartPole-v1' with Discrete"):
+        make("CartPole-v1")

@@ -1,0 +1,106 @@
+"""The inside view against closed forms and against one member at a time."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from supple.rl import inside
+from supple.rl.envs import Step
+from supple.rl.presets import Constants
+from supple.rl.sac import SAC, Batch
+
+SMALL = Constants(hidden=(16, 16))
+
+
+@pytest.fixture
+def agent():
+    return SAC(5, 3, SMALL, [0, 1])
+
+
+@pytest.fixture
+def given():
+    shape = 2, 32
+    batch = Batch(
+        torch.randn(*shape, 5), torch.rand(*shape, 3), torch.randn(shape), torch.zeros(shape), torch.randn(*shape, 5)
+    )
+    return batch, torch.randn(2, *shape, 3)
+
+
+def test_every_number_by_hand(agent, given):
+    before = copy.deepcopy(agent.state_dict())
+    found = inside.networks(agent, *given)
+    for mine, theirs in zip(
+        torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(agent.state_dict()), strict=True
+    ):
+        assert torch.equal(mine, theirs), "it only looks"
+    batch, noise = given
+    for index in range(2):
+        actor, critic = agent.actor.population.member(index), agent.critic.population.member(index)
+        squares = sum(float(parameter.detach().square().sum()) for parameter in actor.parameters())
+        assert found["actor_weight_norm"][index] == pytest.approx(squares**0.5, rel=1e-5)
+        largest = max(float(torch.linalg.matrix_norm(p.detach(), 2)) for p in critic.parameters() if p.ndim == 2)
+        assert found["critic_spectral_norm"][index] == pytest.approx(largest, rel=1e-4)
+        head = float(torch.linalg.matrix_norm(critic.critics[0][1].weight.detach(), 2))
+        assert found["critic_spectral_norm/critics.0.1"][index] == pytest.approx(head, rel=1e-4)
+
+        target = {name: value[index] for name, value in agent.target.items()}
+        policy = {name: value[index] for name, value in agent.actor.parameters.items()}
+        part = Batch(*(each[index] for each in batch))
+        loss, _ = agent.critic_loss(critic, target, policy, agent.alpha[index], part, noise[0, index])
+        loss.backward()
+        squares = sum(float(parameter.grad.square().sum()) for parameter in critic.parameters())
+        assert found["critic_gradient_norm"][index] == pytest.approx(squares**0.5, rel=1e-4)
+
+        hidden = actor.body(part.observation).detach()
+        shares = torch.linalg.svdvals(hidden) / torch.linalg.svdvals(hidden).sum()
+        rank = (-(shares * shares.clamp_min(1e-30).log()).sum()).exp()
+        assert found["actor_effective_rank"][index] == pytest.approx(float(rank), rel=1e-3)
+    assert found["temperature"].tolist() == [1, 1]
+
+
+def test_dormant_units_are_counted(agent, given):
+    whole = inside.networks(agent, *given)["critic_dormant"]
+    agent.critic.parameters["critics.0.0.block1.1.bias"][1] = -100.0
+    assert inside.networks(agent, *given)["critic_dormant"][1] >= 0.5
+    assert inside.networks(agent, *given)["critic_dormant"][0] == whole[0]
+
+
+def test_overestimation_of_a_known_world():
+    """Three rewards of 100 with bonuses; values that are right, and twice too high."""
+    returns = [100 + 0.5 * (4 + 100 + 0.5 * (6 + 100)), 100 + 0.5 * (6 + 100), 100]
+    gains = [(100.0, 2.0), (100.0, 4.0), (100.0, 6.0)]
+    assert inside.relative_error(returns, gains, 0.5) == pytest.approx(0)
+    assert inside.relative_error([2 * value for value in returns], gains, 0.5) == pytest.approx(1)
+    assert inside.relative_error([5.0], [(0.0, 1.0)], 0.5) == pytest.approx(0.5), "small returns are not divided by"
+    many = [(1.0, 0.0)] * 1000
+    assert inside.relative_error([0.0] * 350 + [1e9] * 650, many, 0.0) == pytest.approx(-0.1)
+
+
+def test_overestimation_in_play(agent):
+    """Against the same episode by hand: rewards of 30, two steps, α = 1."""
+    seen = []
+
+    class World:
+        observation_size, action_size = 5, 3
+
+        def begin(self, seed):
+            self.n = 0
+            return np.full(5, seed, np.float32)
+
+        def step(self, action):
+            self.n += 1
+            seen.append(action)
+            return Step(np.full(5, self.n, np.float32), 30.0, terminal=False, last=self.n == 2)
+
+    found = inside.overestimation(agent, 1, World(), 7, np.random.default_rng(0))
+    actor, critic = agent.actor.population.member(1), agent.critic.population.member(1)
+    states = torch.tensor([7.0, 1.0])[:, None].expand(2, 5)
+    actions = torch.from_numpy(np.stack(seen))
+    values = critic(states, actions).squeeze(-1)
+    mean, log_deviation = actor(states[1])
+    gaussian = torch.distributions.Normal(mean, log_deviation.exp())
+    log_probability = (gaussian.log_prob(actions[1].atanh()) - (1 - actions[1] ** 2).log()).sum()
+    expected = torch.stack([30 + 0.99 * (30 - log_probability), torch.tensor(30.0)])
+    assert found == pytest.approx(float(((values - expected) / expected.abs()).mean().detach()), rel=1e-3)

@@ -1,0 +1,387 @@
+"""Training: the same bits after a kill, members for themselves, resets on time, priming, evaluation."""
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import signal
+
+import gymnasium
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from supple.rl import train as module
+from supple.rl.charts import with_steps
+from supple.rl.methods import METHODS, PARTS, Resets
+from supple.rl.run import Run
+from supple.rl.train import Training, train
+from supple.runs.store import load
+
+SMALL = {"hidden": (16,), "batch_size": 8, "random_steps": 20, "replay_ratio": 2, "capacity": 60}
+OPTIONS = {"steps": 90, "evaluate_every": 30, "episodes": 2, **SMALL}
+
+
+class Short(gymnasium.Env):
+    """Seven steps an episode, each worth 1 - |action|; the start is drawn."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (3,))
+    action_space = gymnasium.spaces.Box(-2, 2, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n, self.place = 0, self.np_random.normal(size=3).astype(np.float32)
+        return self.place, {}
+
+    def step(self, action):
+        self.n += 1
+        self.place = (self.place * 0.9 + np.resize(action, 3) * 0.1).astype(np.float32)
+        return self.place, 1 - float(np.abs(action).mean()), False, self.n == 7, {}
+
+
+@pytest.fixture(autouse=True)
+def _short():
+    gymnasium.register("Short-v0", Short, disable_env_checker=True)
+    yield
+    del gymnasium.registry["Short-v0"]
+    torch.set_flush_denormal(False)
+
+
+def run(method="none", seeds=(0,), problem="Short-v0", **changes):
+    return Run.of(problem, method, seeds, **OPTIONS | changes)
+
+
+def leaves(tree):
+    return torch.utils._pytree.tree_leaves(tree)
+
+
+def same(mine, theirs):
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(leaves(mine), leaves(theirs), strict=True)
+    )
+
+
+def checkpoint(folder):
+    """All that is the same each time: not the seconds."""
+    found = folder.checkpoint()
+    return found.finished, found.state, found.rows.rows()
+
+
+@pytest.mark.parametrize("method", ["spectral", "redo", "resets"])
+def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeypatch):
+    """The buffer has gone round by then, and each kill is in the middle of an episode."""
+    resets = {"every": 25, "unit": "steps"} if method == "resets" else None
+    config = run(method, seeds=(0, 1), resets=resets)
+    train(config, root=str(tmp_path / "whole"))
+    for killed_at in (47, 89):
+
+        def report(step, killed_at=killed_at):
+            if step == killed_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(config, report, root=str(tmp_path / "pieces"))
+    train(config, root=str(tmp_path / "pieces"))
+    whole, pieces = (config.folder(str(tmp_path / name)) for name in ("whole", "pieces"))
+    assert same(checkpoint(whole), checkpoint(pieces))
+    assert (tmp_path / "whole" / whole.name / "replay.bin").read_bytes() == (
+        tmp_path / "pieces" / pieces.name / "replay.bin"
+    ).read_bytes()
+    assert whole.checkpoint().state["counts"][:2] == [90, 142]
+    assert whole.finished(config.evaluations)
+
+
+def _train_in_a_process(config, root):
+    torch.set_num_threads(1)
+    train(config, lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 47 else None, root=root)
+
+
+def test_a_process_that_is_killed_outright_in_the_middle_of_a_physics_episode(tmp_path):
+    config = run("spectral", problem="cartpole-swingup", episodes=1, steps=60)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_in_a_process, args=(config, str(tmp_path / "a"))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for name in "ab":
+        train(config, root=str(tmp_path / name))
+    assert same(*(checkpoint(config.folder(str(tmp_path / name))) for name in "ab"))
+
+
+def test_each_member_is_the_lone_agent_of_its_seed():
+    """Its world, its actions and its minibatches to the bit, its networks to rounding."""
+    many, alone = (Training(run("spectral", seeds)) for seeds in ((3, 5), (5,)))
+    for _ in range(20):
+        many.advance()
+        alone.advance()
+    assert (many.replay._rows[1] == alone.replay._rows[0]).all()
+    assert (many.replay._rows[0] != many.replay._rows[1]).any()
+    for _ in range(4):
+        many.advance()
+        alone.advance()
+    np.testing.assert_allclose(many.replay._rows[1], alone.replay._rows[0], rtol=1e-4, atol=1e-5)
+    for name, parameter in alone.agent.critic.parameters.items():
+        torch.testing.assert_close(many.agent.critic.parameters[name][1:], parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_minibatches_and_noise_differ_between_members_and_steps():
+    training = Training(run(seeds=(0, 1)))
+    for _ in range(20):
+        training.advance()
+    drawn = []
+    for step in (20, 21):
+        drawn += list(training._minibatches(training._generators(module.Stream.MINIBATCH, step), 2))
+    seen = [noise[:, member] for _, noise in drawn for member in (0, 1)]
+    assert all((a != b).any() for i, a in enumerate(seen) for b in seen[:i])
+    assert drawn[0][0].observation.shape == (2, 8, 3)
+
+
+def test_no_update_before_enough_is_known():
+    training = Training(run(seeds=(0,)))
+    before = [parameter.clone() for parameter in training.agent.actor.parameters.values()]
+    for _ in range(19):
+        training.advance()
+    assert training.updates == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, training.agent.actor.parameters.values(), strict=True))
+    training.advance()
+    assert training.updates == 2
+    random = training.replay.latest(20).action[0]
+    assert random.abs().max() <= 1
+    assert random.std() == pytest.approx(3**-0.5, abs=0.15), "uniform"
+
+
+def test_a_broken_member_stops_and_says_when(tmp_path):
+    config = run("spectral", seeds=(0, 1))
+    broken, whole = Training(config), Training(config)
+    for step in range(60):
+        broken.advance()
+        whole.advance()
+        if step == 40:
+            broken.agent.critic.parameters["critics.0.1.weight"][0] = math.nan
+    assert broken.stopped == {0: 42}  # its critic broke its actor in the updates of step 41
+    assert (broken.replay._rows[1] == whole.replay._rows[1]).all()
+    rows = {(member, metric): value for member, _, metric, value in broken.measure().rows()}
+    assert (rows[0, "stopped"], rows[0, "diverged"], rows[1, "diverged"]) == (42, 1, 0)
+    assert (0, "return") not in rows
+    assert rows[1, "return"] == {row[:3]: row[3] for row in whole.measure().rows()}[1, 1, "return"]
+
+
+def test_without_a_compiler_a_long_run_takes_the_plain_path(monkeypatch):
+    def no_compiler(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(module, "COMPILE_FROM", 1)
+    assert not Training(run("redo")).compiled, "it would not see activations"
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert not Training(run()).compiled
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    assert Training(run()).compiled
+
+
+def test_an_evaluation_against_playing_by_hand():
+    training = Training(run(seeds=(0, 7), episodes=3))
+    for _ in range(25):
+        training.advance()
+    state = training.state_dict()["plays"]
+    found = {row[0]: row[3] for row in training.measure().rows() if row[2] == "return"}
+    for index, seed in enumerate((0, 7)):
+        totals = []
+        for k in range(3):
+            world, total, last = module.make("Short-v0"), 0.0, False
+            observation = world.begin(module.number(module.Stream.EVALUATION, seed, 25, k))
+            while not last:
+                mean, _ = training.agent.actor.population.member(index)(torch.from_numpy(observation))
+                observation, reward, _, last = world.step(mean.tanh().detach().numpy())
+                total += reward
+            totals.append(total)
+        assert found[index] == pytest.approx(np.mean(totals), rel=1e-4)
+    assert training.state_dict()["plays"] == state, "it leaves the training's own episodes alone"
+
+
+def test_training_returns_are_those_of_the_episodes():
+    training = Training(run(seeds=(0,)))
+    for _ in range(16):
+        training.advance()
+    rewards = training.replay.latest(16).reward[0]
+    (row,) = (row for row in training.measure().rows() if row[2] == "training_return")
+    assert row[3] == pytest.approx(float(rewards[:14].view(2, 7).sum(1).mean()))
+    assert not [row for row in training.measure().rows() if row[2] == "training_return"]
+
+
+def test_priming_is_so_many_updates_on_the_first_transitions(monkeypatch):
+    monkeypatch.setattr(module, "PRIMED_ON", 10)
+    training = Training(run(prime=7))
+    for _ in range(10):
+        training.advance()
+    assert training.updates == 7
+    assert training.step == len(training.replay) == 10
+
+
+# Resets.
+
+
+def changed(resets, steps=1):
+    """Which parts of a trained agent a reset changes, and its trainings before and after."""
+    training = Training(run("resets", seeds=(0, 1)))
+    for _ in range(30):
+        training.advance()
+    before = torch.utils._pytree.tree_map(lambda value: value.clone(), training.agent.state_dict())
+    resets.reset(training.agent, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    after = training.agent.state_dict()
+    parts = {
+        "actor": (before["actor"]["parameters"], after["actor"]["parameters"]),
+        "critic": (before["critic"]["parameters"], after["critic"]["parameters"]),
+        "target": (before["target"], after["target"]),
+        "temperature": (before["temperature"], after["temperature"]),
+        "optimizer": (
+            [before["actor"]["moments"], before["critic"]["moments"], before["temperature_moments"]],
+            [after["actor"]["moments"], after["critic"]["moments"], after["temperature_moments"]],
+        ),
+    }
+    return {name for name, (old, new) in parts.items() if not same(old, new)}, training.agent
+
+
+@pytest.mark.parametrize("parts", [PARTS, ("actor",), ("critic", "target", "optimizer"), ("temperature", "optimizer")])
+def test_a_reset_changes_the_parts_that_are_named(parts):
+    found, agent = changed(Resets(parts=parts))
+    assert found == set(parts)
+    if "critic" in parts:
+        assert same(agent.target, agent.critic.parameters)
+        weights = agent.critic.parameters["critics.0.0.block0.0.weight"]
+        assert (weights[0] != weights[1]).any()
+        torch.testing.assert_close(
+            weights @ weights.mT / 2 if weights.shape[1] <= weights.shape[2] else weights.mT @ weights / 2,
+            torch.eye(min(weights.shape[1:])).expand(2, -1, -1),
+            atol=1e-5,
+            rtol=0,
+        )
+    if set(parts) == set(PARTS):
+        assert not any(moment.any() for moment in leaves([agent.actor.moments, agent.critic.moments]))
+        assert (agent.alpha == 1).all()
+
+
+def test_a_reset_of_the_last_layers():
+    _, agent = changed(Resets(layers=1))
+    moved = {name for name, entry in agent.actor.moments.items() if not entry["exp_avg"].any()}
+    assert moved == {"mean.weight", "mean.bias", "log_deviation.weight", "log_deviation.bias"}
+    assert agent.critic.moments["critics.0.0.block0.0.weight"]["exp_avg"].any()
+    assert not agent.critic.moments["critics.0.1.weight"]["exp_avg"].any()
+    assert torch.equal(agent.target["critics.0.1.weight"], agent.critic.parameters["critics.0.1.weight"])
+
+
+@pytest.mark.parametrize(("unit", "every", "expected"), [("steps", 15, [15, 30, 45]), ("updates", 20, [29, 39, 49])])
+def test_resets_come_on_time_and_each_is_another(unit, every, expected):
+    """Two updates a step from step 20 on."""
+    training = Training(run("resets", resets={"unit": unit, "every": every}))
+    found, drawn = [], []
+    for step in range(1, 51):
+        count = training.resets
+        training.advance()
+        if training.resets > count:
+            found.append(step)
+            drawn.append(training.agent.actor.parameters["mean.weight"].clone())
+    assert found == expected
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
+    training = Training(run("resets", resets={"unit": "steps", "every": 30, "parts": ("actor", "buffer")}))
+    for _ in range(30):
+        training.advance()
+    assert len(training.replay) == 0
+    updates = training.updates
+    for _ in range(19):
+        training.advance()
+    assert training.updates == updates
+    training.advance()
+    assert training.updates == updates + 2
+
+
+def test_what_is_asked_for_must_make_sense():
+    with pytest.raises(ValueError, match="did you mean 'spectral'"):
+        run("spectrl")
+    with pytest.raises(ValueError, match="did you mean 'doro'"):
+        run(preset="d'oro")
+    with pytest.raises(ValueError, match="of the method 'resets' alone"):
+        run("spectral", resets={"every": 5})
+    with pytest.raises(ValueError, match="parts among actor"):
+        Resets(parts=("actr",))
+    with pytest.raises(ValueError, match="1 or more"):
+        Resets(every=0)
+    with pytest.raises(ValueError, match="at least one seed"):
+        run(seeds=())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method):
+    resets = {"every": 3} if method == "resets" else None
+    training = Training(run(method, seeds=(0, 1), resets=resets))
+    for _ in range(24):
+        training.advance()
+    assert training.updates == 10
+    assert not training.stopped
+    assert all(parameter.isfinite().all() for parameter in training.agent.actor.parameters.values())
+
+
+def test_the_configuration_is_plain_and_whole():
+    config = run("resets", seeds=(0, 1), actor_strength=2.0, resets={"parts": ("actor", "critic")})
+    found = config.config()
+    assert found["hidden"] == "16"
+    assert json.loads(found["options"]) == {"actor_strength": 2.0, "parts": "actor critic"}
+    assert found["resets"] == ["every: 2560000", "unit: updates", "parts: actor critic", "layers: None"]
+    assert (run("none").config()["options"], run("none").config()["resets"]) == ("{}", [])
+    for other in (
+        dataclasses.replace(config, constants=dataclasses.replace(config.constants, discount=0.9)),
+        dataclasses.replace(config, actor_strength=1.0),
+        dataclasses.replace(config, resets=dataclasses.replace(config.resets, every=5)),
+    ):
+        assert config.folder("runs").name != other.folder("runs").name
+
+
+def test_what_is_stamped_as_the_papers_scale():
+    paper = Run.of("quadruped-run", "spectral", [0], steps=1_000_000)
+    assert (paper.scale, dataclasses.replace(paper, prime=1).scale) == ("paper", "quick")
+    assert Run.of("dog-run", "resets", [0], steps=1_000_000, capacity=250_000, inside=True).scale == "paper"
+    assert Run.of("dog-run", "resets", [0], steps=1_000_000, preset="sb3").scale == "quick"
+    assert Run.of("dog-run", "resets", [0], steps=500_000).scale == "quick"
+
+
+def test_a_folder_of_runs_is_read_like_any_other(tmp_path):
+    """Tasks of the store are the stretches between evaluations, the last of which may be shorter."""
+    config = run("resets", seeds=(4, 2), steps=20, evaluate_every=8)
+    train(config, root=str(tmp_path))
+    rows = with_steps(load(str(tmp_path)))
+    assert set(rows["metric"]) == {"return", "training_return", "diverged"}
+    returns = rows.filter(pl.col("metric") == "return")
+    assert returns.select("seed", "task", "step").rows() == [
+        (seed, task, step) for task, step in enumerate((8, 16, 20)) for seed in (4, 2)
+    ]
+    assert set(returns.select("tasks", "strength", "scale", "options").rows()) == {
+        (3, 0.0, "quick", config.config()["options"])
+    }
+    assert config.folder(str(tmp_path)).finished(3)
+
+
+def test_a_run_that_lost_its_buffer_starts_again(tmp_path):
+    config = run("none", steps=40, evaluate_every=20)
+
+    def stop(step):
+        if step == 30:
+            raise KeyboardInterrupt
+
+    train(config, root=str(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stop, root=str(tmp_path / "lost"))
+    os.truncate(tmp_path / "lost" / config.folder("").name / "replay.bin", 100)
+    with pytest.warns(UserWarning, match="the replay buffer in .* is not whole"):
+        train(config, root=str(tmp_path / "lost"))
+    assert same(*(checkpoint(config.folder(str(tmp_path / name))) for name in ("whole", "lost")))
+
+
+def test_a_run_is_trained_on_a_disk():
+    with pytest.raises(ValueError, match="a folder on a disk for the replay buffer, got memory://runs"):
+        train(run(), root="memory://runs")
