@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from overhead import mlp
+from overhead import NETWORKS
 from rotations import summary
 
 from supple.lab.methods import METHODS
@@ -107,7 +107,7 @@ def main() -> None:
     conv_cost, _ = cost("conv")
     lines = []
     for name, method in METHODS.items():
-        network = mlp()
+        network = NETWORKS["mlp"][0]()
         size = sum(parameter.numel() for parameter in network.parameters())
         state = method.mitigator(network, method.strength).state_dict()
         kept = sum(tensor.nbytes for entry in state.values() for tensor in entry.values()) / size

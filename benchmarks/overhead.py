@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import supple
+from supple.lab import datasets, models
 from supple.lab.methods import METHODS
 from supple.mitigators import Mitigator
-from supple.nn import CReLU
-from supple.nn import spectral_normalization as normalized
 
 Step = Callable[[], None]
 
@@ -36,8 +36,9 @@ Step = Callable[[], None]
 class Overhead:
     """What a method costs: a whole training step with it over the same step without."""
 
-    network: Literal["mlp", "conv"] = "mlp"
-    """A 4x256 ReLU MLP on 784 inputs, or a small convolutional network on 3x32x32 images; Adam, float32."""
+    network: Literal["mlp", "conv", "resnet18", "vit-tiny", "gpt2"] = "mlp"
+    """The laboratory's networks, the first on 784 inputs, the others on 3x32x32 images, or a transformer of 124 million
+    parameters on 256 tokens; Adam, float32."""
     methods: tuple[str, ...] = ()
     """Names from the table of methods, or `all`; when left out, the spectral regularizer against the naive versions.
     Those that change the network are timed as a whole changed network; on the MLP alone."""
@@ -45,35 +46,65 @@ class Overhead:
     """How often each variant is timed, the variants taking turns."""
     steps: int = 20
     """Training steps in one timing."""
-    batch: int = 512
-    """Examples in a step."""
     threads: int = 1
     """Threads of torch; one is steadiest where cores are shared."""
     out: Path | None = None
     """A JSON file for the seconds of every round."""
 
 
-def mlp(*, layer_norm: bool = False, activation: str = "relu", spectral_normalization: bool = False) -> nn.Sequential:
-    """The options are those that methods set in the laboratory's."""
-    width, passed_on = (200, 400) if activation == "crelu" else (256, 256)  # of as many parameters
-    layers: list[nn.Module] = []
-    for inputs in [784] + [passed_on] * 3:
-        layers += [nn.Linear(inputs, width), *([nn.LayerNorm(width)] if layer_norm else [])]
-        layers += [CReLU() if activation == "crelu" else nn.ReLU()]
-    layers += [nn.Linear(passed_on, 10)]
-    if spectral_normalization:
-        layers = [normalized(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
-    return nn.Sequential(*layers)
+def of_images(model: str, *shape: int, classes: int) -> Callable[..., nn.Module]:
+    """What builds a network of the laboratory for images of a shape."""
+    examples = datasets.Examples(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
+    channels = (0.0,) * shape[0], (1.0,) * shape[0]
+    return partial(models.load(model), datasets.Dataset(examples, None, None, classes, *channels))
 
 
-def conv() -> nn.Sequential:
-    """Two convolutions, three linear layers: the network of Kumar et al. for Continual ImageNet."""
-    convolutions = [nn.Conv2d(3, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    linear = [nn.Flatten(), nn.Linear(400, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 2)]
-    return nn.Sequential(*convolutions, *linear)
+class GPT2(nn.Module):
+    """Logits of 12 blocks of width 768, the shape of GPT-2 small."""
+
+    def __init__(self) -> None:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        super().__init__()
+        self.whole = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.whole(tokens).logits
+        return logits.flatten(0, 1)
 
 
-NETWORKS = {"mlp": (mlp, (784,), 10), "conv": (conv, (3, 32, 32), 2)}
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[[], tuple[Tensor, Tensor]]]] = {
+    "mlp": (of_images("mlp", 1, 28, 28, classes=10), lambda: (torch.randn(512, 1, 28, 28), torch.randint(10, (512,)))),
+    "conv": (of_images("conv", 3, 32, 32, classes=2), lambda: (torch.randn(512, 3, 32, 32), torch.randint(2, (512,)))),
+    **{
+        name: (
+            of_images(name, 3, 32, 32, classes=10),
+            lambda: (torch.randn(250, 3, 32, 32), torch.randint(10, (250,))),
+        )
+        for name in ("resnet18", "vit-tiny")
+    },
+    "gpt2": (GPT2, lambda: (torch.randint(50257, (8, 256)), torch.randint(50257, (2048,)))),
+}
+
+
+def plain_loop(model: nn.Module) -> Callable[[], None]:
+    """The same regularizer as one would write it: a power iteration a parameter, one after the other."""
+    vectors = {name: torch.randn(len(weight)) for name, weight in model.named_parameters() if weight.ndim > 1}
+
+    @torch.no_grad()
+    def regularize() -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                matrix = parameter.flatten(1)
+                v = functional.normalize(matrix.T @ vectors[name], dim=0)
+                stretched = matrix @ v
+                vectors[name] = u = functional.normalize(stretched, dim=0)
+                sigma = u @ stretched
+                parameter.grad += 1e-4 * 4 * sigma * (sigma**2 - 1) * torch.outer(u, v).view_as(parameter)
+            else:
+                parameter.grad += 1e-4 * 4 * parameter.norm() ** 2 * parameter
+
+    return regularize
 
 
 def svd_penalty(model: nn.Module) -> Tensor:
@@ -94,20 +125,21 @@ def normal_numbers(model: nn.Module) -> Callable[[], Tensor]:
 
 
 def variants(config: Overhead) -> dict[str, Step]:
-    make, shape, classes = NETWORKS[config.network]
-    x, y = torch.randn(config.batch, *shape), torch.randint(classes, (config.batch,))
+    make, batch = NETWORKS[config.network]
+    x, y = batch()
 
     def step(
         mitigator: Callable[[nn.Module], Mitigator] | None = None,
         penalty: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
         change: Callable[[nn.Module], object] = lambda model: None,
+        after: Callable[[nn.Module], Callable[[], None]] = lambda model: lambda: None,
         **options: Any,
     ) -> Step:
         torch.manual_seed(0)
         model = make(**options)
         change(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-        added = penalty(model) if penalty else None
+        added, last = penalty(model) if penalty else None, after(model)
         if mitigator:
             mitigator(model).attach(optimizer)
 
@@ -117,16 +149,19 @@ def variants(config: Overhead) -> dict[str, Step]:
                 loss = loss + added()
             optimizer.zero_grad()
             loss.backward()
+            last()
             optimizer.step()
 
         return train
 
     def normalize(model: nn.Module) -> None:
-        for layer in list(model.children()):
+        for layer in list(model.modules()):
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 nn.utils.parametrizations.spectral_norm(layer)
 
-    usable = [name for name, method in METHODS.items() if name != "none" and not (method.model and make is conv)]
+    usable = [
+        name for name, method in METHODS.items() if name != "none" and not (method.model and config.network != "mlp")
+    ]
     names = usable if config.methods == ("all",) else config.methods
     chosen = {
         name: step(
@@ -136,14 +171,22 @@ def variants(config: Overhead) -> dict[str, Step]:
     }
     if config.methods == ("all",):
         chosen["a normal number a parameter"] = step(penalty=normal_numbers)
+    if chosen:
+        return {"none": step(), "none again": step(), **chosen}
     naive = {
+        "none": step(),
+        "none again": step(),
         "spectral": step(supple.SpectralRegularizer),
-        "decoupled spectral": step(lambda model: supple.SpectralRegularizer(model, decoupled=True)),
-        "spectral, penalty() in the loss": step(penalty=lambda model: supple.SpectralRegularizer(model).penalty),
-        "torch's spectral_norm": step(change=normalize),
-        "autograd through a full SVD": step(penalty=lambda model: lambda: svd_penalty(model)),
+        "a plain loop": step(after=plain_loop),
     }
-    return {"none": step(), "none again": step(), **(chosen or naive)}
+    if config.network != "gpt2":  # of which so many would not fit in memory
+        naive |= {
+            "decoupled spectral": step(lambda model: supple.SpectralRegularizer(model, decoupled=True)),
+            "spectral, penalty() in the loss": step(penalty=lambda model: supple.SpectralRegularizer(model).penalty),
+            "torch's spectral_norm": step(change=normalize),
+            "autograd through a full SVD": step(penalty=lambda model: lambda: svd_penalty(model)),
+        }
+    return naive
 
 
 def main() -> None:
@@ -172,9 +215,7 @@ def main() -> None:
         milliseconds, all_steps = 1e3 * statistics.median(seconds[name]), sum(seconds[name]) / sum(seconds["none"])
         table.add_row(name, f"{milliseconds:.2f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{all_steps:.3f}")
     console = Console()
-    console.print(
-        f"{config.network}, batch {config.batch}, {config.rounds} rounds of {config.steps} steps", highlight=False
-    )
+    console.print(f"{config.network}, {config.rounds} rounds of {config.steps} steps", highlight=False)
     console.print(table)
     if config.out:
         facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}

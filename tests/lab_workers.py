@@ -1,6 +1,7 @@
 """Functions that tests name as ``package.module:function``, or that run in processes of their own."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -43,10 +44,11 @@ def in_pieces(job, report):
 
 
 def fails_beside_long_work(job, report):
-    if job[0] == 0:
+    _, name = job
+    if name == "0":
         time.sleep(1)  # until the other one has begun
         raise UnluckyError("no luck today")
-    time.sleep(60)
+    time.sleep(600)
 
 
 def reports_a_lot(job, report):
@@ -54,14 +56,57 @@ def reports_a_lot(job, report):
         report(step + 1)
 
 
-def in_its_own_process(name):
-    """Two jobs with two workers; prints how much was done of each."""
-    done = {(number, "a job as long as a run's configuration " * 20): 0.0 for number in range(2)}
-    try:
-        work_through(done, globals()[name], workers=2, report=done.__setitem__)
-    except UnluckyError as error:
-        print("error:", error)
-    print(list(done.values()))
+def waits(job, report):
+    """Leaves its process's number, and never ends."""
+    path = Path(*job)
+    path.with_suffix(".part").write_text(str(os.getpid()))
+    path.with_suffix(".part").rename(path)
+    time.sleep(600)
+
+
+def dies():
+    """As the kernel ends a process that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_once(job, report):
+    """Half of it is done when it is killed."""
+    path = Path(*job)
+    report(0.5)
+    if not path.exists():
+        path.touch()
+        dies()
+    report(1.0)
+
+
+def dies_always(job, report):
+    Path(*job).with_suffix(f".{os.getpid()}").touch()
+    dies()
+
+
+def dies_after_each_step(job, report):
+    """Four steps, and a new process for each."""
+    path = Path(*job)
+    steps = int(path.read_text()) + 1 if path.exists() else 1
+    path.write_text(str(steps))
+    report(steps)
+    if steps < 4:
+        dies()
+
+
+def training_that_dies(run, report, *, root):
+    """:func:`supple.lab.trainer.train`, killed once in the middle of its second task."""
+    from supple.lab.trainer import train
+
+    marker = Path(root, f"died.{run.method}")
+
+    def report_and_die(tasks):
+        report(tasks)
+        if tasks > 1 and not marker.exists():
+            marker.touch()
+            dies()
+
+    return train(run, report_and_die, root=root, pieces=2)
 
 
 def rolled_labels(data, seed, task):
@@ -71,5 +116,22 @@ def rolled_labels(data, seed, task):
     return Task(classes=torch.arange(data.classes).roll(task))
 
 
+def in_its_own_process(name, folder):
+    """Two jobs with two workers; prints how much was done of each."""
+    done = {(folder, str(number)): 0.0 for number in range(2)}
+    try:
+        work_through(done, globals()[name], workers=2, report=done.__setitem__)
+    except UnluckyError as error:
+        print("error:", error)
+    print(list(done.values()))
+
+
+def own_problem():
+    """A problem that is nobody else's."""
+    from supple.lab.problems import Problem
+
+    return Problem(summary="", dataset="digits", shift="label-flip", batch_size=32, epochs=1, tasks=3, published=False)
+
+
 if __name__ == "__main__":
-    in_its_own_process(sys.argv[1])
+    in_its_own_process(*sys.argv[1:])

@@ -1,17 +1,27 @@
 """The commands as they are typed: what they print, what they leave, and how they fail."""
 
 import dataclasses
+import errno
+import itertools
+import re
 import subprocess
 import sys
 
-import polars as pl
 import pytest
 import torch
 
 from supple import cli
+from supple.errors import LostWorkersError
+from supple.lab.datasets import DATASETS
+from supple.lab.grid import TUNING_SEEDS, alone
 from supple.lab.methods import METHODS
+from supple.lab.models import MODELS
+from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.problems import PROBLEMS
-from supple.runs import sweep
+from supple.lab.run import Run
+from supple.lab.shifts import SHIFTS
+from supple.runs import cluster, sweep
+from supple.runs.store import load
 
 DIGITS = "random-label-digits"
 
@@ -34,80 +44,138 @@ def supple(monkeypatch):
 
 @pytest.fixture
 def jobs(monkeypatch):
-    """Short tasks, in this process; the jobs that were done."""
+    """Short tasks, in this process; the runs that were trained."""
     done = []
 
-    def work_through(jobs, work, *, workers, report):
+    def work_through(jobs, work, *, workers, threads, report):
         for job in jobs:
             while work(job, lambda tasks, job=job: report(job, tasks)):
                 pass
             done.append(job)
 
     monkeypatch.setattr(sweep, "work_through", work_through)
-    monkeypatch.setitem(PROBLEMS, DIGITS, dataclasses.replace(PROBLEMS[DIGITS], epochs=2, tasks=2))
+    short = {"epochs": 2, "tasks": 2, "model": "mlp-2x100"}
+    monkeypatch.setitem(PROBLEMS, DIGITS, dataclasses.replace(PROBLEMS[DIGITS], **short))
     return done
 
 
-def measured(out):
-    """Training accuracies by method, from disk."""
-    frames = {path.parent.name: pl.read_parquet(path) for path in out.glob("*/metrics.parquet")}
-    accuracy = pl.col("metric") == "train_accuracy"
-    return {name: frame.filter(accuracy).sort("task")["value"].to_list() for name, frame in frames.items()}
+def accuracies(out):
+    """Of training, by method, strength and seed, over the tasks."""
+    rows = load(str(out)).filter(metric="train_accuracy").sort("task")
+    found = {}
+    for row in rows.to_dicts():
+        found.setdefault((row["method"], row["strength"], row["seed"]), []).append(row["value"])
+    return found
 
 
 def table(output):
-    """Method to the other cells."""
-    lines = [line for line in output.splitlines() if line.startswith("│")]
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-    return {row[0]: row[1:] for row in cells}
+    """Of the first table: method to the other cells."""
+    lines = itertools.takewhile(str.strip, output[output.index(" method ") :].splitlines()[2:])
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    return {row[0]: row[1:] for row in rows}
 
 
 def test_list_names_everything(supple, capsys):
     supple("list")
-    found = table(capsys.readouterr().out)
-    assert found.keys() == PROBLEMS.keys() | METHODS.keys()
+    output = capsys.readouterr().out
+    found = {
+        cells[0]: cells[1:]
+        for line in output.splitlines()
+        if line.startswith("│")
+        for cells in [[cell.strip() for cell in line.strip("│").split("│")]]
+    }
     for name, problem in PROBLEMS.items():
-        assert found[name] == [problem.scale, str(problem.tasks), problem.summary]
+        tasks = [str(problem.protocol(scale)["tasks"]) for scale in problem.scales]
+        assert found[name] == [", ".join(problem.scales), ", ".join(tasks), problem.summary]
     for name, method in METHODS.items():
         assert found[name] == [f"{method.strength:g}" if method.strength else "-", method.summary]
+    for kind, names in (("data", DATASETS), ("shift", SHIFTS), ("model", MODELS), ("optimizer", OPTIMIZERS)):
+        assert found[f"--{kind}"][0].split(", ")[0] == next(iter(names))
+        assert all(name in output for name in names)
 
 
 def test_run_trains_in_processes_of_its_own(supple, tmp_path, capsys):
     supple("run", DIGITS, "--method", "none", "--tasks", 1, "--seeds", 1, "--out", tmp_path, "--workers", 1)
-    ((accuracy,),) = measured(tmp_path).values()
+    ((accuracy,),) = accuracies(tmp_path).values()
     assert accuracy > 0.3  # of random labels, of which 0.1 are right by chance
-    output = capsys.readouterr().out
     shown = f"{accuracy:.3f}"
-    assert table(output) == {"none": ["-", shown, shown, f"{shown} to {shown}"]}
+    assert table(capsys.readouterr().out) == {"none": ["-", shown, shown, shown, f"{shown}, {shown}", "1"]}
 
 
 def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
     supple("demo", "--methods", "none", "spectral", "--seeds", 2, "--out", tmp_path)
-    assert {(job.method, job.seeds) for job in jobs} == {(m, (s,)) for m in ("none", "spectral") for s in (0, 1)}
-    output, results = capsys.readouterr().out, measured(tmp_path)
-    for method, cells in table(output).items():
-        (a0, a1), (b0, b1) = (values for name, values in results.items() if name.startswith(f"{DIGITS}-{method}-"))
+    assert {member for job in jobs for member in alone(job)} == {
+        Run.of(DIGITS, method, [seed]) for method in ("none", "spectral") for seed in (0, 1)
+    }
+    output, measured = capsys.readouterr().out, accuracies(tmp_path)
+    assert "Training accuracy, random-label-digits (quick scale)" in output
+    found = table(output)
+    means = {}
+    for method, cells in found.items():
+        strength = METHODS[method].strength
+        (a0, a1), (b0, b1) = (measured[method, strength, seed] for seed in (0, 1))
         a, b = (a0 + a1) / 2, (b0 + b1) / 2
+        means[method] = (a + b) / 2
         assert cells == [
-            f"{METHODS[method].strength:g}" if METHODS[method].strength else "-",
+            f"{strength:g}" if strength else "-",
             f"{(a0 + b0) / 2:.3f}",
-            f"{(a + b) / 2:.3f} ± {abs(a - b) / 2:.3f}",
-            f"{min(a, b):.3f} to {max(a, b):.3f}",
+            f"{means[method]:.3f} ± {abs(a - b) / 2:.3f}",
+            f"{means[method]:.3f}",
+            f"{min(a, b):.3f}, {max(a, b):.3f}",
+            "2",
         ]
-    assert list(table(output)) == ["none", "spectral"]
+    assert list(found) == sorted(means, key=means.get, reverse=True)
     for name in ("chart.svg", "chart.png", "chart.html"):
         assert (tmp_path / name).stat().st_size > 0
         assert str(tmp_path / name) in output
     bars = [line for line in output.splitlines() if "100%" in line]
-    assert [line.split()[0] for line in bars] == ["none", "spectral", "all"]
+    assert {line.split()[0] for line in bars} == {"none", "spectral", "all"}
+
+
+OPTIONS = {
+    "strength": 0.25,
+    "step_size": 0.002,
+    "tasks": 1,
+    "epochs": 1,
+    "batch_size": 64,
+    "examples": 200,
+    "shift": "label-flip",
+    "model": "mlp-layer-norm",
+    "optimizer": "muon",
+    "option": "exponent 4",
+}
 
 
 def test_options_reach_the_runs(supple, jobs, tmp_path):
-    options = {"--method": "l2", "--strength": 0.25, "--step-size": 0.002, "--tasks": 1, "--seeds": 2}
-    supple("run", DIGITS, *(part for pair in options.items() for part in pair), "--out", tmp_path)
-    assert [(job.method, job.strength, job.step_size, job.tasks, job.seeds) for job in jobs] == [
-        ("l2", 0.25, 0.002, 1, (seed,)) for seed in (0, 1)
-    ]
+    typed = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", *str(value).split())]
+    supple("run", DIGITS, "--method", "spectral", "--data", "digits", "--seeds", 2, *typed, "--out", tmp_path)
+    changes = {name: value for name, value in OPTIONS.items() if name != "option"}
+    expected = Run.of(DIGITS, "spectral", (0, 1), dataset="digits", options={"exponent": 4}, **changes)
+    assert [member for job in jobs for member in alone(job)] == alone(expected)
+
+
+def test_engine_options_reach_the_engine(supple, monkeypatch, tmp_path):
+    told = {}
+
+    def engine(name):
+        def work_through(jobs, work, *, report, **options):
+            told[name] = options
+            for job in jobs:
+                while work(job, lambda tasks: None):
+                    pass
+
+        return work_through
+
+    monkeypatch.setattr(sweep, "work_through", engine("local"))
+    monkeypatch.setattr(cluster, "work_through", engine("ray"))
+    short = ("run", DIGITS, "--tasks", 1, "--epochs", 1, "--examples", 300, "--seeds", 1)
+    supple(*short, "--workers", 3, "--threads", 2, "--out", tmp_path / "local")
+    remote = ("--engine", "ray", "--address", "auto", "--gpus", 0.25)
+    supple(*short, *remote, "--out", tmp_path / "ray")
+    assert told == {
+        "local": {"workers": 3, "threads": 2},
+        "ray": {"workers": None, "threads": 1, "gpus": 0.25, "address": "auto"},
+    }
 
 
 def test_what_is_there_is_not_trained_again(supple, jobs, tmp_path, capsys):
@@ -123,6 +191,65 @@ def test_what_is_there_is_not_trained_again(supple, jobs, tmp_path, capsys):
     assert list(table(capsys.readouterr().out)) == ["spectral"]  # and not what else is in the folder
 
 
+def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
+    command = ("sweep", DIGITS, "--methods", "none", "l2", "--strengths", 1e-2, 1e-3, "--out", tmp_path)
+    supple(*command, "--seeds", 1)
+    assert {(run.method, run.strengths[0]) for job in jobs for run in alone(job)} == {
+        ("none", 0.0),
+        ("l2", 1e-2),
+        ("l2", 1e-3),
+    }
+    jobs.clear()
+    supple(*command, "--seeds", 1)
+    assert jobs == []
+    supple(*command, "--seeds", 2)
+    assert {run.seeds for job in jobs for run in alone(job)} == {(1,)}
+    jobs.clear()
+    supple(*command, "--seeds", 2, "--step-sizes", 1e-3, 1e-2)
+    assert {run.step_size for job in jobs for run in alone(job)} == {1e-2}
+    output = capsys.readouterr().out
+    assert len([line for line in output[output.rindex("Training accuracy") :].splitlines() if " l2 " in line]) == 4
+
+
+def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, capsys):
+    choice = ("--methods", "none", "l2", "--strengths", 1e-4, 10, "--seeds", 2, "--tuning-seeds", 1)
+    supple("sweep", DIGITS, *choice, "--out", tmp_path)
+    trained = {(run.method, run.strengths[0], run.seeds[0]) for job in jobs for run in alone(job)}
+    tried = {("none", 0.0), ("l2", 1e-4), ("l2", 10.0)}
+    measured = accuracies(tmp_path)
+    best = max((1e-4, 10.0), key=lambda strength: sum(measured["l2", strength, TUNING_SEEDS]))
+    assert best == 1e-4  # at 10 nothing is learned
+    assert trained == {(*setting, TUNING_SEEDS) for setting in tried} | {
+        (*setting, seed) for setting in (("none", 0.0), ("l2", best)) for seed in (0, 1)
+    }
+    output = capsys.readouterr().out
+    assert table(output[output.rindex("Training accuracy") :]).keys() == {"none", "l2"}
+    assert (tmp_path / "tuning.png").exists()
+    assert (tmp_path / "chart.png").exists()
+
+
+def test_results_of_everything_in_a_folder(supple, jobs, tmp_path, capsys):
+    for problem_options in ((), ("--shift", "label-flip")):
+        supple("run", DIGITS, "--method", "l2", "--seeds", 1, *problem_options, "--out", tmp_path)
+    capsys.readouterr()
+    supple("results", tmp_path)
+    output = capsys.readouterr().out
+    assert "shift" in output
+    assert all(name in output for name in ("random-labels", "label-flip", "IQM", "95 %"))
+    supple("results", tmp_path, "--metric", "weight_norm")
+    assert "norm of all parameters" in capsys.readouterr().out.lower()
+
+
+def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
+    for method in ("none", "l2"):
+        supple("run", DIGITS, "--method", method, "--seeds", 1, "--out", tmp_path)
+    next(tmp_path.glob("*-l2-*/metrics.parquet")).write_bytes(b"half")
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="can't be read and is left out"):
+        supple("results", tmp_path)
+    assert table(capsys.readouterr().out).keys() == {"none"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -130,6 +257,18 @@ def test_what_is_there_is_not_trained_again(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--method", "spectrl"), "did you mean 'spectral'?"),
         (("demo", "--methods", "none", "l2init"), "did you mean 'l2-init'?"),
         (("run", DIGITS, "--strength", -1), "strength"),
+        (("run", DIGITS, "--scale", "paper"), "scale quick"),
+        (("run", DIGITS, "--model", "mpl"), "did you mean 'mlp'?"),
+        (("run", DIGITS, "--shift", "label-flop"), "did you mean 'label-flip'?"),
+        (("run", DIGITS, "--data", "digit"), "did you mean 'digits'?"),
+        (("run", DIGITS, "--optimizer", "adma"), "did you mean 'adam'?"),
+        (("run", DIGITS, "--option", "exponnet", 4), "did you mean 'exponent'?"),
+        (("run", DIGITS, "--examples", 5000), "1797 training examples, got 5000"),
+        (("run", DIGITS, "--batch-size", 0), "images a batch"),
+        (("run", DIGITS, "--shift", "class-incremental", "--tasks", 3), "at most 2 tasks"),
+        (("sweep", DIGITS, "--methods", "none", "l2", "--strengths", "nan"), "strength"),
+        (("sweep", DIGITS, "--step-sizes", -1), "step size"),
+        (("sweep", DIGITS, "--seeds", 0), "seed"),
         (("run", DIGITS, "--tasks", 0), "task"),
         (("run", DIGITS, "--seeds", 0), "seed"),
         (("demo", "--seeds", 0), "seed"),
@@ -146,15 +285,51 @@ def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), LostWorkersError("expected workers to live, but 4 died")],
+)
+def test_what_happens_to_a_machine_is_one_line_too(error, supple, monkeypatch, tmp_path):
+    def work_through(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(sweep, "work_through", work_through)
+    with pytest.raises(SystemExit) as stopped:
+        supple("run", DIGITS, "--out", tmp_path)
+    assert stopped.value.code == f"supple: {error}"
+
+
+def test_results_of_nothing(supple, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        supple("results", tmp_path)
+    assert error.value.code.startswith(f"supple: expected runs in {tmp_path}, found none")
+
+
+def test_an_unknown_metric(supple, jobs, tmp_path):
+    supple("run", DIGITS, "--method", "none", "--seeds", 1, "--out", tmp_path)
+    with pytest.raises(SystemExit) as error:
+        supple("results", tmp_path, "--metric", "train_acuracy")
+    assert "did you mean 'train_accuracy'?" in error.value.code
+
+
 def test_an_error_is_printed_without_a_traceback():
     result = in_python("from supple.cli import main; main()", "run", "nothing")
     assert result.returncode == 1
     assert result.stdout == ""
-    assert result.stderr.startswith("supple: expected a problem, got 'nothing'")
+    assert result.stderr.startswith("supple: expected a problem or package.module:function, got 'nothing'")
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("command", "options"), [("demo", cli.Demo), ("run", cli.Run), ("list", cli.List)])
+POSITIONAL = {
+    ("run", "problem"): "A name from `supple list`",
+    ("sweep", "problem"): "A name from `supple list`",
+    ("figure", "number"): "1 to 4 or 6 to 15",
+    ("results", "runs"): "The folder",
+    ("report", "runs"): "The folder",
+}
+
+
+@pytest.mark.parametrize(("command", "options"), cli.COMMANDS.items(), ids=cli.COMMANDS)
 def test_help_names_every_option(command, options, supple, capsys):
     with pytest.raises(SystemExit) as exit_:
         supple(command, "--help")
@@ -162,7 +337,7 @@ def test_help_names_every_option(command, options, supple, capsys):
     assert exit_.value.code == 0
     assert options.__doc__.splitlines()[0] in output
     for field in dataclasses.fields(options):
-        assert f"--{field.name.replace('_', '-')}" in output or field.name == "problem"
+        assert POSITIONAL.get((command, field.name), f"--{field.name.replace('_', '-')}") in output
 
 
 def test_help_names_every_command(supple, capsys):
@@ -170,11 +345,11 @@ def test_help_names_every_command(supple, capsys):
         supple("--help")
     output = capsys.readouterr().out
     assert exit_.value.code == 0
-    assert all(command in output for command in ("demo", "run", "list"))
+    assert all(command in output for command in cli.COMMANDS)
 
 
 def test_help_waits_for_nothing_heavy():
-    heavy = ("polars", "altair", "sklearn", "vl_convert")
+    heavy = ("polars", "altair", "sklearn", "vl_convert", "ray", "scipy", "transformers", "datasets")
     result = in_python(f"import sys, supple.cli; print([name for name in {heavy} if name in sys.modules])")
     assert (result.stdout, result.returncode) == ("[]\n", 0)
 

@@ -62,8 +62,11 @@ def test_the_wheel_holds_the_library_and_its_types(built):
         names = set(wheel.namelist())
         [metadata] = (name for name in names if name.endswith("METADATA"))
         lines = wheel.read(metadata).decode().splitlines()
-    sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
-    assert {name for name in names if ".dist-info" not in name} == sources | {"supple/py.typed"}
+    files = [path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {name for name in names if ".dist-info" not in name} == {
+        str(file.relative_to(ROOT / "src")) for file in files
+    }
+    assert "supple/py.typed" in names
     needed = [line for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert needed == ["Requires-Dist: torch>=2.8"]
     assert "License-Expression: Apache-2.0" in lines

@@ -338,8 +338,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "figure": Figure,
     "results": Results,
     "report": Report,
-    "rl": Control,
     "list": List,
+    "rl": Control,
 }
 
 
@@ -348,7 +348,9 @@ def main() -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="supple", description="Which methods keep a network trainable while its data changes?"
     )
+    from supple.errors import LostWorkersError
+
     try:
         command()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, LostWorkersError) as error:
         raise SystemExit(f"supple: {error}") from None

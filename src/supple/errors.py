@@ -6,13 +6,18 @@ from difflib import get_close_matches
 from typing import Any
 
 
+class LostWorkersError(RuntimeError):
+    """Workers die one after the other, and no work goes further."""
+
+
 def known(name: str, names: Collection[str], kind: str) -> str:
     """``name`` when it is among ``names``; otherwise a ValueError that suggests the nearest and lists them."""
     if name not in names:
         nearest = get_close_matches(name, names, n=1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         shown = list(names) if len(names) <= 40 else [*list(names)[:40], "..."]
-        raise ValueError(f"expected a {kind}, got {name!r}: {hint}known are {', '.join(shown)}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(f"expected {article} {kind}, got {name!r}: {hint}known are {', '.join(shown)}")
     return name
 
 

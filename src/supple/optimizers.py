@@ -1,10 +1,12 @@
-"""Adam as a pure step over dictionaries, for any number of members at once."""
+"""Optimizers as pure steps over dictionaries, for any number of members at once."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam as functional_adam
+from torch.optim.adam import adam as fused_adam
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 Moments = dict[str, dict[str, Tensor]]
 
@@ -23,12 +25,13 @@ def adam_moments(parameters: Mapping[str, Tensor]) -> Moments:
 
 def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
     """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
-    if torch.compiler.is_compiling():  # torch's own is one operation, which a compiler can't look into
+    if torch.compiler.is_compiling():
+        # The fused kernel would break the graph; written out, the compiler fuses it with whatever stands around it.
         for name, parameter in parameters.items():
-            _adam_formula(parameter, gradients[name], step_size, **moments[name])
+            written_out(parameter, gradients[name], **moments[name], step_size=step_size)
         return
     names = list(parameters)
-    functional_adam(
+    fused_adam(
         [parameters[name] for name in names],
         [gradients[name].contiguous() for name in names],  # the kernel does not look at strides
         [moments[name]["exp_avg"] for name in names],
@@ -37,20 +40,21 @@ def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
         [moments[name]["step"] for name in names],
         fused=True,
         amsgrad=False,
-        beta1=0.9,
-        beta2=0.999,
+        beta1=BETA1,
+        beta2=BETA2,
         lr=step_size,
         weight_decay=0.0,
-        eps=1e-8,
+        eps=EPSILON,
         maximize=False,
     )
 
 
-def _adam_formula(
-    parameter: Tensor, gradient: Tensor, step_size: float, *, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor
+def written_out(
+    parameter: Tensor, gradient: Tensor, *, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, step_size: float
 ) -> None:
+    """The same for one parameter, operation by operation."""
     step.add_(1)
-    exp_avg.lerp_(gradient, 1 - 0.9)
-    exp_avg_sq.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
-    unbiased = (exp_avg_sq / (1 - 0.999**step)).sqrt()
-    parameter.sub_(step_size / (1 - 0.9**step) * exp_avg / (unbiased + 1e-8))
+    exp_avg.lerp_(gradient, 1 - BETA1)
+    exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    root = exp_avg_sq.sqrt() / (1 - BETA2**step).sqrt() + EPSILON
+    parameter.sub_(exp_avg / root * (step_size / (1 - BETA1**step)))

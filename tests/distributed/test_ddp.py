@@ -22,7 +22,8 @@ OPTIONS = {  # so that each acts within few steps
     "SelfNormalizedResets": {"every": 1, "patience": 1, "quiet": 0.9, "strength": 0.2, "refresh": 3},
     "WeightClipping": {"strength": 2.0},
 }
-METHODS = [name for name in mitigators.__all__ if name != "Mitigator"]
+METHODS = [name for name, entry in vars(mitigators).items() if isinstance(entry, type) and name != "Mitigator"]
+METHODS = [name for name in METHODS if issubclass(getattr(mitigators, name), Mitigator)]
 UNITS = ("ContinualBackprop", "ReDo", "SelfNormalizedResets")
 
 

@@ -111,11 +111,12 @@ def check_gradients_steps_and_memory(folder: Path) -> None:
             optimizers.append(torch.optim.SGD(n.parameters(), lr=0.01))
             coupled = SpectralRegularizer(n, strength=0.1)
             decoupled = SpectralRegularizer(n, strength=0.1, exponent=1, power_iterations=2, decoupled=True)
-            pairs.append([method.attach(optimizers[-1]) for method in (coupled, decoupled)])
+            pairs.append((coupled.attach(optimizers[-1]), decoupled))
         for step in range(2):
-            for optimizer in optimizers:
+            for optimizer, (_, decoupled) in zip(optimizers, pairs, strict=True):
                 optimizer.zero_grad()
                 optimizer.step()
+                decoupled.after_step(optimizer)
             for pair in zip(*pairs, strict=True):
                 assert_alike(*pair, (placements, step))
         expected, seen = (pair[0].spectral_norms() for pair in pairs)

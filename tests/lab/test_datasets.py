@@ -141,6 +141,7 @@ def test_imagenet32_falls_back_to_tiny_imagenet(folder):
     coarse[:, ::2, ::2] += 4  # a mean of one more
     for split in ("train", "test"):
         write(folder / f"tiny_imagenet_subset/{split}-0.parquet", coarse, [0, 1, 0, 1])
+    assert torch.equal(load("tiny-imagenet").train.images, as_tensor(coarse))
     data = load("imagenet32")
     assert torch.equal(data.train.images, as_tensor(fine + 1))
     assert data.subset

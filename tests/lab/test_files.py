@@ -1,6 +1,7 @@
 """What files hold, decoded once: from folders, from the hub, and from a cache that may be damaged."""
 
 import gzip
+from pathlib import Path
 
 import datasets as hub
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from pictures import as_tensor, pictures, svhn, write
 from supple.lab import files
 from supple.lab.datasets import DATASETS, load
+
+MAPS = Path("/proc/self/maps")
 
 
 def test_channel_statistics_by_the_definition():
@@ -113,7 +116,16 @@ def test_no_folder_and_no_network_is_one_sentence(name, cache, no_network):
     assert "\n" not in message
     for part in ("from the Hugging Face hub", "connect to the network once", "set SUPPLE_DATA to a folder with"):
         assert part in message
-    assert no_network[0][1]["repo_type"] == "dataset"
+    (((hub_name,), options),) = no_network
+    assert hub_name in message
+    assert options["repo_type"] == "dataset"
+    assert (options["revision"] is None) == (name in ("emnist", "svhn"))
+
+
+def test_a_subset_of_cifar100_is_none_of_cifar10(folder, no_network):
+    write(folder / "cifar100_subset/train-0.parquet", pictures(2, 4, 4), [0, 1])
+    with pytest.raises(FileNotFoundError, match="cifar10/train"):
+        load("cifar10")
 
 
 def test_a_folder_that_is_not_there(cache, monkeypatch):
@@ -172,6 +184,7 @@ def decodings(monkeypatch):
 
 def test_decoded_once(tmp_path, cache, decodings, capfd):
     write(tmp_path / "mine/train-0.parquet", pictures(9, 4, 4), [0, 1, 2] * 3)
+    hub.enable_progress_bars()
     first, second = (load(str(tmp_path / "mine")) for _ in range(2))
     assert len(decodings) == 1
     assert torch.equal(first.train.images, second.train.images)
@@ -179,6 +192,15 @@ def test_decoded_once(tmp_path, cache, decodings, capfd):
     assert capfd.readouterr() == ("", f"decoding mine into {cache}, once\n")
     second.train.images.zero_()  # in this process alone
     assert torch.equal(load(str(tmp_path / "mine")).train.images, as_tensor(pictures(9, 4, 4)))
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the system does not say what is mapped")
+def test_what_is_loaded_is_mapped_and_not_copied(tmp_path, cache):
+    write(tmp_path / "mine/train-0.parquet", pictures(9, 4, 4), [0, 1, 2] * 3)
+    data = load(str(tmp_path / "mine"))
+    (path,) = cache.iterdir()
+    assert str(path) in MAPS.read_text()
+    del data
 
 
 def test_changed_files_are_decoded_again(tmp_path, cache, decodings):
@@ -210,7 +232,8 @@ def test_a_damaged_cache_is_made_again(tmp_path, cache, decodings, damage):
 def test_an_interrupted_decoding_leaves_nothing(tmp_path, cache, monkeypatch):
     write(tmp_path / "mine/train-0.parquet", pictures(3, 4, 4), [0, 1, 2])
 
-    def full(*_):
+    def full(_, path):
+        path.write_bytes(b"half")
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:

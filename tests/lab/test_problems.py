@@ -1,52 +1,113 @@
-"""Problems and runs: names, defaults, and errors that help."""
+"""Problems and runs: names, protocols, changes, and errors that help."""
 
 import dataclasses
-from pathlib import Path
+import json
 
 import pytest
 
+from supple.diagnostics import DIAGNOSTICS
+from supple.lab import problems
 from supple.lab.datasets import DATASETS
 from supple.lab.methods import METHODS
 from supple.lab.models import MODELS
-from supple.lab.problems import PROBLEMS, Run, named
+from supple.lab.optimizers import OPTIMIZERS
+from supple.lab.problems import PROBLEMS, Problem
+from supple.lab.run import USUAL_DIAGNOSTICS, Run
 from supple.lab.shifts import SHIFTS
 
 DIGITS = "random-label-digits"
+SCALES = [(name, scale) for name, problem in PROBLEMS.items() for scale in problem.scales]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_problems_name_what_there_is(problem):
-    assert problem.dataset in DATASETS
-    assert problem.shift in SHIFTS
-    assert problem.model in MODELS
-    assert problem.scale in ("quick", "paper")
+@pytest.mark.parametrize(("name", "scale"), SCALES)
+def test_problems_name_what_there_is(name, scale):
+    run = Run.of(name, "none", [0], scale=scale)
+    assert run.dataset in DATASETS
+    assert run.shift in SHIFTS
+    assert run.model in MODELS
+    assert run.optimizer in OPTIMIZERS
+    assert set(run.diagnostics) <= DIAGNOSTICS.keys()
+    assert PROBLEMS[name].summary
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_run_takes_the_protocol_and_the_strength(problem, method):
-    run = dataclasses.asdict(Run.of(problem, method, [5, 2]))
-    protocol = dataclasses.asdict(PROBLEMS[problem])
-    del protocol["summary"]
-    assert run == protocol | {
-        "problem": problem,
+@pytest.mark.parametrize(("name", "scale"), SCALES)
+def test_a_run_takes_the_protocol_and_the_strength(name, scale, method):
+    run = dataclasses.asdict(Run.of(name, method, [5, 2], scale=scale))
+    protocol = dataclasses.asdict(PROBLEMS[name])
+    changes = {key: protocol.pop(key) for key in ("summary", "quick", "published")}["quick"]
+    assert run == protocol | (changes if scale == "quick" else {}) | {
+        "problem": name,
+        "scale": scale,
         "method": method,
-        "strength": METHODS[method].strength,
+        "options": "{}",
+        "diagnostics": USUAL_DIAGNOSTICS,
         "seeds": (5, 2),
+        "strengths": (METHODS[method].strength,) * 2,
     }
+
+
+# The paper's table (App. B), one row a problem: data, shift, batch, epochs, tasks.
+PUBLISHED = """
+random-label-mnist               mnist         random-labels      512  40  50
+random-label-fashion-mnist       fashion-mnist random-labels      512  40  50
+random-label-emnist              emnist        random-labels      500 100  50
+pixel-permutation-emnist         emnist        pixel-permutation  500  20 200
+label-flip-emnist                emnist        label-flip         500  20 200
+random-label-svhn                svhn          random-labels      500  20  25
+pixel-permutation-svhn           svhn          pixel-permutation  500  10 100
+random-label-cifar10             cifar10       random-labels      250  20  30
+pixel-permutation-cifar10        cifar10       pixel-permutation  250  10 100
+random-label-cifar100            cifar100      random-labels      250  20  30
+pixel-permutation-cifar100       cifar100      pixel-permutation  250  10 100
+random-label-tiny-imagenet       tiny-imagenet random-labels      250  20  30
+pixel-permutation-tiny-imagenet  tiny-imagenet pixel-permutation  250  20 100
+label-flip-tiny-imagenet         tiny-imagenet label-flip         250  20 100
+continual-imagenet               imagenet32    class-pairs        100  10 500
+permuted-mnist-kumar             mnist-60000   pixel-permutation   16   1 500
+random-label-mnist-kumar         mnist-60000   random-labels       16 400  50
+online-permuted-mnist            mnist-60000   pixel-permutation    1   1 800
+"""
+
+
+@pytest.mark.parametrize("row", PUBLISHED.strip().splitlines(), ids=lambda row: row.split()[0])
+def test_paper_scale_is_what_was_published(row):
+    name, dataset, shift, *numbers = row.split()
+    run = Run.of(name, "none", [0], scale="paper")
+    assert (run.dataset, run.shift) == (dataset, shift)
+    assert [run.batch_size, run.epochs, run.tasks] == [int(number) for number in numbers]
+    models = {"mnist": "mlp", "fashion-mnist": "mlp", "emnist": "mlp", "imagenet32": "conv"}
+    by_name = {"online-permuted-mnist": "mlp-3x2000"}
+    kumar = "mlp-2x100" if dataset == "mnist-60000" else "resnet18"
+    assert run.model == by_name.get(name, models.get(dataset, kumar))
+    sgd = {"permuted-mnist-kumar": 0.01, "online-permuted-mnist": 0.003}
+    assert (run.optimizer, run.step_size) == (("sgd", sgd[name]) if name in sgd else ("adam", 0.001))
+
+
+def test_every_published_problem_is_held_against_its_source():
+    rows = {row.split()[0] for row in PUBLISHED.strip().splitlines()}
+    assert rows | {"class-incremental-tiny-imagenet"} == {name for name, each in PROBLEMS.items() if each.published}
 
 
 def test_the_digits_protocol_never_changes():
     run = dataclasses.asdict(Run.of(DIGITS, "none", [0]))
-    protocol = {"tasks": 30, "epochs": 40, "batch_size": 256, "step_size": 1e-3, "scale": "quick"}
+    protocol = {"tasks": 30, "epochs": 40, "batch_size": 256, "step_size": 1e-3, "scale": "quick", "examples": None}
     assert run | protocol == run
 
 
 def test_changes_count_and_none_does_not():
     default = Run.of(DIGITS, "spectral", range(2))
-    assert Run.of(DIGITS, "spectral", range(2), strength=None, tasks=None) == default
-    changed = Run.of(DIGITS, "spectral", range(2), strength=0.0, tasks=7, step_size=None)
-    assert changed == dataclasses.replace(default, strength=0.0, tasks=7)
+    assert Run.of(DIGITS, "spectral", range(2), strength=None, tasks=None, options=None, diagnostics=None) == default
+    changed = Run.of(DIGITS, "spectral", range(2), strength=0, tasks=7, step_size=None, dataset="mnist")
+    assert changed == dataclasses.replace(default, strengths=(0.0, 0.0), tasks=7, dataset="mnist")
+    options = Run.of(DIGITS, "spectral", range(2), options={"exponent": 4, "decoupled": True})
+    assert options == Run.of(DIGITS, "spectral", range(2), options={"decoupled": True, "exponent": 4})
+    assert json.loads(options.options) == {"decoupled": True, "exponent": 4}
+
+
+def test_one_number_is_one_folder():
+    runs = [Run.of(DIGITS, "l2", [0], strength=number, step_size=number) for number in (1, 1.0)]
+    assert len({run.folder("here").path for run in runs}) == 1
 
 
 def test_runs_are_keys():
@@ -56,29 +117,57 @@ def test_runs_are_keys():
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Run)])
 def test_every_field_has_its_folder(field):
     run = Run.of(DIGITS, "none", [0])
-    other = {int: 99, float: 0.5, str: "other", tuple: (0, 1)}[type(getattr(run, field))]
+    other = {int: 99, float: 0.5, str: "other", tuple: (0, 1), type(None): 7}[type(getattr(run, field))]
     changed = dataclasses.replace(run, **{field: other})
-    assert changed.folder(Path("here")).path != run.folder(Path("here")).path
-    assert dataclasses.replace(run).folder(Path("here")).path == run.folder(Path("here")).path
+    assert changed.folder("here").path != run.folder("here").path
+    assert dataclasses.replace(run).folder("here").path == run.folder("here").path
 
 
 @pytest.mark.parametrize(
-    ("problem", "method", "expected"),
+    ("problem", "method", "changes", "expected"),
     [
         (
             "random-lable-digits",
             "none",
-            "expected a problem, got 'random-lable-digits': did you mean 'random-label-digits'?",
+            {},
+            "expected a problem or package.module:function, got 'random-lable-digits': did",
         ),
-        (DIGITS, "spectrl", "expected a method, got 'spectrl': did you mean 'spectral'?"),
-        (DIGITS, "zzz", "expected a method, got 'zzz': known are none, l2,"),
+        (DIGITS, "spectrl", {}, "expected a method or package.module:Class, got 'spectrl': did you mean 'spectral'?"),
+        (DIGITS, "zzz", {}, "expected a method or package.module:Class, got 'zzz': known are none, l2,"),
+        (DIGITS, "none", {"scale": "paper"}, "expected random-label-digits at scale quick, got paper: it has no"),
+        (DIGITS, "l2", {"strength": -1}, "expected a strength of l2 from 0 to inf, got -1"),
+        (DIGITS, "l2", {"strength": float("nan")}, "expected a strength of l2 from 0 to inf, got nan"),
+        (DIGITS, "upgd", {"strength": 1.5}, "expected a strength of upgd from 0 to 1, got 1.5"),
+        (DIGITS, "none", {"tasks": 0}, "expected at least 1 of tasks, got 0"),
+        (DIGITS, "none", {"epochs": 0}, "expected at least 1 of epochs, got 0"),
+        (DIGITS, "none", {"diagnostics": ["dead"]}, "expected a diagnostic, got 'dead': "),
+        (DIGITS, "none", {"batch_size": 0}, "expected at least 1 of images a batch, got 0"),
+        (DIGITS, "none", {"step_size": -0.1}, "expected a positive step size, got -0.1"),
+        (DIGITS, "none", {"step_size": float("inf")}, "expected a positive step size, got inf"),
+        (
+            DIGITS,
+            "spectral",
+            {"options": {"exponnet": 4}},
+            "expected a keyword of spectral, got 'exponnet': did you mean",
+        ),
+        (DIGITS, "none", {"optimizer": "adma"}, "expected an optimizer, got 'adma': did you mean 'adam'?"),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_unknown_names(problem, method, expected):
-    with pytest.raises(ValueError, match=r"known are") as error:
-        Run.of(problem, method, [0])
+def test_what_is_wrong_is_said(problem, method, changes, expected):
+    with pytest.raises(ValueError, match="expected") as error:
+        Run.of(problem, method, [0], **changes)
     assert str(error.value).startswith(expected)
 
 
-def test_named_returns_the_entry():
-    assert named("b", {"a": 1, "b": 2}, "letter") == 2
+def test_no_seed():
+    with pytest.raises(ValueError, match="expected at least 1 of seeds, got 0"):
+        Run.of(DIGITS, "none", [])
+
+
+def test_a_problem_of_ones_own():
+    own = problems.load("lab_workers:own_problem")
+    assert isinstance(own, Problem)
+    run = Run.of("lab_workers:own_problem", "none", [0])
+    assert (run.problem, run.tasks, run.batch_size) == ("lab_workers:own_problem", 3, 32)
+    assert "/" not in run.folder("here").name

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -467,6 +468,21 @@ def test_a_finished_run_is_not_trained_again(whole, monkeypatch):
     assert train(run, reports.append, root=whole) is False
     assert {path.name: path.read_bytes() for path in Path(run.folder(whole).path).iterdir()} == before
     assert reports == [3]
+
+
+def test_two_who_train_the_same_run_share_the_work(whole, broken, monkeypatch):
+    run, learned_tasks, learn = long_run("spectral"), [], Trainer.learn
+    train(run, root=whole)
+
+    def counted(trainer, task, report):
+        learned_tasks.append(task)
+        return learn(trainer, task, report)
+
+    monkeypatch.setattr(Trainer, "learn", counted)
+    with ThreadPoolExecutor(2) as pool:
+        left = list(pool.map(lambda pieces: train(run, root=broken, pieces=pieces), (1, 1)))
+    assert (left, learned_tasks) == ([False, False], [0, 1, 2])
+    assert_equal_runs(run, broken, whole)
 
 
 def test_a_run_leaves_what_it_measured(whole):

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -18,7 +17,8 @@ from supple.lab.run import Run as LabRun
 from supple.lab.trainer import train as lab_train
 from supple.report import write_page
 from supple.rl import charts, train
-from supple.rl.video import png
+from supple.rl.envs import DmControl, make
+from supple.rl.video import _drawn, png
 from supple.runs import sweep
 from supple.runs.store import load
 
@@ -102,44 +102,47 @@ def test_what_is_not_known(supple, typed, message):
     assert message in str(caught.value)
 
 
-def test_help_needs_none_of_the_heavy_packages():
-    code = "import sys; import supple.cli; print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"mujoco", "dm_control", "gymnasium", "polars", "altair"} & set(loaded)
+def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
+    """Each frame has a colour of its own, so that the strip shows which were chosen."""
+    drawn = []
 
+    def render(self, size):
+        drawn.append(np.full((size, size, 3), len(drawn), np.uint8))
+        return drawn[-1]
 
-def test_a_strip_of_pictures(supple, tmp_path, capsys):
-    """In a process of its own: a GL library is chosen once."""
-    code = f"""
-import sys
-from supple import cli
-from supple.rl import command
-from supple.rl.train import train
-command._train = lambda runs, control: [train(run, root=control.out) for run in runs]
-sys.argv = ["supple", "rl", "cartpole-swingup", "--seeds", "1", "--video", *{list(map(str, SHORT))!r}]
-sys.argv += ["--out", {str(tmp_path)!r}]
-cli.main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"MUJOCO_GL": "egl"}
-    )
-    if "expected a GL library" in done.stderr:
-        pytest.skip("no GL library here")
-    assert not done.returncode, done.stderr
+    monkeypatch.setattr(DmControl, "render", render)
+    supple("cartpole-balance", "--seeds", 1, "--video", *SHORT)
     (path,) = tmp_path.glob("*/episode.png")
-    width, height = struct.unpack(">II", path.read_bytes()[16:24])
-    assert (width, height) == (8 * 240, 240)
+    assert f"video: {path}" in capsys.readouterr().out
+    content = path.read_bytes()
+    assert struct.unpack(">II", content[16:24]) == (8 * 240, 240)
+    assert len(drawn) == 100  # every tenth of 1,000 steps
+    line = pixels(content, 240, 8 * 240)[0, ::240, 0]
+    assert line.tolist() == [round(index) for index in np.linspace(0, 99, 8)]
+
+
+def test_without_a_gl_library_training_does_not_mind_and_pictures_say_so():
+    world = make("cartpole-balance")
+    world.begin(0)
+    if os.environ["MUJOCO_GL"] != "off":
+        pytest.skip("a GL library was asked for")
+    with pytest.raises(ValueError, match="expected a GL library to draw with"):
+        _drawn(world, 64)
+
+
+def pixels(content, height, width):
+    start = content.index(b"IDAT")
+    (length,) = struct.unpack(">I", content[start - 4 : start])
+    lines = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(height, -1)
+    assert (lines[:, 0] == 0).all()
+    return lines[:, 1:].reshape(height, width, 3)
 
 
 def test_png_holds_the_picture():
     picture = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
     content = png(picture)
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    start = content.index(b"IDAT")
-    (length,) = struct.unpack(">I", content[start - 4 : start])
-    lines = np.frombuffer(zlib.decompress(content[start + 4 : start + 4 + length]), np.uint8).reshape(3, 16)
-    assert (lines[:, 0] == 0).all()
-    assert (lines[:, 1:].reshape(3, 5, 3) == picture).all()
+    assert (pixels(content, 3, 5) == picture).all()
 
 
 # Charts.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -183,8 +184,9 @@ def test_ten_updates_as_the_transcription_makes_them(preset, mitigate, path, mon
     assert not torch.equal(found[0]["mean.weight"][0], found[0]["mean.weight"][1])
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what torch itself imports to compile
-def test_the_compiled_update_is_the_plain_one():
+def test_the_compiled_update_is_the_plain_one_in_a_single_graph(monkeypatch):
+    """Traced, transformed and made functional as for the compiler proper, which would take half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     constants = Constants(hidden=(8,))
     methods = {"actor_method": spectral, "critic_method": spectral}
     plain, compiled = (SAC(5, 3, constants, [0, 1], compiled=choice, **methods) for choice in (False, True))

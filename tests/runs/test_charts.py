@@ -4,7 +4,9 @@ import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 
+import fsspec
 import polars as pl
 import pytest
 
@@ -27,8 +29,15 @@ def frame(methods, seeds=2):
 def files(tmp_path_factory):
     chart = learning_curves(frame(["none", "spectral"]), "train_accuracy", "What it shows", "and how")
     paths = save(chart, tmp_path_factory.mktemp("charts") / "deeper", "curve")
-    assert [path.name for path in paths] == ["curve.svg", "curve.png", "curve.html"]
+    paths = [Path(path) for path in paths]
+    assert {path.name for path in paths} == {"curve.svg", "curve.png", "curve.html", "curve.pdf"}
     return {path.suffix[1:]: path for path in paths}
+
+
+def test_charts_go_wherever_files_go(files):
+    paths = save(learning_curves(frame(["none"]), "train_accuracy", "title"), "memory://charts/deeper")
+    assert [fsspec.open(path).open().read(4) for path in paths if path.endswith("png")] == [b"\x89PNG"]
+    assert files["pdf"].read_bytes().startswith(b"%PDF")
 
 
 def test_png(files):
@@ -108,3 +117,19 @@ def test_a_method_has_the_same_colour_in_any_company():
         scale = spec_of(frame(methods))[0]["layer"][0]["encoding"]["color"]["scale"]
         assert scale["domain"] == methods
         assert scale["range"] == [COLOURS[method] for method in methods]
+
+
+def test_every_setting_has_a_line_of_its_own():
+    rows = pl.concat(
+        [
+            frame(["l2"]).with_columns(strength=pl.lit(strength), step_size=pl.lit(step_size), model=pl.lit("mlp"))
+            for strength in (0.1, 0.2)
+            for step_size in (1e-3, 1e-2)
+        ]
+    )
+    spec, data = spec_of(rows)
+    assert len(data) == 3 * 4
+    for layer in spec["layer"]:
+        assert {entry["field"] for entry in layer["encoding"]["detail"]} == {"strength", "step_size"}
+    tooltip = {entry["field"] for entry in spec["layer"][1]["encoding"]["tooltip"]}
+    assert {"method", "strength", "step_size", "mean", "error", "seeds"} <= tooltip

@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
 
-from supple.runs.stats import by_task, last_tasks
+from supple.runs.stats import bootstrap_interval, by_task, interquartile_mean, last_tasks, over_tasks
 
 
 def frame(rows, method="m", strength=1.0, tasks=2):
@@ -20,9 +24,10 @@ def test_by_task():
     rows = frame([(0, 1, 10.0), (1, 1, 10.0), (2, 1, 13.0), (0, 0, 1.0), (1, 0, 2.0), (2, 0, 3.0)])
     noise = rows.with_columns(metric=pl.lit("other"), value=pl.lit(1e9))
     first, second = by_task(pl.concat([rows, noise]), "loss").to_dicts()
-    assert first == {"method": "m", "strength": 1, "task": 0, "mean": 2, "error": 1 / math.sqrt(3), "seeds": 3}
+    setting = {"method": "m", "strength": 1, "tasks": 2}
+    assert first == setting | {"task": 0, "mean": 2, "error": 1 / math.sqrt(3), "seeds": 3}
     # Deviations -1, -1 and 2: a variance of 6 / 2, over 3 seeds.
-    assert second == {"method": "m", "strength": 1, "task": 1, "mean": 11, "error": pytest.approx(1), "seeds": 3}
+    assert second == setting | {"task": 1, "mean": 11, "error": pytest.approx(1), "seeds": 3}
 
 
 def test_methods_and_strengths_apart():
@@ -47,8 +52,80 @@ def test_last_tasks():
     values = {0: [100.0, 3.0, 5.0], 1: [100.0, 6.0, 10.0]}
     rows = frame([(seed, task, value) for seed in values for task, value in enumerate(values[seed])], tasks=3)
     (row,) = last_tasks(rows, "loss", count=2).to_dicts()
-    expected = {"mean": 6, "error": pytest.approx(2), "seeds": 2, "low": 4, "high": 8}
-    assert row == {"method": "m", "strength": 1, **expected}
+    expected = {"mean": 6, "error": pytest.approx(2), "seeds": 2, "iqm": 6, "low": 4, "high": 8, "diverged": None}
+    assert row == {"method": "m", "strength": 1, "tasks": 3, **expected}
+
+
+def test_over_tasks():
+    # Seed 0 has a mean of 2 over its tasks, seed 1 of 6.
+    rows = pl.concat(
+        [
+            frame([(0, 0, 1.0), (0, 1, 3.0), (1, 0, 5.0), (1, 1, 7.0)], strength=strength).with_columns(
+                value=pl.col("value") * strength
+            )
+            for strength in (2.0, 1.0)
+        ]
+    )
+    found = over_tasks(rows, "loss").select("strength", "mean", "error", "seeds").rows()
+    assert found == [(1, 4, pytest.approx(2), 2), (2, 8, pytest.approx(4), 2)]
+
+
+def test_diverged_members_are_counted_at_the_end():
+    rows = frame([(seed, task, 1.0) for seed in range(3) for task in range(2)])
+    diverged = frame([(0, 0, 1.0), (0, 1, 1.0), (1, 0, 0.0), (1, 1, 1.0), (2, 0, 0.0), (2, 1, 0.0)])
+    diverged = diverged.with_columns(metric=pl.lit("diverged"))
+    (row,) = last_tasks(pl.concat([rows, diverged]), "loss").to_dicts()
+    assert (row["seeds"], row["diverged"]) == (3, 2)
+
+
+def test_settings_with_nothing_in_them_are_settings():
+    rows = pl.concat([frame([(0, 0, 1.0)], method, tasks=1) for method in "ab"]).with_columns(
+        examples=pl.lit(None, pl.Int64)
+    )
+    diverged = rows.with_columns(metric=pl.lit("diverged"))
+    assert last_tasks(pl.concat([rows, diverged]), "loss")["diverged"].to_list() == [1, 1]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end(values):
+    quarter = len(values) // 4
+    middle = sorted(values)[quarter : len(values) - quarter]
+    assert interquartile_mean(np.array(values)) == pytest.approx(math.fsum(middle) / len(middle), abs=1e-6)
+
+
+def test_the_interval_by_the_binomial_distribution():
+    # Of ones and zeros, ten in all, half each: the mean of the middle six of ten that are drawn again is known by how
+    # many of them are ones, which is binomial.
+    values = np.array([0.0, 1.0] * 5)
+    of_ones = {ones: np.clip(ones - 2, 0, 6) / 6 for ones in range(11)}
+    chances = {ones: binom.pmf(ones, 10, 0.5) for ones in of_ones}
+    quantiles = []
+    for share in (0.025, 0.975):
+        ordered, total = sorted(of_ones, key=of_ones.get), 0.0
+        for ones in ordered:
+            total += chances[ones]
+            if total >= share:
+                quantiles.append(of_ones[ones])
+                break
+    assert bootstrap_interval([values]) == pytest.approx(quantiles)
+
+
+def test_the_interval_by_drawing_oneself():
+    rng = np.random.default_rng(5)
+    strata = [rng.normal(size=9), 3 + rng.normal(size=6)]
+    means = []
+    for _ in range(20_000):
+        drawn = np.sort(np.concatenate([rng.choice(values, len(values)) for values in strata]))
+        means.append(drawn[3:-3].mean())  # a quarter of 15, rounded down
+    expected, spread = np.quantile(means, [0.025, 0.975]), np.std(means)
+    assert np.abs(np.array(bootstrap_interval(strata)) - expected).max() < 0.15 * spread
+
+
+def test_the_interval_is_the_same_each_time_and_listens_to_its_seed():
+    values = np.random.default_rng(3).normal(size=8)
+    assert bootstrap_interval([values]) == bootstrap_interval([values])
+    assert bootstrap_interval([values], seed=1) != bootstrap_interval([values])
+    assert bootstrap_interval([np.array([2.5])]) == [2.5, 2.5]
 
 
 def test_last_tasks_are_five_unless_told():
@@ -66,3 +143,4 @@ def test_last_tasks_are_each_runs_own():
 def test_a_diverged_seed_is_not_hidden():
     (row,) = last_tasks(frame([(0, 0, 1.0), (1, 0, math.nan)], tasks=1), "loss").to_dicts()
     assert math.isnan(row["mean"])
+    assert math.isnan(row["high"])

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import lab_workers
+from supple.errors import LostWorkersError
+from supple.runs import sweep
 from supple.runs.sweep import available_cores, work_through
 
 
@@ -53,16 +56,20 @@ def test_an_error_arrives_as_it_was_and_stops_the_rest(tmp_path):
     ],
     ids=["many reports", "an error"],
 )
-def test_it_comes_to_an_end(work, expected):
-    command = [sys.executable, lab_workers.__file__, work]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+def test_it_comes_to_an_end(work, expected, tmp_path):
+    with started(work, tmp_path) as process:
         try:
-            output, _ = process.communicate(timeout=20)
+            output, _ = process.communicate(timeout=120)  # on a loaded machine to import torch takes long
         except subprocess.TimeoutExpired:
             pytest.fail("expected the end within seconds, got none: a worker is waited for")
         finally:
             end(process)
     assert output.strip() == expected
+
+
+def started(work, folder):
+    command = [sys.executable, lab_workers.__file__, work, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def end(process):
@@ -71,6 +78,60 @@ def end(process):
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    with started("waits", tmp_path) as process:
+        try:
+            files = [tmp_path / "0", tmp_path / "1"]
+            until(lambda: all(file.exists() for file in files))
+            workers = [int(file.read_text()) for file in files]
+            assert all(map(alive, workers))
+            process.kill()
+            until(lambda: not any(map(alive, workers)))
+        finally:
+            end(process)
+
+
+def until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(process):
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# Workers that are lost.
+
+
+def test_a_job_whose_worker_dies_is_begun_again(tmp_path):
+    reports = {}
+    jobs = [(str(tmp_path), "0"), (str(tmp_path), "1")]
+    work_through(
+        jobs, lab_workers.dies_once, workers=1, report=lambda job, done: reports.setdefault(job, []).append(done)
+    )
+    assert [reports[job][-1] for job in jobs] == [1.0, 1.0]
+
+
+def test_workers_that_die_one_after_the_other_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "RETRIES", 1)
+    with pytest.raises(LostWorkersError, match=r"expected workers to live, but 2 died one after the other at .*: look"):
+        work_through([(str(tmp_path), "0")], lab_workers.dies_always, workers=1, report=lambda job, done: None)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_workers_may_die_as_often_as_they_like_where_work_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "RETRIES", 0)
+    done = {(str(tmp_path), "0"): 0.0}
+    work_through(done, lab_workers.dies_after_each_step, workers=1, report=done.__setitem__)
+    assert list(done.values()) == [4.0]
 
 
 def test_nothing_to_do():

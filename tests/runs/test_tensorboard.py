@@ -3,6 +3,7 @@
 import pytest
 
 from stores import plausible, store
+from supple import cli
 from supple.lab.run import Run
 from supple.runs.store import load
 from supple.runs.tensorboard import mirror
@@ -46,3 +47,23 @@ def test_without_tensorboard_it_says_what_to_do(rows, tmp_path, monkeypatch):
     monkeypatch.setattr("supple.runs.tensorboard.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="expected the package tensorboard, got none: pip install"):
         mirror(rows, tmp_path / "events")
+
+
+def test_the_command_mirrors_what_it_shows(rows, tmp_path, monkeypatch):
+    events = str(tmp_path / "events")
+    command = cli.Run(
+        problem="random-label-digits",
+        method="l2",
+        tasks=3,
+        seeds=1,
+        first_seed=1,
+        out=str(tmp_path / "runs"),
+        tensorboard=events,
+    )
+    found = command.train(command.members())  # all of it is there
+    assert found["seed"].unique().to_list() == [1]
+    assert [name for name, *_ in read(tmp_path / "events")] == [f"{found['run'][0]}/1-seed-1"] * 3 * len(METRICS)
+    monkeypatch.setattr("supple.runs.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("supple.lab.grid.missing", lambda *arguments: pytest.fail("it was told too late"))
+    with pytest.raises(ValueError, match="tensorboard"):
+        command.train(command.members())

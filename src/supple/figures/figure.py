@@ -1,5 +1,6 @@
 """What a figure is made of: panels in rows and columns, each with its runs and its curves."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,10 @@ class Figure:
         ]
         stamp = f"{scale} scale, mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
         subtitle = [stamp, *([self.note] if self.note else [])]
-        grid = alt.vconcat(*(alt.hconcat(*row) for row in drawn))
+        with warnings.catch_warnings():
+            # One legend picks a method out in all panels, which is what Altair warns of.
+            warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+            grid = alt.vconcat(*(alt.hconcat(*row) for row in drawn))
         return configured(grid.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))
 
 

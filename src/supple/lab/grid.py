@@ -46,13 +46,16 @@ def product(
         step_sizes: the problem's when left out.
         changes: to the protocol, as :meth:`Run.of` takes them.
     """
-    return [
+    members = [
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds
         for method in dict.fromkeys(methods)
         for strength in (load_method(method).strength and strengths) or (None,)
         for step_size in step_sizes or (None,)
     ]
+    if not members:
+        raise ValueError("expected at least one method and one seed, got none: nothing would be trained")
+    return members
 
 
 def alone(run: Run) -> list[Run]:

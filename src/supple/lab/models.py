@@ -168,7 +168,7 @@ def vit_tiny(
     )
     config.num_labels = data.classes
     whole = ViTForImageClassification(config)
-    # The fused attention, on a CPU a quarter faster in all, cannot be vectorised over the members of a population.
+    # The fused attention saves 3 % of a step on a CPU and cannot be vectorised over the members of a population.
     whole.set_attn_implementation("eager")
     layers = whole.vit.embeddings, *whole.vit.layers, whole.vit.layernorm, FirstToken(), whole.classifier
     return _finished(_off_the_shelf(whole, layers), spectral_normalization)

@@ -1,4 +1,4 @@
-"""Optimizers as pure steps over dictionaries, for any number of members at once."""
+"""The optimizers by name, as pure steps over dictionaries of stacked tensors."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -1,5 +1,6 @@
 """Runs: everything that determines a population's numbers, in one value."""
 
+import inspect
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 from supple.diagnostics import DIAGNOSTICS
 from supple.errors import known
 from supple.lab import methods, problems
+from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.problems import Scale
 from supple.runs.store import RunFolder
 
@@ -71,7 +73,7 @@ class Run:
 
         Raises:
             ValueError: for an unknown name, with the nearest known one, a scale that the problem does not have, a
-                strength that the method does not take, or nothing to train.
+                strength or an option that the method does not take, or nothing to train.
         """
         protocol = problems.load(problem)
         if scale not in protocol.scales:
@@ -80,6 +82,9 @@ class Run:
         strength = tried.strength if strength is None else strength
         if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
             raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
+        takes = [name for name in inspect.signature(tried.mitigator).parameters if name not in ("network", "strength")]
+        for name in options or {}:
+            known(name, takes, f"keyword of {method}")
         seeds = tuple(seeds)
         measured = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
         run = cls(
@@ -93,10 +98,13 @@ class Run:
             strengths=(float(strength),) * len(seeds),
             **protocol.protocol(scale) | {name: value for name, value in changes.items() if value is not None},
         )
-        if not seeds or run.tasks < 1 or run.epochs < 1:
-            raise ValueError(
-                f"expected at least one seed, one task and one epoch, got {len(seeds)}, {run.tasks} and {run.epochs}"
-            )
+        known(run.optimizer, OPTIMIZERS, "optimizer")
+        if not 0 < run.step_size < math.inf:
+            raise ValueError(f"expected a positive step size, got {run.step_size}: the problem's own is a good start")
+        counts = {"seeds": len(seeds), "tasks": run.tasks, "epochs": run.epochs, "images a batch": run.batch_size}
+        for what, count in counts.items():
+            if count < 1:
+                raise ValueError(f"expected at least 1 of {what}, got {count}: nothing would be trained")
         return replace(run, step_size=float(run.step_size))
 
     def folder(self, root: str) -> RunFolder:

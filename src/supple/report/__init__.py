@@ -50,10 +50,11 @@ def watch(root: str, out: str | None = None) -> None:
     every = AT_LEAST_EVERY
     try:
         while True:
-            began = time.monotonic()
+            began = time.process_time()
             write_page(root, out, every=every)
+            worked = time.process_time() - began
             time.sleep(every)
-            every = max(AT_LEAST_EVERY, round(10 * (time.monotonic() - began - every)))  # a tenth of a core at most
+            every = max(AT_LEAST_EVERY, round(5 * worked))  # a fifth of a core at most
     except KeyboardInterrupt:
         write_page(root, out)
 

@@ -81,7 +81,7 @@ class Control:
         from supple.runs.store import load
 
         runs = self._runs()
-        _train([run for run in runs if not run.folder(self.out).finished(run.evaluations)], self)
+        self._train([run for run in runs if not run.folder(self.out).finished(run.evaluations)])
         order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
         found = load(self.out, set(order["run"]))
         rows = with_steps(order.join(found, on="run", maintain_order="left_right"))
@@ -100,6 +100,16 @@ class Control:
 
             console.print(f"video: {strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
         console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
+
+    def _train(self, runs: "Sequence[Run]") -> None:
+        from supple.rl.train import train
+        from supple.runs.progress import progress_of
+        from supple.runs.sweep import work_through
+
+        if runs:
+            work = partial(train, root=self.out, device=self.device)
+            with progress_of({run: (run.method, run.steps) for run in runs}) as report:
+                work_through(runs, work, workers=self.workers, report=report)
 
     def _runs(self) -> "list[Run]":
         from supple.rl.envs import make
@@ -131,17 +141,6 @@ class Control:
             for seeds in apart
             for method in dict.fromkeys(self.methods)
         ]
-
-
-def _train(runs: "Sequence[Run]", control: Control) -> None:
-    from supple.rl.train import train
-    from supple.runs import sweep
-    from supple.runs.progress import progress_of
-
-    if runs:
-        work = partial(train, root=control.out, device=control.device)
-        with progress_of({run: (run.method, run.steps) for run in runs}) as report:
-            sweep.work_through(runs, work, workers=control.workers, report=report)
 
 
 def _table(rows: "pl.DataFrame", task: str) -> "Table":

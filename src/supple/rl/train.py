@@ -251,7 +251,7 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         device: where the agents live.
     """
     if not isinstance(files_at(root)[0], LocalFileSystem):
-        raise ValueError(f"expected a folder on a disk for the replay buffer, got {root}: train on one")
+        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
     # Weights driven towards zero become subnormal numbers, which make an update ten times slower: they count as zero.
     flushed = torch.set_flush_denormal(True)
     folder = run.folder(root)

@@ -141,7 +141,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     values = means[series].unique(maintain_order=True).to_list()
     scale = colour_scale(values) if series == "method" else alt.Scale(domain=values, scheme="viridis")
     legend = alt.Legend(title=series, symbolOpacity=1)
-    picked = alt.selection_point(fields=[series], bind="legend")
+    picked = alt.selection_point(name=f"picked_{series}", fields=[series], bind="legend")
     shown = alt.when(picked)
     detail = [f"{column}:N" for column in others]
     drawn = means.with_columns(

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from supple.errors import LostWorkersError
 from supple.runs.sweep import (
     KEEP_FREED_MEMORY,
     RETRIES,
     Job,
-    LostWorkersError,
     Report,
     Work,
     available_cores,
@@ -42,7 +42,10 @@ def work_through(
         address: of an existing cluster (``auto``, ``ray://host:10001``); a local one is started when left out.
         report: called in this process, when a piece of a job is done.
     """
-    import ray
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ValueError("expected Ray, got no such package: pip install 'supple[ray]'") from error
 
     cores = None if address else (workers or max(1, available_cores() // threads)) * threads
     with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # nothing leaves these machines unasked

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from supple.errors import LostWorkersError
+
 Job = TypeVar("Job")
 Report = Callable[[Job, float], None]
 Work = Callable[[Job, Callable[[float], None]], bool | None]
@@ -29,10 +31,6 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_TOP_PAD_": "67108864",
 }
-
-
-class LostWorkersError(RuntimeError):
-    """Workers die one after the other, and no work goes further."""
 
 
 def work_through(

@@ -13,10 +13,11 @@ HEADLINES = ("train_accuracy", "test_accuracy", "return")
 
 def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
     """``metric`` of the first and the last ``count`` tasks of one problem, a line for each setting, the best first."""
-    count = min(count, *rows["tasks"].to_list())
+    count = min([count, *rows["tasks"].unique()])
     others = [column for column in varying(rows) if column not in ("method", "strength")]
     title = TITLES.get(metric, metric).removesuffix(" at the task's end")
-    table = Table("method", title=f"{title.capitalize()}, {stamped(rows)}", title_justify="left", box=SIMPLE_HEAD)
+    title = f"{title.capitalize()}, {stamped(rows)}"
+    table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
     for heading in ("strength", *others, "first", f"last {count}", "IQM", "95 %", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in ranking(rows, metric, count).iter_rows(named=True):

@@ -1,0 +1,105 @@
+"""Tables in a terminal: what they show, how they are stamped, and that they fit."""
+
+import io
+import math
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from supple.lab.methods import METHODS
+from supple.runs.tables import results_table, stamped
+
+
+def frame(values, *, seeds=2, **setting):
+    """Over tasks, one more for each further seed."""
+    setting = {"problem": "p", "scale": "quick", "subset": False, "method": "none", "strength": 0.0} | setting
+    rows = [(seed, task, float(value + seed)) for seed in range(seeds) for task, value in enumerate(values)]
+    found = pl.DataFrame(rows, schema=["seed", "task", "value"], orient="row")
+    return found.with_columns(
+        metric=pl.lit("train_accuracy"),
+        tasks=pl.lit(len(values)),
+        **{key: pl.lit(each) for key, each in setting.items()},
+    )
+
+
+def shown(rows, metric="train_accuracy", width=100, **options):
+    """Title, headings and cells, as they are printed."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(results_table(rows, metric, **options))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip(" ─")]
+    assert all(len(line) <= width for line in lines)
+    return lines[0].strip(), [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[1:]]
+
+
+def test_a_line_says_what_was_measured():
+    title, (headings, row) = shown(frame([9, 1, 2, 3, 4, 5], method="l2", strength=1e-4))
+    assert title == "Training accuracy, p (quick scale)"
+    assert headings == ["method", "strength", "first", "last 5", "IQM", "95 %", "seeds"]
+    # The seeds' means are 3 and 4: a deviation of 1/√2 over √2.
+    assert row == ["l2", "0.0001", "9.500", "3.500 ± 0.500", "3.500", "3.000, 4.000", "2"]
+
+
+def test_the_best_come_first_and_one_seed_has_no_error():
+    rows = pl.concat([frame([1, value], seeds=1, method=method) for method, value in (("a", 1), ("b", 3), ("c", 2))])
+    _, (headings, *lines) = shown(rows, count=1)
+    assert headings[3] == "last 1"
+    assert [(line[0], line[1], line[3]) for line in lines] == [
+        ("b", "-", "3.000"),
+        ("c", "-", "2.000"),
+        ("a", "-", "1.000"),
+    ]
+
+
+def test_what_differs_has_a_column():
+    rows = pl.concat([frame([1, 2], step_size=step_size, model="mlp") for step_size in (1e-3, 5e-4)])
+    _, (headings, *lines) = shown(rows)
+    assert headings[1:3] == ["strength", "step_size"]
+    assert {line[2] for line in lines} == {"0.001", "0.0005"}
+
+
+def test_diverged_networks_are_told():
+    rows = frame([1, 2], seeds=4)
+    diverged = rows.with_columns(metric=pl.lit("diverged"), value=pl.when(pl.col("seed") == 3).then(1.0).otherwise(0.0))
+    _, (_, row) = shown(pl.concat([rows, diverged]))
+    assert row[-1] == "4 (1 diverged)"
+
+
+def test_what_is_not_a_number_is_not_the_best():
+    rows = pl.concat([frame([1, math.nan], method="a"), frame([1, 2], method="b")])
+    _, (_, *lines) = shown(rows, count=1)
+    assert [line[0] for line in lines] == ["b", "a"]
+    assert lines[1][3] == "nan ± nan"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({}, "p (quick scale)"),
+        ({"scale": "paper"}, "p (paper scale)"),
+        ({"subset": True}, "p (quick scale, part of the data set)"),
+        ({"scale": "paper", "subset": True}, "p (paper scale, part of the data set)"),
+    ],
+)
+def test_stamps(setting, expected):
+    rows = frame([1, 2], **setting)
+    assert stamped(rows) == expected
+    assert shown(rows)[0] == f"Training accuracy, {expected}"
+
+
+def test_it_fits_a_hundred_columns():
+    longest = max(METHODS, key=len)
+    rows = pl.concat(
+        [
+            frame([0.123, 0.456], seeds=10, method=longest, strength=strength, step_size=5e-4).with_columns(
+                pl.col("value") / 10
+            )
+            for strength in (1e-4, 0.0005)
+        ]
+    )
+    diverged = rows.with_columns(metric=pl.lit("diverged"), value=1.0)
+    _, (_, *lines) = shown(pl.concat([rows, diverged]), width=100)
+    for line in lines:
+        assert line[0] == longest
+        assert line[-1] == "10 (10 diverged)"  # nothing is cut off
+        assert len(line) == 7
