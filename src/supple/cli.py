@@ -229,7 +229,7 @@ class Results:
     runs: tyro.conf.Positional[str] = "runs"
     """The folder."""
     metric: str | None = None
-    """What to show, such as `spectral_norm`; accuracies when left out."""
+    """What to show, such as `spectral_norm`; accuracies, in control returns, when left out."""
 
     def __call__(self) -> None:
         import polars as pl
