@@ -153,6 +153,13 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     else:
         x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
     colour = alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale)
+    dashes = {}
+    # A method's own default is no setting among others: what differs within one line's colour is.
+    within = [name for name in others if drawn.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
+    if within:
+        settings = [" · ".join(_told(value) for value in row) for row in drawn.select(within).rows()]
+        drawn = drawn.with_columns(pl.Series("setting", settings))
+        dashes["strokeDash"] = alt.StrokeDash("setting:N", title=" · ".join(within).replace("_", " "))
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
@@ -160,6 +167,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
         opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
     )
     line = base.mark_line(clip=True, point=True).encode(
+        **dashes,
         y="mean:Q",
         opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
         tooltip=[
@@ -173,6 +181,10 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     )
     chart: alt.LayerChart = (band + line).add_params(picked)
     return chart
+
+
+def _told(value: object) -> str:
+    return (f"{value:g}" if value else "-") if isinstance(value, float) else str(value)
 
 
 def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
