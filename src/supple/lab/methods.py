@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
     "spectral-norm": Method(
         summary="each weight's largest singular value towards zero (Yoshida & Miyato, 2017)",
         mitigator=SpectralNormRegularizer,
-        strength=1e-3,
+        strength=1e-2,
     ),
     "parseval": Method(
         summary="every singular value of hidden weights towards one (Chung et al., 2024)",
@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
     "weight-clipping": Method(
         summary="weights clamped to about the range of their initialisation (Elsayed et al., 2024)",
         mitigator=WeightClipping,
-        strength=0.5,
+        strength=1.0,
     ),
     "hare-and-tortoise": Method(
         summary="set back every 1,000 steps to a slow average (Lee et al., 2024)",
