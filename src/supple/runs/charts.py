@@ -51,6 +51,7 @@ TITLES = {
     "validation_accuracy": "validation accuracy at the task's end",
     "test_accuracy": "test accuracy at the task's end",
     "train_loss": "training loss at the task's end (nats)",
+    "return": "return of the policy's mean",
     "spectral_norm": "largest singular value, mean over layers",
     "weight_norm": "norm of all parameters",
     "diverged": "share of diverged networks",
