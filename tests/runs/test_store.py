@@ -247,7 +247,7 @@ def test_a_file_that_is_missing_is_written_again(name, root):
     mends(folder, root, name)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_bit_that_changes_is_noticed_or_does_not_matter(name, place, bit, tmp_path_factory):
     root = tmp_path_factory.mktemp("flipped")

@@ -159,7 +159,11 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     if within:
         settings = [" · ".join(_told(value) for value in row) for row in drawn.select(within).rows()]
         drawn = drawn.with_columns(pl.Series("setting", settings))
-        dashes["strokeDash"] = alt.StrokeDash("setting:N", title=" · ".join(within).replace("_", " "))
+        dashes["strokeDash"] = alt.StrokeDash(
+            "setting:N",
+            title=" · ".join(within).replace("_", " "),
+            legend=alt.Legend(symbolType="stroke", symbolSize=400),
+        )
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
