@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 
 class Residual(nn.Module):
@@ -114,3 +115,18 @@ def network_and_probe(name: str, count: int = 9, seed: int = 0) -> tuple[nn.Modu
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return network, x, y
+
+
+def batch(count=9):
+    return torch.randn(count, 4), torch.randint(3, (count,))
+
+
+def step(network, optimizer, x, y):
+    optimizer.zero_grad()
+    cross_entropy(network(x), y).backward()
+    optimizer.step()
+
+
+def train(network, optimizer, steps):
+    for _ in range(steps):
+        step(network, optimizer, *batch())
