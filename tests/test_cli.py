@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from stores import plausible, store
 from supple import cli
 from supple.errors import LostWorkersError
 from supple.lab.datasets import DATASETS
@@ -276,7 +277,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path):
-    supple("demo", "--methods", "none", "--seeds", 1, "--out", tmp_path)  # the folder is not empty
+    store(tmp_path, [Run.of(DIGITS, "none", [0])], ["train_accuracy"], plausible)  # the folder is not empty
     with pytest.raises(SystemExit) as error:
         supple(*arguments, "--out", tmp_path)
     message = error.value.code

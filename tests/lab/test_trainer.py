@@ -281,9 +281,12 @@ def test_batch_norm_keeps_the_statistics_of_each_member(path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what torch itself imports to compile
 @pytest.mark.parametrize(
-    ("method", "model"), [("spectral", "batch-norm"), ("decoupled-spectral", "tiny")], ids=lambda name: name
+    ("method", "model", "backend"),
+    [("spectral", "batch-norm", "inductor"), ("decoupled-spectral", "tiny", "aot_eager")],
 )
-def test_compiled_steps_are_the_same(method, model):
+def test_compiled_steps_are_the_same(method, model, backend, monkeypatch):
+    # The second is traced as the first is, and spared the making of machine code.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     run = run_of(method, seeds=(4, 7), model=model)
     eager, compiled = (Trainer(run, compiled=choice) for choice in (False, True))
     assert_same(learned(compiled), learned(eager))
