@@ -18,8 +18,12 @@ lint: $(READY)  ## style, types and the floors of the architecture
 docs: $(READY)  ## the documentation site, in site/; every reference must resolve
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY)  ## what the regularizers cost a training step; wants a quiet machine
-	$(BIN)/python benchmarks/overhead.py
+bench: $(READY)  ## how fast it is, against baselines and the machine; wants a quiet one, and most of an hour
+	for network in mlp resnet18 vit-tiny gpt2; do \
+		$(BIN)/python benchmarks/overhead.py --network $$network --rounds 15 --steps $$([ $$network = mlp ] && echo 20 || echo 1) \
+			--out results/overhead/share-$$network.json; \
+	done
+	$(BIN)/python benchmarks/performance.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -195,8 +195,11 @@ class Learn:
         train(run, root=root)
         import polars as pl
 
-        rows = pl.read_parquet(f"{run.folder(root).path}/metrics.parquet").filter(pl.col("metric") == "return")
-        return {str(step): value for step, value in rows.select("task", "value").iter_rows()}
+        from supple.rl.charts import with_steps
+        from supple.runs.store import load
+
+        rows = load(root, {run.folder(root).name}).filter(pl.col("metric") == "return")
+        return {str(step): value for step, value in with_steps(rows).select("step", "value").iter_rows()}
 
     def _sb3(self, seed: int) -> dict[str, float]:
         from stable_baselines3 import SAC as Theirs  # noqa: N811

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from supple.mitigators.base import APART
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda network: torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9),
     "adam": lambda network: torch.optim.Adam(network.parameters(), lr=0.01, amsgrad=True),
@@ -47,7 +49,7 @@ class Replacing:
         self.network = copy.deepcopy(network)
         self.layers = [self.network[index] for index in (0, 2, 4)]
         self.optimizer = OPTIMIZERS[optimizer](self.network)
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(APART + seed)
         self.steps = self.replaced = 0
 
     def judge(self, layer: int, h: Tensor) -> list[int]:

@@ -320,12 +320,14 @@ def test_an_error_is_printed_without_a_traceback():
     assert result.stderr.count("\n") == 1
 
 
-POSITIONAL = {
+SHOWN_AS = {
     ("run", "problem"): "A name from `supple list`",
     ("sweep", "problem"): "A name from `supple list`",
     ("figure", "number"): "1 to 4 or 6 to 15",
     ("results", "runs"): "The folder",
     ("report", "runs"): "The folder",
+    ("rl", "task"): "A task of the DeepMind Control Suite",
+    ("rl", "methods"): "--method ",
 }
 
 
@@ -337,7 +339,7 @@ def test_help_names_every_option(command, options, supple, capsys):
     assert exit_.value.code == 0
     assert options.__doc__.splitlines()[0] in output
     for field in dataclasses.fields(options):
-        assert POSITIONAL.get((command, field.name), f"--{field.name.replace('_', '-')}") in output
+        assert SHOWN_AS.get((command, field.name), f"--{field.name.replace('_', '-')}") in output
 
 
 def test_help_names_every_command(supple, capsys):
@@ -349,7 +351,18 @@ def test_help_names_every_command(supple, capsys):
 
 
 def test_help_waits_for_nothing_heavy():
-    heavy = ("polars", "altair", "sklearn", "vl_convert", "ray", "scipy", "transformers", "datasets")
+    heavy = (
+        "polars",
+        "altair",
+        "sklearn",
+        "vl_convert",
+        "ray",
+        "scipy",
+        "transformers",
+        "datasets",
+        "gymnasium",
+        "mujoco",
+    )
     result = in_python(f"import sys, supple.cli; print([name for name in {heavy} if name in sys.modules])")
     assert (result.stdout, result.returncode) == ("[]\n", 0)
 

@@ -229,9 +229,11 @@ class Results:
     runs: tyro.conf.Positional[str] = "runs"
     """The folder."""
     metric: str | None = None
-    """What to show, such as `spectral_norm`; accuracies when left out."""
+    """What to show, such as `spectral_norm`; accuracies, in control returns, when left out."""
 
     def __call__(self) -> None:
+        import polars as pl
+
         from supple.runs.store import load
 
         rows = load(self.runs)
@@ -239,6 +241,7 @@ class Results:
             from supple.errors import known
 
             known(self.metric, sorted(rows["metric"].unique()), "metric")
+            rows = rows.filter((pl.col("metric") == self.metric).any().over("problem", "scale"))
         for _, problem in rows.group_by("problem", "scale", maintain_order=True):
             _print_tables(problem, self.metric)
 
@@ -320,9 +323,9 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric that it is about."""
     from rich.console import Console
 
-    from supple.runs.tables import ACCURACIES, results_table
+    from supple.runs.tables import HEADLINES, results_table
 
-    shown = [metric] if metric else [name for name in ACCURACIES if name in rows["metric"]]
+    shown = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
     for each in shown:
         Console().print(results_table(rows, each))
     return shown[-1]

@@ -395,6 +395,7 @@ def test_the_numbers_of_the_streams_never_change():
         "CLASSES": 5,
         "PAIRS": 6,
         "PHASES": 7,
+        "PROBE": 8,
     }
 
 

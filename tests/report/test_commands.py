@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import tyro
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supple.cli import COMMANDS
@@ -48,6 +48,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min
 values = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | words
 
 
+@settings(deadline=None)  # a first call imports, and machines are loaded
 @given(
     changes=st.fixed_dictionaries(
         {},

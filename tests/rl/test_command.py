@@ -1,5 +1,7 @@
 """The command as it is typed, its charts and its pictures."""
 
+import itertools
+import json
 import os
 import struct
 import sys
@@ -11,10 +13,14 @@ import pytest
 import torch
 
 from supple import cli
+from supple.lab.run import Run as LabRun
+from supple.lab.trainer import train as lab_train
+from supple.report import write_page
 from supple.rl import charts, train
 from supple.rl.envs import DmControl, make
 from supple.rl.video import _drawn, png
 from supple.runs import sweep
+from supple.runs.store import load
 
 SHORT = ["--steps", 20, "--random-steps", 10, "--evaluate-every", 10, "--episodes", 1, "--replay-ratio", 1]
 
@@ -48,7 +54,7 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     assert found.keys() == {"none", "resets"}
     assert len(list(tmp_path.glob("*/metrics.parquet"))) == 4
     ends = pl.concat(
-        pl.read_parquet(path).filter((pl.col("metric") == "return") & (pl.col("task") == 20))
+        pl.read_parquet(path).filter((pl.col("metric") == "return") & (pl.col("task") == 1))
         for path in tmp_path.glob("Pendulum-v1-none-*/metrics.parquet")
     )["value"]
     assert f"{ends.mean():.1f} ± {ends.std() / 2**0.5:.1f}" in printed
@@ -56,6 +62,29 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(train, "Training", None)
     supple(*typed)
     assert printed.endswith(capsys.readouterr().out), "nothing is trained twice"
+
+
+def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
+    """Results and report take a folder of both, and compare methods of one task with each other."""
+    supple("Pendulum-v1", "--method", "none", "resets", "spectral", "--seeds", 2, *SHORT, "--inside")
+    tasks = LabRun.of("random-label-digits", "none", [0], tasks=2, epochs=1, diagnostics=["spectral_norm"])
+    lab_train(tasks, root=str(tmp_path))
+    rows = load(str(tmp_path)).filter(pl.col("metric") == "return")
+    ends = {str(method): each["value"].mean() for (method,), each in rows.group_by("method")}
+    capsys.readouterr()
+    cli.Results(runs=str(tmp_path))()
+    printed = capsys.readouterr().out
+    assert "Pendulum-v1 (quick scale)" in printed
+    assert "random-label-digits (quick scale)" in printed
+    for method in ("none", "resets", "spectral"):
+        (line,) = (line for line in printed.splitlines() if line.split()[:1] == [method] and "-1" in line)
+        assert f"{ends[method]:.3f}" in line
+    cli.Results(runs=str(tmp_path), metric="return")()
+    assert "random-label-digits" not in capsys.readouterr().out, "it has no such thing"
+    write_page(str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<h2>Pendulum-v1 (quick scale)</h2>") == 1, "one protocol, whatever the method"
+    assert all(f"{ends[method]:.3f}" in page for method in ends)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +149,7 @@ def test_png_holds_the_picture():
 
 
 def stored(capacity=1_000_000):
-    """Seed s of task number t gives s + 10 t at each of two steps; other strengths and frequencies give less."""
+    """Seed s on problem t gives s + 10 t at each of two evaluations; other settings have fewer seeds."""
     rows = []
     for method, dials in {
         "none": [(0.0, None)],
@@ -128,21 +157,22 @@ def stored(capacity=1_000_000):
         "resets": [(0.0, 100), (0.0, 200)],
     }.items():
         for number, (strength, every) in enumerate(dials):
-            for task in range(2):
-                for seed in range(3 - number):
-                    for step in (50, 100):
-                        for metric in ("return", *charts.INSIDE):
-                            name = f"task{task}"
-                            run = f"{name}-{method}-{number}-{seed}"
-                            rows.append(
-                                (run, name, method, strength, every, seed, step, metric, seed + 10.0 * task, capacity)
-                            )
-    names = ["run", "problem", "method", "strength", "reset_every", "seed", "task", "metric", "value", "capacity"]
-    return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+            options = json.dumps({"every": every} if every else {})
+            for place, seed, task, metric in itertools.product(
+                range(2), range(3 - number), range(2), ("return", *charts.INSIDE)
+            ):
+                problem = f"task{place}"
+                run = f"{problem}-{method}-{number}-{seed}"
+                rows.append(
+                    (run, problem, method, strength, options, seed, task, metric, seed + 10.0 * place, capacity)
+                )
+    names = ["run", "problem", "method", "strength", "options", "seed", "task", "metric", "value", "capacity"]
+    frame = pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+    return frame.with_columns(evaluate_every=50, steps=100)
 
 
 def shown(chart):
-    return {row["method"]: row for rows in chart.to_dict()["datasets"].values() for row in rows if row["task"] == 100}
+    return {row["method"]: row for rows in chart.to_dict()["datasets"].values() for row in rows if row["step"] == 100}
 
 
 def test_returns_over_steps():

@@ -42,6 +42,8 @@ def test_every_number_by_hand(agent, given):
         assert found["actor_weight_norm"][index] == pytest.approx(squares**0.5, rel=1e-5)
         largest = max(float(torch.linalg.matrix_norm(p.detach(), 2)) for p in critic.parameters() if p.ndim == 2)
         assert found["critic_spectral_norm"][index] == pytest.approx(largest, rel=1e-4)
+        head = float(torch.linalg.matrix_norm(critic.critics[0][1].weight.detach(), 2))
+        assert found["critic_spectral_norm/critics.0.1"][index] == pytest.approx(head, rel=1e-4)
 
         target = {name: value[index] for name, value in agent.target.items()}
         policy = {name: value[index] for name, value in agent.actor.parameters.items()}
@@ -63,11 +65,6 @@ def test_dormant_units_are_counted(agent, given):
     agent.critic.parameters["critics.0.0.block1.1.bias"][1] = -100.0
     assert inside.networks(agent, *given)["critic_dormant"][1] >= 0.5
     assert inside.networks(agent, *given)["critic_dormant"][0] == whole[0]
-
-
-def test_the_effective_rank_of_known_matrices():
-    assert inside.effective_rank(torch.eye(6)) == pytest.approx(6)
-    assert inside.effective_rank(torch.ones(6, 4)) == pytest.approx(1, abs=1e-4)
 
 
 def test_overestimation_of_a_known_world():

@@ -1,6 +1,7 @@
 """Training: the same bits after a kill, members for themselves, resets on time, priming, evaluation."""
 
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from supple.rl import train as module
+from supple.rl.charts import with_steps
 from supple.rl.methods import METHODS, PARTS, Resets
 from supple.rl.run import Run
 from supple.rl.train import Training, train
@@ -64,8 +66,9 @@ def same(mine, theirs):
 
 
 def checkpoint(folder):
-    found = torch.load(f"{folder.path}/checkpoint.pt", weights_only=True)
-    return {"state": found["state"], "rows": pl.read_parquet(found["rows"].numpy().tobytes()).rows()}
+    """All that is the same each time: not the seconds."""
+    found = folder.checkpoint()
+    return {"state": found.state, "rows": found.rows.rows()}
 
 
 @pytest.mark.parametrize("method", ["spectral", "redo", "resets"])
@@ -160,10 +163,10 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
             broken.agent.critic.parameters["critics.0.1.weight"][0] = math.nan
     assert broken.stopped == {0: 42}  # its critic broke its actor in the updates of step 41
     assert (broken.replay._rows[1] == whole.replay._rows[1]).all()
-    rows = {(member, metric): value for member, _, metric, value in broken.measure()}
-    assert rows[0, "stopped"] == 42
+    rows = {(member, metric): value for member, _, metric, value in broken.measure().rows()}
+    assert (rows[0, "stopped"], rows[0, "diverged"], rows[1, "diverged"]) == (42, 1, 0)
     assert (0, "return") not in rows
-    assert rows[1, "return"] == {row[:3]: row[3] for row in whole.measure()}[1, 60, "return"]
+    assert rows[1, "return"] == {row[:3]: row[3] for row in whole.measure().rows()}[1, 2, "return"]
 
 
 def test_without_a_compiler_a_long_run_takes_the_plain_path(monkeypatch):
@@ -183,7 +186,7 @@ def test_an_evaluation_against_playing_by_hand():
     for _ in range(25):
         training.advance()
     state = training.state_dict()["plays"]
-    found = {row[0]: row[3] for row in training.measure() if row[2] == "return"}
+    found = {row[0]: row[3] for row in training.measure().rows() if row[2] == "return"}
     for index, seed in enumerate((0, 7)):
         totals = []
         for k in range(3):
@@ -203,9 +206,9 @@ def test_training_returns_are_those_of_the_episodes():
     for _ in range(16):
         training.advance()
     rewards = training.replay.latest(16).reward[0]
-    (row,) = (row for row in training.measure() if row[2] == "training_return")
+    (row,) = (row for row in training.measure().rows() if row[2] == "training_return")
     assert row[3] == pytest.approx(float(rewards[:14].view(2, 7).sum(1).mean()))
-    assert not [row for row in training.measure() if row[2] == "training_return"]
+    assert not [row for row in training.measure().rows() if row[2] == "training_return"]
 
 
 def test_priming_is_so_many_updates_on_the_first_transitions(monkeypatch):
@@ -310,7 +313,7 @@ def test_what_is_asked_for_must_make_sense():
         Resets(every=0)
     with pytest.raises(ValueError, match="at least one seed"):
         run(seeds=())
-    with pytest.raises(ValueError, match="a folder on this machine"):
+    with pytest.raises(ValueError, match="a folder on this machine, got 'memory://runs'"):
         train(run(), root="memory://runs")
 
 
@@ -325,15 +328,56 @@ def test_every_method_trains(method):
     assert all(parameter.isfinite().all() for parameter in training.agent.actor.parameters.values())
 
 
-def test_the_configuration_is_flat_and_whole(tmp_path):
-    config = run("resets", seeds=(0, 1))
-    assert config.config()["hidden"] == "16"
-    assert config.config()["reset_every"] == 2_560_000
-    other = dataclasses.replace(config, constants=dataclasses.replace(config.constants, discount=0.9))
-    assert config.folder(str(tmp_path)).name != other.folder(str(tmp_path)).name
-    train(dataclasses.replace(config, steps=8, evaluate_every=8), root=str(tmp_path))
-    rows = load(str(tmp_path))
-    assert set(rows["seed"]) == {0, 1}
-    assert set(rows["strength"]) == {0}
-    assert set(rows["metric"]) == {"return", "training_return"}
-    assert rows.filter(pl.col("metric") == "return")["task"].to_list() == [8, 8]
+def test_the_configuration_is_plain_and_whole():
+    config = run("resets", seeds=(0, 1), actor_strength=2.0, resets={"parts": ("actor", "critic")})
+    found = config.config()
+    assert found["hidden"] == "16"
+    assert json.loads(found["options"]) == {"actor_strength": 2.0, "parts": "actor critic"}
+    assert found["resets"] == ["every: 2560000", "unit: updates", "parts: actor critic", "layers: None"]
+    assert (run("none").config()["options"], run("none").config()["resets"]) == ("{}", [])
+    for other in (
+        dataclasses.replace(config, constants=dataclasses.replace(config.constants, discount=0.9)),
+        dataclasses.replace(config, actor_strength=1.0),
+        dataclasses.replace(config, resets=dataclasses.replace(config.resets, every=5)),
+    ):
+        assert config.folder("runs").name != other.folder("runs").name
+
+
+def test_what_is_stamped_as_the_papers_scale():
+    paper = Run.of("quadruped-run", "spectral", [0], steps=1_000_000)
+    assert (paper.scale, dataclasses.replace(paper, prime=1).scale) == ("paper", "quick")
+    assert Run.of("dog-run", "resets", [0], steps=1_000_000, capacity=250_000, inside=True).scale == "paper"
+    assert Run.of("dog-run", "resets", [0], steps=1_000_000, preset="sb3").scale == "quick"
+    assert Run.of("dog-run", "resets", [0], steps=500_000).scale == "quick"
+
+
+def test_a_folder_of_runs_is_read_like_any_other(tmp_path):
+    """Tasks of the store are the stretches between evaluations, the last of which may be shorter."""
+    config = run("resets", seeds=(4, 2), steps=20, evaluate_every=8)
+    train(config, root=str(tmp_path))
+    rows = with_steps(load(str(tmp_path)))
+    assert set(rows["metric"]) == {"return", "training_return", "diverged"}
+    returns = rows.filter(pl.col("metric") == "return")
+    assert returns.select("seed", "task", "step").rows() == [
+        (seed, task, step) for task, step in enumerate((8, 16, 20)) for seed in (4, 2)
+    ]
+    assert set(returns.select("tasks", "strength", "scale", "options").rows()) == {
+        (3, 0.0, "quick", config.config()["options"])
+    }
+    assert config.folder(str(tmp_path)).finished(3)
+
+
+def test_a_run_that_lost_its_buffer_starts_again(tmp_path):
+    config = run("none", steps=40, evaluate_every=20)
+
+    def stop(step):
+        if step == 30:
+            raise KeyboardInterrupt
+
+    train(config, root=str(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stop, root=str(tmp_path / "lost"))
+    os.truncate(tmp_path / "lost" / config.folder("").name / "replay.bin", 100)
+    with pytest.warns(UserWarning, match="the replay buffer in .* is not whole"):
+        train(config, root=str(tmp_path / "lost"))
+    assert same(*(checkpoint(config.folder(str(tmp_path / name))) for name in ("whole", "lost")))

@@ -131,5 +131,17 @@ def test_every_setting_has_a_line_of_its_own():
     assert len(data) == 3 * 4
     for layer in spec["layer"]:
         assert {entry["field"] for entry in layer["encoding"]["detail"]} == {"strength", "step_size"}
+    dash = spec["layer"][1]["encoding"]["strokeDash"]
+    assert (dash["field"], dash["title"]) == ("setting", "strength · step size")
+    assert {row["setting"] for row in data} == {"0.1 · 0.001", "0.1 · 0.01", "0.2 · 0.001", "0.2 · 0.01"}
     tooltip = {entry["field"] for entry in spec["layer"][1]["encoding"]["tooltip"]}
     assert {"method", "strength", "step_size", "mean", "error", "seeds"} <= tooltip
+
+
+def test_each_methods_own_strength_is_no_setting():
+    rows = pl.concat(
+        [frame([m]).with_columns(strength=pl.lit(s)) for m, s in (("none", 0.0), ("l2", 0.1), ("l2-init", 0.2))]
+    )
+    spec, data = spec_of(rows)
+    assert "strokeDash" not in spec["layer"][1]["encoding"]
+    assert "setting" not in data[0]

@@ -203,7 +203,7 @@ def whole(tmp_path, tasks):
         assert any(rows.equals(rows_of(task)) for task in range(tasks + 1))
     for name in ("run.json", "environment.json"):
         assert json.loads(found.get(name, b"{}")) is not None
-    checkpoint = folder._checkpoint()
+    checkpoint = folder.checkpoint()
     assert (checkpoint is None) == ("checkpoint.pt" not in found)
     return checkpoint
 

@@ -9,7 +9,7 @@ from supple.lab.grid import TUNING_SEEDS
 from supple.report.drawings import Drawings, Figure
 from supple.runs.charts import TITLES, curves_of, sensitivity_of
 from supple.runs.stats import paired, ranking, settings
-from supple.runs.tables import ACCURACIES
+from supple.runs.tables import HEADLINES
 
 TUNED = ("method", "options", "strength", "step_size")
 """What is compared on a protocol; whatever else differs makes another protocol."""
@@ -64,7 +64,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     """Of the rows of one protocol; their columns besides those measured are TUNED and ``tasks``."""
     shown = reported(rows)
     metrics = shown["metric"].unique(maintain_order=True).to_list()
-    accuracies = [name for name in ACCURACIES if name in metrics] or metrics[:1]
+    accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
     judge = next((name for name in ("validation_accuracy", "train_accuracy") if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
     last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)

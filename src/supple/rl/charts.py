@@ -4,6 +4,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from supple.rl.methods import Resets
 from supple.runs.charts import COLOURS
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 
@@ -18,7 +19,7 @@ INSIDE = {
 
 def returns_over_steps(rows: pl.DataFrame, title: str, subtitle: str = "") -> alt.LayerChart:
     """Evaluation returns, a line for each method: the mean over seeds, shaded by its standard error."""
-    return _dressed(_curves(_mean_and_error(rows, "return"), "return"), title, subtitle)
+    return _dressed(_curves(_mean_and_error(with_steps(rows), "return"), "return"), title, subtitle)
 
 
 def aggregate(rows: pl.DataFrame, title: str, subtitle: str = "", *, statistic: str = "iqm") -> alt.LayerChart:
@@ -31,9 +32,10 @@ def aggregate(rows: pl.DataFrame, title: str, subtitle: str = "", *, statistic: 
         statistic: ``iqm``, the interquartile mean over runs with its 95 % stratified bootstrap interval, or ``mean``,
             with the standard error over seeds of the mean over tasks.
     """
+    rows = with_steps(rows)
     if statistic == "mean":
         returns = rows.filter(pl.col("metric") == "return")
-        over_tasks = returns.group_by("method", "strength", "task", "seed", maintain_order=True).agg(
+        over_tasks = returns.group_by("method", "strength", "step", "seed", maintain_order=True).agg(
             pl.col("value").mean(), metric=pl.lit("return")
         )
         return _dressed(_curves(_mean_and_error(over_tasks, "return"), "mean return over tasks"), title, subtitle)
@@ -49,7 +51,7 @@ def figure_5(rows: pl.DataFrame, small_buffer: pl.DataFrame, title: str = "Figur
         title: the chart's; say there at which scale the runs were made.
     """
     middle = _sensitivity(rows, "spectral", "strength", "strength of spectral regularization")
-    below = _sensitivity(rows, "resets", "reset_every", "updates from one reset to the next")
+    below = _sensitivity(_with_periods(rows), "resets", "reset_every", "updates from one reset to the next")
     panels = [
         aggregate(_defaults(rows), "buffer of " + _capacity(rows)),
         middle,
@@ -57,7 +59,7 @@ def figure_5(rows: pl.DataFrame, small_buffer: pl.DataFrame, title: str = "Figur
         below,
     ]
     inside = [
-        _dressed(_curves(_mean_and_error(_defaults(rows), metric), name), name)
+        _dressed(_curves(_mean_and_error(with_steps(_defaults(rows)), metric), name), name)
         for metric, name in INSIDE.items()
         if (rows["metric"] == metric).any()
     ]
@@ -75,27 +77,32 @@ def figure_16(rows: pl.DataFrame, title: str = "Figure 16", columns: int = 3) ->
     return figure
 
 
+def with_steps(rows: pl.DataFrame) -> pl.DataFrame:
+    """Stored rows with ``step``: how many steps of the environment are behind at each evaluation."""
+    return rows.with_columns(step=pl.min_horizontal((pl.col("task") + 1) * pl.col("evaluate_every"), pl.col("steps")))
+
+
 def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     value = pl.col("value")
     error = (value.std() / value.len().sqrt()).fill_null(0)
     return (
         rows.filter(pl.col("metric") == metric)
-        .group_by("method", "strength", "task", maintain_order=True)
+        .group_by("method", "strength", "step", maintain_order=True)
         .agg(mean=value.mean(), low=value.mean() - error, high=value.mean() + error, seeds=value.len())
-        .sort("task", maintain_order=True)
+        .sort("step", maintain_order=True)
     )
 
 
 def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
     found = []
     returns = rows.filter(pl.col("metric") == "return")
-    for (method, strength, step), group in returns.group_by("method", "strength", "task", maintain_order=True):
+    for (method, strength, step), group in returns.group_by("method", "strength", "step", maintain_order=True):
         strata = [each["value"].to_numpy() for _, each in group.group_by("problem", maintain_order=True)]
         low, high = bootstrap_interval(strata)
         mean = interquartile_mean(np.concatenate(strata))
         found.append((method, strength, step, mean, low, high, len(group)))
-    names = ["method", "strength", "task", "mean", "low", "high", "seeds"]
-    return pl.DataFrame(found, schema=names, orient="row").sort("task", maintain_order=True)
+    names = ["method", "strength", "step", "mean", "low", "high", "seeds"]
+    return pl.DataFrame(found, schema=names, orient="row").sort("step", maintain_order=True)
 
 
 def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:
@@ -103,14 +110,14 @@ def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:
     colours = [METHOD_COLOURS[method] for method in methods]
     colour = alt.Color("method:N", sort=methods, legend=alt.Legend(title="method", symbolOpacity=1))
     base = alt.Chart(curves).encode(
-        x=alt.X("task:Q", title="steps of the environment"),
+        x=alt.X("step:Q", title="steps of the environment"),
         color=colour.scale(domain=methods, range=colours),
         detail="strength:N",
     )
     band = base.mark_area(opacity=0.2, clip=True).encode(y=alt.Y("low:Q", title=name), y2="high:Q")
     line = base.mark_line(clip=True, point=True).encode(
         y="mean:Q",
-        tooltip=["method:N", alt.Tooltip("strength:Q", format="~g"), "task:Q", alt.Tooltip("mean:Q", format=".1f")],
+        tooltip=["method:N", alt.Tooltip("strength:Q", format="~g"), "step:Q", alt.Tooltip("mean:Q", format=".1f")],
     )
     layered: alt.LayerChart = band + line
     return layered
@@ -134,10 +141,16 @@ def _sensitivity(rows: pl.DataFrame, method: str, dial: str, name: str) -> alt.L
 
 
 def _defaults(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of each method, the strength and the reset frequency that most rows have."""
-    dials = [name for name in ("strength", "reset_every") if name in rows.columns]
-    best = rows.group_by("method", *dials, maintain_order=True).len().sort("len", descending=True, maintain_order=True)
-    return rows.join(best.unique("method", keep="first"), on=["method", *dials], how="semi", nulls_equal=True)
+    """Of each method, the strength and the options that most rows have."""
+    dials = ["method", "strength", "options"]
+    best = rows.group_by(dials, maintain_order=True).len().sort("len", descending=True, maintain_order=True)
+    return rows.join(best.unique("method", keep="first", maintain_order=True), on=dials, how="semi")
+
+
+def _with_periods(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with ``reset_every``, which is one of the options of resets."""
+    every = pl.col("options").str.json_path_match("$.every").cast(pl.Int64)
+    return rows.with_columns(reset_every=every.fill_null(Resets().every))
 
 
 def _capacity(rows: pl.DataFrame) -> str:

@@ -76,14 +76,15 @@ class Control:
         import polars as pl
         from rich.console import Console
 
-        from supple.rl.charts import returns_over_steps
+        from supple.rl.charts import returns_over_steps, with_steps
         from supple.runs.charts import save
         from supple.runs.store import load
 
         runs = self._runs()
         self._train([run for run in runs if not run.folder(self.out).finished(run.evaluations)])
         order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
-        rows = order.join(load(self.out, set(order["run"])), on="run", maintain_order="left_right")
+        found = load(self.out, set(order["run"]))
+        rows = with_steps(order.join(found, on="run", maintain_order="left_right"))
         console = Console()
         console.print(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
@@ -154,14 +155,14 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         method, strength = str(found["method"][0]), float(found["strength"][0])
         returns = found.filter(pl.col("metric") == "return")
         stopped = found.filter(pl.col("metric") == "stopped")["seed"].n_unique()
-        curve = returns.group_by("task").agg(
+        curve = returns.group_by("step").agg(
             mean=value.mean(), error=value.std() / value.len().sqrt(), low=value.min(), high=value.max(), n=value.len()
         )
         row = [method, f"{strength:g}" if strength else "-", str(stopped or "-")]
         if len(curve):
-            end, best = curve.sort("task").row(-1, named=True), curve.select(pl.col("mean").max()).item()
+            end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
             error = f" ± {end['error']:.1f}" if end["n"] > 1 else ""
             spread = f"{end['low']:.1f} to {end['high']:.1f}"
-            row += [f"{end['task']:,}", str(end["n"]), f"{end['mean']:.1f}{error}", spread, f"{best:.1f}"]
+            row += [f"{end['step']:,}", str(end["n"]), f"{end['mean']:.1f}{error}", spread, f"{best:.1f}"]
         table.add_row(*row)
     return table

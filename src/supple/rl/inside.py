@@ -1,19 +1,16 @@
 """What happens inside agents: overestimation, norms, singular values, dormant units, effective rank, temperature."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from supple.mitigators.base import Tensors
-from supple.power_iteration import spectral_norm
+from supple.diagnostics import DIAGNOSTICS, Inspection, spectra
+from supple.diagnostics.gradients import gradient_norm
 from supple.rl.envs import Environment
-from supple.rl.learner import Learner
 from supple.rl.sac import SAC, Batch, squashed
 
-DORMANT = 0.1
-"""ReDo's threshold (Sokar et al., 2023)."""
 LOOKED_AT = 350
 """How many of an episode's first states overestimation is averaged over: later returns are cut off by the end."""
 
@@ -25,7 +22,7 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
     ``temperature``             α
     ``…_weight_norm``           of all parameters of the actor, or the critic
     ``…_gradient_norm``         of the gradient of its loss
-    ``…_spectral_norm``         the largest singular value of any layer; ``… in <parameter>`` is that of each
+    ``…_spectral_norm``         the largest singular value of any layer; ``…/<layer>`` is that of each
     ``…_dormant``               the share of hidden units with a ReDo score of at most 0.1
     ``…_effective_rank``        of the activations of the last hidden layer: exp of the entropy of the singular values
     ==========================  ===================================================================================
@@ -35,17 +32,21 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
     critic_gradient, _ = agent.critic.gradient(agent.critic_loss, agent.target, actor, alpha, batch, noise[0])
     actor_gradient, _ = agent.actor.gradient(agent.actor_loss, critic, alpha, batch.observation, noise[1])
     for name, learner, gradient, inputs in (
-        ("actor", agent.actor, actor_gradient, batch[:1]),
-        ("critic", agent.critic, critic_gradient, batch[:2]),
+        ("actor", agent.actor, actor_gradient, (batch.observation,)),
+        ("critic", agent.critic, critic_gradient, (batch.observation, batch.action)),
     ):
-        found[f"{name}_weight_norm"] = _norm(learner.parameters)
-        found[f"{name}_gradient_norm"] = _norm(gradient)
-        norms = {key: spectral_norm(matrix) for key, matrix in learner.parameters.items() if matrix.ndim == 3}
-        found |= {f"spectral_norm in {name}.{key}": value for key, value in norms.items()}
-        found[f"{name}_spectral_norm"] = torch.stack(list(norms.values())).amax(0)
-        seen = [_activations(learner, index, [part[index] for part in inputs]) for index in range(len(alpha))]
-        found[f"{name}_dormant"] = torch.stack([_dormant(layers) for layers in seen])
-        found[f"{name}_effective_rank"] = torch.stack([effective_rank(layers[-1]) for layers in seen])
+        seen = Inspection(learner.population, inputs)
+        flat = {key: tensor.flatten(1) for key, tensor in gradient.items()}
+        norms = {key: values[..., 0].amax(-1) for key, values in seen.singular_values.items()}
+        *_, last = seen.activations.values()
+        found |= {
+            f"{name}_weight_norm": DIAGNOSTICS["weight_norm"](seen)[""],
+            f"{name}_gradient_norm": gradient_norm(flat)[""],
+            f"{name}_spectral_norm": torch.stack(list(norms.values())).amax(0),
+            f"{name}_dormant": DIAGNOSTICS["dormant_units"](seen)[""],
+            f"{name}_effective_rank": spectra.effective_rank(spectra.singular_values(last)),
+        }
+        found |= {f"{name}_spectral_norm/{key}": value for key, value in norms.items()}
     return found
 
 
@@ -88,33 +89,3 @@ def relative_error(values: Sequence[float], gains: Sequence[tuple[float, float]]
         following = returns[-1] + bonus
     pairs = list(zip(values, reversed(returns), strict=True))[:LOOKED_AT]
     return float(np.mean([(value - found) / max(abs(found), 10) for value, found in pairs]))
-
-
-def effective_rank(activations: Tensor) -> Tensor:
-    """exp of the entropy of the singular values' shares (Roy & Vetterli, 2007), of a matrix (batch, units)."""
-    shares = torch.linalg.svdvals(activations)
-    shares = shares / shares.sum()
-    rank: Tensor = torch.special.entr(shares).sum().exp()
-    return rank
-
-
-def _norm(tensors: Tensors) -> Tensor:
-    return torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors.values()]).sum(0).sqrt()
-
-
-@torch.no_grad()
-def _activations(learner: Learner, index: int, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What a member's hidden layers send on, ``(batch, units)`` each."""
-    member = learner.population.member(index)
-    seen: list[Tensor] = []
-    keep: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None] = lambda layer, given, sent: seen.append(sent)  # noqa: E731
-    for module in member.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_hook(keep)
-    member(*inputs)
-    return seen
-
-
-def _dormant(layers: Sequence[Tensor]) -> Tensor:
-    magnitudes = [layer.abs().mean(0) for layer in layers]
-    return torch.cat([(each / (each.mean() + 1e-9) <= DORMANT).float() for each in magnitudes]).mean()

@@ -41,11 +41,14 @@ class Replay:
         self.count, self.first = 0, 0  # rows written so far, and the first of them that has not been dropped
         self._sizes = [observation_size, action_size, 1, 1, observation_size]
         shape = members, capacity + spare, sum(self._sizes)
+        size = 4 * members * shape[1] * shape[2]
+        self.found = path is not None and path.exists() and path.stat().st_size == size
+        """Whether the file was there already, of the right size."""
         self._rows: np.ndarray
         if path is None:
             self._rows = np.zeros(shape, np.float32)  # memory that is not written to is not taken
         else:
-            self._rows = np.memmap(path, np.float32, "r+" if path.exists() else "w+", shape=shape)
+            self._rows = np.memmap(path, np.float32, "r+" if self.found else "w+", shape=shape)
 
     def __len__(self) -> int:
         return min(self.count - self.first, self.capacity)

@@ -1,15 +1,18 @@
 """What a run of control is: everything that its numbers depend on."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from supple.errors import known
 from supple.rl.methods import METHODS, Resets
 from supple.rl.presets import PRESETS, Constants
 from supple.runs.store import RunFolder
+
+PAPER_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +98,41 @@ class Run:
         return RunFolder(root, self.config())
 
     def config(self) -> dict[str, Any]:
-        """Flat and plain: names and values that a table's columns can hold."""
-        flat = dataclasses.asdict(self)
-        for name in ("strength", "constants", "resets"):
-            del flat[name]
+        """Plain values, named as the store, its tables and its charts expect them.
+
+        A task of the store is the stretch from one evaluation to the next, counted from 0. ``options`` is what is not
+        as usual of the method besides its strength, as sorted JSON; ``resets`` is all of those.
+        """
+        apart = ("strength", "actor_strength", "constants", "resets")
+        flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
         flat |= dataclasses.asdict(self.constants)
-        if self.resets:
-            flat |= {f"reset_{key}": value for key, value in dataclasses.asdict(self.resets).items()}
-        flat = {key: " ".join(map(str, value)) if isinstance(value, tuple) else value for key, value in flat.items()}
-        return flat | {"seeds": list(self.seeds), "strengths": [self.strength] * len(self.seeds)}
+        usual = METHODS[self.method].resets
+        resets = dataclasses.asdict(self.resets) if self.resets else {}
+        options = {key: value for key, value in resets.items() if value != getattr(usual, key)}
+        if self.actor_strength != self.strength:
+            options["actor_strength"] = self.actor_strength
+        return {key: _joined(value) for key, value in flat.items()} | {
+            "seeds": self.seeds,
+            "strengths": (self.strength,) * len(self.seeds),
+            "resets": [f"{key}: {_joined(value)}" for key, value in resets.items()],
+            "options": json.dumps({key: _joined(value) for key, value in options.items()}, sort_keys=True),
+            "scale": self.scale,
+            "tasks": self.evaluations,
+        }
+
+    @property
+    def scale(self) -> Literal["quick", "paper"]:
+        """Whether this is the published protocol: its length and its constants, whatever the buffer's size."""
+        constants = dataclasses.replace(self.constants, capacity=Constants().capacity)
+        published = constants == Constants() and self.steps == PAPER_STEPS and not self.prime
+        return "paper" if published else "quick"
 
     @property
     def evaluations(self) -> int:
         """How many there are to the end."""
         return math.ceil(self.steps / self.evaluate_every)
+
+
+def _joined(value: Any) -> Any:
+    """One value for a table's column."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value

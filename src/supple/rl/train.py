@@ -1,6 +1,8 @@
 """Training agents on a task: act, learn, look, and write everything down."""
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +30,6 @@ PRIMED_ON = 100
 
 Report = Callable[[float], None]
 Row = tuple[int, int, str, float]
-"""Member, step, metric, value."""
 
 
 class Training:
@@ -84,18 +85,27 @@ class Training:
             self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
         self._reset_if_due(*before)
 
-    def measure(self) -> list[Row]:
-        """What the members do without noise, and how their training goes."""
+    @property
+    def evaluations(self) -> int:
+        """How many are behind once that of this step is done."""
+        return math.ceil(self.step / self.run.evaluate_every)
+
+    def measure(self) -> pl.DataFrame:
+        """What the members do without noise, and how their training goes, in the store's schema."""
         rows: list[Row] = []
-        for index, scores in enumerate(self._evaluate()):
-            if index in self.stopped:
-                rows.append((index, self.step, "stopped", float(self.stopped[index])))
+        task = self.evaluations - 1
+        for member, scores in enumerate(self._evaluate()):
+            rows.append((member, task, "diverged", float(member in self.stopped)))
+            if member in self.stopped:
+                rows.append((member, task, "stopped", float(self.stopped[member])))
                 continue
-            rows.append((index, self.step, "return", float(scores.mean())))
-            if self.returns[index]:
-                rows.append((index, self.step, "training_return", float(np.mean(self.returns[index]))))
-            self.returns[index] = []
-        return rows + (self._look_inside() if self.run.inside and len(self.replay) else [])
+            rows.append((member, task, "return", float(scores.mean())))
+            if self.returns[member]:
+                rows.append((member, task, "training_return", float(np.mean(self.returns[member]))))
+            self.returns[member] = []
+        if self.run.inside and len(self.replay):
+            rows += self._look_inside(task)
+        return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the rows of the buffer, which are in its file."""
@@ -207,7 +217,7 @@ class Training:
                 totals[index, k] += found.reward
         return totals
 
-    def _look_inside(self) -> list[Row]:
+    def _look_inside(self, task: int) -> list[Row]:
         generators = self._generators(Stream.INSIDE, self.step)
         found = inside.networks(self.agent, *next(self._minibatches(generators, 1)))
         over = [
@@ -218,10 +228,10 @@ class Training:
         ]
         found["overestimation"] = torch.tensor(over)
         return [
-            (index, self.step, metric, value)
+            (member, task, metric, value)
             for metric, values in found.items()
-            for index, value in enumerate(values.tolist())
-            if index not in self.stopped
+            for member, value in enumerate(values.tolist())
+            if member not in self.stopped
         ]
 
     def _there(self, array: np.ndarray) -> Tensor:
@@ -237,32 +247,35 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
     Args:
         run: what to train.
         report: told after each step how many are done.
-        root: the folder of all runs, on this machine: the replay buffer is a file in memory.
+        root: the folder of all runs, on a disk: the buffer is a file that is mapped into memory.
         device: where the agents live.
     """
+    if not isinstance(files_at(root)[0], LocalFileSystem):
+        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
     # Weights driven towards zero become subnormal numbers, which make an update ten times slower: they count as zero.
     flushed = torch.set_flush_denormal(True)
     folder = run.folder(root)
-    if not isinstance(files_at(root)[0], LocalFileSystem):
-        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
     with folder.held():
-        if folder.finished(run.evaluations):  # by another process, while this one waited
+        if folder.finished(run.evaluations):  # by someone else, while this one waited
+            report(run.steps)
             return
         checkpoint = folder.begin(flush_denormal=flushed, device=device, **_versions())
         training = Training(run, buffer=Path(folder.path) / "replay.bin", device=device)
-        finished, rows, seconds = 0, NO_ROWS, 0.0
-        if checkpoint:
-            finished, state, rows, seconds = checkpoint
+        rows, seconds = NO_ROWS, 0.0
+        if checkpoint and not training.replay.found:
+            warnings.warn(f"the replay buffer in {folder.path} is not whole, the run starts again", stacklevel=2)
+        elif checkpoint:
+            _, state, rows, seconds = checkpoint
             training.load_state_dict(state)
-        began = time.monotonic()
+        began = time.monotonic() - seconds
         while training.step < run.steps:
             training.advance(report)
             report(training.step)
             if training.step % run.evaluate_every == 0 or training.step == run.steps:
-                rows = pl.concat([rows, pl.DataFrame(training.measure(), schema=SCHEMA, orient="row")])
+                rows = pl.concat([rows, training.measure()])
                 training.replay.flush()
-                finished, spent = finished + 1, seconds + time.monotonic() - began
-                folder.save(Checkpoint(finished, training.state_dict(), rows, spent))
+                state = training.state_dict()
+                folder.save(Checkpoint(training.evaluations, state, rows, time.monotonic() - began))
 
 
 def can_compile(device: str) -> bool:

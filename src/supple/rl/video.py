@@ -26,12 +26,12 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
         FileNotFoundError: when the run has no checkpoint yet.
         ValueError: when nothing can be drawn here.
     """
-    folder = Path(run.folder(root).path)
-    checkpoint = folder / "checkpoint.pt"
-    if not checkpoint.exists():
-        raise FileNotFoundError(f"expected a trained run in {folder}, found no checkpoint: train it first")
+    folder = run.folder(root)
+    checkpoint = folder.checkpoint()
+    if not checkpoint:
+        raise FileNotFoundError(f"expected a trained run in {folder.path}, found no checkpoint: train it first")
     training = Training(run, compiled=False)
-    training.agent.load_state_dict(torch.load(checkpoint, weights_only=True)["state"]["agent"])
+    training.agent.load_state_dict(checkpoint.state["agent"])
     world = make(run.problem)
     if not isinstance(world, DmControl):
         raise ValueError(
@@ -46,7 +46,7 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
         seen = torch.from_numpy(observation).expand(len(run.seeds), -1)
         step, (observation, _, _, last) = step + 1, world.step(training.agent.act(seen)[0].numpy())
     chosen = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, pictures)]
-    path = folder / "episode.png"
+    path = Path(folder.path) / "episode.png"
     path.write_bytes(png(np.concatenate(chosen, axis=1)))
     return path
 

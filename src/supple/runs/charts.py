@@ -51,6 +51,7 @@ TITLES = {
     "validation_accuracy": "validation accuracy at the task's end",
     "test_accuracy": "test accuracy at the task's end",
     "train_loss": "training loss at the task's end (nats)",
+    "return": "return of the policy's mean",
     "spectral_norm": "largest singular value, mean over layers",
     "weight_norm": "norm of all parameters",
     "diverged": "share of diverged networks",
@@ -152,6 +153,13 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     else:
         x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
     colour = alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale)
+    dashes = {}
+    # A method's own default is no setting among others: what differs within one line's colour is.
+    within = [name for name in others if drawn.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
+    if within:
+        settings = [" · ".join(_told(value) for value in row) for row in drawn.select(within).rows()]
+        drawn = drawn.with_columns(pl.Series("setting", settings))
+        dashes["strokeDash"] = alt.StrokeDash("setting:N", title=" · ".join(within).replace("_", " "))
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
@@ -159,6 +167,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
         opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
     )
     line = base.mark_line(clip=True, point=True).encode(
+        **dashes,
         y="mean:Q",
         opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
         tooltip=[
@@ -172,6 +181,10 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     )
     chart: alt.LayerChart = (band + line).add_params(picked)
     return chart
+
+
+def _told(value: object) -> str:
+    return (f"{value:g}" if value else "-") if isinstance(value, float) else str(value)
 
 
 def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:

@@ -83,7 +83,7 @@ class RunFolder:
 
         A checkpoint that can't be read counts as none: the run starts again, and ends with the same numbers.
         """
-        checkpoint = self._checkpoint()
+        checkpoint = self.checkpoint()
         self._facts = environment(**facts)
         self._write("run.json", self._config.encode())
         self._write_environment(checkpoint.seconds if checkpoint else 0.0)
@@ -110,7 +110,8 @@ class RunFolder:
         torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
         self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() passes over what follows
 
-    def _checkpoint(self) -> Checkpoint | None:
+    def checkpoint(self) -> Checkpoint | None:
+        """Where to go on, if anywhere; one that can't be read counts as none, with a warning."""
         path = f"{self.path}/checkpoint.pt"
         if not self._files.exists(path):
             return None

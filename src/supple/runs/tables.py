@@ -7,8 +7,8 @@ from rich.table import Table
 from supple.runs.charts import TITLES
 from supple.runs.stats import ranking, varying
 
-ACCURACIES = ("train_accuracy", "test_accuracy")
-"""What a problem is about: trainability, and generalisation where there is any."""
+HEADLINES = ("train_accuracy", "test_accuracy", "return")
+"""What a problem is about: trainability, and generalisation where there is any; in control, the return."""
 
 
 def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
