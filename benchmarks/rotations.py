@@ -51,6 +51,7 @@ def spectra(parameters: dict[str, Tensor], method: str, seed: int) -> pl.DataFra
 
 def chart(rows: pl.DataFrame) -> alt.FacetChart:
     means = rows.group_by("method", "layer", "index", maintain_order=True).agg(pl.col("value").mean())
+    means = means.with_columns(pl.format("hidden layer {}", "layer").alias("layer"))
     order = [START, *METHODS]
     colour = alt.Color("method:N", sort=order, title=None).scale(
         domain=order, range=["#BBBBBB", *(charts.COLOURS[method] for method in METHODS)]
@@ -69,11 +70,11 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
     faceted: alt.FacetChart = (
         (one + line)
         .properties(width=180, height=240)
-        .facet(alt.Column("layer:N", title=None, header=alt.Header(labelExpr="'hidden layer ' + datum.label")))
+        .facet(alt.Column("layer:N", title=None))
         .resolve_scale(x="independent")
         .properties(title=alt.Title(f"{PROBLEM}: singular values after the last task", anchor="start"))
     )
-    return faceted
+    return charts.configured(faceted)
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ METHODS: dict[str, Method] = {
     "streaming-ewc": Method(
         summary="important weights stay near their moving average (Elsayed & Mahmood, 2024)",
         mitigator=StreamingEWC,
-        strength=1e-2,
+        strength=1e4,
     ),
     "shrink-and-perturb": Method(
         summary="each step a little towards a fresh initialisation (Ash & Adams, 2020; Kumar et al., 2023)",
@@ -125,12 +125,12 @@ METHODS: dict[str, Method] = {
     "continual-backprop": Method(
         summary="each step a few of the least useful units drawn anew (Dohare et al., 2024)",
         mitigator=ContinualBackprop,
-        strength=1e-4,
+        strength=1e-3,
     ),
     "self-normalized-resets": Method(
         summary="units drawn anew that are silent for longer than they used to be (Farias & Jozefiak, 2024)",
         mitigator=SelfNormalizedResets,
-        strength=0.02,
+        strength=0.01,
     ),
     "network-reset": Method(
         summary="every 1,000 steps, the whole network drawn anew (Nikishin et al., 2022; D'Oro et al., 2022)",
