@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from oracles import matrices, owned, spread
 from supple import L2Regularizer, Population, mitigators
 from supple.mitigators import Mitigator
-from supple.mitigators.base import Update
+from supple.mitigators.base import GLOBAL, Update
+from waits import Waits
 
 EXPORTED = {name: getattr(mitigators, name) for name in mitigators.__all__}
 CLASSES = {
@@ -619,6 +620,32 @@ def test_a_state_of_another_architecture_is_refused_and_changes_nothing(case):
 def test_an_unknown_parameter_in_roles_is_named(case):
     with pytest.raises(ValueError, match=r"0\.weigth.*did you mean '0\.weight'"):
         build(case, mlp(), roles={"0.weigth": None})
+
+
+@every_case
+@pytest.mark.parametrize("members", [None, 3])
+def test_no_step_waits_for_the_device(case, members):
+    network = Population(mlp, range(members)) if members else make("mlp")
+    optimizer = sgd(network)
+    method = build(case, network).attach(optimizer)
+    train("mlp", network, optimizer, range(4))  # the first to act may look whether it sees anything at all
+    for step in range(4, 12):
+        backward("mlp", step, network, optimizer)
+        remembered = [tensor for name, entry in method.state.items() if name != GLOBAL for tensor in entry.values()]
+        gradients = [parameter.grad for parameter in network.parameters()]
+        with Waits([*network.parameters(), *network.buffers(), *gradients, *remembered]) as waits:
+            optimizer.step()
+        assert waits.found == []
+
+
+def test_a_wait_would_be_found():
+    parameter, count = torch.ones(3), torch.zeros(())
+    with Waits([parameter]) as waits:
+        int(count.add_(1))
+        assert waits.found == []
+        if (2 * parameter).sum() > 1:
+            parameter[parameter > 0] += 1
+    assert waits.found == ["aten._local_scalar_dense.default", "aten.index.Tensor", "aten.index_put_.default"]
 
 
 @every_case
