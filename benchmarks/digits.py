@@ -52,10 +52,6 @@ class Digits(Engine):
     """Where the tables and the chart go."""
 
 
-def run_of(method: str, seed: int, strength: float | None) -> Run:
-    return Run.of(PROBLEM, method, [seed], strength=strength, diagnostics=())
-
-
 def chosen(tuned: pl.DataFrame) -> dict[str, float]:
     """The best strength of each method."""
     return {row["method"]: row["strength"] for row in reversed(tuned.sort("mean", descending=True).to_dicts())}
@@ -64,7 +60,7 @@ def chosen(tuned: pl.DataFrame) -> dict[str, float]:
 def main() -> None:
     config = tyro.cli(Digits)
     tuning = [
-        run_of(method, config.tuning_seed, strength)
+        Run.of(PROBLEM, method, [config.tuning_seed], strength=strength, diagnostics=())
         for method in config.methods
         if METHODS[method].strength
         for strength in OTHER_STRENGTHS.get(method, STRENGTHS)
@@ -73,7 +69,11 @@ def main() -> None:
     tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
     best = chosen(tuned)
     rows = config.train(
-        [run_of(method, seed, best.get(method)) for seed in range(config.seeds) for method in config.methods]
+        [
+            Run.of(PROBLEM, method, [seed], strength=best.get(method))
+            for seed in range(config.seeds)
+            for method in config.methods
+        ]
     )
     config.tables.mkdir(parents=True, exist_ok=True)
     tuned.write_parquet(config.tables / "tuning.parquet")

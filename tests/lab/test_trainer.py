@@ -22,6 +22,7 @@ from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
 from supple.runs.store import SCHEMA, RunFolder, load
+from waits import Waits
 
 METRICS = ("train_accuracy", "train_loss", "spectral_norm", "weight_norm", "diverged")
 HELD_OUT = ("validation_accuracy", "test_accuracy")
@@ -291,6 +292,21 @@ def test_compiled_steps_are_the_same(method, model, backend, monkeypatch):
     eager, compiled = (Trainer(run, compiled=choice) for choice in (False, True))
     assert_same(learned(compiled), learned(eager))
     assert_same(tensors(compiled.population), tensors(eager.population))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_no_step_waits_for_the_device(optimizer, path, monkeypatch):
+    trainer = trainer_of(run_of("spectral", (4, 7), optimizer=optimizer, model="batch-norm"), path, monkeypatch)
+    tasks = [trainer.shift.task(trainer.data, seed, 0) for seed in trainer.run.seeds]
+    labels, batches = trainer._batches(tasks, 0)
+    pixels = torch.stack([torch.arange(16)] * 2)
+    network = [*trainer.parameters.values(), *trainer.buffers.values()]
+    remembered = [tensor for entry in trainer.moments.values() for tensor in entry.values()]
+    with Waits([*network, *remembered, trainer.data.train.images, labels, batches, pixels]) as waits:
+        for batch in batches[:3]:
+            trainer._step(trainer._inputs(batch, pixels), labels.gather(1, batch))
+    assert waits.found == []
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -13,6 +13,7 @@ from supple import ReDo, SpectralRegularizer
 from supple.rl.learner import Learner
 from supple.rl.presets import PRESETS, Constants
 from supple.rl.sac import SAC, Batch, squashed
+from waits import Waits
 
 SMALL = Constants(hidden=(32, 32), actor_step_size=1e-2, critic_step_size=1e-2, averaging=0.2)
 GREEDY = dataclasses.replace(SMALL, temperature=1e-6, temperature_step_size=0.0)
@@ -194,6 +195,17 @@ def test_the_compiled_update_is_the_plain_one_in_a_single_graph(monkeypatch):
         plain.update(batch, noise)
         compiled.update(batch, noise)
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_update_waits_for_the_device(preset):
+    constants = dataclasses.replace(Constants(**PRESETS[preset].changes), hidden=(8,))
+    agent = SAC(5, 3, constants, [0, 1], actor_method=spectral, critic_method=spectral)
+    for batch, noise in batches(2, 3):
+        there = torch.utils._pytree.tree_leaves((agent.state_dict(), agent.actor.parameters, agent.critic.parameters))
+        with Waits([*batch, noise, agent.temperature["logarithm"], *there]) as waits:
+            agent.update(batch, noise)
+        assert waits.found == []
 
 
 def test_a_lone_agent_is_the_member_of_its_seed():
