@@ -18,6 +18,9 @@ lint: $(READY)  ## style, types and the floors of the architecture
 docs: $(READY)  ## the documentation site, in site/; every reference must resolve
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+guard: $(READY)  ## whether a change made it slower; a minute, ratios with wide margins
+	$(BIN)/python benchmarks/guard.py
+
 bench: $(READY)  ## how fast it is, against baselines and the machine; wants a quiet one, and most of an hour
 	for network in mlp resnet18 vit-tiny gpt2; do \
 		$(BIN)/python benchmarks/overhead.py --network $$network --rounds 15 --steps $$([ $$network = mlp ] && echo 20 || echo 1) \
@@ -30,4 +33,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,ray,rl,dev,clients,docs]'
 	touch $@
 
-.PHONY: demo test lint docs bench
+.PHONY: demo test lint docs guard bench

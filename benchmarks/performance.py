@@ -234,12 +234,49 @@ def start(rounds: int) -> list[dict[str, Any]]:
     return [{"what": "digits", "seconds": statistics.median(seconds), "fastest": min(seconds)}]
 
 
+PROCESS = """
+import json, resource
+import torch
+from supple.lab import datasets
+from supple.lab.run import Run
+from supple.lab.trainer import Trainer
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+torch.set_num_threads(1)
+torch.zeros(512, 512) @ torch.zeros(512, 512)  # what the library of products sets aside for itself
+before = peak()
+run = Run.of("permuted-mnist-kumar", "spectral", [0], scale="paper", model="mlp-3x2000", diagnostics=())
+trainer = Trainer(run, compiled=False)
+task = trainer.shift.task(trainer.data, 0, 0)
+labels, batches = trainer._batches([task], 0)
+for batch in batches[:50]:
+    trainer._step(trainer._inputs(batch, task.pixels[None]), labels.gather(1, batch))
+mapped = datasets.load(run.dataset)  # the whole file, from which the training examples are copied
+parts = [part for part in (trainer.data.train, mapped.train, mapped.validation, mapped.test) if part]
+state = [trainer.parameters, *trainer.moments.values(), *trainer.mitigator.state.values()]
+print(json.dumps({
+    "used": peak() - before,
+    "parameters": sum(tensor.nbytes for tensor in trainer.parameters.values()),
+    "state": sum(tensor.nbytes for part in state[1:] for tensor in part.values()),
+    "data": sum(part.images.nbytes + part.labels.nbytes for part in parts),
+}))
+"""
+
+
+def memory(rounds: int) -> list[dict[str, Any]]:
+    """What a worker of a sweep takes beyond its programs: parameters, gradients, what is remembered, and data."""
+    told = subprocess.run([sys.executable, "-c", PROCESS], check=True, capture_output=True, text=True).stdout
+    found = json.loads(told)
+    found["sum"] = 2 * found["parameters"] + found["state"] + found["data"]
+    return [{"what": "784-2000-2000-2000-10, spectral, batch 16", "ratio": found["used"] / found["sum"], **found}]
+
+
 BENCHMARKS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "alone": regularizer_alone,
     "population": population,
     "big": big_steps,
     "resnet": resnet,
     "start": start,
+    "memory": memory,
 }
 
 
@@ -278,6 +315,12 @@ ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resn
 
 From typing `supple run random-label-digits` to the first step: {start} s, fastest of five {fastest} s.
 
+## Memory
+
+A worker of a sweep that trains {memory}, beyond the programs themselves: {used} MB at its peak, which is {share:.2f} times
+the sum of parameters, gradients, what optimizer and method remember ({state:.1f} MB with plain SGD), and the data ({data:.0f}
+MB: the decoded file, which processes share, and the examples that are trained on).
+
 ## On a GPU
 
 Not measured: none was at hand.
@@ -309,7 +352,7 @@ def page(found: dict[str, Any]) -> str:
         for row in found["population"]
     ]
     compiling = [row["compiling"] for row in found["population"]]
-    (big,), (resnet,), (start,) = found["big"], found["resnet"], found["start"]
+    (big,), (resnet,), (start,), (memory,) = (found[name] for name in ("big", "resnet", "start", "memory"))
     return PAGE.format(
         machine=machine,
         overhead="\n".join(overhead),
@@ -320,6 +363,11 @@ def page(found: dict[str, Any]) -> str:
         resnet=f"{resnet['ratio']:.2f} times as fast ({resnet['low']:.2f} to {resnet['high']:.2f})",
         start=f"{start['seconds']:.1f}",
         fastest=f"{start['fastest']:.1f}",
+        memory=memory["what"],
+        used=f"{memory['used'] / 1e6:.0f}",
+        share=memory["ratio"],
+        state=memory["state"] / 1e6,
+        data=memory["data"] / 1e6,
     )
 
 
