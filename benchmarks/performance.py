@@ -318,8 +318,8 @@ From typing `supple run random-label-digits` to the first step: {start} s, faste
 ## Memory
 
 A worker of a sweep that trains {memory}, beyond the programs themselves: {used} MB at its
-peak, which is {share:.2f} times the sum of parameters, gradients, what optimizer and method remember ({state:.1f} MB with
-plain SGD), and the data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
+peak, {share:.2f} times the sum of parameters, gradients, what optimizer and method remember ({state:.1f} MB
+with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
 
 ## On a GPU
 
