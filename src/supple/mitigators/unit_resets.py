@@ -3,14 +3,14 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.parallel import DistributedDataParallel
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.recorder import Recorder
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
@@ -91,7 +91,7 @@ class UnitResets(Mitigator):
             )
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
-        self._initializer, self._recorders, self._has_seen = initializer, list[_Recorder](), False
+        self._initializer, self._recorders, self._has_seen = initializer, list[Recorder](), False
         wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
         self._wrapper = next(wrappers, None)
         self._seed(seed)
@@ -137,7 +137,7 @@ class UnitResets(Mitigator):
         slots: list[tuple[nn.Module, int | None]] = [(module, index) for index, module in enumerate(networks)]
         for group in self.groups:
             for module, slot in slots or [(self._module, None)]:
-                recorder = _Recorder(group, self.state[_activity(group)], slot, self._wrapper is not None)
+                recorder = Recorder(group, self.state[_activity(group)], slot, self._wrapper is not None)
                 layer = module.get_submodule(group.leaving[0].path)
                 self._observed.append(layer.register_forward_pre_hook(recorder, with_kwargs=True))
                 self._recorders.append(recorder)
@@ -253,67 +253,5 @@ class UnitResets(Mitigator):
         return torch.zeros(*self._members, *shape, dtype=working_dtype(weight), device=weight.device)
 
 
-class _Recorder:
-    """A hook on a layer that adds up what it is given; it knows nothing but its sums, so networks can be copied."""
-
-    def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None, shares: bool) -> None:
-        self.group, self.sums, self.slot, self.shares, self.listening = group, sums, slot, shares, True
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not (self.listening and layer.training and torch.is_grad_enabled()):
-            return
-        activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
-        if torch.compiler.is_compiling():
-            if self.slot is None and self.sums["forwards"].ndim > 1:
-                raise NotImplementedError("a method that sees activations needs a population that is not compiled")
-            self._add(activations)
-            return
-        if not self.shares and DistributedDataParallel._get_active_ddp_module() is not None:
-            raise RuntimeError(
-                "expected a network wrapped in DistributedDataParallel, got the one inside, whose units each rank "
-                "would judge by its own batches: build the method from the wrapped network"
-            )
-        if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
-            with temporarily_clear_interpreter_stack():
-                self._add(_stacked(activations))
-        else:
-            self._add(activations)
-
-    @torch.no_grad()
-    def _add(self, activations: Tensor) -> None:
-        members = self.sums["forwards"].ndim - 1 if self.slot is None else 0
-        spatial, size = self.group.leaving[0].spatial, self.group.size
-        units = activations.ndim - 1 - spatial
-        if units == members:  # a single example, without a batch
-            activations, units = activations.unsqueeze(members), units + 1
-        if activations.shape[units] != size:  # flattened: each unit has several adjacent places
-            activations = activations.unflatten(units, (size, -1))
-        others = [dim for dim in range(members, activations.ndim) if dim != units]
-        count = max(1, activations.numel() // activations.shape[:members].numel() // size)
-        dtype = self.sums["mean"].dtype
-        added = {"magnitude": activations.abs().sum(others, dtype=dtype)}
-        if self.sums["mean"].numel():
-            added["mean"] = activations.sum(others, dtype=dtype)
-        for key, tensor in self.sums.items():
-            if tensor.device != activations.device:  # the network has been moved
-                self.sums[key] = tensor.to(activations.device)
-            into = self.sums[key] if self.slot is None else self.sums[key][self.slot]
-            if key in added:
-                into.add_(added[key], alpha=1 / count)
-            elif key == "forwards":
-                into.add_(1)
-
-
 def _activity(group: UnitGroup) -> str:
     return f"activity of {group.name}"
-
-
-def _stacked(tensor: Tensor) -> Tensor:
-    """The tensor inside the wrappers of torch.vmap and torch.func.grad, members first."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        dim = functorch.maybe_get_bdim(tensor)
-        tensor = functorch.get_unwrapped(tensor)
-        if dim >= 0:
-            tensor = tensor.movedim(dim, 0)
-    return tensor.detach()

@@ -1,0 +1,101 @@
+"""The options that commands have in common, in dataclasses whose field docstrings are their help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from supple.lab.run import Run
+
+# Everything heavy is imported where it is used, so that a help text appears at once.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where things are trained, and where results go."""
+
+    out: str = "runs"
+    """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`). What is there
+    is not trained again; a run that was interrupted goes on after its last finished task."""
+    engine: Literal["local", "ray"] = "local"
+    """Processes on this machine, or tasks on a Ray cluster (needs the extra `supple[ray]`)."""
+    address: str | None = None
+    """Of an existing Ray cluster, such as `auto`; a local one is started when left out."""
+    gpus: float = 0.0
+    """With Ray: the share of a GPU that each run takes."""
+    workers: int | None = None
+    """Processes at a time; as many as the cores allow when left out."""
+    threads: int = 1
+    """Of each process. More pay only for large networks on a quiet machine, and change results in the last bits."""
+    tensorboard: str | None = None
+    """Mirror what was measured as TensorBoard events in this folder, a run for each network."""
+
+    def train(self, members: Sequence["Run"]) -> "pl.DataFrame":
+        """Train what is missing of these members and return all that was measured of them."""
+        from functools import partial
+
+        from supple.lab.grid import missing, results
+        from supple.lab.trainer import train
+        from supple.runs import cluster, sweep, tensorboard
+        from supple.runs.progress import progress_of
+
+        if self.tensorboard:
+            tensorboard.required()  # and not only after hours of training
+        runs = missing(members, self.out)
+        if runs:
+            work = partial(train, root=self.out, pieces=2)
+            with progress_of({run: (run.method, run.tasks) for run in runs}) as report:
+                engine = sweep.work_through
+                if self.engine == "ray":
+                    engine = partial(cluster.work_through, gpus=self.gpus, address=self.address)
+                engine(runs, work, workers=self.workers, threads=self.threads, report=report)
+        rows = results(members, self.out)
+        if self.tensorboard:
+            tensorboard.mirror(rows, self.tensorboard)
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is learned, and how; what is left out is the problem's own."""
+
+    scale: Literal["quick", "paper"] = "quick"
+    """`quick` ends in minutes on two cores and shows the effect; `paper` is the published protocol."""
+    data: str | None = None
+    """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
+    examples: int | None = None
+    """Train on so many images, spread evenly over the data set."""
+    shift: str | None = None
+    """How the problem changes: a name, or `package.module:function`."""
+    model: str | None = None
+    """The network: a name, or `package.module:function`, called with the data set."""
+    optimizer: str | None = None
+    """`adam`, `sgd` or `muon`."""
+    batch_size: int | None = None
+    """Images a step."""
+    epochs: int | None = None
+    """For each task."""
+    tasks: int | None = None
+    """How many, one after the other."""
+    diagnostics: tuple[str, ...] | None = None
+    """What to measure inside the networks at each task's end; `supple list` names what there is."""
+    option: dict[str, int | float | str] | None = None
+    """Keyword arguments of the method besides its strength, such as `exponent 4`."""
+
+    def changes(self) -> dict[str, Any]:
+        """What :meth:`supple.lab.run.Run.of` is told."""
+        return {
+            "scale": self.scale,
+            "options": self.option,
+            "diagnostics": self.diagnostics,
+            "dataset": self.data,
+            "examples": self.examples,
+            "shift": self.shift,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "batch_size": self.batch_size,
+            "epochs": self.epochs,
+            "tasks": self.tasks,
+        }
