@@ -17,8 +17,9 @@ from supple.runs.store import configurations, load
 TUNING_SEEDS = 1000
 """Seeds from here on are for choosing strengths and step sizes; those from 0 on are reported."""
 
-SMALL_STEP = 50e6
-"""Operations of one member's step below which a CPU is faster with members stacked than with one after the other."""
+SMALL_STEP = 100e6
+"""Operations of one member's step below which a CPU is faster with members stacked than with one after the other: ten
+together gain 2.1 times at 9 million, 1.3 at 69 and nothing at 275 (benchmarks/performance.py)."""
 
 MOST_STACKED = {"cpu": 10, "cuda": 64}
 """Members of one population, where stacking pays at all."""
