@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from supple import HareAndTortoise, SpectralRegularizer, WeightClipping
+from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
 from supple.lab.methods import METHODS, Method
 from supple.lab.models import MODELS, mlp
@@ -357,6 +358,12 @@ def test_long_runs_are_compiled_and_short_ones_are_not(monkeypatch):
     for steps in (29_990, 30_000):  # 10 a task
         Trainer(run_of("none", tasks=steps // 10, epochs=10, batch_size=50))
     assert len(compiled) == 1
+
+
+def test_large_steps_are_not_compiled_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda step: pytest.fail("compiled"))
+    monkeypatch.setattr(trainer_module, "COMPILE_TO", 2 * 3 * 50 * (16 * 12 + 12 * 12 + 12 * 3) - 1)
+    Trainer(run_of("none", tasks=3000, epochs=10, batch_size=50), device="cpu")
 
 
 # Stopping and starting again: tasks of 60 steps, so that there is a report in the middle of each, after 50.
