@@ -23,9 +23,9 @@ from supple.rl.presets import PRESETS, Constants
 from supple.rl.replay import Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
-from supple.rl.streams import Stream, number
 from supple.rl.train import train
 from supple.runs.store import environment
+from supple.runs.streams import Stream, number
 
 QUADRUPED = 78, 12
 ROOT = Path(__file__).parent.parent / "results" / "control"

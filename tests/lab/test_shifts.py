@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from supple.lab import shifts
 from supple.lab.datasets import Dataset, Examples, digits
-from supple.lab.shifts import ABSENT, DRIFT, SHIFTS, Stream, batch_order, generator, random_labels, seen
+from supple.lab.shifts import ABSENT, DRIFT, SHIFTS, batch_order, random_labels, seen
+from supple.runs.streams import Stream, generator
 
 SEEDS, TASKS = (0, 4), range(4)
 CHANNELS, HEIGHT, WIDTH, CLASSES = 3, 4, 5, 21

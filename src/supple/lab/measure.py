@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from supple.diagnostics import DIAGNOSTICS, Inspection
 from supple.lab.datasets import Dataset, Examples
-from supple.lab.shifts import Stream, Task, generator, seen
+from supple.lab.shifts import Task, seen
 from supple.population import Population
+from supple.runs.streams import Stream, generator
 
 CHUNK = 1024
 """Images that pass through a network at once."""

@@ -1,12 +1,10 @@
 """How a problem changes from task to task: pure functions of the data, the member's seed and the task.
 
-Every method thereby sees the same tasks, and any task can be made again alone. Random numbers are drawn from generators
-named by what they are for: two streams never depend on each other, nor on what was drawn before.
+Every method thereby sees the same tasks, and any task can be made again alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from supple.errors import imported, known
 from supple.lab.datasets import Dataset, Examples
+from supple.runs.streams import Stream, generator
 
 ABSENT = -1
 """The label of a class that is not in the task."""
@@ -24,24 +23,6 @@ CLASSES_A_TASK = 5
 
 DRIFT = 1 / 40
 """The share that drifts each epoch: in 40 epochs as much as between two tasks of the paper's shortest protocol."""
-
-
-class Stream(IntEnum):
-    """What random numbers are drawn for; the numbers are part of every result and never change."""
-
-    LABELS = 1
-    ORDER = 2
-    PIXELS = 3
-    FLIP = 4
-    CLASSES = 5
-    PAIRS = 6
-    PHASES = 7
-    PROBE = 8
-
-
-def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
-    """Random numbers that depend on nothing but these arguments."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((stream, seed, *counters))))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from supple.errors import known
-from supple.rl.streams import Stream, number
+from supple.runs.streams import Stream, number
 
 
 class Step(NamedTuple):

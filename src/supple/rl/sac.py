@@ -18,7 +18,7 @@ from supple.population import Population
 from supple.rl.learner import Learner, copy_into
 from supple.rl.networks import Actor, Critic
 from supple.rl.presets import Constants
-from supple.rl.streams import Stream, number
+from supple.runs.streams import Stream, number
 
 Method = Callable[[Population], Mitigator]
 Network = Callable[..., Any]

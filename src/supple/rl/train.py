@@ -20,8 +20,8 @@ from supple.rl.methods import METHODS
 from supple.rl.replay import Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
-from supple.rl.streams import Stream, generator, number
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
+from supple.runs.streams import Stream, generator, number
 
 COMPILE_FROM = 20_000
 """Member-updates in a run from which compiling pays: it costs 30 to 60 s and saves about three milliseconds each."""

@@ -9,8 +9,8 @@ import torch
 
 from supple.rl.envs import DmControl, make
 from supple.rl.run import Run
-from supple.rl.streams import Stream, number
 from supple.rl.train import Training
+from supple.runs.streams import Stream, number
 
 
 def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:

@@ -11,6 +11,16 @@ import numpy as np
 class Stream(IntEnum):
     """What random numbers are drawn for; the numbers are part of every result and never change."""
 
+    # The laboratory's.
+    LABELS = 1
+    ORDER = 2
+    PIXELS = 3
+    FLIP = 4
+    CLASSES = 5
+    PAIRS = 6
+    PHASES = 7
+    PROBE = 8
+    # Control's.
     ACTOR = 11
     CRITIC = 12
     EPISODE = 13
