@@ -397,6 +397,15 @@ def test_the_numbers_of_the_streams_never_change():
         "PAIRS": 6,
         "PHASES": 7,
         "PROBE": 8,
+        "ACTOR": 11,
+        "CRITIC": 12,
+        "EPISODE": 13,
+        "EXPLORATION": 14,
+        "MINIBATCH": 15,
+        "RESET": 16,
+        "EVALUATION": 17,
+        "PRIMING": 18,
+        "INSIDE": 19,
     }
 
 
