@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from supple.mitigators import (
+    UPGD,
     ContinualBackprop,
     HareAndTortoise,
     L2InitRegularizer,
@@ -19,6 +20,7 @@ from supple.mitigators import (
     ShrinkAndPerturb,
     SpectralNormRegularizer,
     SpectralRegularizer,
+    StreamingEWC,
     WassersteinRegularizer,
     WeightClipping,
 )
@@ -102,9 +104,11 @@ METHODS: dict[str, Method] = {
     "l2-init": _of(L2InitRegularizer, "parameters towards their initial values", 1e-4),
     "wasserstein": _of(WassersteinRegularizer, "the distribution of values towards the initial one", 1e-4),
     "parseval": _of(ParsevalRegularizer, "every singular value of hidden weights towards one", 1e-4),
+    "streaming-ewc": _of(StreamingEWC, "important weights near their moving average", 1e-2),
     "shrink-and-perturb": _of(ShrinkAndPerturb, "each step a little towards a fresh initialisation", 1e-4),
     "weight-clipping": _of(WeightClipping, "weights clamped to about the range of their initialisation", 1.0),
     "hare-and-tortoise": _of(HareAndTortoise, "set back every 1,000 updates to a slow average", 1.0),
+    "upgd": _of(UPGD, "useful weights move little, the others are perturbed", 1.0),
     "redo": _of(ReDo, "every 1,000 updates, dormant units drawn anew", 0.1),
     "continual-backprop": _of(ContinualBackprop, "each update a few of the least useful units drawn anew", 1e-4),
     "self-normalized-resets": _of(SelfNormalizedResets, "units silent for longer than they used to be", 0.02),
