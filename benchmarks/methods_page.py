@@ -59,9 +59,7 @@ Written by `python benchmarks/methods_page.py` from [results](../results), which
 |---|---|---|---|---|---|---|---|
 {rows}
 
-`none` is the yardstick. LayerNorm, CReLU and spectral normalization change the network and have no dial. The digits of
-ReDo, continual backprop and self-normalized resets were trained before a fault was mended: where method and network had
-one seed, a unit of the first layer was "drawn anew" as it had begun. They will be trained again.
+`none` is the yardstick. LayerNorm, CReLU and spectral normalization change the network and have no dial.
 
 ## What cannot be cheaper
 
