@@ -1,6 +1,7 @@
 """What files hold, decoded once: from folders, from the hub, and from a cache that may be damaged."""
 
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets as hub
@@ -191,17 +192,34 @@ def test_decoded_once(tmp_path, cache, decodings, capfd):
     first, second = (load(str(tmp_path / "mine")) for _ in range(2))
     assert len(decodings) == 1
     assert torch.equal(first.train.images, second.train.images)
-    assert [path.suffix for path in cache.iterdir()] == [".pt"], "nothing else is left behind"
+    assert {path.suffix or path.name for path in cache.iterdir()} == {".pt", ".lock"}, "nothing else is left behind"
     assert capfd.readouterr() == ("", f"decoding mine into {cache}, once\n")
     second.train.images.zero_()  # in this process alone
     assert torch.equal(load(str(tmp_path / "mine")).train.images, as_tensor(pictures(9, 4, 4)))
+
+
+def test_two_who_need_the_same_decode_it_once(tmp_path, cache, decodings):
+    write(tmp_path / "mine/train-0.parquet", pictures(9, 4, 4), [0, 1, 2] * 3)
+    with ThreadPoolExecutor() as both:
+        found = list(both.map(load, [str(tmp_path / "mine")] * 2))
+    assert len(decodings) == 1
+    assert torch.equal(found[0].train.images, found[1].train.images)
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path, cache):
+    write(tmp_path / "mine/train-0.parquet", pictures(3, 4, 4), [0, 1, 2])
+    left = cache / ".decoding/train/half"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert len(load(str(tmp_path / "mine")).train) == 3
+    assert not left.parent.exists()
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="the system does not say what is mapped")
 def test_what_is_loaded_is_mapped_and_not_copied(tmp_path, cache):
     write(tmp_path / "mine/train-0.parquet", pictures(9, 4, 4), [0, 1, 2] * 3)
     data = load(str(tmp_path / "mine"))
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.pt")
     assert str(path) in MAPS.read_text()
     del data
 
@@ -219,7 +237,7 @@ def test_changed_files_are_decoded_again(tmp_path, cache, decodings):
 def test_a_damaged_cache_is_made_again(tmp_path, cache, decodings, damage):
     write(tmp_path / "mine/train-0.parquet", pictures(50, 16, 16), [0, 1] * 25)
     load(str(tmp_path / "mine"))
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.pt")
     content = path.read_bytes()
     path.unlink()  # mapped by what was loaded
     if damage == "dictionary":
@@ -243,7 +261,7 @@ def test_an_interrupted_decoding_leaves_nothing(tmp_path, cache, monkeypatch):
         patch.setattr(torch, "save", full)
         with pytest.raises(OSError, match="No space"):
             load(str(tmp_path / "mine"))
-    assert not list(cache.iterdir())
+    assert [path.name for path in cache.iterdir()] == [".lock"]
     assert len(load(str(tmp_path / "mine")).train) == 3
 
 

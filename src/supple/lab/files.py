@@ -9,15 +9,16 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -141,13 +142,20 @@ def _cached(name: str, key: Sequence[Any], decode: Callable[[Path], Decoded]) ->
     path = folder / f"{name}-{digest}.pt"
     with contextlib.suppress(Exception):  # missing, or damaged in whichever way: made again
         return _load(path)
-    Console(stderr=True).print(f"decoding {name} into {folder}, once", highlight=False, soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=folder) as scratch:
-        found = decode(Path(scratch))
-        whole = Path(scratch, "decoded.pt")
-        torch.save(vars(found), whole)
-        whole.replace(path)
+    with FileLock(folder / ".lock"):
+        with contextlib.suppress(Exception):  # somebody else has made it meanwhile
+            return _load(path)
+        Console(stderr=True).print(f"decoding {name} into {folder}, once", highlight=False, soft_wrap=True)
+        scratch = folder / ".decoding"
+        shutil.rmtree(scratch, ignore_errors=True)  # what a process left that was killed
+        scratch.mkdir()
+        try:
+            whole = scratch / "decoded.pt"
+            torch.save(vars(decode(scratch)), whole)
+            whole.replace(path)
+        finally:
+            shutil.rmtree(scratch)
     return _load(path)
 
 
