@@ -10,6 +10,7 @@ import fsspec
 import polars as pl
 import pytest
 
+from supple.diagnostics import DIAGNOSTICS
 from supple.lab.methods import METHODS
 from supple.runs.charts import COLOURS, TITLES, learning_curves, save
 
@@ -145,3 +146,7 @@ def test_each_methods_own_strength_is_no_setting():
     spec, data = spec_of(rows)
     assert "strokeDash" not in spec["layer"][1]["encoding"]
     assert "setting" not in data[0]
+
+
+def test_every_diagnostic_has_a_title():
+    assert DIAGNOSTICS.keys() <= TITLES.keys()
