@@ -5,7 +5,7 @@
 A quick-scale result: one small problem and three seeds. It shows which methods act here, and ranks nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -47,7 +47,7 @@ class Digits(Engine):
     seeds: int = 3
     """Seeds that are reported, from 0."""
     out: str = "runs/digits"
-    """Where the runs go."""
+    """Where the runs go; those for tuning beside them, in a folder of the same name with `-tuning`."""
     tables: Path = Path("results/digits")
     """Where the tables and the chart go."""
 
@@ -65,7 +65,7 @@ def main() -> None:
         if METHODS[method].strength
         for strength in OTHER_STRENGTHS.get(method, STRENGTHS)
     ]
-    tried = config.train(tuning)
+    tried = replace(config, out=f"{config.out}-tuning").train(tuning)
     tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
     best = chosen(tuned)
     rows = config.train(

@@ -1,8 +1,8 @@
 """Regression on a stream that drifts: one example at a time, never twice, from a function that keeps changing.
 
 The target is a random network. Every so many steps some of its weights change sign, so that nothing learned stays right
-for long. Printed is the mean squared error over each stretch of the stream, of Adam alone and with spectral
-regularization, before each example is learned from.
+for long. Printed is each stretch's mean squared error, measured before learning from each example, for Adam alone and
+with spectral regularization.
 
 python examples/streaming_regression.py          # 20,000 examples: one minute on one core
 python examples/streaming_regression.py 2000

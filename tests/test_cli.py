@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -241,6 +242,15 @@ def test_results_of_everything_in_a_folder(supple, jobs, tmp_path, capsys):
     assert "norm of all parameters" in capsys.readouterr().out.lower()
 
 
+def test_results_leave_out_what_was_chosen_by(supple, tmp_path, capsys):
+    seeds = {"reported": range(2), "tuning": range(TUNING_SEEDS, TUNING_SEEDS + 3)}
+    for part, values in {"tuning": ["tuning"], "both": seeds}.items():
+        runs = [Run.of(DIGITS, "none", [seed]) for each in values for seed in seeds[each]]
+        store(tmp_path / part, runs, ["train_accuracy"], plausible)
+        supple("results", tmp_path / part)
+        assert capsys.readouterr().out.split()[-1] == str(2 if part == "both" else 3), "so many seeds"
+
+
 def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
     for method in ("none", "l2"):
         supple("run", DIGITS, "--method", method, "--seeds", 1, "--out", tmp_path)
@@ -324,9 +334,9 @@ def test_an_error_is_printed_without_a_traceback():
 SHOWN_AS = {
     ("run", "problem"): "A name from `supple list`",
     ("sweep", "problem"): "A name from `supple list`",
-    ("figure", "number"): "1 to 4 or 6 to 15",
-    ("results", "runs"): "The folder",
-    ("report", "runs"): "The folder",
+    ("figure", "number"): "1: generalisation",
+    ("results", "runs"): "The folder that",
+    ("report", "runs"): "The folder that",
     ("rl", "task"): "A task of the DeepMind Control Suite",
     ("rl", "methods"): "--method ",
 }
@@ -349,6 +359,11 @@ def test_help_names_every_command(supple, capsys):
     output = capsys.readouterr().out
     assert exit_.value.code == 0
     assert all(command in output for command in cli.COMMANDS)
+
+
+def test_the_version(supple, capsys):
+    supple("--version")
+    assert capsys.readouterr().out == f"supple {metadata.version('supple')}\n"
 
 
 def test_help_waits_for_nothing_heavy():

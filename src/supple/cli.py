@@ -1,8 +1,10 @@
 """The command line: each command is a dataclass whose field docstrings are its help."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 try:
     import tyro
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from supple.lab.run import Run as RunConfig
+
+Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
+Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
 # Everything heavy is imported where it is used, so that a help text appears at once.
 
@@ -44,10 +49,10 @@ class Demo(Engine):
 class Run(Protocol, Engine):
     """Train one method on one problem, over several seeds."""
 
-    problem: tyro.conf.Positional[str]
-    """A name from `supple list`."""
+    problem: Problem
+    """A name from `supple list`, such as `random-label-mnist`, or `package.module:problem`."""
     method: str = "spectral"
-    """A name from `supple list`."""
+    """A name from `supple list`, or `package.module:Class`."""
     strength: float | None = None
     """The method's strength; its default when left out."""
     step_size: float | None = None
@@ -55,7 +60,7 @@ class Run(Protocol, Engine):
     seeds: int = 3
     """Networks trained, from different initial weights on different tasks."""
     first_seed: int = 0
-    """Of those that follow each other; `supple sweep --tuning-seeds` takes those from 1000 on."""
+    """The first of consecutive seeds; `supple sweep --tuning-seeds` takes those from 1000 on."""
 
     def __call__(self) -> None:
         _show(self.train(self.members()), self.out)
@@ -79,12 +84,13 @@ class Run(Protocol, Engine):
 class Sweep(Protocol, Engine):
     """Compare methods over strengths, step sizes and seeds; run it again and only what is missing is trained."""
 
-    problem: tyro.conf.Positional[str]
-    """A name from `supple list`."""
+    problem: Problem
+    """A name from `supple list`, such as `random-label-mnist`, or `package.module:problem`."""
     methods: tuple[str, ...] = ("none", "l2", "l2-init", "spectral")
-    """Names from `supple list`."""
+    """Names from `supple list`, or `package.module:Class`."""
     strengths: tuple[float, ...] = ()
-    """Of every method that has one; each method's default when left out."""
+    """Of every method that has one; each method's default when left out. Where strengths mean different things (compare
+    the defaults in `supple list`), sweep each method by itself with the same `--out`."""
     step_sizes: tuple[float, ...] = ()
     """The optimizer's; the problem's own when left out."""
     seeds: int = 3
@@ -110,8 +116,11 @@ class Sweep(Protocol, Engine):
 class Figure(Engine):
     """Make a figure of the paper again: train what it needs, and draw it."""
 
-    number: tyro.conf.Positional[int]
-    """1 to 4 or 6 to 15."""
+    number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")]
+    """1: generalisation on tiny-ImageNet. 2: pixel permutation. 3: inside networks that memorize random labels. 4: the
+    strength with a ResNet-18. 6: two units, exactly. 7: the exponent. 8: Fashion-MNIST. 9: tiny-ImageNet's random
+    labels. 10: the strength with MLPs. 11: EMNIST. 12: MNIST. 13: capacity. 14: singular values. 15: Continual
+    ImageNet. (5 and 16 are made by `supple rl`: docs/control.md.)"""
     scale: Literal["quick", "paper"] = "quick"
     """`quick` ends within ten minutes on two cores and shows the whole way; `paper` is the published protocol."""
     seeds: int | None = None
@@ -138,17 +147,21 @@ class Figure(Engine):
 class Results:
     """Print what lies in a folder of runs: mean, standard error, interquartile mean and bootstrap interval."""
 
-    runs: tyro.conf.Positional[str] = "runs"
-    """The folder."""
+    runs: Folder = "runs"
+    """The folder that a run or sweep was given as `--out`; what `supple demo` and `supple figure` leave is in
+    `runs/demo` and `runs/figures`, that of `supple rl` in `runs/rl`."""
     metric: str | None = None
     """What to show, such as `spectral_norm`; accuracies, in control returns, when left out."""
 
     def __call__(self) -> None:
         import polars as pl
 
+        from supple.lab.grid import TUNING_SEEDS
         from supple.runs.store import load
 
         rows = load(self.runs)
+        if (rows["seed"] < TUNING_SEEDS).any():  # what was chosen by is no result
+            rows = rows.filter(pl.col("seed") < TUNING_SEEDS)
         if self.metric:
             from supple.errors import known
 
@@ -162,8 +175,8 @@ class Results:
 class Report:
     """Write one page about a folder of runs, to open from disk: curves, rankings, what ran, and how to repeat it."""
 
-    runs: tyro.conf.Positional[str] = "runs"
-    """The folder."""
+    runs: Folder = "runs"
+    """The folder that a run or sweep was given as `--out`."""
     out: str | None = None
     """The page; `index.html` in that folder when left out."""
     watch: bool = False
@@ -257,8 +270,14 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     """The entry point of the ``supple`` command."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"supple {version('supple')}")
+        return
     command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="supple", description="Which methods keep a network trainable while its data changes?"
+        COMMANDS,
+        prog="supple",
+        description="Which methods keep a network trainable while its data changes?",
+        config=(tyro.conf.DisallowNone,),
     )
     from supple.errors import LostWorkersError
 

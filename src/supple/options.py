@@ -17,8 +17,8 @@ class Engine:
     """Where things are trained, and where results go."""
 
     out: str = "runs"
-    """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`). What is there
-    is not trained again; a run that was interrupted goes on after its last finished task."""
+    """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`); what is there
+    is not trained again, and a run that was interrupted goes on after its last finished task."""
     engine: Literal["local", "ray"] = "local"
     """Processes on this machine, or tasks on a Ray cluster (needs the extra `supple[ray]`)."""
     address: str | None = None
@@ -78,11 +78,12 @@ class Protocol:
     epochs: int | None = None
     """For each task."""
     tasks: int | None = None
-    """How many, one after the other."""
+    """How many tasks, one after the other."""
     diagnostics: tuple[str, ...] | None = None
-    """What to measure inside the networks at each task's end; `supple list` names what there is."""
+    """What to measure inside the networks at each task's end, of what `supple list` names; a dozen of them when left
+    out, nothing for `--diagnostics` alone."""
     option: dict[str, int | float | str] | None = None
-    """Keyword arguments of the method besides its strength, such as `exponent 4`."""
+    """Keyword arguments of the method's class besides its strength, such as `exponent 4` of `spectral`."""
 
     def changes(self) -> dict[str, Any]:
         """What :meth:`supple.lab.run.Run.of` is told."""

@@ -18,6 +18,7 @@ from supple.lab.trainer import train as lab_train
 from supple.report import write_page
 from supple.rl import charts, train
 from supple.rl.envs import DmControl, make
+from supple.rl.run import Run
 from supple.rl.video import _drawn, png
 from supple.runs import sweep
 from supple.runs.store import load
@@ -47,6 +48,7 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     supple(*typed)
     printed = capsys.readouterr().out
     assert {"none", "resets"} <= set(printed.split())
+    assert "no reset falls" not in printed
     assert {path.name for path in tmp_path.glob("chart-*")} == {
         f"chart-Pendulum-v1.{kind}" for kind in ("svg", "png", "pdf", "html")
     }
@@ -62,6 +64,16 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(train, "Training", None)
     supple(*typed)
     assert printed.endswith(capsys.readouterr().out), "nothing is trained twice"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "resets"),
+    [({}, False), ({"every": 1280}, True), ({"every": 1281}, False), ({"every": 90, "unit": "steps"}, True)],
+)
+def test_a_run_without_a_reset_says_so(schedule, resets):
+    run = Run.of("Pendulum-v1", "resets", [0], steps=90, random_steps=10, replay_ratio=16, resets=schedule)
+    assert run.is_reset == resets
+    assert not Run.of("Pendulum-v1", "none", [0], steps=90).is_reset
 
 
 def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):

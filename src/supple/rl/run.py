@@ -121,6 +121,14 @@ class Run:
         }
 
     @property
+    def is_reset(self) -> bool:
+        """Whether a reset falls into it."""
+        if not self.resets:
+            return False
+        updates = self.prime + (self.steps - self.constants.random_steps) * self.constants.replay_ratio
+        return self.resets.due(0, updates if self.resets.unit == "updates" else self.steps)
+
+    @property
     def scale(self) -> Literal["quick", "paper"]:
         """Whether this is the published protocol: its length and its constants, whatever the buffer's size."""
         constants = dataclasses.replace(self.constants, capacity=Constants().capacity)
