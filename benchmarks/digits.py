@@ -52,6 +52,11 @@ class Digits(Engine):
     """Where the tables and the chart go."""
 
 
+def run_of(method: str, seed: int, strength: float | None) -> Run:
+    """One that is reported."""
+    return Run.of(PROBLEM, method, [seed], strength=strength)
+
+
 def chosen(tuned: pl.DataFrame) -> dict[str, float]:
     """The best strength of each method."""
     return {row["method"]: row["strength"] for row in reversed(tuned.sort("mean", descending=True).to_dicts())}
@@ -69,11 +74,7 @@ def main() -> None:
     tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
     best = chosen(tuned)
     rows = config.train(
-        [
-            Run.of(PROBLEM, method, [seed], strength=best.get(method))
-            for seed in range(config.seeds)
-            for method in config.methods
-        ]
+        [run_of(method, seed, best.get(method)) for seed in range(config.seeds) for method in config.methods]
     )
     config.tables.mkdir(parents=True, exist_ok=True)
     tuned.write_parquet(config.tables / "tuning.parquet")
