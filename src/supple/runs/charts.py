@@ -54,21 +54,25 @@ TITLES = {
     "return": "return of the policy's mean",
     "spectral_norm": "largest singular value, mean over layers",
     "smallest_singular_value": "smallest singular value, mean over layers",
-    "condition_number": "condition number of the weights, mean over layers",
-    "stable_rank": "stable rank of the weights, mean over layers",
-    "effective_rank": "effective rank of the weights, mean over layers",
+    "condition_number": "condition number of the weights",
+    "stable_rank": "stable rank of the weights",
+    "effective_rank": "effective rank of the weights",
     "lipschitz_bound": "product of the largest singular values",
     "weight_norm": "norm of all parameters",
-    "distance_from_initialization": "distance of all parameters from initialisation",
+    "distance_from_initialization": "distance from initialisation",
     "dormant_units": "share of dormant units",
     "dead_units": "share of dead units",
     "feature_rank": "rank of the last hidden activations",
-    "representation_change": "change of the representation over a task, mean over layers",
+    "representation_change": "relative change of activations",
     "gradient_norm": "norm of the gradient on the probe",
     "gradient_effective_rank": "effective rank of the examples' gradients",
     "gradient_condition_number": "condition number of the examples' gradients",
     "diverged": "share of diverged networks",
 }
+
+
+UNBOUNDED = {"representation_change", "condition_number", "gradient_condition_number", "lipschitz_bound"}
+"""Those that leave their usual size by powers of ten: drawn evenly up to one, and by their logarithm from there on."""
 
 
 def on_dark(colour: str) -> str:
@@ -179,7 +183,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
         )
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
-        y=alt.Y("low:Q", title=TITLES.get(metric, metric)),
+        y=alt.Y("low:Q", title=TITLES.get(metric, metric)).scale(type="symlog" if metric in UNBOUNDED else "linear"),
         y2="high:Q",
         opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
     )
