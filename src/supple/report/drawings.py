@@ -43,7 +43,8 @@ class Drawings:
         """Take in lines by method, from :mod:`supple.runs.charts`."""
         points: Any = chart.data
         # Titles and colours aside, the instructions for curves depend on no more; other charts have ticks of their own.
-        kind = (*points.columns, "" if "task" in points.columns else str(len(self._charts)))
+        scaled = chart.layer[0].encoding["y"]["scale"]["type"]
+        kind = (*points.columns, scaled, "" if "task" in points.columns else str(len(self._charts)))
         if kind not in self._specs:
             chart.data = alt.NamedData("points")
             self._specs[kind] = self._for_the_page(chart.to_dict())
@@ -66,7 +67,7 @@ class Drawings:
             encoding["color"] |= {"legend": None, "scale": self._colours}
             (where_picked,) = encoding["opacity"]["condition"]
             encoding["opacity"]["condition"] = {"test": SHOWN, "value": where_picked["value"]}
-            encoding["y"] |= {"title": None, "scale": {"zero": False}}
+            encoding["y"] |= {"title": None, "scale": encoding["y"]["scale"] | {"zero": False}}
             encoding["x"]["scale"] = encoding["x"].get("scale", {}) | {"nice": False}
         _, lines = spec["layer"]
         discs = {"type": "point", "filled": True, "size": REACH}

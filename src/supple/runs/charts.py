@@ -4,7 +4,7 @@ import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import altair as alt
 import fsspec
@@ -181,15 +181,16 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
             title=" · ".join(within).replace("_", " "),
             legend=alt.Legend(symbolType="stroke", symbolSize=400),
         )
+    scaled: Literal["symlog", "linear"] = "symlog" if metric in UNBOUNDED else "linear"
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
-        y=alt.Y("low:Q", title=TITLES.get(metric, metric)).scale(type="symlog" if metric in UNBOUNDED else "linear"),
+        y=alt.Y("low:Q", title=TITLES.get(metric, metric)).scale(type=scaled),
         y2="high:Q",
         opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
     )
     line = base.mark_line(clip=True, point=True).encode(
         **dashes,
-        y="mean:Q",
+        y=alt.Y("mean:Q").scale(type=scaled),
         opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
         tooltip=[
             f"{series}:N",
