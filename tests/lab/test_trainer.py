@@ -360,6 +360,21 @@ def test_long_runs_are_compiled_and_short_ones_are_not(monkeypatch):
     assert len(compiled) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what torch itself imports to compile
+def test_every_run_of_a_process_is_compiled(monkeypatch):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    with torch._dynamo.config.patch(recompile_limit=1):  # 8 otherwise: then torch goes on without compiling
+        for count in (1, 2, 3):
+            learned(Trainer(run_of("none", tasks=1, epochs=1), compiled=True))
+            assert len(graphs) == count
+
+
 def test_large_steps_are_not_compiled_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda step: pytest.fail("compiled"))
     monkeypatch.setattr(trainer_module, "COMPILE_TO", 2 * 3 * 50 * (16 * 12 + 12 * 12 + 12 * 3) - 1)

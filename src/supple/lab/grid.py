@@ -6,10 +6,9 @@ from typing import Any
 
 import polars as pl
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from supple.lab import datasets, models, shifts
 from supple.lab.methods import load as load_method
+from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.runs.stats import last_tasks
 from supple.runs.store import configurations, load
@@ -142,13 +141,3 @@ def most_stacked(run: Run) -> int:
     """How many members of such a run are trained as one population: one where that is no faster."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return MOST_STACKED[device] if device == "cuda" or operations(run) < SMALL_STEP else 1
-
-
-def operations(run: Run) -> float:
-    """Additions and multiplications of one member's training step: three times those of the forward pass."""
-    data, shift = datasets.load(run.dataset), shifts.load(run.shift)
-    method = load_method(run.method)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = models.load(run.model)(replace(data, classes=shift.outputs(data)), **method.model)
-        network(torch.empty(run.batch_size, *data.train.images.shape[1:]))
-    return 3.0 * float(counter.get_total_flops())

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from supple.errors import known
 from supple.lab import datasets, methods, models, shifts
-from supple.lab.grid import operations
 from supple.lab.measure import Probe, evaluate
+from supple.lab.operations import operations
 from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
@@ -81,6 +81,8 @@ class Trainer:
             kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])
         self._add_gradients, self._change_parameters = kernels
         self._gradients = self._vectorised if compiled else self._one_by_one
+        if compiled:
+            torch.compiler.reset()  # it gives up compiling one function after a handful of trainers in a process
         self._step = torch.compile(self._advance) if compiled else self._advance
 
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:

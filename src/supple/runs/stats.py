@@ -2,7 +2,7 @@
 
 import numpy as np
 import polars as pl
-from scipy.stats import t, trim_mean
+import scipy  # its parts are imported where they are first used, and not when a run starts
 
 MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of what was measured; all others say how."""
@@ -116,7 +116,7 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
         .group_by(*settings(rows), maintain_order=True)
         .agg(difference.mean(), error=difference.std() / pairs.sqrt(), wins=(difference > 0).sum(), pairs=pairs)
     )
-    half = pl.Series(t.ppf(0.975, found["pairs"].to_numpy() - 1), nan_to_null=True) * found["error"]
+    half = pl.Series(scipy.stats.t.ppf(0.975, found["pairs"].to_numpy() - 1), nan_to_null=True) * found["error"]
     return found.drop("error").with_columns(low=found["difference"] - half, high=found["difference"] + half)
 
 
@@ -132,7 +132,7 @@ def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
 
 def interquartile_mean(values: np.ndarray) -> float:
     """The mean of the middle half: a quarter of the values, rounded down, is left out at either end."""
-    return float(trim_mean(values, 0.25))
+    return float(scipy.stats.trim_mean(values, 0.25))
 
 
 def bootstrap_interval(strata: list[np.ndarray], seed: int = 0) -> list[float]:
@@ -144,5 +144,5 @@ def bootstrap_interval(strata: list[np.ndarray], seed: int = 0) -> list[float]:
     """
     rng = np.random.default_rng(seed)
     drawn = [values[rng.integers(len(values), size=(RESAMPLES, len(values)))] for values in strata]
-    low, high = np.quantile(trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1), [0.025, 0.975])
+    low, high = np.quantile(scipy.stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1), [0.025, 0.975])
     return [float(low), float(high)]
