@@ -306,11 +306,11 @@ BENCHMARKS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
 
 PAGE = """# Speed
 
-Written by `python benchmarks/performance.py` and `python benchmarks/overhead.py` from their raw results
-(in `benchmarks/results` and `results/overhead`). Each number is a ratio between two
-things that took turns in one run, the median over rounds with its quartiles; seconds are those of the thread, on one
-thread, so that other processes on the machine count as little as possible. The machine is a virtual one with neighbours:
-where a step is compared with itself ("none again") the quartiles say how far to trust the others. {machine}
+Written by `python benchmarks/performance.py` and `python benchmarks/overhead.py` from their raw results (in
+`benchmarks/results` and `results/overhead`). Each number is a ratio between two things that took turns in one run, the
+median over rounds with its quartiles; seconds are those of the thread, on one thread, so that other processes on the
+machine count as little as possible. The machine is a virtual one with neighbours: where a step is compared with itself
+("none again") the quartiles say how far to trust the others. {machine}
 
 ## The regularizer's share of a training step
 
