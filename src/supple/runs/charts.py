@@ -164,8 +164,9 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     drawn = means.with_columns(
         low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
     ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
-    x = alt.X(f"{at}:Q", title=at)
+    x, title = alt.X(f"{at}:Q", title=at), TITLES.get(metric, metric)
     if at == "strength":
+        title = title.removesuffix(" at the task's end") + ", mean over tasks"
         x = x.scale(type="log").axis(format="~e", values=drawn[at].unique().sort().to_list())
     else:
         x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
@@ -184,7 +185,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     scaled: Literal["symlog", "linear"] = "symlog" if metric in UNBOUNDED else "linear"
     base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
     band = base.mark_area(clip=True).encode(
-        y=alt.Y("low:Q", title=TITLES.get(metric, metric)).scale(type=scaled),
+        y=alt.Y("low:Q", title=title).scale(type=scaled),
         y2="high:Q",
         opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
     )
