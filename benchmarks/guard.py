@@ -2,20 +2,19 @@
 
     python benchmarks/guard.py
 
-Ratios of processor time alone, each between two things that take turns, with margins wide enough for a busy machine;
-what is really reached is in docs/performance.md.
+Ratios of the least processor times, which other processes disturb least, of things that take turns, with margins wide
+enough for a busy machine; what is really reached is in docs/performance.md.
 """
 
-import statistics
 import sys
 
 import torch
 from overhead import Overhead, variants
-from performance import _eager, _stepping, paired, ratios, times
+from performance import _eager, _stepping, paired, times
 
 from supple.lab.run import Run
 
-MOST = {"spectral": 1.35, "l2-init": 1.3, "redo": 1.3}
+MOST = {"spectral": 1.5, "l2-init": 1.4, "redo": 1.4}
 """A step of the 4x256 MLP at batch 512 with a method, over the step without."""
 LEAST = 1.5
 """How many times faster a member of ten small networks is trained than by a plain eager loop."""
@@ -25,16 +24,16 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     steps = variants(Overhead(methods=tuple(MOST)))
-    seconds = paired({name: times(10, steps[name]) for name in ("none", *MOST)}, 10)
-    costs = {name: statistics.median(seconds[name]) / statistics.median(seconds["none"]) for name in MOST}
+    seconds = paired({name: times(5, steps[name]) for name in ("none", *MOST)}, 30)
+    costs = {name: min(seconds[name]) / min(seconds["none"]) for name in MOST}
     slow = [
         f"a step with {name} takes {cost:.2f} times one without, expected at most {MOST[name]}"
         for name, cost in costs.items()
         if cost > MOST[name]
     ]
     ten = Run.of("permuted-mnist-kumar", "l2-init", range(10), scale="paper", diagnostics=())
-    seconds = paired({"eager": _eager("l2-init"), "population": _stepping(ten, 100, compiled=True)}, 5)
-    gain = 10 * ratios(seconds, "eager", "population")["ratio"]
+    seconds = paired({"eager": _eager("l2-init"), "population": _stepping(ten, 100, compiled=True)}, 8)
+    gain = 10 * min(seconds["eager"]) / min(seconds["population"])
     if gain < LEAST:
         slow.append(f"ten networks as a population gain {gain:.2f} times over an eager loop, expected at least {LEAST}")
     costs_told = ", ".join(f"{name} {cost:.2f}" for name, cost in costs.items())
