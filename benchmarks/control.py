@@ -174,7 +174,7 @@ class Learn:
                 if not path.exists():
                     start = time.process_time()
                     returns = {"supple": self._supple, "sb3": self._sb3, "random": self._random}[agent](seed)
-                    settings = {key: str(value) for key, value in vars(self).items()}
+                    settings = {key: str(value) for key, value in vars(self).items() if key != "out"}
                     seconds = time.process_time() - start
                     _write(path, {"returns": returns, "processor_seconds": seconds, "settings": settings})
                 print(agent, seed, json.loads(path.read_text())["returns"], flush=True)

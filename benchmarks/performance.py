@@ -353,15 +353,17 @@ with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes 
 
 ## What was tried and did not help
 
-- ResNet-18 in `channels_last`: no gain. Compiled: 0.95 times as fast as the plain loop, and 150 s to compile; compiled
-  and vectorised over members, as small networks are trained: 0.88. Therefore large steps are not compiled on a CPU.
-  Leaving out the taps of kernels that only meet padding gives 1.17 alone.
+Looked at once each; the raw times were not kept, so no numbers are given.
+
+- ResNet-18 in `channels_last`: no gain. Compiled it was slower than the plain loop, vectorised over members too, and
+  took minutes to compile: therefore large steps are not compiled on a CPU. Most of its gain above is from leaving out
+  the taps of kernels that only meet padding.
 - The power iteration of a compiled population as elementwise products and sums, or as a product for each member, in
   place of batched products: the same within noise. It is bound by memory there.
 - Skipping the guards of a compiled step: nothing within noise.
 - Rank-one updates by `addr_`, biases by `addcmul_`: nothing within noise in a whole step. On the MLP a step of the
-  regularizer takes 0.45 ms with its data in the caches and 0.8 ms in training: what is left is some 130 calls of small
-  operators and data that have to be fetched again.
+  regularizer takes nearly twice as long in training as with its data in the caches: what is left is many calls of small
+  operators, and data that have to be fetched again.
 
 ## On a GPU
 

@@ -249,6 +249,11 @@ def test_results_leave_out_what_was_chosen_by(supple, tmp_path, capsys):
         store(tmp_path / part, runs, ["train_accuracy"], plausible)
         supple("results", tmp_path / part)
         assert capsys.readouterr().out.split()[-1] == str(2 if part == "both" else 3), "so many seeds"
+    other = [Run.of("random-label-mnist", "none", [TUNING_SEEDS + seed]) for seed in range(4)]
+    store(tmp_path / "both", other, ["train_accuracy"], plausible)
+    supple("results", tmp_path / "both")
+    counts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith(" none")]
+    assert sorted(counts) == ["2", "4"], "each problem for itself"
 
 
 def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):

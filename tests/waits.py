@@ -17,7 +17,7 @@ READS = {
     aten.nonzero,
     aten._unique2,
     aten.unique_dim,
-    aten.repeat_interleave.Tensor.overloadpacket,
+    aten.repeat_interleave,
 }
 """Operators whose result, or its size, the host must know before it goes on."""
 

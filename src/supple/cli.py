@@ -156,19 +156,17 @@ class Results:
     def __call__(self) -> None:
         import polars as pl
 
-        from supple.lab.grid import TUNING_SEEDS
+        from supple.lab.grid import reported
         from supple.runs.store import load
 
         rows = load(self.runs)
-        if (rows["seed"] < TUNING_SEEDS).any():  # what was chosen by is no result
-            rows = rows.filter(pl.col("seed") < TUNING_SEEDS)
         if self.metric:
             from supple.errors import known
 
             known(self.metric, sorted(rows["metric"].unique()), "metric")
             rows = rows.filter((pl.col("metric") == self.metric).any().over("problem", "scale"))
         for _, problem in rows.group_by("problem", "scale", maintain_order=True):
-            _print_tables(problem, self.metric)
+            _print_tables(reported(problem), self.metric)
 
 
 @dataclass(frozen=True, kw_only=True)

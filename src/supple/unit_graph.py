@@ -28,7 +28,7 @@ _ELEMENTWISE_FUNCTIONS = """
     hardshrink hardtanh hardswish hardsigmoid tanh tanhshrink sigmoid logsigmoid threshold dropout dropout1d
     dropout2d dropout3d alpha_dropout feature_alpha_dropout abs neg pow square sqrt exp sin cos clamp clamp_min
     clamp_max clip mul add sub truediv div imul iadd isub itruediv contiguous clone to float half bfloat16
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905 - a list of words reads better so
 _SHAPE = ("shape", "device", "dtype", "ndim", "size", "dim", "numel")
 _POOLS = {
     f"{kind}Pool{dims}d": dims for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP") for dims in (1, 2, 3)

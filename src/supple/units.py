@@ -15,7 +15,7 @@ Units = Sequence[Sequence[str]]
 """For each group the names of its modules: the layer it is computed by, its norms if any, the layer it leaves by."""
 
 MOMENTS = frozenset(
-    "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum".split()  # noqa: SIM905
+    "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum".split()  # noqa: SIM905 - a list of words reads better so
 )
 """What torch's optimizers remember entry by entry and start at zero: Adam and its kin, SGD, RMSprop, Adadelta,
 Adagrad, Adamax, Muon."""

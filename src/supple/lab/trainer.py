@@ -29,7 +29,7 @@ COMPILE_FROM = 30_000
 
 COMPILE_TO = 2e9
 """Operations of a member's step to which compiling pays on a CPU: at 1.2e9 (4x256 MLP, batch 512) it does; at 5.6e10
-(ResNet-18, batch 250) it takes 150 s and makes the step 1.13 times as long."""
+(ResNet-18, batch 250) it took minutes and made the step slower."""
 
 Report = Callable[[float], None]
 Tensors = dict[str, Tensor]

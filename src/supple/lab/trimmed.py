@@ -9,12 +9,12 @@ class TrimmedConv2d(nn.Conv2d):
 
     Where a network made for large images sees small ones, its last convolutions are all padding: on an image of 1x1 a
     3x3 kernel multiplies by its middle alone, and eight ninths of the work are products with zeros. A ResNet-18 with
-    ImageNet's stem on 32x32 images trains 1.17 times as fast on a CPU.
+    ImageNet's stem on 32x32 images gains by it (benchmarks/performance.py).
 
     Output and gradients equal those of ``nn.Conv2d`` to rounding; a tap left out has gradient zero, as before.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002 - torch's name
         trimmed, paddings = weight, list[int]()
         if not isinstance(self.padding, str) and self.padding_mode == "zeros" and self.dilation == (1, 1):
             for dim in (-2, -1):

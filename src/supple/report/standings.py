@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from supple.lab.grid import TUNING_SEEDS
+from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import Drawings, Figure
 from supple.runs.charts import TITLES, curves_of, sensitivity_of
 from supple.runs.stats import paired, ranking, settings
@@ -102,12 +102,6 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
         inside=[curves(name) for name in others if "/" not in name],
         layers=layers,
     )
-
-
-def reported(rows: pl.DataFrame) -> pl.DataFrame:
-    """Without the seeds that are for tuning, unless there are no others yet."""
-    found = rows.filter(pl.col("seed") < TUNING_SEEDS)
-    return rows if found.is_empty() else found
 
 
 def so_far(rows: pl.DataFrame) -> pl.DataFrame:

@@ -121,12 +121,16 @@ class Run:
         }
 
     @property
+    def updates(self) -> int:
+        """How many of each agent there are to the end."""
+        return (self.steps - self.constants.random_steps) * self.constants.replay_ratio + self.prime
+
+    @property
     def is_reset(self) -> bool:
         """Whether a reset falls into it."""
         if not self.resets:
             return False
-        updates = self.prime + (self.steps - self.constants.random_steps) * self.constants.replay_ratio
-        return self.resets.due(0, updates if self.resets.unit == "updates" else self.steps)
+        return self.resets.due(0, self.updates if self.resets.unit == "updates" else self.steps)
 
     @property
     def scale(self) -> Literal["quick", "paper"]:

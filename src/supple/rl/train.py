@@ -50,9 +50,8 @@ class Training:
         world, method = self.plays[0].environment, METHODS[run.method]
         sizes = world.observation_size, world.action_size
         if compiled is None:
-            updates = (run.steps - run.constants.random_steps) * run.constants.replay_ratio + run.prime
             compiled = (
-                updates * len(run.seeds) >= COMPILE_FROM and not method.mitigator.observes and can_compile(device)
+                run.updates * len(run.seeds) >= COMPILE_FROM and not method.mitigator.observes and can_compile(device)
             )
         self.compiled = compiled
         self.agent = SAC(
