@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from supple.power_iteration import RESTART, TINY, norm_of, working_dtype
+from supple.power_iteration import TINY, norm_of, prepare_, working_dtype
 from supple.roles import Role
 from supple.sharding import Summing, is_sharded, ranks_along
 
@@ -73,19 +73,18 @@ class Piece:
         w is whole and the same on all ranks. Where rows lie whole on a rank, u is divided by its length only after the
         sum that gives w, so that both travel together: one message an iteration.
         """
+        for _ in range(iterations - 1):
+            _, w = yield from self.half_iteration(weight, v, restart)
+            v = prepare_(w * (1 / norm_of(w).clamp_min(TINY)), restart)
         matrix = self._matrix(weight.to(working_dtype(weight)))
-        for _ in range(iterations):
-            v = torch.add(v.nan_to_num(0.0), restart, alpha=RESTART).to(matrix.dtype)
-            u = self._times(matrix, v)
-            if self._ranks_of_a_row:
-                yield u, self._ranks_of_a_row
-            copies = math.prod(len(ranks.ranks) for ranks in self._ranks_of_a_row)
-            sums = torch.cat([self._spread(_times(matrix.mT, u)), u.square().sum(-1, keepdim=True) / copies], -1)
-            yield sums, self._ranks
-            inverse = 1 / sums[:, -1:].sqrt().clamp_min(TINY)
-            u, w = u * inverse, (sums[:, :-1] * inverse).view_as(v)
-            v = w * (1 / norm_of(w).clamp_min(TINY))
-        return u, w
+        u = self._times(matrix, v.to(matrix.dtype))
+        if self._ranks_of_a_row:
+            yield u, self._ranks_of_a_row
+        copies = math.prod(len(ranks.ranks) for ranks in self._ranks_of_a_row)
+        sums = torch.cat([self._spread(_times(matrix.mT, u)), u.square().sum(-1, keepdim=True) / copies], -1)
+        yield sums, self._ranks
+        inverse = 1 / sums[:, -1:].sqrt().clamp_min(TINY)
+        return u * inverse, (sums[:, :-1] * inverse).view_as(v)
 
     def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """What the piece has of uᵀWv of each matrix, ``(groups,)``; ``u`` for its rows, ``v`` whole."""

@@ -46,21 +46,32 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
     >>> power_iteration(diagonal, torch.ones(2), torch.ones(2), iterations=20).sigma
     tensor(3.)
     """
-    for _ in range(iterations):
-        u, w = half_iteration(weight, v, restart)
-        sigma = norm_of(w)
-        v = w * (1 / sigma.clamp_min(TINY))
-    return SingularTriple(sigma.squeeze(-1), u, v)
+    u, w = half_iteration(weight, prepare_(v.clone(), restart), restart, iterations)
+    sigma = norm_of(w)
+    return SingularTriple(sigma.squeeze(-1), u, w * (1 / sigma.clamp_min(TINY)))
 
 
-def half_iteration(weight: Tensor, v: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
-    """The two reads of the weight in one iteration: u of length one, and w = Wᵀu, whose length is σ."""
+def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
+    """u of length one, and w = Wᵀu, whose length is σ: the last two reads of the weight in so many iterations.
+
+    The first of them starts with ``v`` as :func:`prepare_` left it.
+    """
     weight = weight.to(working_dtype(weight))
-    # A weight that was not finite for a step makes v so; it starts anew. And a network may change its dtype.
-    v = torch.add(v.nan_to_num(0.0), restart, alpha=RESTART).to(weight.dtype)
-    u = _multiply(weight, v)
-    u = u / norm_of(u).clamp_min(TINY)
+    for _ in range(iterations - 1):
+        _, w = half_iteration(weight, v, restart)
+        v = prepare_(w * (1 / norm_of(w).clamp_min(TINY)), restart)
+    u = _multiply(weight, v.to(weight.dtype))  # a network may change its dtype
+    u = u * (1 / norm_of(u).clamp_min(TINY))
     return u, _multiply(weight.mT, u)
+
+
+def prepare_(v: Tensor, restart: Tensor) -> Tensor:
+    """Make v, in place, what an iteration starts with: a trace of ``restart``, and nothing that is not finite.
+
+    A weight that was not finite for a step makes v so; it starts anew. This is done when v is kept and not when it is
+    read, since a compiler would do it again for each row of the product that reads it.
+    """
+    return v.nan_to_num_(0.0).add_(restart, alpha=RESTART)
 
 
 def norm_of(vector: Tensor) -> Tensor:

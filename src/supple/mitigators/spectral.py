@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
 from supple.pieces import Piece
 from supple.population import Population
-from supple.power_iteration import (
-    TINY,
-    half_iteration,
-    norm_of,
-    power_iteration,
-    working_dtype,
-)
+from supple.power_iteration import TINY, half_iteration, norm_of, prepare_, working_dtype
 from supple.roles import Kind, Role
 from supple.sharding import together
 
@@ -144,7 +138,7 @@ class SpectralRegularizer(Mitigator):
                 u, w = halves[name]
                 v = w * (1 / norm_of(w).clamp_min(TINY))
                 if torch.is_grad_enabled():
-                    self.state[name]["v"].copy_(v)
+                    prepare_(self.state[name]["v"].copy_(v), self.state[name]["restart"])
                 sums[name] = self._sight(name).stretch(parameter, u, v)
             elif role.kind == "vector":
                 sums[name] = _vector(role, parameter).square().sum(-1)
@@ -183,7 +177,7 @@ class SpectralRegularizer(Mitigator):
             factors = self._apart(amount(sigma, self.target) * inverse, sigmas)
             for name, (u, w), factor, each in zip(matrices, halves, factors, self._apart(inverse, sigmas), strict=True):
                 self._sight(name).add_outer_(into[name], u.mul_(factor), w)
-                torch.mul(w, each, out=state[name]["v"])
+                prepare_(torch.mul(w, each, out=state[name]["v"]), state[name]["restart"])
         for name in scales:
             into[name].add_(amount(_vector(self.roles[name], parameters[name]), self.target).view_as(into[name]))
         if vectors:
@@ -218,10 +212,7 @@ class SpectralRegularizer(Mitigator):
         v, restart, iterations = state[name]["v"], state[name]["restart"], iterations or self.power_iterations
         if name in self._pieces:
             return self._pieces[name].half_iteration(parameter, v, restart, iterations)
-        weight = self.roles[name].matrices(parameter)
-        if iterations > 1:
-            v = power_iteration(weight, v, restart, iterations - 1).v
-        return half_iteration(weight, v, restart)
+        return half_iteration(self.roles[name].matrices(parameter), v, restart, iterations)
 
     def _norm(self, name: str, vector: Tensor) -> Any:
         return self._pieces[name].norm(vector) if name in self._pieces else norm_of(vector)
@@ -247,7 +238,7 @@ class SpectralRegularizer(Mitigator):
                 state[name] = {"v": v, "restart": restart.contiguous()}
         matrices = self._here({name: self.parameters[name] for name in state})
         for name, (_, w) in self._halves(matrices, state, _WARM_UP).items():
-            state[name]["v"] = w * (1 / norm_of(w).clamp_min(TINY))
+            state[name]["v"] = prepare_(w * (1 / norm_of(w).clamp_min(TINY)), state[name]["restart"])
         return state
 
 
