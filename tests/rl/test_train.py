@@ -93,6 +93,24 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
     assert whole.finished(config.evaluations)
 
 
+@pytest.mark.skipif(not module.can_compile("cpu"), reason="no compiler for C++")
+def test_a_compiled_run_that_was_killed_ends_with_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "COMPILE_FROM", 1)
+    config = run("spectral", steps=40)
+
+    def report(step):
+        if step == 33:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report, root=str(tmp_path / "pieces"))
+    for name in ("whole", "pieces"):
+        train(config, root=str(tmp_path / name))
+    whole, pieces = (config.folder(str(tmp_path / name)) for name in ("whole", "pieces"))
+    assert same(checkpoint(whole), checkpoint(pieces))
+    assert checkpoint(whole)["state"]["counts"][:2] == [40, 42]
+
+
 def _train_in_a_process(config, root):
     torch.set_num_threads(1)
     train(config, lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 47 else None, root=root)
@@ -177,7 +195,7 @@ def test_without_a_compiler_a_long_run_takes_the_plain_path(monkeypatch):
     assert not Training(run("redo")).compiled, "it would not see activations"
     monkeypatch.setattr(torch, "compile", refuse)
     assert not Training(run()).compiled
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     assert Training(run()).compiled
 
 

@@ -22,6 +22,12 @@ from supple.runs.streams import Stream, number
 
 Method = Callable[[Population], Mitigator]
 Network = Callable[..., Any]
+_KEEP_WHAT_IS_REUSED: dict[str, str | int | bool | Callable[..., Any]] = {
+    "realize_reads_threshold": 1,
+    "realize_opcount_threshold": 4,
+}
+"""For the compiler, which otherwise works Adam's new weights of a layer with one output out again for each row of the
+batch that is multiplied with them."""
 
 
 class Batch(NamedTuple):
@@ -87,7 +93,7 @@ class SAC:
         start = torch.full((len(seeds),), math.log(constants.temperature), device=device)
         self.temperature: Tensors = {"logarithm": start}
         self.temperature_moments = adam_moments(self.temperature)
-        self.update = torch.compile(self._update) if compiled else self._update
+        self.update = torch.compile(self._update, options=_KEEP_WHAT_IS_REUSED) if compiled else self._update
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
