@@ -1,11 +1,10 @@
 """A look at what an agent has learned: an episode as a strip of pictures."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from supple.rl.envs import DmControl, make
 from supple.rl.run import Run
@@ -47,23 +46,8 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
         step, (observation, _, _, last) = step + 1, world.step(training.agent.act(seen)[0].numpy())
     chosen = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, pictures)]
     path = Path(folder.path) / "episode.png"
-    path.write_bytes(png(np.concatenate(chosen, axis=1)))
+    Image.fromarray(np.concatenate(chosen, axis=1)).save(path)
     return path
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture ``(height, width, 3)`` of bytes as a PNG file."""
-    height, width, _ = picture.shape
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)  # 0: no filter
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.tobytes())),
-        (b"IEND", b""),
-    ]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def _drawn(world: DmControl, size: int) -> np.ndarray:
