@@ -83,12 +83,12 @@ def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
     return draw(rows, panel.metric, title, series=panel.series, width=240, height=180)
 
 
-def sensitivity(title: str, problem: str, scale: Scale, seeds: int) -> Panel:
+def sensitivity(title: str, problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel:
     """Training accuracy, mean over all tasks, against the strength of three regularizers."""
     strengths = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if scale == "paper" else (1e-2, 1e-3, 1e-4)
     methods = ("none", "l2", "l2-init", "spectral")
     diagnostics = None if scale == "paper" else ()
-    runs = product(problem, methods, range(seeds), strengths=strengths, scale=scale, diagnostics=diagnostics)
+    runs = product(problem, methods, range(seeds), strengths=strengths, scale=scale, diagnostics=diagnostics, **changes)
     return Panel(title, runs, against="strength")
 
 

@@ -3,9 +3,16 @@
 from supple.figures.figure import Figure, Panel, sensitivity
 from supple.lab.problems import Scale
 
+TASKS: dict[Scale, int | None] = {"quick": 10, "paper": None}
+
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
-    return [[sensitivity(each, f"random-label-{each}", scale, seeds) for each in ("mnist", "fashion-mnist")]]
+    return [
+        [
+            sensitivity(each, f"random-label-{each}", scale, seeds, tasks=TASKS[scale])
+            for each in ("mnist", "fashion-mnist")
+        ]
+    ]
 
 
 FIGURE = Figure(
