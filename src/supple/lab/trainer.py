@@ -92,7 +92,7 @@ class Trainer:
         labels, batches = self._batches(tasks, task)
         orders = [each.pixels for each in tasks if each.pixels is not None]
         pixels = torch.stack(orders) if orders else None
-        with _matmul_precision(self.run.matmul_precision):
+        with matmul_precision(self.run.matmul_precision):
             for step, batch in enumerate(batches, 1):
                 self._step(self._inputs(batch, pixels), labels.gather(1, batch))
                 if step % 50 == 0:
@@ -190,7 +190,7 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
+def matmul_precision(precision: str) -> Iterator[None]:
     """Float32 matrix products in this precision for a while: what is measured is measured exactly."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
