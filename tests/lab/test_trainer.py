@@ -352,6 +352,27 @@ def test_a_run_may_take_fewer_examples():
     assert torch.equal(trainer.data.train.images, tiny_images().train.images[torch.arange(20) * 50 // 20])
 
 
+def test_steps_have_their_precision_and_measurements_the_usual(monkeypatch):
+    seen = {"step": set(), "evaluate": set()}
+
+    def noting(what, function):
+        def noted(*inputs):
+            seen[what].add(torch.get_float32_matmul_precision())
+            return function(*inputs)
+
+        return noted
+
+    trainer = Trainer(run_of("none", tasks=1, matmul_precision="medium"))
+    trainer._step = noting("step", trainer._step)
+    monkeypatch.setattr(trainer_module, "evaluate", noting("evaluate", trainer_module.evaluate))
+    trainer.learn(0)
+    assert seen == {"step": {"medium"}, "evaluate": {"highest"}}
+    trainer._step = lambda *inputs: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.learn(0)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_long_runs_are_compiled_and_short_ones_are_not(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda step: compiled.append(step) or step)

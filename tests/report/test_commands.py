@@ -62,6 +62,7 @@ values = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinit
             "batch_size": st.integers(1, 1000),
             "epochs": st.integers(1, 1000),
             "tasks": st.integers(1, 1000),
+            "matmul_precision": st.sampled_from(["highest", "high", "medium"]),
             "diagnostics": st.lists(st.sampled_from(["spectral_norm", "dead_units", "stable_rank"]), unique=True),
         },
     ),

@@ -30,6 +30,9 @@ USUAL_DIAGNOSTICS = (
 )
 """Those of :data:`supple.diagnostics.DIAGNOSTICS` that are measured when nothing else is said."""
 
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+"""What ``torch.set_float32_matmul_precision`` takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -49,6 +52,8 @@ class Run:
     batch_size: int
     epochs: int
     tasks: int
+    matmul_precision: str
+    """Of float32 matrix products in training steps, one of :data:`MATMUL_PRECISIONS`."""
     diagnostics: tuple[str, ...]
     """What is measured inside the networks at each task's end."""
     seeds: tuple[int, ...]
@@ -66,6 +71,7 @@ class Run:
         scale: Scale = "quick",
         strength: float | None = None,
         options: Mapping[str, Any] | None = None,
+        matmul_precision: str | None = None,
         diagnostics: Iterable[str] | None = None,
         **changes: Any,
     ) -> "Run":
@@ -92,6 +98,7 @@ class Run:
             method=method,
             scale=scale,
             options=json.dumps(dict(options or {}), sort_keys=True),
+            matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
             diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in measured),
             seeds=seeds,
             # One content, one folder: 1 and 1.0 are the same number.

@@ -1,10 +1,11 @@
 """The one continual-learning loop: a population learns task after task and is measured at the end of each."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -91,10 +92,11 @@ class Trainer:
         labels, batches = self._batches(tasks, task)
         orders = [each.pixels for each in tasks if each.pixels is not None]
         pixels = torch.stack(orders) if orders else None
-        for step, batch in enumerate(batches, 1):
-            self._step(self._inputs(batch, pixels), labels.gather(1, batch))
-            if step % 50 == 0:
-                report(task + step / len(batches))
+        with matmul_precision(self.run.matmul_precision):
+            for step, batch in enumerate(batches, 1):
+                self._step(self._inputs(batch, pixels), labels.gather(1, batch))
+                if step % 50 == 0:
+                    report(task + step / len(batches))
         measured = evaluate(self.members, self.data, tasks) | self.probe.measure()
         return pl.DataFrame(
             [
@@ -185,6 +187,17 @@ class Trainer:
         ]
         stacked = (torch.stack(each) if len(each) > 1 else each[0][None] for each in zip(*found, strict=True))
         return dict(zip(self.parameters, stacked, strict=True))
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 matrix products in this precision for a while: what is measured is measured exactly."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: int = 1) -> bool:

@@ -17,6 +17,7 @@ OPTIONS = {
     "batch_size": "batch-size",
     "epochs": "epochs",
     "tasks": "tasks",
+    "matmul_precision": "matmul-precision",
 }
 """What ``supple run`` calls the parts of a run."""
 
