@@ -241,7 +241,7 @@ main()
 """
 WORKER = """
 from supple.lab.run import Run
-from supple.lab.trainer import Trainer, matmul_precision
+from supple.lab.trainer import Trainer
 trainer = Trainer(Run.of("random-label-digits", "spectral", [0]))
 trainer._batches([trainer.shift.task(trainer.data, 0, 0)], 0)
 """
@@ -264,7 +264,7 @@ import json
 import torch
 from supple.lab import datasets
 from supple.lab.run import Run
-from supple.lab.trainer import Trainer, matmul_precision
+from supple.lab.trainer import Trainer
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
 torch.set_num_threads(1)
 torch.zeros(512, 512) @ torch.zeros(512, 512)  # what the library of products sets aside for itself
@@ -365,7 +365,7 @@ Looked at once each; the raw times were not kept, so no numbers are given.
   place of batched products: the same within noise. What helped was to prepare the vectors when they are kept: a
   compiler that fuses their preparation into the product does it again for every row.
 - Skipping the guards of a compiled step: nothing within noise.
-- The regularizer's small operators as `_foreach_` calls: 80 calls of Python's instead of 130, no faster on a CPU.
+- The regularizer's small operators as `_foreach_` calls: fewer of them, no faster on a CPU.
 - Rank-one updates by `addr_`, biases by `addcmul_`: nothing within noise in a whole step. On the MLP a step of the
   regularizer takes nearly twice as long in training as with its data in the caches: what is left is many calls of small
   operators, and data that have to be fetched again.
