@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from supple.power_iteration import TINY, norm_of, prepare_, working_dtype
+from supple.power_iteration import TINY, normalized, prepare_, working_dtype
 from supple.roles import Role
 from supple.sharding import Summing, is_sharded, ranks_along
 
@@ -75,7 +75,7 @@ class Piece:
         """
         for _ in range(iterations - 1):
             _, w = yield from self.half_iteration(weight, v, restart)
-            v = prepare_(w * (1 / norm_of(w).clamp_min(TINY)), restart)
+            v = prepare_(normalized(w), restart)
         matrix = self._matrix(weight.to(working_dtype(weight)))
         u = self._times(matrix, v.to(matrix.dtype))
         if self._ranks_of_a_row:

@@ -47,8 +47,7 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
     tensor(3.)
     """
     u, w = half_iteration(weight, prepare_(v.clone(), restart), restart, iterations)
-    sigma = norm_of(w)
-    return SingularTriple(sigma.squeeze(-1), u, w * (1 / sigma.clamp_min(TINY)))
+    return SingularTriple(norm_of(w).squeeze(-1), u, normalized(w))
 
 
 def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
@@ -59,9 +58,8 @@ def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int =
     weight = weight.to(working_dtype(weight))
     for _ in range(iterations - 1):
         _, w = half_iteration(weight, v, restart)
-        v = prepare_(w * (1 / norm_of(w).clamp_min(TINY)), restart)
-    u = _multiply(weight, v.to(weight.dtype))  # a network may change its dtype
-    u = u * (1 / norm_of(u).clamp_min(TINY))
+        v = prepare_(normalized(w), restart)
+    u = normalized(_multiply(weight, v.to(weight.dtype)))  # a network may change its dtype
     return u, _multiply(weight.mT, u)
 
 
@@ -72,6 +70,11 @@ def prepare_(v: Tensor, restart: Tensor) -> Tensor:
     read, since a compiler would do it again for each row of the product that reads it.
     """
     return v.nan_to_num_(0.0).add_(restart, alpha=RESTART)
+
+
+def normalized(vector: Tensor) -> Tensor:
+    """Each ``(..., n)`` at length one; a zero vector stays zero."""
+    return vector * (1 / norm_of(vector).clamp_min(TINY))
 
 
 def norm_of(vector: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
 from supple.pieces import Piece
 from supple.population import Population
-from supple.power_iteration import TINY, half_iteration, norm_of, prepare_, working_dtype
+from supple.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
 from supple.roles import Kind, Role
 from supple.sharding import together
 
@@ -136,7 +136,7 @@ class SpectralRegularizer(Mitigator):
             role = self.roles[name]
             if role.kind == "matrix":
                 u, w = halves[name]
-                v = w * (1 / norm_of(w).clamp_min(TINY))
+                v = normalized(w)
                 if torch.is_grad_enabled():
                     prepare_(self.state[name]["v"].copy_(v), self.state[name]["restart"])
                 sums[name] = self._sight(name).stretch(parameter, u, v)
@@ -238,7 +238,7 @@ class SpectralRegularizer(Mitigator):
                 state[name] = {"v": v, "restart": restart.contiguous()}
         matrices = self._here({name: self.parameters[name] for name in state})
         for name, (_, w) in self._halves(matrices, state, _WARM_UP).items():
-            state[name]["v"] = prepare_(w * (1 / norm_of(w).clamp_min(TINY)), state[name]["restart"])
+            state[name]["v"] = prepare_(normalized(w), state[name]["restart"])
         return state
 
 
