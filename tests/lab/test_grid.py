@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,12 @@ def test_tuning_takes_the_best_of_each_method(judge, tmp_path):
     metrics = ("train_accuracy", judge) if judge == "validation_accuracy" else (judge, "test_accuracy")
     planted(tmp_path, tried, measure, metrics=(*metrics, "diverged"))
     assert tuned(results(tried, str(tmp_path))) == {(method, *setting) for method, setting in best.items()}
+
+
+def test_tuning_passes_over_what_is_no_number(tmp_path):
+    tried = members(["l2"], strengths=(0.1, 0.2, 0.3))
+    planted(tmp_path, tried, lambda run, member, task, metric: {0.1: math.nan, 0.2: 0.1, 0.3: 0.2}[run.strengths[0]])
+    assert tuned(results(tried, str(tmp_path))) == {("l2", 0.3, 0.001)}
 
 
 def test_folders_hold_the_run_that_they_are_named_after(tmp_path):

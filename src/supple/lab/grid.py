@@ -10,7 +10,7 @@ import torch
 from supple.lab.methods import load as load_method
 from supple.lab.operations import operations
 from supple.lab.run import Run
-from supple.runs.stats import last_tasks
+from supple.runs.stats import ranking
 from supple.runs.store import configurations, load
 
 TUNING_SEEDS = 1000
@@ -133,7 +133,7 @@ def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
     Judged on validation accuracy where there is such a thing, otherwise (random labels) on training accuracy.
     """
     metric = next(name for name in ("validation_accuracy", "train_accuracy") if name in rows["metric"])
-    best = last_tasks(rows, metric).sort("mean", descending=True, maintain_order=True).unique("method", keep="first")
+    best = ranking(rows, metric).unique("method", keep="first")
     return set(best.select("method", "strength", "step_size").rows())
 
 
