@@ -7,6 +7,7 @@ from torch import nn
 from naive import assert_follows, descended, small_network
 from oracles import ZOO, owned, parameters64, relative_error
 from supple import WassersteinRegularizer
+from supple.mitigators.wasserstein import sorting_order
 
 every_reduction = pytest.mark.parametrize("reduction", ["sum", "mean"])
 
@@ -104,3 +105,19 @@ def test_the_mean_is_the_sum_by_the_number_of_entries():
 def test_another_reduction_is_refused():
     with pytest.raises(ValueError, match="expected a reduction of 'sum' or 'mean', got 'max'"):
         WassersteinRegularizer(nn.Linear(2, 2), reduction="max")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 50), (40_000,), (2, 40_000)])
+def test_the_order_sorts(shape, dtype):
+    values = (torch.randn(shape) * torch.randn(shape).exp()).to(dtype)
+    flat = values.view(-1)
+    flat[:7] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-7, -1e-7, 0.0], dtype=dtype)[: len(flat)]
+    order = sorting_order(values)
+    torch.testing.assert_close(values.gather(-1, order), values.sort(-1).values, rtol=0, atol=0)
+    torch.testing.assert_close(order.sort(-1).values, torch.arange(shape[-1]).expand(shape), rtol=0, atol=0)
+
+
+def test_the_order_sorts_what_is_not_contiguous():
+    values = torch.randn(5, 4).T
+    torch.testing.assert_close(values.gather(-1, sorting_order(values)), values.sort(-1).values, rtol=0, atol=0)

@@ -53,9 +53,23 @@ class WassersteinRegularizer(SquaredDistance):
             }
 
     def _deviation(self, name: str, parameter: Tensor, state: State) -> Tensor:
-        values, order = self.roles[name].vector(parameter).sort(-1)
-        distance = values - state[name]["sorted"].to(values.dtype)
+        values = self.roles[name].vector(parameter)
+        order = sorting_order(values.detach())
+        distance = values.gather(-1, order) - state[name]["sorted"].to(values.dtype)
         return torch.zeros_like(values).scatter(-1, order, distance).view_as(parameter)
 
     def _weight(self, name: str) -> float:
         return 1.0 if self.reduction == "sum" else 1.0 / self.state[name]["sorted"].shape[-1]
+
+
+def sorting_order(values: Tensor) -> Tensor:
+    """The indices that sort each ``(..., n)``.
+
+    On a CPU torch sorts a vector of integers four times as fast as one of floating-point numbers, and the bits of those
+    of one sign compare as integers do: the larger in magnitude is the larger integer.
+    """
+    if values.device.type != "cpu":
+        return values.argsort(-1)
+    bits = values.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
+    keys = torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)  # below zero the other way round
+    return torch.stack([row.argsort() for row in keys.view(-1, keys.shape[-1])]).view(values.shape)
