@@ -43,7 +43,19 @@ def supple(monkeypatch, tmp_path):
 
 
 def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatch):
-    typed = ["Pendulum-v1", "--method", "none", "resets", "--seeds", 2, "--reset-every", 7, *SHORT]
+    typed = [
+        "Pendulum-v1",
+        "--method",
+        "none",
+        "resets",
+        "--seeds",
+        2,
+        "--reset-every",
+        10,
+        "--reset-unit",
+        "steps",
+        *SHORT,
+    ]
     supple(*typed)
     printed = capsys.readouterr().out
     assert {"none", "resets"} <= set(printed.split())
@@ -67,12 +79,18 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize(
     ("schedule", "resets"),
-    [({}, False), ({"every": 1280}, True), ({"every": 1281}, False), ({"every": 90, "unit": "steps"}, True)],
+    [
+        ({}, False),
+        ({"every": 816}, True),  # 16 at each of the steps from 10 on, until the evaluation at step 60
+        ({"every": 817}, False),
+        ({"every": 60, "unit": "steps"}, True),
+        ({"every": 61, "unit": "steps"}, False),
+    ],
 )
 def test_a_run_without_a_reset_says_so(schedule, resets):
-    run = Run.of("Pendulum-v1", "resets", [0], steps=90, random_steps=10, replay_ratio=16, resets=schedule)
-    assert run.is_reset == resets
-    assert not Run.of("Pendulum-v1", "none", [0], steps=90).is_reset
+    settings = {"steps": 90, "random_steps": 10, "replay_ratio": 16, "evaluate_every": 30}
+    assert Run.of("Pendulum-v1", "resets", [0], **settings, resets=schedule).is_reset == resets
+    assert not Run.of("Pendulum-v1", "none", [0], **settings).is_reset
 
 
 def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
@@ -185,6 +203,18 @@ def test_aggregates_over_tasks():
     middle = shown(charts.aggregate(rows, "title"))["none"]
     assert middle["mean"] == pytest.approx(6)
     assert middle["low"] < 6 < middle["high"]
+
+
+def test_curves_are_of_the_usual_strength_where_others_have_as_many_agents():
+    """One agent that was looked into has many rows, and is one agent."""
+    rows = stored().filter(pl.col("method") == "spectral")
+    first = rows.filter(pl.col("strength") == 1e-3)
+    others = first.with_columns(run=pl.col("run") + "again", seed=pl.col("seed") + 2)
+    crowded = pl.concat([first, first.with_columns(metric=pl.lit("another")), others, rows.filter(strength=1e-4)])
+    seeds = rows.filter(pl.col("strength") == 1e-4)["seed"].n_unique()
+    assert crowded.filter(strength=1e-3)["seed"].n_unique() == seeds + 1
+    assert charts._defaults(crowded)["strength"].unique().to_list() == [1e-3], "more agents"
+    assert charts._defaults(crowded.filter(pl.col("seed") < 2))["strength"].unique().to_list() == [1e-4], "as many"
 
 
 def test_the_papers_figures(tmp_path):

@@ -1,5 +1,7 @@
 """Environments: what they say, and that an episode can be taken up in the middle."""
 
+import os
+
 import gymnasium
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ def actions(environment, count, seed=0):
 
 
 # A model drawn when it is built, a target moved in each episode, contacts and a quaternion, and Gymnasium.
-@pytest.mark.parametrize("name", ["lqr-lqr_2_1", "reacher-easy", "quadruped-run", "Pendulum-v1"])
+@pytest.mark.parametrize("name", ["swimmer-swimmer6", "reacher-easy", "quadruped-run", "Pendulum-v1"])
 def test_play_goes_on_in_the_middle_of_an_episode_to_the_bit(name):
     def played(episodes, chosen):
         return [(*found, total) for found, total in (episodes.step(action) for action in chosen)]
@@ -103,6 +105,14 @@ def test_any_gymnasium_environment(ends):
 
 def test_unknown_and_unfit_names():
     assert "quadruped-run" in tasks()
+
+
+def test_tasks_that_nobody_can_act_in_are_refused():
+    with pytest.raises(ValueError, match="bounded actions, got lqr-lqr_2_1"):
+        make("lqr-lqr_2_1")
+    if os.environ["MUJOCO_GL"] == "off":
+        with pytest.raises(ValueError, match="a GL library for this task, found none: set MUJOCO_GL=egl"):
+            make("quadruped-escape").begin(0)
     with pytest.raises(ValueError, match=r"got 'quadrupd-run': did you mean 'quadruped-run'\?.*known are acrobot"):
         make("quadrupd-run")
     with pytest.raises(ValueError, match="continuous bounded actions, got 'CartPole-v1' with Discrete"):

@@ -290,17 +290,25 @@ def test_a_reset_of_the_last_layers():
     assert torch.equal(agent.target["critics.0.1.weight"], agent.critic.parameters["critics.0.1.weight"])
 
 
-@pytest.mark.parametrize(("unit", "every", "expected"), [("steps", 15, [15, 30, 45]), ("updates", 20, [29, 39, 49])])
-def test_resets_come_on_time_and_each_is_another(unit, every, expected):
-    """Two updates a step from step 20 on."""
-    training = Training(run("resets", resets={"unit": unit, "every": every}))
-    found, drawn = [], []
-    for step in range(1, 51):
-        count = training.resets
-        training.advance()
-        if training.resets > count:
-            found.append(step)
-            drawn.append(training.agent.actor.parameters["mean.weight"].clone())
+@pytest.mark.parametrize(("unit", "every", "expected"), [("steps", 15, [20, 30, 50]), ("updates", 25, [40, 50])])
+def test_resets_come_after_evaluations_and_each_is_another(unit, every, expected, tmp_path, monkeypatch):
+    """Two updates a step from step 20 on, and evaluations every ten steps of sixty: none follows the last of them."""
+    found, drawn, judged = [], [], []
+    measure, reset = Training.measure, Resets.reset
+
+    def measured(training):
+        judged.append(training.step)
+        return measure(training)
+
+    def noted(resets, agent, generators):
+        reset(resets, agent, generators)
+        found.append(judged[-1])
+        drawn.append(agent.actor.parameters["mean.weight"].clone())
+
+    monkeypatch.setattr(Training, "measure", measured)
+    monkeypatch.setattr(Resets, "reset", noted)
+    train(run("resets", evaluate_every=10, resets={"unit": unit, "every": every}), root=str(tmp_path))
+    assert judged == [10, 20, 30, 40, 50, 60]
     assert found == expected
     assert not torch.equal(drawn[0], drawn[1])
 
@@ -309,6 +317,7 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
     training = Training(run("resets", resets={"unit": "steps", "every": 30, "parts": ("actor", "buffer")}))
     for _ in range(30):
         training.advance()
+    training.reset_if_due()
     assert len(training.replay) == 0
     updates = training.updates
     for _ in range(19):
@@ -325,6 +334,10 @@ def test_what_is_asked_for_must_make_sense():
         run(preset="d'oro")
     with pytest.raises(ValueError, match="of the method 'resets' alone"):
         run("spectral", resets={"every": 5})
+    with pytest.raises(ValueError, match="no more often than evaluations"):
+        run("resets", resets={"every": 39})
+    with pytest.raises(ValueError, match=r"more steps than the 20 at random .* got 19"):
+        run(steps=19)
     with pytest.raises(ValueError, match="parts among actor"):
         Resets(parts=("actr",))
     with pytest.raises(ValueError, match="1 or more"):
@@ -335,13 +348,32 @@ def test_what_is_asked_for_must_make_sense():
         train(run(), root="memory://runs")
 
 
+@pytest.mark.parametrize("method", ["redo", "continual-backprop", "self-normalized-resets"])
+def test_looking_inside_changes_nothing(method):
+    seen, unseen = Training(run(method, inside=True)), Training(run(method))
+    for step in range(60):
+        for training in (seen, unseen):
+            training.advance()
+            if step % 10 == 9:
+                training.measure()
+    assert same(seen.agent.state_dict(), unseen.agent.state_dict())
+
+
+def test_new_units_are_drawn_as_the_networks_were():
+    rows = torch.empty(16, 16)
+    for method in ("redo", "continual-backprop", "self-normalized-resets"):
+        Training(run(method)).agent.critic.mitigator._initializer(rows, torch.Generator().manual_seed(1))
+        torch.testing.assert_close(rows @ rows.mT, 2 * torch.eye(16))
+        assert Training(run(method, preset="sb3")).agent.actor.mitigator._initializer is None, "torch's own"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method):
-    resets = {"every": 3} if method == "resets" else None
+    resets = {"every": 40} if method == "resets" else None
     training = Training(run(method, seeds=(0, 1), resets=resets))
     for _ in range(24):
         training.advance()
-    assert training.updates == 10
+    assert training.updates == training.run._updates_until(24) == 10
     assert not training.stopped
     assert all(parameter.isfinite().all() for parameter in training.agent.actor.parameters.values())
 

@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from supple.rl.methods import Resets
+from supple.rl.methods import METHODS, Resets
 from supple.runs.charts import COLOURS
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 
@@ -141,9 +141,15 @@ def _sensitivity(rows: pl.DataFrame, method: str, dial: str, name: str) -> alt.L
 
 
 def _defaults(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of each method, the strength and the options that most rows have."""
+    """Of each method, the strength and the options that most agents have; of as many, the usual ones."""
     dials = ["method", "strength", "options"]
-    best = rows.group_by(dials, maintain_order=True).len().sort("len", descending=True, maintain_order=True)
+    strength = pl.col("method").replace_strict({name: method.strength for name, method in METHODS.items()})
+    best = (
+        rows.group_by(dials, maintain_order=True)
+        .agg(agents=pl.struct("run", "seed").n_unique())
+        .with_columns(usual=(pl.col("strength") == strength) & (pl.col("options") == "{}"))
+        .sort("agents", "usual", descending=True, maintain_order=True)
+    )
     return rows.join(best.unique("method", keep="first", maintain_order=True), on=dials, how="semi")
 
 

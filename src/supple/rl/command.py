@@ -97,7 +97,7 @@ class Control:
             f"{self.task}{primed}",
             f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
         )
-        for path in save(chart, self.out, f"chart-{self.task}"):
+        for path in save(chart, self.out, f"chart-{self.task.replace('/', '-')}"):
             console.print(f"chart: {path}", highlight=False, soft_wrap=True)
         if self.video:
             from supple.rl.video import strip

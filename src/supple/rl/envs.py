@@ -11,6 +11,9 @@ import numpy as np
 from supple.errors import known
 from supple.runs.streams import Stream, number
 
+UNLIMITED = 1e10
+"""What the suite writes for an actuator without limits."""
+
 
 class Step(NamedTuple):
     """What an action led to."""
@@ -47,13 +50,21 @@ class DmControl:
         # Seeded only for the tasks whose model is drawn when it is built: it is the same each time.
         self._environment = suite.load(domain, task, task_kwargs={"random": 0})
         action, observations = self._environment.action_spec(), self._environment.observation_spec()
+        if np.abs([action.minimum, action.maximum]).max() >= UNLIMITED:
+            raise ValueError(f"expected a task with bounded actions, got {domain}-{task}, whose actions have no limits")
         self._low, self._range = action.minimum, (action.maximum - action.minimum) / 2
         self.action_size = action.shape[0]
         self.observation_size = sum(int(np.prod(spec.shape)) for spec in observations.values())
 
     def begin(self, seed: int) -> np.ndarray:
         self._environment.task.random.seed(seed)
-        self._last = _flat(self._environment.reset().observation)
+        try:
+            first = self._environment.reset()
+        except RuntimeError as error:
+            if "OpenGL" not in str(error):
+                raise
+            raise ValueError("expected a GL library for this task, found none: set MUJOCO_GL=egl") from error
+        self._last = _flat(first.observation)
         return self._last
 
     def step(self, action: np.ndarray) -> Step:

@@ -1,7 +1,8 @@
 """A network that learns: every member's parameters, the optimizer and the method that train them."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,17 @@ class Learner:
         update = Update(dict.fromkeys(parameters, self.step_size), self.moments)
         self._change_parameters(parameters, state, strength, update)
         return kept
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """What the members do while the block runs is no training: no method that judges their units hears it."""
+        for member in self._members:
+            member.eval()
+        try:
+            yield
+        finally:
+            for member in self._members:
+                member.train()
 
     def draw_anew(self, names: Sequence[str], generators: Sequence[torch.Generator]) -> None:
         """Initial values for these parameters; one generator a member."""

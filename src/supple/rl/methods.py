@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from supple.mitigators import (
     UPGD,
@@ -24,7 +25,10 @@ from supple.mitigators import (
     WassersteinRegularizer,
     WeightClipping,
 )
+from supple.mitigators.unit_resets import UnitResets
+from supple.population import Population
 from supple.rl.networks import layers_of
+from supple.rl.presets import Constants
 from supple.rl.sac import SAC
 
 Part = Literal["actor", "critic", "target", "temperature", "optimizer", "buffer"]
@@ -40,6 +44,7 @@ class Resets:
     """
 
     every: int = 2_560_000
+    """The period; a reset comes after the first evaluation at the end of which one has passed."""
     unit: Literal["updates", "steps"] = "updates"
     """What is counted: updates of the agent, or steps of the environment."""
     parts: tuple[Part, ...] = PARTS
@@ -54,9 +59,9 @@ class Resets:
         if unknown := set(self.parts) - {*PARTS, "buffer"}:
             raise ValueError(f"expected parts among {', '.join(PARTS)} and buffer, got {', '.join(sorted(unknown))}")
 
-    def due(self, before: int, after: int) -> bool:
-        """Whether a reset falls between two counts."""
-        return after // self.every > before // self.every
+    def periods(self, steps: int, updates: int) -> int:
+        """How many have passed after so many steps and updates."""
+        return (steps if self.unit == "steps" else updates) // self.every
 
     def reset(self, agent: SAC, generators: Sequence[torch.Generator]) -> None:
         """Draw the parts of the agent anew: actors and critics from one generator a member."""
@@ -88,6 +93,18 @@ class Method:
     strength: float = 0.0
     """The default."""
     resets: Resets | None = None
+
+    def put_on(self, population: Population, strength: float, constants: Constants) -> Mitigator:
+        """The mitigator of an agent's actors, or critics; what it draws anew is drawn as the networks were."""
+        options = dict(self.options)
+        if issubclass(self.mitigator, UnitResets) and constants.initialization == "orthogonal":
+            options["initializer"] = _orthogonal
+        return self.mitigator(population, strength, **options)
+
+
+def _orthogonal(rows: Tensor, generator: torch.Generator) -> None:
+    """Incoming weights of hidden units ``(k, …)``, as :class:`supple.rl.networks.OrthogonalLinear` starts with them."""
+    nn.init.orthogonal_(rows, math.sqrt(2), generator=generator)
 
 
 def _of(mitigator: type[Mitigator], summary: str, strength: float, **options: Any) -> Method:

@@ -86,10 +86,22 @@ class Run:
             prime=prime,
             inside=inside,
         )
-        if not run.seeds or min(steps, evaluate_every, episodes, run.constants.replay_ratio) < 1:
+        ratio = run.constants.replay_ratio
+        if not run.seeds or min(steps, evaluate_every, episodes, ratio) < 1:
             raise ValueError(
                 f"expected at least one seed, step, update a step and evaluation episode, got {len(run.seeds)}, "
-                f"{steps}, {run.constants.replay_ratio} and {episodes}, with an evaluation every {evaluate_every}"
+                f"{steps}, {ratio} and {episodes}, with an evaluation every {evaluate_every}"
+            )
+        if not run.updates:
+            raise ValueError(
+                f"expected more steps than the {run.constants.random_steps:,} at random before the first update, got "
+                f"{steps:,}: nothing would be learned; take more, or fewer random ones (--random-steps)"
+            )
+        if run.resets and run.resets.every < evaluate_every * (ratio if run.resets.unit == "updates" else 1):
+            raise ValueError(
+                f"expected resets no more often than evaluations, after which they come, got one every "
+                f"{run.resets.every:,} {run.resets.unit} and an evaluation every {evaluate_every:,} steps of {ratio} "
+                "updates: evaluate more often (--evaluate-every)"
             )
         return run
 
@@ -122,15 +134,18 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """How many of each agent there are to the end."""
-        return (self.steps - self.constants.random_steps) * self.constants.replay_ratio + self.prime
+        """How many of each agent there are to the end, as long as no reset drops the buffer."""
+        return self._updates_until(self.steps)
 
     @property
     def is_reset(self) -> bool:
-        """Whether a reset falls into it."""
-        if not self.resets:
-            return False
-        return self.resets.due(0, self.updates if self.resets.unit == "updates" else self.steps)
+        """Whether a reset falls into it: after an evaluation that is not the last."""
+        step = (self.evaluations - 1) * self.evaluate_every
+        return bool(self.resets and self.resets.periods(step, self._updates_until(step)))
+
+    def _updates_until(self, step: int) -> int:
+        first = max(1, min(self.constants.random_steps, self.constants.capacity))
+        return max(0, step - first + 1) * self.constants.replay_ratio + self.prime * (step > 0)
 
     @property
     def scale(self) -> Literal["quick", "paper"]:

@@ -54,17 +54,21 @@ class Training:
                 run.updates * len(run.seeds) >= COMPILE_FROM and not method.mitigator.observes and can_compile(device)
             )
         self.compiled = compiled
+        if compiled:
+            torch.compiler.reset()  # after eight agents of other kinds the compiler would give up silently
         self.agent = SAC(
             *sizes,
             run.constants,
             run.seeds,
-            actor_method=lambda actor: method.mitigator(actor, run.actor_strength, **method.options),
-            critic_method=lambda critic: method.mitigator(critic, run.strength, **method.options),
+            actor_method=lambda actor: method.put_on(actor, run.actor_strength, run.constants),
+            critic_method=lambda critic: method.put_on(critic, run.strength, run.constants),
             compiled=compiled,
             device=device,
         )
         self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=run.evaluate_every, path=buffer)
-        self.step, self.updates, self.resets = 0, 0, 0
+        self.step, self.updates = 0, 0
+        self.resets = 0
+        """How many periods of the schedule had passed at the last one."""
         self.stopped: dict[int, int] = {}
         """Members whose numbers are no longer finite, and since which step."""
         self.returns: list[list[float]] = [[] for _ in run.seeds]
@@ -74,7 +78,6 @@ class Training:
 
     def advance(self, report: Report = lambda steps: None) -> None:
         """One step of every member's environment, and the updates that go with it."""
-        before = self.step, self.updates
         self._act()
         self.step += 1
         if self.step == PRIMED_ON and self.run.prime:
@@ -82,7 +85,19 @@ class Training:
         constants = self.run.constants
         if len(self.replay) >= min(constants.random_steps, constants.capacity):
             self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
-        self._reset_if_due(*before)
+
+    def reset_if_due(self) -> None:
+        """Start anew what the schedule names, where its period has passed since the last time.
+
+        Called after an evaluation, as in the sources: an agent is not judged before it has learned again.
+        """
+        resets = self.run.resets
+        if resets and (periods := resets.periods(self.step, self.updates)) > self.resets:
+            self.resets = periods
+            seeds = [number(Stream.RESET, seed, self.resets) for seed in self.run.seeds]
+            resets.reset(self.agent, [torch.Generator().manual_seed(seed) for seed in seeds])
+            if "buffer" in resets.parts:
+                self.replay.drop()
 
     @property
     def evaluations(self) -> int:
@@ -183,17 +198,6 @@ class Training:
             self._learn(self._generators(Stream.PRIMING, block), min(ratio, self.run.prime - done))
             report(self.step)
 
-    def _reset_if_due(self, steps: int, updates: int) -> None:
-        resets = self.run.resets
-        if resets is None:
-            return
-        if resets.due(*((steps, self.step) if resets.unit == "steps" else (updates, self.updates))):
-            self.resets += 1
-            seeds = [number(Stream.RESET, seed, self.resets) for seed in self.run.seeds]
-            resets.reset(self.agent, [torch.Generator().manual_seed(seed) for seed in seeds])
-            if "buffer" in resets.parts:
-                self.replay.drop()
-
     def _evaluate(self) -> np.ndarray:
         """Returns ``(members, episodes)`` of the policies' means, in episodes of their own, all played side by side."""
         if not self._judges:
@@ -272,6 +276,8 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
             report(training.step)
             if training.step % run.evaluate_every == 0 or training.step == run.steps:
                 rows = pl.concat([rows, training.measure()])
+                if training.step < run.steps:  # the agent that is left is the one that was judged
+                    training.reset_if_due()
                 training.replay.flush()
                 state = training.state_dict()
                 folder.save(Checkpoint(training.evaluations, state, rows, time.monotonic() - began))

@@ -116,7 +116,8 @@ class RunFolder:
         if not self._files.exists(path):
             return None
         try:
-            found = torch.load(io.BytesIO(checked(self._files.cat_file(path))), weights_only=True)
+            content = io.BytesIO(checked(self._files.cat_file(path)))
+            found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
             return Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
         except DAMAGED as error:
             warnings.warn(f"{path} can't be read, the run starts again: {error}", stacklevel=3)

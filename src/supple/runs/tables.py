@@ -27,7 +27,7 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
             row["method"],
             f"{row['strength']:g}" if row["strength"] else "-",
             *(f"{row[other]:g}" if isinstance(row[other], float) else str(row[other]) for other in others),
-            f"{row['first']:.3f}",
+            "-" if row["first"] is None else f"{row['first']:.3f}",
             f"{row['mean']:.3f}{error}",
             f"{row['iqm']:.3f}",
             f"{row['low']:.3f}, {row['high']:.3f}",
