@@ -90,9 +90,10 @@ class Protocol:
 
     def changes(self) -> dict[str, Any]:
         """What :meth:`supple.lab.run.Run.of` is told."""
+        truth = {"true": True, "false": False}
         return {
             "scale": self.scale,
-            "options": self.option,
+            "options": {name: truth.get(str(value).lower(), value) for name, value in (self.option or {}).items()},
             "matmul_precision": self.matmul_precision,
             "diagnostics": self.diagnostics,
             "dataset": self.data,

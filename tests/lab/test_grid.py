@@ -168,6 +168,16 @@ def test_tuning_takes_the_best_of_each_method(judge, tmp_path):
     assert tuned(results(tried, str(tmp_path))) == {(method, *setting) for method, setting in best.items()}
 
 
+def test_a_method_of_ones_own_takes_strengths():
+    found = members(["none", "own_methods:Bare", "layer-norm"], [0], strengths=(0.1, 0.5))
+    assert [(run.method, run.strengths[0]) for run in found] == [
+        ("none", 0.0),
+        ("own_methods:Bare", 0.1),
+        ("own_methods:Bare", 0.5),
+        ("layer-norm", 0.0),
+    ]
+
+
 def test_tuning_passes_over_what_is_no_number(tmp_path):
     tried = members(["l2"], strengths=(0.1, 0.2, 0.3))
     planted(tmp_path, tried, lambda run, member, task, metric: {0.1: math.nan, 0.2: 0.1, 0.3: 0.2}[run.strengths[0]])

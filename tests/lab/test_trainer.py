@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from supple import HareAndTortoise, SpectralRegularizer, WeightClipping
+from supple.lab import datasets
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
 from supple.lab.methods import METHODS, Method
@@ -464,6 +465,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method, model, moment, whole, br
     assert_equal_runs(run, broken, whole)
     done = int(moment)  # and no finished task again
     assert reports == ([3] if done == 3 else [task + part for task in range(done, 3) for part in (50 / 60, 1)])
+
+
+def test_a_run_that_is_taken_up_with_other_images_starts_again(whole, broken, monkeypatch):
+    run, load = long_run("l2"), datasets.load
+    with pytest.raises(StoppedError):
+        train(run, stop_at(1.5), root=broken)
+
+    def darker(name):
+        data = load(name)
+        return replace(data, train=replace(data.train, images=data.train.images // 2))
+
+    monkeypatch.setattr(datasets, "load", darker)
+    with pytest.warns(UserWarning, match="began with other images than are here now, it starts again"):
+        train(run, root=broken)
+    train(run, root=whole)
+    assert_equal_runs(run, broken, whole)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

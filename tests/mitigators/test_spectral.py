@@ -752,3 +752,11 @@ def test_gradient_for_random_shapes_exponents_and_targets(out, width, groups, ex
         ceiling = 2 * exponent * max(1.0, parameter.abs().max().item(), target, 1.7) ** (2 * exponent - 1)
         error = (parameter.grad.double() - expected[name]).norm().item()
         assert error <= 1e-5 * max(expected[name].norm().item(), 0.1 * ceiling), name
+
+
+def test_each_form_has_its_own_strength():
+    """A decoupled form at the coupled one's strength would do nothing."""
+    network = nn.Linear(3, 2)
+    assert SpectralRegularizer(network).strength == 1e-4
+    assert SpectralRegularizer(network, decoupled=True).strength == 1.0
+    assert SpectralRegularizer(network, 0.3, decoupled=True).strength == 0.3

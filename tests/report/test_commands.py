@@ -45,7 +45,7 @@ def test_every_method(method):
 
 strengths = st.floats(1e-9, 1e3)
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1).map("a".__add__)
-values = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | words
+numbers = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 @settings(deadline=None)  # a first call imports, and machines are loaded
@@ -66,7 +66,9 @@ values = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinit
             "diagnostics": st.lists(st.sampled_from(["spectral_norm", "dead_units", "stable_rank"]), unique=True),
         },
     ),
-    options=st.dictionaries(st.sampled_from(["exponent", "target", "seed"]), values, max_size=2),
+    options=st.fixed_dictionaries(
+        {}, optional={"exponent": numbers, "target": numbers, "decoupled": st.booleans(), "roles": words}
+    ),
     strength=strengths,
     first=st.integers(0, 2000),
     count=st.integers(1, 4),
@@ -92,9 +94,14 @@ def test_a_command_for_each_strength_and_stretch_of_seeds():
     assert set(repeated(run)) == set(alone(run))
 
 
-@pytest.mark.parametrize("value", [True, None, [1, 2], "4", "1e3", "nan", "-x"])
+@pytest.mark.parametrize("value", [None, [1, 2], "4", "1e3", "nan", "-x", "true"])
 def test_what_cannot_be_typed_has_no_command(value):
-    assert commands(Run.of(DIGITS, "spectral", [0], options={"exponent": value})) == []
+    assert commands(Run.of(DIGITS, "spectral", [0], options={"roles": value})) == []
+
+
+def test_what_is_true_can_be_typed():
+    run = Run.of(DIGITS, "spectral", [0], options={"decoupled": True, "exponent": 4})
+    assert repeated(run) == [run]
 
 
 def test_what_is_no_longer_known_has_no_command():

@@ -40,6 +40,11 @@ def test_a_line_says_what_was_measured():
     assert row == ["l2", "0.0001", "9.500", "3.500 ± 0.500", "3.500", "3.000, 4.000", "2"]
 
 
+def test_what_was_not_measured_in_the_first_task_has_a_dash():
+    _, (_, row) = shown(frame([1, 2, 3]).filter(pl.col("task") > 0))
+    assert row[2] == "-"
+
+
 def test_the_best_come_first_and_one_seed_has_no_error():
     rows = pl.concat([frame([1, value], seeds=1, method=method) for method, value in (("a", 1), ("b", 3), ("c", 2))])
     _, (headings, *lines) = shown(rows, count=1)

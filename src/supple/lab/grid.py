@@ -50,7 +50,7 @@ def product(
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds
         for method in dict.fromkeys(methods)
-        for strength in (load_method(method).strength and strengths) or (None,)
+        for strength in (load_method(method).has_strength and strengths) or (None,)
         for step_size in step_sizes or (None,)
     ]
     if not members:

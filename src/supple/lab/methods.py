@@ -42,6 +42,11 @@ class Method:
     """Options of the network."""
 
     @property
+    def has_strength(self) -> bool:
+        """Whether there is anything to set: networks alone have no dial."""
+        return self.mitigator is not Mitigator
+
+    @property
     def largest_strength(self) -> float:
         """What the mitigator takes at most."""
         mitigator: Any = self.mitigator
@@ -143,11 +148,18 @@ METHODS: dict[str, Method] = {
 def load(name: str) -> Method:
     """What a name stands for: an entry of ``METHODS``, or ``package.module:Class``, a mitigator of one's own.
 
-    Its strength is then the class's default, its summary the first line of the docstring.
+    Its strength is then the class's default (NaN where it has none), its summary the first line of the docstring.
+
+    Raises:
+        ValueError: for an unknown name, and for a class that takes no strength.
     """
     if ":" not in name:
         return METHODS[known(name, METHODS, "method or package.module:Class")]
     mitigator = imported(name)
-    default = inspect.signature(mitigator).parameters["strength"].default
+    taken = inspect.signature(mitigator).parameters
+    if "strength" not in taken:
+        raise ValueError(f"expected a class that takes a network and a strength, got {name}({', '.join(taken)})")
+    default = taken["strength"].default
     summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
-    return Method(summary=summary, mitigator=mitigator, strength=0.0 if default is inspect.Parameter.empty else default)
+    strength = float(default) if isinstance(default, int | float) else math.nan
+    return Method(summary=summary, mitigator=mitigator, strength=strength)

@@ -85,12 +85,18 @@ class Run:
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
         tried = methods.load(method)
-        strength = tried.strength if strength is None else strength
+        if strength is None:
+            strength = tried.strength
+            if math.isnan(strength):
+                raise ValueError(f"expected a strength of {method}, which has no default, got none: say --strength")
         if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
             raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
-        takes = [name for name in inspect.signature(tried.mitigator).parameters if name not in ("network", "strength")]
-        for name in options or {}:
-            known(name, takes, f"keyword of {method}")
+        takes = inspect.signature(tried.mitigator).parameters
+        names = [name for name in takes if name not in ("network", "strength")]
+        for name, value in (options or {}).items():
+            default = takes[known(name, names, f"keyword of {method}")].default
+            if isinstance(value, str) and isinstance(default, int | float):
+                raise ValueError(f"expected {name} of {method} to be like {default!r}, got {value!r}")
         seeds = tuple(seeds)
         measured = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
         run = cls(

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ class Trainer:
         make_model, self.shift = models.load(run.model), shifts.load(run.shift)
         self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
+        images = self.data.train.images
+        self._fingerprint = [len(images), images.sum(dtype=torch.float64).item()]
         if run.tasks > self.shift.tasks(self.data):
             raise ValueError(
                 f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
@@ -111,6 +114,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next task depends on."""
         return {
+            "data": self._fingerprint,
             "parameters": self.parameters,
             "buffers": self.buffers,
             "moments": self.moments,
@@ -118,6 +122,10 @@ class Trainer:
             "probe": self.probe.state_dict(),
             "random": torch.get_rng_state(),
         }
+
+    def learns_from(self, state: dict[str, Any]) -> bool:
+        """Whether a state comes from the same images: a name may stand for a part of a data set, and later for all."""
+        return bool(state.get("data", self._fingerprint) == self._fingerprint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned, into the same memory."""
@@ -223,7 +231,9 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
         trainer = Trainer(run)
         checkpoint = folder.begin(flush_denormal=flushed, device=trainer.device, subset=trainer.data.subset)
         finished, rows, seconds = 0, NO_ROWS, 0.0
-        if checkpoint:
+        if checkpoint and not trainer.learns_from(checkpoint.state):
+            warnings.warn(f"{folder.path} began with other images than are here now, it starts again", stacklevel=2)
+        elif checkpoint:
             finished, state, rows, seconds = checkpoint
             trainer.load_state_dict(state)
         end = min(run.tasks, finished + math.ceil(run.tasks / pieces))

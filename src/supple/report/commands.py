@@ -61,6 +61,6 @@ def _typed(value: Any) -> bool:
         try:
             float(value)
         except ValueError:
-            return not value.startswith("-")
+            return not value.startswith("-") and value.lower() not in ("true", "false")
         return False
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float)

@@ -1,0 +1,14 @@
+"""Methods of one's own, as a user may write them."""
+
+import supple
+
+
+class Bare(supple.Mitigator):
+    """Without a constructor, and so without a default strength."""
+
+
+class Dialless(supple.Mitigator):
+    """Without a strength."""
+
+    def __init__(self, network) -> None:
+        super().__init__(network, 1.0)
