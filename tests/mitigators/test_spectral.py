@@ -618,7 +618,7 @@ def test_decoupled_with_one_iteration_never_falls_below_the_target():
 
 def test_decoupled_leaves_gradients_and_penalty_unchanged(mlp):
     other = copy.deepcopy(mlp)
-    plain, decoupled = SpectralRegularizer(mlp), SpectralRegularizer(other, decoupled=True)
+    plain, decoupled = SpectralRegularizer(mlp, 0.1), SpectralRegularizer(other, 0.1, decoupled=True)
     assert torch.equal(plain.penalty(), decoupled.penalty())
     assert decoupled.penalty().requires_grad
     other.zero_grad()
