@@ -255,6 +255,13 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         if weight_norm or name == "original":
             owner, _, name = owner.rpartition(".")
             module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
+    stem, _, suffix = name.rpartition("_")
+    if stem.startswith("weight"):  # the same by the older functions, which put weight_g, weight_v, weight_orig beside
+        held = module._parameters
+        if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
+            return Role("scale", shape)
+        if suffix == "orig" or (suffix == "v" and f"{stem}_g" in held):
+            name = stem
     match module:  # and the name: to read module.weight would compute it where it is parametrized
         case _ConvNd():
             if name == "weight":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -35,6 +35,10 @@ class Update:
     moments: Mapping[str, Tensors]
     """What the optimizer remembers (Adam's ``exp_avg``, momentum, ...): the live tensors. Those without dimensions,
     such as Adam's ``step``, belong to the parameter as a whole."""
+    memory: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """The live dictionaries that hold these tensors; some optimizers count steps there in numbers."""
+    skipped: Tensor | None = None
+    """1 on the device where GradScaler made a fused optimizer skip this step, which the strength is then 0 for."""
 
 
 class Mitigator:
@@ -245,7 +249,7 @@ class Mitigator:
     def _act_after_step(self, optimizer: Optimizer, parameters: Tensors) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
         strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
-        update = _update_of(optimizer, parameters)
+        update = _update_of(optimizer, parameters, found_inf)
         self.change_parameters(self._here(parameters), self._state_here(), strength, update)
 
     def _trainable(self) -> Tensors:
@@ -313,13 +317,29 @@ def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
     tensor.lerp_(target.to(tensor), share.to(tensor.dtype) if isinstance(share, Tensor) else share)
 
 
-def _update_of(optimizer: Optimizer, parameters: Tensors) -> Update:
+def is_due(steps: Tensor, every: int, update: Update) -> bool:
+    """Count a step on the host, in place; whether it is one of every so many.
+
+    A step that a fused optimizer skipped would lose what was due for a whole period: then the next one is due. The
+    device is asked only where it matters.
+    """
+    if int(steps.add_(1)) % every:
+        return False
+    if update.skipped is not None and bool(update.skipped):
+        steps.sub_(1)
+        return False
+    return True
+
+
+def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None) -> Update:
     step_sizes = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    memory = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
     moments = {
-        name: {key: tensor for key, tensor in optimizer.state.get(parameter, {}).items() if isinstance(tensor, Tensor)}
-        for name, parameter in parameters.items()
+        name: {key: value for key, value in entry.items() if isinstance(value, Tensor)}
+        for name, entry in memory.items()
     }
-    return Update({name: step_sizes[id(parameter)] for name, parameter in parameters.items()}, moments)
+    present = {name: step_sizes[id(parameter)] for name, parameter in parameters.items()}
+    return Update(present, moments, memory, skipped)
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:

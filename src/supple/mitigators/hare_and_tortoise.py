@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, move_towards
+from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, is_due, move_towards
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
@@ -29,6 +29,9 @@ class HareAndTortoise(Mitigator):
         ValueError: for a strength above 1, a decay outside [0, 1) or a period below 1.
 
     The optimizer's state is kept, and so are buffers, such as the statistics of batch norm.
+
+    A step that :class:`torch.amp.GradScaler` makes a fused optimizer skip is seen only where a return is due, which
+    then comes with the next one; the others count as steps.
 
     Source: Lee et al., *Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks*, 2024.
     """
@@ -63,5 +66,5 @@ class HareAndTortoise(Mitigator):
         for name, parameter in parameters.items():
             slow = state[name]["slow"]
             slow.lerp_(parameter.to(slow.dtype), 1 - self.decay)
-            if state[GLOBAL][name].add_(1) % self.every == 0:
+            if is_due(state[GLOBAL][name], self.every, update):
                 move_towards(parameter, slow, strength)

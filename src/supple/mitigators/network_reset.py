@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import known
-from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, is_due, per_member
 from supple.mitigators.fresh import FreshParameters
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.units import check_moments
+
+_FIRST = {"mu_product": 1}
+"""What optimizers start their counters with, where that is not 0: NAdam's product of momenta."""
 
 
 class NetworkReset(Mitigator):
@@ -37,7 +40,11 @@ class NetworkReset(Mitigator):
 
     Fresh values come from each module's own ``reset_parameters()``; an initialisation that was applied from outside is
     not repeated. Batch-norm statistics are reset along. For s below 1, which is not in the sources, what the optimizer
-    remembers is scaled by 1 − s.
+    remembers is scaled by 1 − s, and its counters, such as Adam's ``step``, go on. Members of a population share these:
+    they start anew where all members are reset with s = 1.
+
+    A step that :class:`torch.amp.GradScaler` makes a fused optimizer skip is seen only where a reset is due, which then
+    comes with the next one; the others count as steps.
 
     Source: Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, 2022; D'Oro et al., *Sample-Efficient
     Reinforcement Learning by Breaking the Replay Ratio Barrier*, 2022.
@@ -83,23 +90,28 @@ class NetworkReset(Mitigator):
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         held = {name: parameters[name] for name in self._names if name in parameters}
         check_moments(update.moments, held)
-        due = [name for name in held if self._tick(name, state)]
+        steps = state[GLOBAL]["steps"]
+        furthest = int(steps.max())
+        due = [name for name in held if is_due(steps[self._names.index(name)], self.every, update)]
         if not due or (not isinstance(self.strength, Tensor) and self.strength == 0):
             return
         fresh = self._fresh.draw(self._generators)
+        whole = (torch.as_tensor(strength) >= 1).all()
         for name in due:
             _move(held[name], fresh[name], strength)
-            for moment in update.moments.get(name, {}).values():
+            for key, moment in update.moments.get(name, {}).items():
                 if moment.ndim:
                     _move(moment, torch.zeros_like(moment), strength)
-                elif not isinstance(strength, Tensor) or (strength.ndim == 0 and strength.device == moment.device):
-                    moment.mul_(strength < 1)  # Adam's count of steps: its averages start anew
-        if self._names[0] in due:
+                else:  # Adam's count of steps: its averages start anew
+                    _move(moment, torch.full_like(moment, _FIRST.get(key, 0)), whole.to(moment))
+            memory = update.memory.get(name, {})
+            for key, number in memory.items():
+                if isinstance(number, int | float) and whole:
+                    memory[key] = type(number)(_FIRST.get(key, 0))
+        # They belong to no optimizer, and come along once: with the parameters that have taken the most steps.
+        if (steps.max() > furthest) and steps.max() % self.every == 0:
             for name in self._buffers:
                 _move(self._module.get_buffer(name), fresh[name], strength)
-
-    def _tick(self, name: str, state: State) -> bool:
-        return int(state[GLOBAL]["steps"][self._names.index(name)].add_(1)) % self.every == 0
 
     def _owner(self, name: str) -> nn.Module:
         return self._module.get_submodule(name.rpartition(".")[0])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
 from supple.population import Population
-from supple.power_iteration import TINY
+from supple.power_iteration import TINY, working_dtype
 from supple.roles import Kind, Role
 
 
@@ -53,5 +53,5 @@ class NormalizeAndProject(Mitigator):
             self.roles[name].multiply_(parameter, factor)
 
     def _norm(self, name: str, parameter: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.matrix_norm(self.roles[name].matrices(parameter).float())
+        norm: Tensor = torch.linalg.matrix_norm(self.roles[name].matrices(parameter).to(working_dtype(parameter)))
         return norm

@@ -47,10 +47,10 @@ class WeightClipping(Mitigator):
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self.fan_in = {name: self.roles[name].sizes[2] for name in self.parameters if self.roles[name].kind == "matrix"}
-        owners = {name.rpartition(".")[0]: fan_in for name, fan_in in self.fan_in.items()}
+        owners = {_owner(name): fan_in for name, fan_in in self.fan_in.items()}
         for name in self.parameters:
-            if self.roles[name].kind == "vector" and name.rpartition(".")[0] in owners:
-                self.fan_in[name] = owners[name.rpartition(".")[0]]
+            if self.roles[name].kind == "vector" and _owner(name) in owners:
+                self.fan_in[name] = owners[_owner(name)]
         self._act_on(self.fan_in, "weight matrices")
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
@@ -61,3 +61,8 @@ class WeightClipping(Mitigator):
                 parameter.clamp_(-bound, bound)
             elif inverse:
                 parameter.clamp_(-1 / inverse, 1 / inverse)
+
+
+def _owner(name: str) -> str:
+    """The module that a parameter belongs to, also where it is what a parametrization computes the module's from."""
+    return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]

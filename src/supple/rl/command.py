@@ -33,8 +33,8 @@ class Control:
     seeds: int = 3
     """Agents trained with each method."""
     steps: int = 500_000
-    """Steps of the environment. On one core the paper's network takes about 190 updates a second, 16 a step: two
-    hours and a half for 100,000 steps; `--replay-ratio 4` is four times as fast."""
+    """Steps of the environment. On one core the paper's network takes about 170 updates a second, 16 a step: two
+    hours and a half for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast."""
     preset: str = "paper"
     """Where the constants come from: paper, doro, cleanrl or sb3."""
     strength: float | None = None
