@@ -150,6 +150,32 @@ def test_a_module_used_twice_counts_once():
     assert list(find_roles(nn.Sequential(shared, shared))) == ["0.weight", "0.bias"]
 
 
+LAYERS = {
+    "linear": (lambda: nn.Linear(4, 3), "weight"),
+    "conv": (lambda: nn.Conv2d(4, 6, 3, groups=2), "weight"),
+    "conv-transpose": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), "weight"),
+    "lstm": (lambda: nn.LSTM(4, 3), "weight_hh_l0"),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("compute", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*_norm.*is deprecated")
+def test_what_older_functions_compute_a_weight_from(layer, compute):
+    make, name = LAYERS[layer]
+    expected, roles = find_roles(make())[name], find_roles(compute(make(), name))
+    if compute is nn.utils.weight_norm:
+        assert roles.pop(f"{name}_g").kind == "scale"
+    assert roles[f"{name}_{'v' if compute is nn.utils.weight_norm else 'orig'}"] == expected
+    assert name not in roles
+
+
+def test_matrices_of_ones_own_are_no_gains():
+    network = nn.Module()
+    network.weight_g, network.weight_v = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    assert {role.kind for role in find_roles(network).values()} == {"matrix"}
+
+
 @pytest.mark.parametrize("chosen", ["matrix", "vector", "scale"])
 @pytest.mark.parametrize("name", ["positions", "mixing", "shift", "scale"])
 def test_roles_can_be_overridden(name, chosen):

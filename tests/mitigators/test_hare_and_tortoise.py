@@ -1,5 +1,7 @@
 """Hare and tortoise against its slow average written out in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,23 @@ def test_a_network_between_two_optimizers_returns_whole():
         for name, parameter in network.named_parameters():
             close = torch.allclose(parameter, method.state[name]["slow"], rtol=0, atol=1e-6)
             assert close == (step % 4 == 0), (step, name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_skipped_for_an_overflow_postpones_the_return(fused):
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=fused)
+    method = HareAndTortoise(network, every=3).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    returns = []
+    for step in range(1, 8):
+        optimizer.zero_grad()
+        scaler.scale(network(torch.ones(1, 3)).sum() * (math.inf if step == 3 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        close = torch.allclose(network.weight, method.state["weight"]["slow"], rtol=0, atol=1e-6)
+        returns += [step] if close else []
+    assert returns == [4, 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

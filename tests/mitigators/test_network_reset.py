@@ -12,6 +12,31 @@ from supple import NetworkReset, Population
 from supple.mitigators.base import APART
 
 
+class CountingInPython(torch.optim.Optimizer):
+    """Adam as others write it, with a number for the steps."""
+
+    def __init__(self, network):
+        super().__init__(network.parameters(), {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            for key, decay, new in (("exp_avg", 0.9, parameter.grad), ("exp_avg_sq", 0.99, parameter.grad**2)):
+                state.setdefault(key, torch.zeros_like(parameter)).lerp_(new, 1 - decay)
+            mean, square = state["exp_avg"] / (1 - 0.9 ** state["step"]), state["exp_avg_sq"]
+            parameter.sub_(0.01 * mean / (1e-8 + square / (1 - 0.99 ** state["step"])).sqrt())
+
+
+STARTED_AGAIN = {
+    **OPTIMIZERS,
+    "nadam": lambda network: torch.optim.NAdam(network.parameters(), lr=0.01),
+    "radam": lambda network: torch.optim.RAdam(network.parameters(), lr=0.01),
+    "counting in Python": CountingInPython,
+}
+
+
 def changed(network, before):
     return {n for (n, a), b in zip(network.named_parameters(), before.parameters(), strict=True) if (a != b).any()}
 
@@ -33,11 +58,11 @@ def test_which_layers():
     assert reset_once(perceptron(), roles={"0.weight": None}) == weights - {"0.weight"}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", STARTED_AGAIN)
 def test_as_a_run_that_starts_again(optimizer):
     """After a reset training goes on as from a fresh network with a fresh optimizer, to the bit."""
     network = perceptron()
-    mine = OPTIMIZERS[optimizer](network)
+    mine = STARTED_AGAIN[optimizer](network)
     NetworkReset(network, every=10, seed=5).attach(mine)
     random = torch.Generator().manual_seed(APART + 5)
     twin, theirs = copy.deepcopy(network), None
@@ -52,7 +77,7 @@ def test_as_a_run_that_starts_again(optimizer):
             torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
             for index in (4, 2, 0):
                 twin[index].reset_parameters()
-            theirs = OPTIMIZERS[optimizer](twin)
+            theirs = STARTED_AGAIN[optimizer](twin)
             assert not changed(network, twin)
             fresh.append(copy.deepcopy(twin))
     assert len(changed(*fresh)) == 6, "each reset draws other numbers"
@@ -87,6 +112,65 @@ def test_batch_norm_statistics_start_anew_and_a_broken_network_recovers():
     assert network[1].running_var.tolist() == [1] * 4
     assert network[1].num_batches_tracked == 0
     assert all(not moment.any() for state in optimizer.state.values() for moment in state.values())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("absent", ["frozen", "in an optimizer that takes no step"])
+def test_batch_norm_statistics_start_anew_also_where_the_first_parameter_does_not(absent, every):
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    method = NetworkReset(network, every=every)
+    if absent == "frozen":
+        network[0].requires_grad_(False)
+    else:
+        method.attach(torch.optim.Adam(network[0].parameters()))
+    optimizer = torch.optim.Adam(network[1:].parameters())
+    method.attach(optimizer)
+    for _ in range(3):
+        network(torch.randn(5, 3)).sum().backward()
+        optimizer.step()
+    assert network[1].running_var.tolist() == [1] * 4
+
+
+def test_a_network_between_two_optimizers_moves_its_statistics_once():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    method = NetworkReset(network, strength=0.5, every=2)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in network]
+    for optimizer in optimizers:
+        method.attach(optimizer)
+    for _ in range(2):
+        nn.init.constant_(network[1].running_mean, 8.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert network[1].running_mean.tolist() == [4] * 4
+
+
+@pytest.mark.parametrize(("strengths", "steps"), [([1.0, 1.0], 0), ([1.0, 0.5], 3)])
+def test_members_share_the_optimizers_count_of_steps(strengths, steps):
+    population = Population(lambda: nn.Linear(3, 2), [3, 4])
+    optimizer = torch.optim.Adam(population.parameters())
+    NetworkReset(population, strength=torch.tensor(strengths), every=3).attach(optimizer)
+    for _ in range(3):
+        for parameter in population.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert {state["step"].item() for state in optimizer.state.values()} == {steps}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_skipped_for_an_overflow_postpones_the_reset(fused):
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, fused=fused)
+    NetworkReset(network, every=3).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    resets = []
+    for step in range(1, 8):
+        before = copy.deepcopy(network)
+        optimizer.zero_grad()
+        scaler.scale(network(torch.ones(1, 3)).sum() * (math.inf if step == 3 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        resets += [step] if changed(network, before) else []
+    assert resets == [4, 7]
 
 
 def test_members_are_reset_to_other_networks():

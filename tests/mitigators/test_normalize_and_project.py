@@ -73,6 +73,15 @@ def test_the_direction_is_kept():
     )
 
 
+def test_the_norm_has_the_precision_of_the_weight():
+    network = nn.Linear(40, 30).double()
+    norm = network.weight.norm().item()
+    method = NormalizeAndProject(network)
+    nn.init.normal_(network.weight)
+    method.after_step(torch.optim.SGD(network.parameters()))
+    assert network.weight.norm().item() == pytest.approx(norm, rel=1e-14)
+
+
 @pytest.mark.parametrize("start", [0.0, 30.0])
 def test_a_matrix_that_is_zero_stays_finite(start):
     network = nn.Linear(4, 3)

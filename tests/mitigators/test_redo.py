@@ -180,6 +180,59 @@ def test_a_copy_of_the_network_is_not_seen():
     assert not method.state["activity of 0"]["forwards"].any(), "a copy's activations are its own"
 
 
+class Viewed(nn.Module):
+    """Features of a signal ``(batch, 1, 6)`` in 4 channels of 4 places, reshaped to rows of ``size``."""
+
+    def __init__(self, size, padding=0):
+        super().__init__()
+        self.size = size
+        self.conv, self.head = nn.Conv1d(1, 4, 3, padding=padding), nn.Linear(size, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().reshape(-1, self.size))
+
+
+def test_a_view_that_makes_examples_of_channels_is_named():
+    x, wrong = torch.randn(3, 1, 6), "expected 3 examples in 'head' as in 'conv', got 12.*units="
+    network, right = Viewed(4), Viewed(16)
+    ReDo(network, every=1).observe()
+    with pytest.raises(ValueError, match=wrong):
+        network(x)
+    ReDo(right, every=1).observe()
+    copy.deepcopy(right)(x)
+    right(x)
+    right(x[0])  # a single example
+    population = Population(lambda: Viewed(4), [0, 1])
+    ReDo(population, every=1).observe()
+    with pytest.raises(ValueError, match=wrong):
+        population(x.expand(2, 3, 1, 6))
+    said = Viewed(4)
+    ReDo(said, every=1, units=[("conv", "head")]).observe()
+    said(x)
+
+
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+def test_a_batch_that_overflows_does_not_count(broken):
+    """As if it had not been, for the members that it reached."""
+    population = Population(perceptron, [0, 1])
+    lone = [population.member(index) for index in range(2)]
+    method = ReDo(population, every=1)
+    methods = [ReDo(network, every=1) for network in lone]
+    for each in (method, *methods):
+        each.observe()
+    x = torch.randn(2, 8, 4, dtype=torch.float64)
+    bad = torch.stack([x[0] * broken, x[1]])
+    for batch in (bad, x):
+        population(batch)
+    lone[0](x[0])
+    lone[1](x[1])
+    lone[1](x[1])
+    for group in ("activity of 0", "activity of 2"):
+        for key, sums in method.state[group].items():
+            expected = torch.stack([each.state[group][key] for each in methods])
+            torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0)
+
+
 # Errors.
 
 

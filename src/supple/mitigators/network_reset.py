@@ -109,7 +109,7 @@ class NetworkReset(Mitigator):
                 if isinstance(number, int | float) and whole:
                     memory[key] = type(number)(_FIRST.get(key, 0))
         # They belong to no optimizer, and come along once: with the parameters that have taken the most steps.
-        if (steps.max() > furthest) and steps.max() % self.every == 0:
+        if any(steps[self._names.index(name)] > furthest for name in due):
             for name in self._buffers:
                 _move(self._module.get_buffer(name), fresh[name], strength)
 

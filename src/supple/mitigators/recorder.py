@@ -12,13 +12,26 @@ from supple.units import UnitGroup
 
 
 class Recorder:
-    """A hook on a layer that adds up what it is given; it knows nothing but its sums, so networks can be copied."""
+    """A hook on a layer that adds up what it is given; it knows nothing but its sums, so networks can be copied.
+
+    What is not finite is left out: it would stay in every sum.
+    """
 
     def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None, shares: bool) -> None:
         self.group, self.sums, self.slot, self.shares, self.listening = group, sums, slot, shares, True
+        self._examples: int | None = None
+
+    def expect(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """A hook on the convolution that the units enter by: the linear layer must be given as many examples.
+
+        A trace, which has no sizes, can't tell a ``view(-1, n)`` that flattens each example from one that makes
+        examples of channels.
+        """
+        if self._hears(layer) and not torch.compiler.is_compiling():
+            self._examples = len(output) if output.ndim > 1 + len(layer.kernel_size) else 1
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not (self.listening and layer.training and torch.is_grad_enabled()):
+        if not self._hears(layer):
             return
         activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
         if torch.compiler.is_compiling():
@@ -26,6 +39,14 @@ class Recorder:
                 raise NotImplementedError("a method that sees activations needs a population that is not compiled")
             self._add(activations)
             return
+        # Forgotten at once: where checkpoints compute this layer again in the backward pass, others may have gone by.
+        expected, self._examples = self._examples, None
+        if expected is not None and expected != (given := activations.numel() // activations.shape[-1]):
+            raise ValueError(
+                f"expected {expected} examples in {self.group.leaving[0].path!r} as in {self.group.name!r}, got "
+                f"{given}: flatten each example alone, as flatten(1) does, or say which units there are with "
+                'units=[("entering layer", "leaving layer"), ...]'
+            )
         if not self.shares and DistributedDataParallel._get_active_ddp_module() is not None:
             raise RuntimeError(
                 "expected a network wrapped in DistributedDataParallel, got the one inside, whose units each rank "
@@ -36,6 +57,9 @@ class Recorder:
                 self._add(_stacked(activations))
         else:
             self._add(activations)
+
+    def _hears(self, layer: nn.Module) -> bool:
+        return self.listening and layer.training and torch.is_grad_enabled()
 
     @torch.no_grad()
     def _add(self, activations: Tensor) -> None:
@@ -50,6 +74,7 @@ class Recorder:
         count = max(1, activations.numel() // activations.shape[:members].numel() // size)
         dtype = self.sums["mean"].dtype
         added = {"magnitude": activations.abs().sum(others, dtype=dtype)}
+        finite = added["magnitude"].isfinite().all(-1, keepdim=True)
         if self.sums["mean"].numel():
             added["mean"] = activations.sum(others, dtype=dtype)
         for key, tensor in self.sums.items():
@@ -57,9 +82,9 @@ class Recorder:
                 self.sums[key] = tensor.to(activations.device)
             into = self.sums[key] if self.slot is None else self.sums[key][self.slot]
             if key in added:
-                into.add_(added[key], alpha=1 / count)
+                into.add_(torch.where(finite, added[key], 0.0), alpha=1 / count)
             elif key == "forwards":
-                into.add_(1)
+                into.add_(finite)
 
 
 def _stacked(tensor: Tensor) -> Tensor:

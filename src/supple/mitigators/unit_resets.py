@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
@@ -57,8 +58,9 @@ class UnitResets(Mitigator):
         seed: of the new weights.
 
     Raises:
-        ValueError: when the network has no unit that can be replaced alone, and in a step, when the parameters of a
-            unit are split between optimizers.
+        ValueError: when the network has no unit that can be replaced alone; in a forward pass, when a convolution's
+            units were found in a layer that sees them mixed; and in a step, when the parameters of a unit are split
+            between optimizers.
     """
 
     observes = True
@@ -89,6 +91,7 @@ class UnitResets(Mitigator):
                 f"expected a network with hidden units that can be replaced one by one, got none ({reasons}): "
                 'say which with units=[("entering layer", "leaving layer"), ...]'
             )
+        self._searched = units is None
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
         self._initializer, self._recorders, self._has_seen = initializer, list[Recorder](), False
@@ -141,6 +144,9 @@ class UnitResets(Mitigator):
                 layer = module.get_submodule(group.leaving[0].path)
                 self._observed.append(layer.register_forward_pre_hook(recorder, with_kwargs=True))
                 self._recorders.append(recorder)
+                first = module.get_submodule(group.name)
+                if self._searched and isinstance(first, _ConvNd) and isinstance(layer, nn.Linear):
+                    self._observed.append(first.register_forward_hook(recorder.expect))
         self._listen()
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
@@ -209,7 +215,7 @@ class UnitResets(Mitigator):
     def _take_activity(self, group: UnitGroup, state: State) -> Activity:
         sums = state[_activity(group)]
         magnitude = sums["magnitude"] / sums["forwards"]
-        # Without a forward pass it is NaN; and what overflowed counts as not seen: it would stay in every average.
+        # Without a finite forward pass it is NaN, which would stay in every average.
         seen = magnitude.isfinite().all(-1, keepdim=True)
         magnitude = torch.where(seen, magnitude, 0.0)
         mean = torch.where(seen, sums["mean"] / sums["forwards"], 0.0) if self.needs_mean else sums["mean"]

@@ -2,17 +2,23 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import register_parametrization
 
-from supple.power_iteration import TINY, power_iteration
+from supple.power_iteration import TINY, power_iteration, working_dtype
 
 
 class SpectralNormalization(nn.Module):
     """A parametrization W / σ₁(W) of a weight ``(out, ...)``, seen as the matrix out × rest.
 
+    Args:
+        weight: what it starts from.
+        dim: the dimension of the outputs, 1 in transposed convolutions.
+
     σ₁ comes from one power iteration each forward pass in training mode, its vectors kept in buffers, and is
     differentiated with these held constant. As ``torch.nn.utils.parametrizations.spectral_norm``, and like the rest
-    here able to run under ``torch.func.vmap``.
+    here able to run under ``torch.func.vmap``. Half precision is computed in float32.
 
     Source: Miyato et al., *Spectral Normalization for Generative Adversarial Networks*, 2018.
 
@@ -26,27 +32,37 @@ class SpectralNormalization(nn.Module):
     v: Tensor
     restart: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, dim: int = 0) -> None:
         super().__init__()
-        matrix = weight.detach().flatten(1)
+        self.dim = dim
+        matrix = weight.detach().movedim(dim, 0).flatten(1)
         self.register_buffer("v", torch.nn.functional.normalize(torch.randn_like(matrix[0]), dim=0))
         self.register_buffer("restart", torch.nn.functional.normalize(torch.randn_like(matrix[0]), dim=0))
         self.v.copy_(power_iteration(matrix, self.v, self.restart, iterations=15).v)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight divided by its largest singular value."""
-        matrix = weight.flatten(1)
+        dtype = working_dtype(weight)
+        matrix = weight.movedim(self.dim, 0).flatten(1).to(dtype)
         _, u, v = power_iteration(matrix.detach(), self.v, self.restart)
         if self.training:
             self.v.copy_(v.detach())
         sigma = torch.dot(u, torch.mv(matrix, v))
-        return weight / sigma.clamp_min(TINY)
+        return (weight.to(dtype) / sigma.clamp_min(TINY)).to(weight.dtype)
 
 
 def spectral_normalization(layer: nn.Module) -> nn.Module:
-    """Normalize the ``weight`` of a layer from now on; returns the layer."""
-    weight = layer.weight
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"expected a layer with a weight tensor, got {type(layer).__name__} with {weight!r}")
-    register_parametrization(layer, "weight", SpectralNormalization(weight))
+    """Normalize the ``weight`` of a layer from now on; returns the layer.
+
+    Raises:
+        ValueError: for a layer whose weight is no matrix.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or is_lazy(weight) or weight.ndim < 2:
+        raise ValueError(
+            f"expected a layer with a weight of two or more dimensions, got {type(layer).__name__}: name linear "
+            "layers and convolutions one by one, lazy ones after their first batch"
+        )
+    dim = int(isinstance(layer, _ConvTransposeNd))
+    register_parametrization(layer, "weight", SpectralNormalization(weight, dim))
     return layer
