@@ -25,6 +25,8 @@ bench: $(READY)  ## how fast it is, against baselines and the machine; wants a q
 	for network in mlp resnet18 vit-tiny gpt2; do \
 		$(BIN)/python benchmarks/overhead.py --network $$network --rounds 15 --steps $$([ $$network = mlp ] && echo 20 || echo 1) \
 			--out results/overhead/share-$$network.json; \
+		$(BIN)/python benchmarks/overhead.py --within --network $$network --rounds 15 --steps $$([ $$network = mlp ] && echo 20 || echo 1) \
+			--out results/overhead/within-$$network.json; \
 	done
 	$(BIN)/python benchmarks/performance.py
 

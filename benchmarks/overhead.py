@@ -4,6 +4,7 @@ python benchmarks/overhead.py                                # the spectral regu
 python benchmarks/overhead.py --methods l2 l2-init redo      # any methods of the table
 python benchmarks/overhead.py --network conv --methods all
 python benchmarks/overhead.py --methods all --rounds 100     # 2,000 steps of each: what acts rarely is in the mean
+python benchmarks/overhead.py --within                       # the spectral regularizer's own seconds in each step
 """
 
 import json
@@ -46,6 +47,9 @@ class Overhead:
     """How often each variant is timed, the variants taking turns."""
     steps: int = 20
     """Training steps in one timing."""
+    within: bool = False
+    """Time the spectral regularizer inside of training steps instead: differences between steps, which on a shared
+    machine are larger than a share of some percent, then do not count."""
     threads: int = 1
     """Threads of torch; one is steadiest where cores are shared."""
     out: Path | None = None
@@ -189,10 +193,39 @@ def variants(config: Overhead) -> dict[str, Step]:
     return naive
 
 
+def shares_within(config: Overhead) -> list[float]:
+    """Of each round: its steps' seconds over the same without those of the regularizer."""
+    make, batch = NETWORKS[config.network]
+    (x, y), model = batch(), make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    regularizer, ratios = supple.SpectralRegularizer(model), []
+    for turn in track(range(-1, config.rounds), description="timing"):
+        own, start = 0.0, time.thread_time()
+        for _ in range(config.steps):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            before = time.thread_time()
+            regularizer.before_step()
+            own += time.thread_time() - before
+            optimizer.step()
+        whole = time.thread_time() - start
+        if turn >= 0:  # the first turn warms up
+            ratios.append(whole / (whole - own))
+    return ratios
+
+
 def main() -> None:
     config = tyro.cli(Overhead)
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
+    facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
+    if config.within:
+        ratios = shares_within(config)
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{config.network}: {middle:.3f} ({low:.3f} to {high:.3f})")
+        if config.out:
+            config.out.write_text(json.dumps({**facts, "ratios": ratios}, indent=1))
+        return
     steps = variants(config)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
@@ -218,7 +251,6 @@ def main() -> None:
     console.print(f"{config.network}, {config.rounds} rounds of {config.steps} steps", highlight=False)
     console.print(table)
     if config.out:
-        facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps({**facts, "seconds": seconds}, indent=1))
 
