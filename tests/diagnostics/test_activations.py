@@ -106,6 +106,48 @@ def test_several_inputs_by_place_or_by_name():
     assert_seen(network, {"action": action, "state": state}, expected)
 
 
+@pytest.mark.parametrize(
+    "part", [lambda z: z, lambda z: z.flatten(1), lambda z: z[:, 1:]], ids=["whole", "flat", "part"]
+)
+def test_the_input_of_a_second_branch_is_not_hidden(part):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.h = nn.Linear(3, 5), nn.LazyLinear(5), nn.Linear(5, 2)
+
+        def forward(self, x, z):
+            return self.h(relu(self.a(x)) + relu(self.b(part(z))))
+
+    network, x, z = Branches(), torch.randn(6, 3), torch.randn(6, 4)
+    network(x, z)  # the lazy layer finds its size
+    expected = {"h": relu(network.a(x)) + relu(network.b(part(z)))}
+    assert_seen(network, (x, z), expected)
+    assert_seen(network, {"z": z, "x": x}, expected)
+
+
+def test_a_time_that_enters_behind_a_layer_is_not_a_unit():
+    class Waves(nn.Module):
+        """Embeds a time, one number an example."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 5))
+
+        def forward(self, time):
+            return torch.sin(time[:, None] * self.weight.sum(0))
+
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.waves, self.head = nn.Linear(3, 5), Waves(), nn.Linear(5, 2)
+
+        def forward(self, x, time):
+            return self.head(self.first(x) + self.waves(time / 10))
+
+    network, x, time = Timed(), torch.randn(6, 3), torch.rand(6)
+    assert_seen(network, (x, time), {"head": network.first(x) + network.waves(time / 10)})
+
+
 def test_a_network_without_hidden_layers_has_nothing_to_show():
     inspection = Inspection(nn.Linear(3, 2), torch.randn(4, 3), previous={})
     assert inspection.activations == {}

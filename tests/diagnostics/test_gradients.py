@@ -124,6 +124,168 @@ def test_inputs_that_are_not_of_single_examples_are_taken_one_by_one():
         torch.testing.assert_close(gram, (gradients[name] @ gradients[name].T).double(), rtol=1e-4, atol=1e-6)
 
 
+def assert_as_by_autograd(network, x, y, loss=cross_entropy):
+    """The inner products, against one plain backward pass an example."""
+    network.double().eval()
+    parameters = dict(network.named_parameters())
+    rows = []
+    for index in range(len(y)):
+        value = loss(network(x[index : index + 1]), y[index : index + 1])
+        gradients = [torch.zeros_like(p) for p in parameters.values()]
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    sizes = [p.numel() for p in parameters.values()]
+    found = grams(network, x, y, loss)
+    assert list(found) == list(parameters)
+    for name, gradients in zip(parameters, torch.stack(rows).split(sizes, 1), strict=True):
+        torch.testing.assert_close(found[name], gradients @ gradients.T, msg=lambda message, n=name: f"{n}: {message}")
+
+
+class TimeFirst(nn.Module):
+    """``(batch, time, 4)``, but the layers have the time first, in a dimension of its own or in that of the batch."""
+
+    def __init__(self, flat=False):
+        super().__init__()
+        self.flat = flat
+        self.inner, self.norm, self.head = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        h = self.norm(torch.tanh(self.inner(x.flatten(0, 1) if self.flat else x)))
+        return self.head(h.reshape(*x.shape[:2], 5).mean(0))
+
+
+class BothSigns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Conv1d(4, 5, 1), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        one, other = torch.tanh(self.norm(self.inner(torch.cat([x.mT, -x.mT])))).chunk(2)
+        return self.head((one * other.exp()).mean(-1))
+
+
+class EncoderTimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.transpose(0, 1)).mean(0))
+
+
+ROWS_OF_SEVERAL = {
+    "time first": TimeFirst,
+    "time and batch": lambda: TimeFirst(flat=True),
+    "both signs": BothSigns,
+    "encoder": EncoderTimeFirst,
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF_SEVERAL)
+@pytest.mark.parametrize(("examples", "time"), [(1, 6), (2, 2), (2, 6), (3, 6), (6, 6), (6, 3), (5, 5)])
+def test_as_many_rows_that_are_of_several_examples(name, examples, time):
+    x, y = torch.randn(examples, time, 4).double(), torch.randint(3, (examples,))
+    assert_as_by_autograd(ROWS_OF_SEVERAL[name](), x, y)
+
+
+def test_rows_that_are_all_the_same_do_not_tell_whose_they_are():
+    """The gradients that come back do."""
+    x, y = torch.ones(6, 3, 4).double(), torch.tensor([0, 1, 2, 2, 1, 0])
+    assert_as_by_autograd(TimeFirst(flat=True), x, y)
+
+
+def test_a_population_whose_members_have_the_time_first():
+    population = Population(TimeFirst, seeds=[0, 1])
+    x, y = torch.randn(2, 3, 6, 4), torch.randint(3, (2, 3))
+    found = Inspection(population, x, y)._by_member(lambda member: gradient_grams(member, cross_entropy))
+    for index in range(2):
+        for name, gradients in naive_gradients(population.member(index), x[index], y[index]).items():
+            torch.testing.assert_close(
+                found[name][index], (gradients @ gradients.T).double(), rtol=1e-4, atol=1e-6, msg=name
+            )
+
+
+@pytest.mark.parametrize("name", ["perceptron", "tokens", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("wrong", [None, math.nan], ids=["finite", "not finite"])
+def test_a_closed_form_that_holds_is_taken(monkeypatch, name, dtype, wrong):
+    """Rounding is no reason for a backward pass an example, nor is a network that has diverged."""
+    network, x, y = network_and_probe(name)
+    if wrong is not None:
+        next(network.parameters()).data.view(-1)[0] = wrong
+    monkeypatch.setattr(per_example, "_one_by_one", None)
+    found = grams(network.to(dtype), x.to(dtype), y)
+    assert len(found) == len(list(network.parameters()))
+
+
+class Backbone(nn.Module):
+    """Its first part, or all of it, runs without gradients, though its parameters would take them."""
+
+    def __init__(self, everything):
+        super().__init__()
+        self.everything = everything
+        self.inner, self.own, self.head = nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.own(self.inner(x))
+        with torch.set_grad_enabled(not self.everything):
+            return self.head(h)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_runs_without_gradients_has_none(everything):
+    network, x, y = Backbone(everything), torch.randn(5, 4).double(), torch.randint(3, (5,))
+    assert_as_by_autograd(network, x, y)
+    inspection = Inspection(network, x, y)
+    for name in ("gradient_norm", "gradient_effective_rank"):
+        found = DIAGNOSTICS[name](inspection)
+        assert found["inner"] == 0
+        assert (found["head"] > 0) == (not everything)
+
+
+class Classifier(nn.Module):
+    """Returns its state too, ``(layers, batch, units)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.lstm, self.head = nn.Linear(4, 5), nn.LSTM(5, 6, 2, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h, state = self.lstm(self.enter(x))
+        return self.head(h[:, -1]), state
+
+
+def of_both(outputs, labels):
+    logits, (h, _) = outputs
+    return cross_entropy(logits, labels) + h[-1].square().mean()
+
+
+@pytest.mark.parametrize("loss", [lambda outputs, labels: cross_entropy(outputs[0], labels), of_both])
+@pytest.mark.parametrize("examples", [1, 2, 4, 5])
+def test_outputs_that_do_not_have_the_batch_first(loss, examples):
+    x, y = torch.randn(examples, 3, 4).double(), torch.randint(3, (examples,))
+    assert_as_by_autograd(Classifier(), x, y, loss)
+
+
+def test_an_output_that_is_of_no_example():
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return {"logits": self.head(x), "penalty": self.head.weight.square().sum()}
+
+    def loss(outputs, labels):
+        return cross_entropy(outputs["logits"], labels) + outputs["penalty"]
+
+    assert_as_by_autograd(Counted(), torch.randn(5, 4).double(), torch.randint(3, (5,)), loss)
+
+
 def test_a_loss_that_weighs_its_examples_is_taken_on_each_alone():
     def weighted(outputs, labels):
         return cross_entropy(outputs, labels, weight=torch.tensor([1.0, 5.0, 0.5]))

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -96,6 +97,22 @@ def test_chosen_diagnostics():
         PlasticityMonitor(perceptron(), every=0)
 
 
+def test_nothing_to_measure():
+    changes = PlasticityMonitor(perceptron(), batch(), diagnostics=["representation_change"])
+    assert changes.measure() == {}
+    assert changes.measure()["representation_change"] == 0
+    x, y = torch.randn(9, 3), torch.randint(2, (9,))
+    shallow = PlasticityMonitor(nn.Linear(3, 2), (x, y), diagnostics=["dormant_units"])
+    members = PlasticityMonitor(
+        Population(lambda: nn.Linear(3, 2), seeds=[0, 1]),
+        (x.expand(2, 9, 3), y.expand(2, 9)),
+        diagnostics=["dead_units"],
+    )
+    for monitor in (shallow, members, PlasticityMonitor(perceptron(), diagnostics=[])):
+        assert monitor.measure() == monitor.latest == {}
+        assert monitor.table() == "nothing measured"
+
+
 def test_an_inspection_without_what_a_diagnostic_needs():
     with pytest.raises(ValueError, match="previous for representation_change"):
         DIAGNOSTICS["representation_change"](Inspection(perceptron(), torch.ones(3, 4)))
@@ -170,6 +187,52 @@ def test_attached_it_measures_every_so_many_steps_and_tells():
     train(network, optimizer, 3)
     assert len(told) == 2
     monitor.attach(torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_a_copy_of_network_optimizer_and_monitor_goes_on_by_itself(duplicate):
+    network = perceptron()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    monitor = PlasticityMonitor(network, every=3).attach(optimizer)
+    train(network, optimizer, 2)
+    other, its_optimizer, its_monitor = duplicate((network, optimizer, monitor))
+    train(other, its_optimizer, 1)
+    assert its_monitor.latest["weight_norm"] == PlasticityMonitor(other).measure()["weight_norm"]
+    assert monitor.latest == {}, "the two share nothing"
+    its_monitor.detach()
+    again = duplicate((other, its_optimizer, its_monitor))
+    train(*again[:2], 3)
+    assert again[2].latest == its_monitor.latest, "what is detached stays so"
+    train(network, optimizer, 1)
+    assert monitor.latest["weight_norm"] == PlasticityMonitor(network).measure()["weight_norm"]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: an optimizer without hooks of its own, whose step is that of the one inside."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def zero_grad(self):
+        self.optimizer.zero_grad()
+
+    def step(self):
+        self.optimizer.step()
+
+
+def test_an_optimizer_inside_others():
+    network = perceptron()
+    optimizer = Wrapper(Wrapper(torch.optim.SGD(network.parameters(), lr=0.1)))
+    monitor = PlasticityMonitor(network, every=2).attach(optimizer)
+    train(network, optimizer, 2)
+    assert monitor.latest["weight_norm"] == PlasticityMonitor(network).measure()["weight_norm"]
+
+
+def test_attached_to_no_optimizer():
+    monitor = PlasticityMonitor(perceptron())
+    with pytest.raises(TypeError, match="got Linear: attach to an optimizer"):
+        monitor.attach(nn.Linear(2, 2))
+    monitor.attach(torch.optim.SGD(monitor.model.parameters(), lr=0.1))
 
 
 def test_beside_a_method_it_sees_what_the_step_has_left():

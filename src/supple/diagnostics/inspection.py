@@ -103,8 +103,9 @@ class Inspection:
         A layer is a module with a matrix of its own: linear, convolutional, recurrent, attention (its query), and those
         of your own types. Units are the channels of a convolution's input, otherwise its last dimension; rows are the
         examples times all other dimensions (places, tokens). Behind a flattening each place is a unit. The inputs of
-        the network, which go into the layers that start before any other has finished, are not hidden activations; what
-        several layers are given together counts once, under the first.
+        the network, the probe's tensors and what goes into the layers that start before any other has finished, are not
+        hidden activations, nor is what has fewer than two dimensions; what several layers are given together counts
+        once, under the first.
         """
         return self._by_member(lambda member: hidden_activations(member, self._layers))
 
@@ -161,7 +162,8 @@ class Diagnostic(NamedTuple):
     ``gradients`` and ``gradient_singular_values`` labels too; ``initial`` and ``previous`` are given by the caller."""
 
     def __call__(self, inspection: Inspection) -> dict[str, Tensor]:
-        """The network's value under ``""``, then the layers'; ``(members…)`` each. Nothing waits for the device.
+        """The network's value under ``""``, then the layers'; ``(members…)`` each. Nothing waits for the device
+        but the gradients of single examples.
 
         Raises:
             ValueError: when the inspection was not given what this needs.

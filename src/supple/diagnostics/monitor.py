@@ -64,6 +64,7 @@ class PlasticityMonitor:
         """The last measurement."""
         self._probe, self._loss, self._roles = probe or (None, None), loss, roles
         self._steps = 0
+        self._optimizer: Optimizer | None = None
         self._hook: RemovableHandle | None = None
         self._initial: dict[str, Tensor] = {}
         self._previous: dict[str, Tensor] = {}
@@ -88,7 +89,7 @@ class PlasticityMonitor:
             if all(map(inspection.offers, DIAGNOSTICS[name].needs))
             for layer, value in DIAGNOSTICS[name](inspection).items()
         }
-        rows = torch.stack(list(found.values()), -1).tolist()
+        rows = torch.stack(list(found.values()), -1).tolist() if found else []
         if isinstance(inspection.network, Population):
             self.latest = {
                 f"member{index}/{key}": value
@@ -104,21 +105,25 @@ class PlasticityMonitor:
     def attach(self, optimizer: Optimizer) -> Self:
         """Measure after every ``every``-th step of ``optimizer`` from now on.
 
-        It comes after what was attached before it: methods that change the parameters are to be attached first.
+        It comes after what was attached before it: methods that change the parameters are to be attached first. The
+        optimizers that Accelerate and Lightning wrap around torch's will do. Copy or pickle network, optimizer and
+        monitor together and the three copies belong together as the originals do.
 
         Raises:
+            TypeError: for anything but a torch optimizer.
             RuntimeError: when attached already.
         """
         if self._hook is not None:
             raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
-        self._hook = optimizer.register_step_post_hook(self._on_step_end)
+        self._optimizer = _innermost(optimizer)
+        self._hook = self._optimizer.register_step_post_hook(self._on_step_end)
         return self
 
     def detach(self) -> Self:
         """Undo :meth:`attach`."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook = None
+        self._hook = self._optimizer = None
         return self
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -159,6 +164,15 @@ class PlasticityMonitor:
             latest = {key: sum(each) / len(each) for key, each in members.items()}
         return text_table(latest)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hook": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """An optimizer leaves its hooks behind when it is copied or pickled; this one is hung on the copy again."""
+        self.__dict__.update(state)
+        if self._optimizer is not None:
+            self.attach(self._optimizer)
+
     def _inspect(self) -> Inspection:
         x, y = self._probe
         previous = self._previous or None
@@ -189,6 +203,15 @@ def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, .
                 f"expected a probe for {name}, got one without {lacking[name][0]}: give probe=(inputs, labels)"
             )
     return names
+
+
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    """The one inside those that a framework puts around it, as in ``supple.mitigators``, which is not imported here."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: attach to an optimizer")
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from supple.diagnostics.probing import Loss, Member
+from supple.diagnostics.probing import Loss, Member, derivatives
 from supple.power_iteration import working_dtype
 
 HELD = 2**24
@@ -32,17 +32,56 @@ def gradient_grams(member: Member, loss: Loss) -> dict[str, Tensor]:
 
     which for one position is :math:`(A A^\top) \circ (B B^\top)`. A convolution is a linear layer on patches. For the
     biases and gains of norms the gradients themselves are small. All other parameters (of attention's fused
-    projections, recurrent layers, embeddings, modules of your own, and what is used twice) take one backward pass an
-    example, and hold the gradients of as many of them as fit into memory of 1 GB at a time.
+    projections, recurrent layers, embeddings, modules of your own, what two modules share, and layers to which the
+    batch does not come first) take one backward pass an example, and hold the gradients of as many of them as fit into
+    memory of 1 GB at a time.
     """
     grams: dict[str, Tensor] = {}
-    for path, calls in _calls(member, loss, _closed_forms(member)).items():
-        if all(len(a) % member.examples == 0 for a, _ in calls):  # otherwise its inputs are not of single examples
-            by_example = [(_by_example(a, member.examples), _by_example(b, member.examples)) for a, b in calls]
-            grams |= _layer_grams(member, path, by_example)
+    for path, calls in _of_single_examples(member, loss).items():
+        grams |= _layer_grams(member, path, [(a.to(working_dtype(a)), b.to(working_dtype(b))) for a, b in calls])
     for group in _groups([name for name in member.trained if name not in grams], member):
         grams |= _one_by_one(member, loss, group)
     return {name: grams[name] for name in member.trained}
+
+
+def _of_single_examples(member: Member, loss: Loss) -> dict[str, list[_Call]]:
+    """The calls of the layers with a closed form whose rows are those of one example after the other.
+
+    Sizes do not tell: with the time before the batch, or in ``cat([x, -x])``, as many rows are of several examples. So
+    two examples that are no neighbours run alone, and must give the layer just the rows that are taken for theirs.
+
+    Returns:
+        By the layer's path, ``(examples, positions, ...)`` each.
+    """
+    if member.examples == 1:
+        return {}  # one backward pass is all there is to do
+    calls = {
+        path: [(_by_example(a, member.examples), _by_example(b, member.examples)) for a, b in each]
+        for path, each in _calls(member, loss, _closed_forms(member)).items()
+        if all(a.ndim > 1 and len(a) % member.examples == len(b) % member.examples == 0 for a, b in each)
+    }
+    for index in (0, member.examples // 2):
+        if calls:
+            alone = _calls(member.alone(index), loss, list(calls))
+            calls = {path: each for path, each in calls.items() if _agree(each, alone.get(path, []), index)}
+    return calls
+
+
+def _agree(calls: list[_Call], alone: list[_Call], index: int) -> bool:
+    """Whether a layer's calls hold of this example what it was given, and given back, when that example ran alone."""
+    return len(calls) == len(alone) and all(
+        # Rounding may switch a unit near the kink of a ReLU, and then the gradients differ by more than rounding.
+        _same(of_batch[0][index], of_one[0], 1 / 2) and _same(of_batch[1][index], of_one[1], 1 / 4)
+        for of_batch, of_one in zip(calls, alone, strict=True)
+    )
+
+
+def _same(tensor: Tensor, alone: Tensor, power: float) -> bool:
+    """Whether they are equal but for rounding: an error of ``eps ** power`` of the whole. What is not finite passes."""
+    if tensor.shape != alone.shape:
+        return False
+    error, size = (each.double().norm() for each in (tensor - alone, alone))
+    return not error > torch.finfo(alone.dtype).eps ** power * size
 
 
 def _closed_forms(member: Member) -> list[str]:
@@ -72,7 +111,10 @@ def _named(layer: nn.Module, path: str) -> dict[str, str]:
 
 
 def _calls(member: Member, loss: Loss, paths: list[str]) -> dict[str, list[_Call]]:
-    """What these layers were given and the gradients that came back, call by call; none for a layer not called."""
+    """What these layers were given and the gradients that came back, call by call; none for a layer not called.
+
+    None at all where some output of the network does not have the examples first: there is no telling them apart.
+    """
     inputs: defaultdict[str, list[Tensor]] = defaultdict(list)
     outputs: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -89,9 +131,12 @@ def _calls(member: Member, loss: Loss, paths: list[str]) -> dict[str, list[_Call
         for path in paths:
             module = member.module.get_submodule(path)
             hooks.enter_context(module.register_forward_hook(recorder(path), with_kwargs=True))
-        total = _sum_of_losses(member(parameters, member.x), member.y, loss)
-    flat = [output for each in outputs.values() for output in each]
-    gradients = iter(torch.autograd.grad(total, flat, materialize_grads=True) if flat else ())
+        found = member(parameters, member.x)
+        tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        if any(tensor.ndim == 0 or len(tensor) != member.examples for tensor in tensors):
+            return {}
+        total = _sum_of_losses(found, member.y, loss)
+    gradients = iter(derivatives(total, [output for each in outputs.values() for output in each]))
     return {path: [(a, next(gradients)) for a in inputs[path]] for path in outputs}
 
 
@@ -112,7 +157,7 @@ def _sum_of_losses(outputs: Any, y: Tensor, loss: Loss) -> Tensor:
 def _by_example(tensor: Tensor, examples: int) -> Tensor:
     """``(batch, ...)`` or ``(batch · positions, ...)`` as ``(batch, positions, ...)``."""
     rows: Tensor = tensor.unflatten(0, (examples, -1))
-    return rows.to(working_dtype(tensor))
+    return rows
 
 
 def _layer_grams(member: Member, path: str, calls: list[_Call]) -> dict[str, Tensor]:
@@ -201,10 +246,10 @@ def _one_by_one(member: Member, loss: Loss, names: list[str]) -> dict[str, Tenso
     parameters = member.differentiable(names)
     rows = []
     for index in range(member.examples):
-        x, y = tree_map(lambda tensor, i=index: tensor[i : i + 1], (member.x, member.y))
+        one = member.alone(index)
         with torch.enable_grad():
-            value = loss(member(parameters, x), y)
-        rows.append(torch.autograd.grad(value, [parameters[name] for name in names], materialize_grads=True))
+            value = loss(one(parameters, one.x), one.y)
+        rows.append(derivatives(value, [parameters[name] for name in names]))
     return {
         name: _gram(torch.stack(each).flatten(1)) for name, each in zip(names, zip(*rows, strict=True), strict=True)
     }

@@ -1,16 +1,16 @@
 """Running a network on a probe batch without leaving a trace in it."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """What a network is called with: one tensor, several in their order, or several by name. The batch comes first."""
@@ -46,6 +46,11 @@ class Member:
     def examples(self) -> int:
         return len(tree_leaves(self.x)[0])
 
+    def alone(self, index: int) -> Self:
+        """The same with a batch of one example."""
+        x, y = tree_map(lambda tensor: tensor[index : index + 1], (self.x, self.y))
+        return replace(self, x=x, y=y)
+
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
@@ -72,15 +77,17 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
     """
     found: dict[str, list[Tensor]] = {}
     seen: list[Tensor] = []
+    inputs = {_memory(tensor) for tensor in tree_leaves(member.x)}
     of_inputs: set[str] = set()
     finished = False
 
     def before(name: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        given = (h for h in (*arguments, *named.values()) if isinstance(h, Tensor) and h.is_floating_point())
-        h = next(given, None)
+        tensors = (h for h in (*arguments, *named.values()) if isinstance(h, Tensor))
+        # One number an example, such as the time that an embedding is given, has no units.
+        h = next((h for h in tensors if h.is_floating_point() and h.ndim > 1), None)
         if not finished:
             of_inputs.add(name)
-        if h is None or any(h is other for other in seen):
+        if h is None or _memory(h) in inputs or any(h is other for other in seen):
             return
         seen.append(h)
         if name not in of_inputs:
@@ -105,7 +112,20 @@ def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
     with torch.enable_grad():
         value = loss(member(parameters, member.x), member.y)
     trained = [parameters[name] for name in member.trained]
-    return dict(zip(member.trained, torch.autograd.grad(value, trained, materialize_grads=True), strict=True))
+    return dict(zip(member.trained, derivatives(value, trained), strict=True))
+
+
+def derivatives(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of a scalar; zero by what it does not depend on, as by what ran under ``torch.no_grad()``."""
+    reached = [tensor for tensor in tensors if tensor.requires_grad] if value.requires_grad else []
+    gradients = torch.autograd.grad(value, reached, materialize_grads=True) if reached else ()
+    found = {id(tensor): gradient for tensor, gradient in zip(reached, gradients, strict=True)}
+    return [found[id(tensor)] if id(tensor) in found else torch.zeros_like(tensor) for tensor in tensors]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor lies: the same for the views of one."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:

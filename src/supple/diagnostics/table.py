@@ -17,6 +17,8 @@ def text_table(values: Mapping[str, float]) -> str:
     network        1.5          7
     0                2
     """
+    if not values:
+        return "nothing measured"
     layers = {key.partition("/")[2]: None for key in values}
     titles = {layer: _shortened(layer or "network") for layer in layers}
     left = max(map(len, titles.values()))
