@@ -1,9 +1,10 @@
-"""Optimizers as pure steps over dictionaries, for any number of members at once."""
+"""Adam as a pure step over dictionaries, for any number of members at once; and the optimizer inside another."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.adam import adam as fused_adam
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -58,3 +59,12 @@ def written_out(
     exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
     root = exp_avg_sq.sqrt() / (1 - BETA2**step).sqrt() + EPSILON
     parameter.sub_(exp_avg / root * (step_size / (1 - BETA1**step)))
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer whose ``step()`` moves the parameters, inside those that a framework puts around it."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: attach to each optimizer")
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer

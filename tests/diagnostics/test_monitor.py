@@ -230,7 +230,7 @@ def test_an_optimizer_inside_others():
 
 def test_attached_to_no_optimizer():
     monitor = PlasticityMonitor(perceptron())
-    with pytest.raises(TypeError, match="got Linear: attach to an optimizer"):
+    with pytest.raises(TypeError, match="got Linear: attach to each optimizer"):
         monitor.attach(nn.Linear(2, 2))
     monitor.attach(torch.optim.SGD(monitor.model.parameters(), lr=0.1))
 

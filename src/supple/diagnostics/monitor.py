@@ -13,6 +13,7 @@ from supple.diagnostics.inspection import DIAGNOSTICS, Inspection
 from supple.diagnostics.probing import Inputs, Loss
 from supple.diagnostics.table import text_table
 from supple.errors import known
+from supple.optimizers import innermost
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.unit_graph import unwrapped
@@ -115,7 +116,7 @@ class PlasticityMonitor:
         """
         if self._hook is not None:
             raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
-        self._optimizer = _innermost(optimizer)
+        self._optimizer = innermost(optimizer)
         self._hook = self._optimizer.register_step_post_hook(self._on_step_end)
         return self
 
@@ -203,15 +204,6 @@ def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, .
                 f"expected a probe for {name}, got one without {lacking[name][0]}: give probe=(inputs, labels)"
             )
     return names
-
-
-def _innermost(optimizer: Optimizer) -> Optimizer:
-    """The one inside those that a framework puts around it, as in ``supple.mitigators``, which is not imported here."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: attach to an optimizer")
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from supple.mitigators.step_hooks import StepHooks, add_gradients, held_by, innermost
+from supple.mitigators.step_hooks import StepHooks, add_gradients, held_by
+from supple.optimizers import innermost
 from supple.pieces import pieces
 from supple.population import Population
 from supple.roles import Kind, Role, describe, find_roles, owned_parameters

@@ -112,15 +112,6 @@ def add_gradients(
         torch._foreach_mul_(list(gradients.values()), grad_scale)
 
 
-def innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose ``step()`` moves the parameters, inside those that a framework puts around it."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: attach to each optimizer")
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
 def held_by(optimizer: Optimizer) -> set[int]:
     """The identities of an optimizer's parameters."""
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
