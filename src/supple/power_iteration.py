@@ -47,7 +47,8 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
     tensor(3.)
     """
     u, w = half_iteration(weight, prepare_(v.clone(), restart), restart, iterations)
-    return SingularTriple(norm_of(w).squeeze(-1), u, normalized(w))
+    sigma = norm_of(w)
+    return SingularTriple(sigma.squeeze(-1), u, w * (1 / sigma.clamp_min(TINY)))
 
 
 def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:

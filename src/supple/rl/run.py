@@ -86,24 +86,28 @@ class Run:
             prime=prime,
             inside=inside,
         )
-        ratio = run.constants.replay_ratio
-        if not run.seeds or min(steps, evaluate_every, episodes, ratio) < 1:
-            raise ValueError(
-                f"expected at least one seed, step, update a step and evaluation episode, got {len(run.seeds)}, "
-                f"{steps}, {ratio} and {episodes}, with an evaluation every {evaluate_every}"
-            )
-        if not run.updates:
-            raise ValueError(
-                f"expected more steps than the {run.constants.random_steps:,} at random before the first update, got "
-                f"{steps:,}: nothing would be learned; take more, or fewer random ones (--random-steps)"
-            )
-        if run.resets and run.resets.every < evaluate_every * (ratio if run.resets.unit == "updates" else 1):
-            raise ValueError(
-                f"expected resets no more often than evaluations, after which they come, got one every "
-                f"{run.resets.every:,} {run.resets.unit} and an evaluation every {evaluate_every:,} steps of {ratio} "
-                "updates: evaluate more often (--evaluate-every)"
-            )
+        run._check()
         return run
+
+    def _check(self) -> None:
+        """Make sure that there is something to train, and that resets come when they are asked for."""
+        ratio = self.constants.replay_ratio
+        if not self.seeds or min(self.steps, self.evaluate_every, self.episodes, ratio) < 1:
+            raise ValueError(
+                f"expected at least one seed, step, update a step and evaluation episode, got {len(self.seeds)}, "
+                f"{self.steps}, {ratio} and {self.episodes}, with an evaluation every {self.evaluate_every}"
+            )
+        if not self.updates:
+            raise ValueError(
+                f"expected more steps than the {self.constants.random_steps:,} at random before the first update, got "
+                f"{self.steps:,}: nothing would be learned; take more, or fewer random ones (--random-steps)"
+            )
+        if self.resets and self.resets.every < self.evaluate_every * (ratio if self.resets.unit == "updates" else 1):
+            raise ValueError(
+                "expected resets no more often than evaluations, after which they come, got one every "
+                f"{self.resets.every:,} {self.resets.unit} and an evaluation every {self.evaluate_every:,} steps of "
+                f"{ratio} updates: evaluate more often (--evaluate-every)"
+            )
 
     def folder(self, root: str) -> RunFolder:
         """Where under ``root`` the run's results belong."""
