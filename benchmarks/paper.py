@@ -1,15 +1,16 @@
-"""The paper's experiments with perceptrons on MNIST and Fashion-MNIST, breadth first: ten tasks of all, then ten more.
+"""The paper's experiments that a processor can run, breadth first: ten tasks of each, then more of some.
 
     python benchmarks/paper.py train      # days on a core; stop it when you like, it goes on where it was
     python benchmarks/paper.py tables     # what there is so far: rows and charts to results/paper/, tables here
 
-App. B's protocol at its full size: 12,800 images, 4x256 ReLU network, batch 512, 40 epochs a task, 50 tasks, Adam at
-1e-3. Matrix products of training steps are rounded to bfloat16 where the processor can, which moves no result beyond
-the scatter over seeds (docs/reproduction.md). Strengths are tuned on one seed and its first ten tasks, by the mean
-accuracy of the last five of them; the seeds that are reported are others.
+App. B's protocol at its full size; on MNIST 12,800 images, 4x256 ReLU network, batch 512, 40 epochs a task, 50 tasks,
+Adam at 1e-3. Of EMNIST and ImageNet there is as much as SUPPLE_DATA has. Matrix products of training steps are rounded
+to bfloat16 where the processor can, which moves no result beyond the scatter over seeds (docs/reproduction.md).
+Strengths are tuned on one seed and its first ten tasks, by the mean accuracy of the last five of them; the seeds that
+are reported are others.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -20,11 +21,12 @@ import polars as pl
 import tyro
 from rich.console import Console
 
-from supple.lab.grid import TUNING_SEEDS, tuned
+from supple.lab.grid import TUNING_SEEDS
 from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import charts, sweep
 from supple.runs.progress import progress_of
+from supple.runs.stats import ranking
 from supple.runs.store import load
 from supple.runs.tables import results_table
 
@@ -58,34 +60,34 @@ def run_of(method: str, strength: float | None, seed: int, problem: str = "rando
     return Run.of(problem, method, [seed], scale="paper", strength=strength, matmul_precision="medium", **changes)
 
 
-def tuning(model: str) -> list[Run]:
+def tuning(methods: Iterable[str] = STRENGTHS, **changes: Any) -> list[Run]:
     """The grid of strengths on the seed that is not reported."""
     return [
-        run_of(method, strength, TUNING_SEEDS, model=model)
-        for method, strengths in STRENGTHS.items()
-        if len(strengths) > 1
-        for strength in strengths
+        run_of(method, strength, TUNING_SEEDS, **changes)
+        for method in methods
+        if len(STRENGTHS[method]) > 1
+        for strength in STRENGTHS[method]
     ]
 
 
-def best(model: str) -> dict[str, float | None]:
-    """Each method's best strength."""
-    found = {method: strength for method, strength, _ in tuned(rows_of(tuning(model), PIECE))}
-    return {method: found.get(method) for method in STRENGTHS}
-
-
-def reported(model: str, methods: Iterable[str] = STRENGTHS, tuned_on: str | None = None, **changes: Any) -> list[Run]:
-    """Each method at its best strength, on the seeds that are reported."""
-    strengths = best(tuned_on or model)
-    return [run_of(method, strengths[method], seed, model=model, **changes) for seed, method in product(SEEDS, methods)]
+def reported(
+    methods: Iterable[str] = STRENGTHS,
+    tuned_on: list[Run] | None = None,
+    metric: str = "train_accuracy",
+    **changes: Any,
+) -> list[Run]:
+    """Each method at its best strength on a grid (MNIST's, if not said), on the seeds that are reported."""
+    ranked = ranking(rows_of(tuned_on or GRIDS["mnist"], PIECE), metric).unique("method", keep="first")
+    best = dict(ranked.select("method", "strength").rows())
+    return [run_of(method, best.get(method), seed, **changes) for seed, method in product(SEEDS, methods)]
 
 
 def exponents() -> list[Run]:
     """Figure 7."""
-    strength = best("mlp")["spectral"]
     return [
-        run_of("spectral", strength, seed, options={"exponent": exponent} if exponent != 2 else None)
-        for exponent, seed in product((1, 2, 4, 8), SEEDS)
+        run
+        for exponent in (1, 2, 4, 8)
+        for run in reported(["spectral"], options={"exponent": exponent} if exponent != 2 else None)
     ]
 
 
@@ -96,26 +98,59 @@ def curves() -> list[Run]:
         for method, strengths in FURTHER_STRENGTHS.items()
         for strength in strengths
     ]
-    return [*(run for run in tuning("mlp") if run.method in FURTHER_STRENGTHS), *further]
+    return [*tuning(FURTHER_STRENGTHS), *further]
 
 
-STUDIES = {
-    "mnist": partial(reported, "mlp"),
-    "mnist-layer-norm": partial(reported, "mlp-layer-norm"),
+def step_sizes() -> list[Run]:
+    """The three that App. B chose from, at the strengths that are best at 1e-3."""
+    forms = ("none", "spectral", "decoupled-spectral")
+    return [run for step_size in (1e-3, 5e-3, 5e-4) for run in reported(forms, step_size=step_size)]
+
+
+GRIDS = {
+    "mnist": tuning(),
+    "mnist-layer-norm": tuning(model="mlp-layer-norm"),
+    "label-flip": tuning(FEW, problem="label-flip-emnist"),
+    "pixel-permutation": tuning(FEW, problem="pixel-permutation-emnist"),
+    "continual-imagenet": tuning((*FEW, "redo"), problem="continual-imagenet"),
+}
+"""Before the study of the same name."""
+
+STUDIES: dict[str, Callable[[], list[Run]]] = {
+    "mnist": reported,
+    "mnist-layer-norm": partial(reported, tuned_on=GRIDS["mnist-layer-norm"], model="mlp-layer-norm"),
     "exponents": exponents,
     "strengths": curves,
-    "fashion-mnist": partial(reported, "mlp", FEW, problem="random-label-fashion-mnist"),
+    "fashion-mnist": partial(reported, FEW, problem="random-label-fashion-mnist"),
+    "step-sizes": step_sizes,
+    "label-flip": partial(reported, FEW, GRIDS["label-flip"], problem="label-flip-emnist"),
+    "pixel-permutation": partial(reported, FEW, GRIDS["pixel-permutation"], problem="pixel-permutation-emnist"),
+    "continual-imagenet": partial(
+        reported, (*FEW, "redo"), GRIDS["continual-imagenet"], "test_accuracy", problem="continual-imagenet"
+    ),
 }
+
+PLAN = (
+    ("mnist", PIECE),
+    ("mnist-layer-norm", PIECE),
+    ("exponents", PIECE),
+    ("strengths", PIECE),
+    ("fashion-mnist", PIECE),
+    ("step-sizes", PIECE),
+    ("mnist", 50),
+    ("label-flip", PIECE),
+    ("pixel-permutation", PIECE),
+    ("continual-imagenet", 100),
+    ("mnist-layer-norm", 50),
+)
+"""Which study to train next, and up to which task."""
 
 
 def plan() -> Iterator[tuple[list[Run], int]]:
-    """What to train next, and up to which task; a grid of strengths comes before what needs the best of them."""
-    for tasks in range(PIECE, 51, PIECE):
-        for name, runs in STUDIES.items():
-            if tasks == PIECE and name.startswith("mnist"):
-                yield tuning("mlp" if name == "mnist" else "mlp-layer-norm"), PIECE
-            if tasks == PIECE or name.startswith("mnist"):
-                yield runs(), tasks
+    """The same, as runs; a grid of strengths comes before what needs the best of them."""
+    for name, tasks in PLAN:
+        yield GRIDS.get(name, []), PIECE
+        yield STUDIES[name](), tasks
 
 
 def done(run: Run) -> int:
@@ -165,24 +200,24 @@ class Tables:
 
     def __call__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        for model in ("mlp", "mlp-layer-norm"):
-            grid = rows_of(tuning(model), PIECE)
-            grid.write_parquet(self.out / f"tuning-{model}.parquet")
-            Console().print(results_table(grid, "train_accuracy"))
         for name, study in STUDIES.items():
-            runs = study()
-            if not all(map(done, runs)):
-                Console().print(f"{name}: not all of it has been begun")
+            grid = GRIDS.get(name, [])
+            if not all(done(run) >= PIECE for run in grid) or not all(map(done, runs := study())):
+                Console().print(f"{name}: not all of it has been begun\n")
                 continue
+            metric = "test_accuracy" if name == "continual-imagenet" else "train_accuracy"
+            if grid:
+                chosen = rows_of(grid, PIECE)
+                chosen.write_parquet(self.out / f"tuning-{name}.parquet")
+                Console().print("For choosing the strength:", results_table(chosen, metric))
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
-            tasks = rows["tasks"][0]
-            title, seeds = f"{name}, {tasks} of {runs[0].tasks} tasks", rows["seed"].n_unique()
+            title = f"{name}, {rows['tasks'][0]} of {runs[0].tasks} tasks, {rows['seed'].n_unique()} seeds"
             draw = charts.sensitivity_of if name == "strengths" else charts.curves_of
-            series = "options" if name == "exponents" else "method"
-            chart = charts.configured(draw(rows, "train_accuracy", f"{title}, {seeds} seeds", series=series))
+            series = {"exponents": "options", "step-sizes": "step_size"}.get(name, "method")
+            chart = charts.configured(draw(rows, metric, title, series=series))
             chart.save(self.out / f"{name}.png", scale_factor=2)
-            Console().print(results_table(rows, "train_accuracy"))
+            Console().print(results_table(rows, metric))
 
 
 if __name__ == "__main__":
