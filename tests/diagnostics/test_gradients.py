@@ -191,6 +191,29 @@ def test_as_many_rows_that_are_of_several_examples(name, examples, time):
     assert_as_by_autograd(ROWS_OF_SEVERAL[name](), x, y)
 
 
+class UsedBesides(nn.Module):
+    """Some of its layers are called, and their parameters are used without them too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.conv, self.head = (
+            nn.Linear(4, 4),
+            nn.LayerNorm(4),
+            nn.Conv1d(1, 2, 3),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x):
+        h = self.norm(torch.tanh(self.inner(x))) + nn.functional.linear(x, self.inner.weight.T)
+        return self.head(h + self.conv(x[:, None]).mean() + self.conv.bias.sum() + self.norm.weight.square())
+
+
+@pytest.mark.parametrize("examples", [1, 2, 5])
+def test_parameters_that_are_used_besides_their_layer(examples):
+    x, y = torch.randn(examples, 4).double(), torch.randint(3, (examples,))
+    assert_as_by_autograd(UsedBesides(), x, y)
+
+
 def test_rows_that_are_all_the_same_do_not_tell_whose_they_are():
     """The gradients that come back do."""
     x, y = torch.ones(6, 3, 4).double(), torch.tensor([0, 1, 2, 2, 1, 0])

@@ -38,7 +38,7 @@ def gradient_grams(member: Member, loss: Loss) -> dict[str, Tensor]:
     """
     grams: dict[str, Tensor] = {}
     for path, calls in _of_single_examples(member, loss).items():
-        grams |= _layer_grams(member, path, [(a.to(working_dtype(a)), b.to(working_dtype(b))) for a, b in calls])
+        grams |= _layer_grams(member, path, calls)
     for group in _groups([name for name in member.trained if name not in grams], member):
         grams |= _one_by_one(member, loss, group)
     return {name: grams[name] for name in member.trained}
@@ -48,7 +48,8 @@ def _of_single_examples(member: Member, loss: Loss) -> dict[str, list[_Call]]:
     """The calls of the layers with a closed form whose rows are those of one example after the other.
 
     Sizes do not tell: with the time before the batch, or in ``cat([x, -x])``, as many rows are of several examples. So
-    two examples that are no neighbours run alone, and must give the layer just the rows that are taken for theirs.
+    two examples that are no neighbours run alone, and must give the layer just the rows that are taken for theirs. Nor
+    do calls tell everything, where a weight is used besides, in ``F.linear`` say: they must come to the gradient.
 
     Returns:
         By the layer's path, ``(examples, positions, ...)`` each.
@@ -62,8 +63,12 @@ def _of_single_examples(member: Member, loss: Loss) -> dict[str, list[_Call]]:
     }
     for index in (0, member.examples // 2):
         if calls:
-            alone = _calls(member.alone(index), loss, list(calls))
+            one = member.alone(index)
+            alone = _calls(one, loss, list(calls))
             calls = {path: each for path, each in calls.items() if _agree(each, alone.get(path, []), index)}
+            names = [name for path in calls for name in _trained(one, path)]
+            gradients = dict(zip(names, _gradients(one, loss, names), strict=True))
+            calls = {path: each for path, each in calls.items() if _complete(one, path, alone[path], gradients)}
     return calls
 
 
@@ -73,6 +78,14 @@ def _agree(calls: list[_Call], alone: list[_Call], index: int) -> bool:
         # Rounding may switch a unit near the kink of a ReLU, and then the gradients differ by more than rounding.
         _same(of_batch[0][index], of_one[0], 1 / 2) and _same(of_batch[1][index], of_one[1], 1 / 4)
         for of_batch, of_one in zip(calls, alone, strict=True)
+    )
+
+
+def _complete(one: Member, path: str, calls: list[_Call], gradients: dict[str, Tensor]) -> bool:
+    """Whether a layer's calls come to gradients of the one example that are as long as they are."""
+    grams = _layer_grams(one, path, [(_by_example(a, 1), _by_example(b, 1)) for a, b in calls])
+    return all(
+        _same(gradients[name].norm(), gram.sqrt().view(()).to(gradients[name]), 1 / 2) for name, gram in grams.items()
     )
 
 
@@ -93,7 +106,7 @@ def _closed_forms(member: Member) -> list[str]:
         for path, layer in layers.items()
         if _has_closed_form(layer)
         and all(owners[id(p)] == 1 for p in layer._parameters.values() if p is not None)
-        and not set(member.trained).isdisjoint(_named(layer, path))
+        and _trained(member, path)
     ]
 
 
@@ -108,6 +121,12 @@ def _has_closed_form(layer: nn.Module) -> bool:
 def _named(layer: nn.Module, path: str) -> dict[str, str]:
     """The network's names of a layer's own tensors, to the layer's names of them."""
     return {f"{path}.{name}" if path else name: name for name in (*layer._parameters, *layer._buffers)}
+
+
+def _trained(member: Member, path: str) -> dict[str, str]:
+    """The same of a layer's trainable parameters alone."""
+    named = _named(member.module.get_submodule(path), path)
+    return {full: name for full, name in named.items() if full in member.trained}
 
 
 def _calls(member: Member, loss: Loss, paths: list[str]) -> dict[str, list[_Call]]:
@@ -163,6 +182,7 @@ def _by_example(tensor: Tensor, examples: int) -> Tensor:
 def _layer_grams(member: Member, path: str, calls: list[_Call]) -> dict[str, Tensor]:
     """Of each of a layer's parameters, from its calls, ``(examples, positions, ...)`` each."""
     layer = member.module.get_submodule(path)
+    calls = [(a.to(working_dtype(a)), b.to(working_dtype(b))) for a, b in calls]
     if isinstance(layer, _Norm):
         tensors = {name: (member.parameters | member.buffers).get(full) for full, name in _named(layer, path).items()}
         gains, biases = zip(*(_norm_gradients(layer, tensors, a, b) for a, b in calls), strict=True)
@@ -173,7 +193,7 @@ def _layer_grams(member: Member, path: str, calls: list[_Call]) -> dict[str, Ten
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         by_group = zip(a.chunk(groups, -1), b.chunk(groups, -1), strict=True)
         grams = {"weight": torch.stack([_product_gram(*each) for each in by_group]).sum(0), "bias": _gram(b.sum(1))}
-    return {full: grams[name] for full, name in _named(layer, path).items() if full in member.trained}
+    return {full: grams[name] for full, name in _trained(member, path).items()}
 
 
 def _rows(layer: nn.Linear | nn.Conv1d | nn.Conv2d, a: Tensor, b: Tensor) -> _Call:
@@ -243,13 +263,15 @@ def _groups(names: list[str], member: Member) -> Iterator[list[str]]:
 
 
 def _one_by_one(member: Member, loss: Loss, names: list[str]) -> dict[str, Tensor]:
-    parameters = member.differentiable(names)
-    rows = []
-    for index in range(member.examples):
-        one = member.alone(index)
-        with torch.enable_grad():
-            value = loss(one(parameters, one.x), one.y)
-        rows.append(derivatives(value, [parameters[name] for name in names]))
+    rows = [_gradients(member.alone(index), loss, names) for index in range(member.examples)]
     return {
         name: _gram(torch.stack(each).flatten(1)) for name, each in zip(names, zip(*rows, strict=True), strict=True)
     }
+
+
+def _gradients(one: Member, loss: Loss, names: list[str]) -> list[Tensor]:
+    """The gradients of one example."""
+    parameters = one.differentiable(names)
+    with torch.enable_grad():
+        value = loss(one(parameters, one.x), one.y)
+    return derivatives(value, [parameters[name] for name in names])
