@@ -127,7 +127,7 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
             "2",
         ]
     assert list(found) == sorted(means, key=means.get, reverse=True)
-    for name in ("chart.svg", "chart.png", "chart.html"):
+    for name in (f"chart-random-label-digits.{kind}" for kind in ("svg", "png", "html")):
         assert (tmp_path / name).stat().st_size > 0
         assert str(tmp_path / name) in output
     bars = [line for line in output.splitlines() if "100%" in line]
@@ -226,8 +226,8 @@ def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, c
     }
     output = capsys.readouterr().out
     assert table(output[output.rindex("Training accuracy") :]).keys() == {"none", "l2"}
-    assert (tmp_path / "tuning.png").exists()
-    assert (tmp_path / "chart.png").exists()
+    assert (tmp_path / f"tuning-{DIGITS}.png").exists()
+    assert (tmp_path / f"chart-{DIGITS}.png").exists()
 
 
 def test_results_of_everything_in_a_folder(supple, jobs, tmp_path, capsys):

@@ -237,7 +237,8 @@ def _show(rows: "pl.DataFrame", out: str, name: str = "chart") -> None:
     metric = _print_tables(rows)
     console = Console()
     subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
-    for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, name):
+    problem = rows["problem"][0].replace(":", "-")
+    for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, f"{name}-{problem}"):
         console.print(f"chart: {path}", highlight=False, soft_wrap=True)
     console.print(f"runs:  {out}", highlight=False, soft_wrap=True)
 

@@ -28,7 +28,7 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
 
 
 FIGURE = Figure(
-    title="Figure 13: capacity, one task of random labels, measured after each epoch",
+    title="Figure 13: capacity, one task of random labels, measured after each epoch (here called a task)",
     claim="Spectral regularization restricts the capacity of the network least of all regularizers.",
     panels=panels,
     note="how long the paper trains is not in its text: 200 epochs here (15 at quick scale)",
