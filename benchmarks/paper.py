@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import tyro
 from rich.console import Console
@@ -26,7 +27,7 @@ from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import charts, sweep
 from supple.runs.progress import progress_of
-from supple.runs.stats import ranking
+from supple.runs.stats import over_tasks, paired, ranking
 from supple.runs.store import load
 from supple.runs.tables import results_table
 
@@ -200,16 +201,18 @@ class Tables:
 
     def __call__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
+        console = Console()
+        pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=120, float_precision=3, tbl_hide_column_data_types=True)
         for name, study in STUDIES.items():
             grid = GRIDS.get(name, [])
             if not all(done(run) >= PIECE for run in grid) or not all(map(done, runs := study())):
-                Console().print(f"{name}: not all of it has been begun\n")
+                console.print(f"{name}: not all of it has been begun\n")
                 continue
             metric = "test_accuracy" if name == "continual-imagenet" else "train_accuracy"
             if grid:
                 chosen = rows_of(grid, PIECE)
                 chosen.write_parquet(self.out / f"tuning-{name}.parquet")
-                Console().print("For choosing the strength:", results_table(chosen, metric))
+                console.print("For choosing the strength:", results_table(chosen, metric))
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
             title = f"{name}, {rows['tasks'][0]} of {runs[0].tasks} tasks, {rows['seed'].n_unique()} seeds"
@@ -217,7 +220,32 @@ class Tables:
             series = {"exponents": "options", "step-sizes": "step_size"}.get(name, "method")
             chart = charts.configured(draw(rows, metric, title, series=series))
             chart.save(self.out / f"{name}.png", scale_factor=2)
-            Console().print(results_table(rows, metric))
+            console.print(results_table(rows, metric))
+            for compared in compare(name, rows, metric):
+                print(compared)
+
+
+def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame]:
+    """How far every setting lies above spectral regularization, seed by seed; of strengths, how wide the plateau is."""
+    if name == "strengths":
+        means = over_tasks(rows, metric)
+        yield means.group_by("method", maintain_order=True).agg(
+            decades=pl.struct("strength", "mean").map_batches(
+                lambda each: plateau(each.struct.field("strength"), each.struct.field("mean")), returns_scalar=True
+            )
+        )
+    else:
+        for _, part in rows.group_by("step_size", maintain_order=True):
+            spectral = part.filter((pl.col("method") == "spectral") & (pl.col("options") == "{}"))
+            shown = ("method", "strength", "options", "step_size", "difference", "low", "high", "wins", "pairs")
+            yield paired(part, spectral, metric).select(shown)
+
+
+def plateau(strengths: pl.Series, means: pl.Series, share: float = 0.9) -> float:
+    """Over how many decades of strength the accuracy, linear in between, is at least this share of its best."""
+    decades = strengths.log10().to_numpy()
+    fine = np.linspace(decades.min(), decades.max(), 10_001)
+    return float(np.ptp(decades) * np.mean(np.interp(fine, decades, means.to_numpy()) >= share * means.max()))
 
 
 if __name__ == "__main__":
