@@ -10,6 +10,7 @@ Strengths are tuned on one seed and its first ten tasks, by the mean accuracy of
 are reported are others.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import polars as pl
 import tyro
@@ -33,6 +35,15 @@ from supple.runs.tables import results_table
 
 ROOT = "runs/paper"
 PIECE = 10
+INSIDE = (
+    "train_accuracy",
+    "spectral_norm",
+    "representation_change",
+    "gradient_effective_rank",
+    "stable_rank",
+    "feature_rank",
+)
+"""What Figure 3 and 14 show, and what is drawn of every run."""
 SEEDS = range(3)
 
 SWEPT = (1e-2, 1e-3, 1e-4)  # the paper's
@@ -223,6 +234,14 @@ class Tables:
             console.print(results_table(rows, metric))
             for compared in compare(name, rows, metric):
                 print(compared)
+            if name in ("mnist", "mnist-layer-norm"):
+                print(inside(rows))
+                panels = [charts.curves_of(rows, each, "", width=280, height=180) for each in INSIDE]
+                warnings.filterwarnings(
+                    "ignore", "Automatically deduplicated", UserWarning
+                )  # one legend for all panels
+                chart = charts.configured(alt.concat(*panels, columns=2))
+                chart.save(self.out / f"{name}-inside.png", scale_factor=2)
 
 
 def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame]:
@@ -239,6 +258,24 @@ def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame
             spectral = part.filter((pl.col("method") == "spectral") & (pl.col("options") == "{}"))
             shown = ("method", "strength", "options", "step_size", "difference", "low", "high", "wins", "pairs")
             yield paired(part, spectral, metric).select(shown)
+
+
+def inside(rows: pl.DataFrame) -> pl.DataFrame:
+    """Over all runs, how what is seen inside the network goes with its accuracy (rank correlation, Spearman).
+
+    Of each the mean over the last five tasks, and how far that is from the first task's value, as a ratio.
+    """
+    value, last = pl.col("value"), pl.col("task") >= pl.col("tasks") - 5
+    runs = rows.group_by("run", "metric").agg(
+        level=value.filter(last).mean(), growth=value.filter(last).mean() / value.filter(pl.col("task") == 0).first()
+    )
+    accuracy = runs.filter(pl.col("metric") == "train_accuracy").select("run", accuracy="level")
+    return (
+        runs.join(accuracy, on="run")
+        .group_by("metric")
+        .agg(pl.corr(column, "accuracy", method="spearman") for column in ("level", "growth"))
+        .sort("level")
+    )
 
 
 def plateau(strengths: pl.Series, means: pl.Series, share: float = 0.9) -> float:
