@@ -65,6 +65,7 @@ FURTHER_STRENGTHS = {
     "l2-init": (1e-5, 1e-1),
     "decoupled-spectral": (0.01, 100.0),
 }
+FORMS = ("none", "spectral", "decoupled-spectral")
 FEW = ("none", "l2", "l2-init", "spectral", "decoupled-spectral")
 
 
@@ -115,8 +116,18 @@ def curves() -> list[Run]:
 
 def step_sizes() -> list[Run]:
     """The three that App. B chose from, at the strengths that are best at 1e-3."""
-    forms = ("none", "spectral", "decoupled-spectral")
-    return [run for step_size in (1e-3, 5e-3, 5e-4) for run in reported(forms, step_size=step_size)]
+    return [run for step_size in (1e-3, 5e-3, 5e-4) for run in reported(FORMS, step_size=step_size)]
+
+
+def adams(model: str) -> list[Run]:
+    """Adam as it is, forgetting faster, and forgetting all at a task's start: how much of the loss is its memory's."""
+    return [
+        run
+        for optimizer in ("adam", "adam-equal-betas", "adam-restarted")
+        for run in reported(
+            FORMS, GRIDS["mnist" if model == "mlp" else "mnist-layer-norm"], model=model, optimizer=optimizer
+        )
+    ]
 
 
 GRIDS = {
@@ -135,6 +146,8 @@ STUDIES: dict[str, Callable[[], list[Run]]] = {
     "strengths": curves,
     "fashion-mnist": partial(reported, FEW, problem="random-label-fashion-mnist"),
     "step-sizes": step_sizes,
+    "adam": partial(adams, "mlp"),
+    "adam-layer-norm": partial(adams, "mlp-layer-norm"),
     "label-flip": partial(reported, FEW, GRIDS["label-flip"], problem="label-flip-emnist"),
     "pixel-permutation": partial(reported, FEW, GRIDS["pixel-permutation"], problem="pixel-permutation-emnist"),
     "continual-imagenet": partial(
@@ -148,6 +161,8 @@ PLAN = (
     ("exponents", PIECE),
     ("strengths", PIECE),
     ("fashion-mnist", PIECE),
+    ("adam-layer-norm", PIECE),
+    ("adam", PIECE),
     ("step-sizes", PIECE),
     ("mnist", 50),
     ("label-flip", PIECE),
@@ -163,6 +178,10 @@ def plan() -> Iterator[tuple[list[Run], int]]:
     for name, tasks in PLAN:
         yield GRIDS.get(name, []), PIECE
         yield STUDIES[name](), tasks
+
+
+SERIES = {"exponents": "options", "step-sizes": "step_size", "adam": "optimizer", "adam-layer-norm": "optimizer"}
+"""What has a colour each in a study's chart, where that is not the method."""
 
 
 def done(run: Run) -> int:
@@ -228,8 +247,7 @@ class Tables:
             rows.write_parquet(self.out / f"{name}.parquet")
             title = f"{name}, {rows['tasks'][0]} of {runs[0].tasks} tasks, {rows['seed'].n_unique()} seeds"
             draw = charts.sensitivity_of if name == "strengths" else charts.curves_of
-            series = {"exponents": "options", "step-sizes": "step_size"}.get(name, "method")
-            chart = charts.configured(draw(rows, metric, title, series=series))
+            chart = charts.configured(draw(rows, metric, title, series=SERIES.get(name, "method")))
             chart.save(self.out / f"{name}.png", scale_factor=2)
             console.print(results_table(rows, metric))
             for compared in compare(name, rows, metric):
@@ -254,9 +272,20 @@ def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame
             )
         )
     else:
-        for _, part in rows.group_by("step_size", maintain_order=True):
+        for _, part in rows.group_by("step_size", "optimizer", maintain_order=True):
             spectral = part.filter((pl.col("method") == "spectral") & (pl.col("options") == "{}"))
-            shown = ("method", "strength", "options", "step_size", "difference", "low", "high", "wins", "pairs")
+            shown = (
+                "method",
+                "strength",
+                "options",
+                "step_size",
+                "optimizer",
+                "difference",
+                "low",
+                "high",
+                "wins",
+                "pairs",
+            )
             yield paired(part, spectral, metric).select(shown)
 
 

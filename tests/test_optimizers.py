@@ -21,11 +21,11 @@ def gradients(*members):
         yield found
 
 
-def stepped(start, all_gradients, step_size=1e-2):
+def stepped(start, all_gradients, step_size=1e-2, **options):
     parameters = {name: value.clone() for name, value in start.items()}
     moments = adam_moments(parameters)
     for found in all_gradients:
-        adam(parameters, found, moments, step_size)
+        adam(parameters, found, moments, step_size, **options)
     return parameters
 
 
@@ -38,11 +38,12 @@ def test_a_gradient_laid_out_otherwise():
 
 
 @pytest.mark.parametrize("members", [(), (3,)], ids=["lone", "stacked"])
-def test_written_out_it_is_the_same_to_rounding(members):
+@pytest.mark.parametrize("options", [{}, {"beta2": 0.9}], ids=str)
+def test_written_out_it_is_the_same_to_rounding(members, options):
     start, all_gradients = tensors(*members), list(gradients(*members))
     parameters = {name: value.clone() for name, value in start.items()}
     moments = adam_moments(parameters)
     for found in all_gradients:
         for name, parameter in parameters.items():
-            written_out(parameter, found[name], **moments[name], step_size=1e-2)
-    torch.testing.assert_close(parameters, stepped(start, all_gradients), rtol=1e-6, atol=1e-6)
+            written_out(parameter, found[name], **moments[name], step_size=1e-2, **options)
+    torch.testing.assert_close(parameters, stepped(start, all_gradients, **options), rtol=1e-6, atol=1e-6)

@@ -24,12 +24,19 @@ def adam_moments(parameters: Mapping[str, Tensor]) -> Moments:
     }
 
 
-def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
+def adam(
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    moments: Moments,
+    step_size: float,
+    *,
+    beta2: float = BETA2,
+) -> None:
     """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
     if torch.compiler.is_compiling():
         # The fused kernel would break the graph; written out, the compiler fuses it with whatever stands around it.
         for name, parameter in parameters.items():
-            written_out(parameter, gradients[name], **moments[name], step_size=step_size)
+            written_out(parameter, gradients[name], **moments[name], step_size=step_size, beta2=beta2)
         return
     names = list(parameters)
     fused_adam(
@@ -42,7 +49,7 @@ def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
         fused=True,
         amsgrad=False,
         beta1=BETA1,
-        beta2=BETA2,
+        beta2=beta2,
         lr=step_size,
         weight_decay=0.0,
         eps=EPSILON,
@@ -51,13 +58,20 @@ def adam(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
 
 
 def written_out(
-    parameter: Tensor, gradient: Tensor, *, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, step_size: float
+    parameter: Tensor,
+    gradient: Tensor,
+    *,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    step_size: float,
+    beta2: float = BETA2,
 ) -> None:
     """The same for one parameter, operation by operation."""
     step.add_(1)
     exp_avg.lerp_(gradient, 1 - BETA1)
-    exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    root = exp_avg_sq.sqrt() / (1 - BETA2**step).sqrt() + EPSILON
+    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = exp_avg_sq.sqrt() / (1 - beta2**step).sqrt() + EPSILON
     parameter.sub_(exp_avg / root * (step_size / (1 - BETA1**step)))
 
 

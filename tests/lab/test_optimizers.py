@@ -37,8 +37,9 @@ def torchs(name, parameters, step_size, fused):
     """The optimizers that torch has for one network."""
     if name == "sgd":
         return [torch.optim.SGD(parameters.values(), lr=step_size)]
-    if name == "adam":
-        return [torch.optim.Adam(parameters.values(), lr=step_size, fused=fused)]
+    if name != "muon":
+        betas = (0.9, 0.9 if name == "adam-equal-betas" else 0.999)
+        return [torch.optim.Adam(parameters.values(), lr=step_size, betas=betas, fused=fused)]
     hidden = [parameters[key] for key in HIDDEN]
     others = [parameter for key, parameter in parameters.items() if key not in HIDDEN]
     return [

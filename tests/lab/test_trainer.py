@@ -132,6 +132,8 @@ def by_hand(run, member=0):
             held_out = {"validation": data.validation, "test": data.test}
             parts |= {name: shown(data, task, part) for name, part in held_out.items() if part}
         inputs, labels = parts["train"]
+        if run.optimizer == "adam-restarted":
+            optimizers[0].state.clear()
         for batch in batch_order(len(inputs), run.batch_size, run.epochs, seed, number):
             network.zero_grad()
             cross_entropy(network(inputs[batch]), labels[batch]).backward()
@@ -147,7 +149,7 @@ def optimizers_by_hand(run, network):
         return [torch.optim.SGD(parameters, step_size)]
     hidden = [parameter for parameter in parameters if parameter.ndim == 2][:-1] if run.optimizer == "muon" else []
     others = [parameter for parameter in parameters if not any(parameter is each for each in hidden)]
-    adam = [torch.optim.Adam(others, step_size)]
+    adam = [torch.optim.Adam(others, step_size, (0.9, 0.9 if run.optimizer == "adam-equal-betas" else 0.999))]
     muon = torch.optim.Muon(hidden, step_size, weight_decay=0.0, adjust_lr_fn="match_rms_adamw") if hidden else None
     return [muon, *adam] if muon else adam
 
@@ -215,6 +217,8 @@ SETTINGS = {
     "pairs": {"shift": "class-pairs", "dataset": "colour", "tasks": 7, "batch_size": 5},
     "drift": {"shift": "drifting-labels", "tasks": 12, "epochs": 1},
     "sgd": {"optimizer": "sgd", "step_size": 0.1},
+    "equal betas": {"optimizer": "adam-equal-betas"},
+    "restarts": {"optimizer": "adam-restarted"},
     "options": {"options": {"exponent": 4}},
 }
 

@@ -1,13 +1,14 @@
 """The optimizers by name, as pure steps over dictionaries of stacked tensors."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim._muon import muon as functional_muon
 
-from supple.optimizers import Moments, adam, adam_moments
+from supple.optimizers import BETA1, Moments, adam, adam_moments
 
 
 def no_moments(parameters: Mapping[str, Tensor]) -> Moments:
@@ -67,10 +68,16 @@ class Optimizer(NamedTuple):
 
     moments: Callable[[Mapping[str, Tensor]], Moments]
     step: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Moments, float], None]
+    restarts: bool = False
+    """Whether it forgets everything where a task begins."""
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(adam_moments, adam),
+    # A new task's first gradients are large, and Adam takes small steps for as long as it remembers their squares. Two
+    # remedies: to forget them as fast as the mean (Dohare et al., 2023), or at every task's start (Asadi et al., 2023).
+    "adam-equal-betas": Optimizer(adam_moments, partial(adam, beta2=BETA1)),
+    "adam-restarted": Optimizer(adam_moments, adam, restarts=True),
     "sgd": Optimizer(no_moments, sgd),
     "muon": Optimizer(muon_moments, muon),
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_leaves
 
 from supple.errors import known
 from supple.lab import datasets, methods, models, shifts
@@ -95,6 +96,9 @@ class Trainer:
         labels, batches = self._batches(tasks, task)
         orders = [each.pixels for each in tasks if each.pixels is not None]
         pixels = torch.stack(orders) if orders else None
+        if self.optimizer.restarts:
+            for tensor in tree_leaves(self.moments):
+                tensor.zero_()
         with matmul_precision(self.run.matmul_precision):
             for step, batch in enumerate(batches, 1):
                 self._step(self._inputs(batch, pixels), labels.gather(1, batch))
