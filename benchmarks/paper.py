@@ -65,6 +65,7 @@ FURTHER_STRENGTHS = {
     "l2-init": (1e-5, 1e-1),
     "decoupled-spectral": (0.01, 100.0),
 }
+EXPONENTS = ({"exponent": 1}, None, {"exponent": 4}, {"exponent": 8})  # 2 is the default
 FORMS = ("none", "spectral", "decoupled-spectral")
 FEW = ("none", "l2", "l2-init", "spectral", "decoupled-spectral")
 
@@ -96,11 +97,11 @@ def reported(
 
 
 def exponents() -> list[Run]:
-    """Figure 7."""
+    """Figure 7, each exponent at its best strength."""
     return [
         run
-        for exponent in (1, 2, 4, 8)
-        for run in reported(["spectral"], options={"exponent": exponent} if exponent != 2 else None)
+        for options in EXPONENTS
+        for run in reported(["spectral"], tuning(["spectral"], options=options), options=options)
     ]
 
 
@@ -133,6 +134,7 @@ def adams(model: str) -> list[Run]:
 GRIDS = {
     "mnist": tuning(),
     "mnist-layer-norm": tuning(model="mlp-layer-norm"),
+    "exponents": [run for options in EXPONENTS for run in tuning(["spectral"], options=options)],
     "label-flip": tuning(FEW, problem="label-flip-emnist"),
     "pixel-permutation": tuning(FEW, problem="pixel-permutation-emnist"),
     "continual-imagenet": tuning((*FEW, "redo"), problem="continual-imagenet"),
