@@ -60,6 +60,13 @@ def test_without_a_common_seed_there_is_nothing():
     assert paired(frame({0: [3]}), frame({1: [1]}), "loss").is_empty()
 
 
+def test_what_is_no_number_wins_against_nothing():
+    rows, reference = frame({0: [math.nan], 1: [2], 2: [3]}), frame({0: [1], 1: [math.nan], 2: [1]})
+    (found,) = paired(rows, reference, "loss").to_dicts()
+    assert (found["wins"], found["pairs"]) == (1, 3)
+    assert math.isnan(found["difference"])
+
+
 def test_methods_apart_and_in_order():
     rows = pl.concat([frame({0: [3]}, "b"), frame({0: [4]}, "a")])
     assert paired(rows, frame({0: [1]}), "loss").select("method", "difference").rows() == [("b", 2), ("a", 3)]

@@ -78,6 +78,17 @@ def test_diverged_members_are_counted_at_the_end():
     assert (row["seeds"], row["diverged"]) == (3, 2)
 
 
+def test_a_seed_that_was_trained_twice_counts_once():
+    """As where the same networks ran with other diagnostics, of which no column tells."""
+    rows = frame([(seed, task, 1.0 + 2 * seed) for seed in range(2) for task in range(2)])
+    rows = pl.concat([rows, rows.with_columns(metric=pl.lit("diverged"), value=1.0)])
+    twice = pl.concat([rows, rows])
+    for function in (by_task, over_tasks, last_tasks):
+        assert function(twice, "loss").equals(function(rows, "loss"))
+    assert by_task(twice, "loss").select("mean", "error", "seeds").row(0) == (2, pytest.approx(1), 2)
+    assert last_tasks(twice, "loss")["diverged"].to_list() == [2]
+
+
 def test_settings_with_nothing_in_them_are_settings():
     rows = pl.concat([frame([(0, 0, 1.0)], method, tasks=1) for method in "ab"]).with_columns(
         examples=pl.lit(None, pl.Int64)

@@ -22,11 +22,14 @@ def varying(rows: pl.DataFrame) -> list[str]:
 def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     """The mean of ``metric`` over seeds for each setting and task, with its standard error and their number.
 
-    The standard error is the sample deviation over √seeds; null for one seed.
+    The standard error is the sample deviation over √seeds; null for one seed. A seed that was trained twice, in two
+    populations or with other diagnostics, counts once.
     """
     value = pl.col("value")
     return (
         rows.filter(pl.col("metric") == metric)
+        .group_by(*settings(rows), "task", "seed", maintain_order=True)
+        .agg(value.mean())
         .group_by(*settings(rows), "task", maintain_order=True)
         .agg(mean=value.mean(), error=value.std() / value.len().sqrt(), seeds=value.len())
         .sort("task", maintain_order=True)
@@ -53,11 +56,10 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     ``mean``      with its standard ``error``, ``seeds`` being their number
     ``iqm``       interquartile mean: of the middle half of the seeds
     ``low, high`` 95 % bootstrap interval of that mean
-    ``diverged``  how many members have parameters that are not finite at the end
+    ``diverged``  how many of the seeds have parameters that are not finite at the end
     ============  ================================================================================
     """
     chosen, value = settings(rows), pl.col("value")
-    diverged = rows.filter((pl.col("metric") == "diverged") & (pl.col("task") == pl.col("tasks") - 1))
     return (
         _per_seed(rows, metric, count)
         .group_by(*chosen, maintain_order=True)
@@ -73,7 +75,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
         .with_columns(low=pl.col("interval").list.get(0), high=pl.col("interval").list.get(1))
         .drop("interval")
         .join(
-            diverged.group_by(chosen).agg(diverged=value.sum()),
+            _per_seed(rows, "diverged", 1).group_by(chosen).agg(diverged=value.sum()),
             on=chosen,
             how="left",
             nulls_equal=True,
@@ -98,7 +100,7 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
     ==============  ====================================================================
     ``difference``  its mean over the seeds that both have, ``pairs`` being their number
     ``low, high``   its 95 % interval after Student; null for one pair
-    ``wins``        in how many pairs the setting lies above
+    ``wins``        in how many pairs the setting lies above; a difference that is no number is no win
     ==============  ====================================================================
 
     Args:
@@ -109,12 +111,13 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
     """
     theirs = _per_seed(reference, metric, count).select("seed", theirs="value")
     difference, pairs = pl.col("difference"), pl.len().cast(pl.Int64)
+    wins = (difference.fill_nan(None) > 0).sum()  # to polars, what is no number is larger than all others
     found = (
         _per_seed(rows, metric, count)
         .join(theirs, on="seed", maintain_order="left")
         .with_columns(difference=pl.col("value") - pl.col("theirs"))
         .group_by(*settings(rows), maintain_order=True)
-        .agg(difference.mean(), error=difference.std() / pairs.sqrt(), wins=(difference > 0).sum(), pairs=pairs)
+        .agg(difference.mean(), error=difference.std() / pairs.sqrt(), wins=wins, pairs=pairs)
     )
     half = pl.Series(scipy.stats.t.ppf(0.975, found["pairs"].to_numpy() - 1), nan_to_null=True) * found["error"]
     return found.drop("error").with_columns(low=found["difference"] - half, high=found["difference"] + half)
