@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, RunFolder, configurations, environment, load
+from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, RunFolder, configurations, environment, environments, load
 
 CONFIG = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
 FILES = ("run.json", "environment.json", "metrics.parquet", "checkpoint.pt")
@@ -66,6 +66,14 @@ def files_in(folder, root):
 
 
 # Names.
+
+
+@pytest.mark.parametrize("name", ["[old] runs", "step [1e-3]", "which?", "all*", "a!b"])
+def test_a_folder_on_disk_may_have_any_name(name, tmp_path):
+    folder = saved(tmp_path / name)
+    for root in (f"{tmp_path}/{name}", f"file://{tmp_path}/{name}"):
+        assert list(configurations(root)) == list(environments(root)) == [folder.name]
+        assert len(load(root)) == len(rows_of(2))
 
 
 @pytest.mark.parametrize(

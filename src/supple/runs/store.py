@@ -1,6 +1,7 @@
 """Runs on disk: one folder a run, named after the content of its configuration, every file whole or not there."""
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -173,7 +174,7 @@ def configurations(root: str) -> dict[str, dict[str, Any]]:
     """What lies under ``root``: folder names with their configurations. Damaged ones are left out with a warning."""
     files, folder = files_at(root)
     found = {}
-    for path in sorted(files.glob(f"{folder}/*/run.json")):
+    for path in sorted(files.glob(f"{glob.escape(folder)}/*/run.json")):
         name = path.split("/")[-2]
         try:
             config = _object(files.cat_file(path))
@@ -190,7 +191,7 @@ def environments(root: str) -> dict[str, dict[str, Any]]:
     """The same with what each of them ran on, and with its ``seconds``."""
     files, folder = files_at(root)
     found = {}
-    for path in sorted(files.glob(f"{folder}/*/environment.json")):
+    for path in sorted(files.glob(f"{glob.escape(folder)}/*/environment.json")):
         try:
             found[path.split("/")[-2]] = _object(files.cat_file(path))
         except DAMAGED:
