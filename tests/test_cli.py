@@ -256,6 +256,50 @@ def test_results_leave_out_what_was_chosen_by(supple, tmp_path, capsys):
     assert sorted(counts) == ["2", "4"], "each problem for itself"
 
 
+def test_results_leave_out_what_is_not_at_its_end_and_say_so(supple, tmp_path, capsys):
+    store(tmp_path, [Run.of(DIGITS, "none", [0, 1], tasks=8)], ["train_accuracy"], plausible)
+    store(tmp_path, [Run.of(DIGITS, "none", [2], tasks=8)], ["train_accuracy"], plausible, done=7)
+    store(tmp_path, [Run.of(DIGITS, "l2", [0], tasks=8)], ["train_accuracy"], plausible, done=2)
+    supple("results", tmp_path)
+    output = capsys.readouterr().out
+    assert {method: cells[-1] for method, cells in table(output).items()} == {"none": "2"}
+    assert f"2 of 4 networks on {DIGITS} are not at their end and left out" in output
+    assert f"supple report {tmp_path}" in output
+
+
+def test_results_of_what_has_only_begun(supple, tmp_path, capsys):
+    store(tmp_path, [Run.of(DIGITS, "l2", [0], tasks=8)], ["train_accuracy"], plausible, done=2)
+    for metric in ((), ("--metric", "train_accuracy")):
+        supple("results", tmp_path, *metric)
+        assert capsys.readouterr().out.startswith("1 of 1 networks on")
+
+
+def test_a_metric_of_tuning_seeds_alone_has_no_results(supple, tmp_path):
+    for seed, metrics in {0: ["train_accuracy"], TUNING_SEEDS: ["train_accuracy", "weight_norm"]}.items():
+        store(tmp_path, [Run.of(DIGITS, "none", [seed])], metrics, plausible)
+    with pytest.raises(SystemExit, match="expected a metric, got 'weight_norm': known are train_accuracy"):
+        supple("results", tmp_path, "--metric", "weight_norm")
+
+
+def test_results_are_whole_where_there_is_little_room(supple, tmp_path, capsys, monkeypatch):
+    """As where they go to a file, which counts as 80 columns."""
+    changes = [{"step_size": size, "batch_size": batch} for size in (1e-3, 5e-4) for batch in (64, 128)]
+    store(tmp_path, [Run.of(DIGITS, "spectral", range(2), **each) for each in changes], ["train_accuracy"], plausible)
+    printed = []
+    for columns in ("200", "60"):
+        monkeypatch.setenv("COLUMNS", columns)
+        supple("results", tmp_path)
+        printed.append([line.split() for line in capsys.readouterr().out.splitlines()[1:]])
+    assert [line for line in printed[1] if line] == [line for line in printed[0] if line]
+    assert sum(line[:1] == ["spectral"] for line in printed[1]) == 4
+
+
+def test_paths_are_printed_as_they_are(supple, jobs, tmp_path, capsys):
+    out = tmp_path / "[old] :cat:"
+    supple("demo", "--methods", "none", "--seeds", 1, "--out", out)
+    assert f"chart: {out}/chart-{DIGITS}.svg\n" in capsys.readouterr().out
+
+
 def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
     for method in ("none", "l2"):
         supple("run", DIGITS, "--method", method, "--seeds", 1, "--out", tmp_path)
@@ -288,6 +332,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--tasks", 0), "task"),
         (("run", DIGITS, "--seeds", 0), "seed"),
         (("demo", "--seeds", 0), "seed"),
+        (("figure", 4, "--seeds", 0), "seed"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -129,18 +129,17 @@ class Figure(Engine):
     """Where results and charts go. What is there is not trained again."""
 
     def __call__(self) -> None:
-        from rich.console import Console
-
         from supple import figures
         from supple.lab.grid import results
         from supple.runs.charts import save
 
-        figure, seeds = figures.load(self.number), self.seeds or {"quick": 2, "paper": 10}[self.scale]
+        figure = figures.load(self.number)
+        seeds = {"quick": 2, "paper": 10}[self.scale] if self.seeds is None else self.seeds
         if runs := figure.runs(self.scale, seeds):
             self.train(runs)
         chart = figure.draw(lambda runs: results(runs, self.out), self.scale, seeds)
         for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
-            Console().print(f"chart: {path}", highlight=False, soft_wrap=True)
+            print(f"chart: {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +158,23 @@ class Results:
         from supple.lab.grid import reported
         from supple.runs.store import load
 
-        rows = load(self.runs)
+        problems = [reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
         if self.metric:
             from supple.errors import known
 
-            known(self.metric, sorted(rows["metric"].unique()), "metric")
-            rows = rows.filter((pl.col("metric") == self.metric).any().over("problem", "scale"))
-        for _, problem in rows.group_by("problem", "scale", maintain_order=True):
-            _print_tables(reported(problem), self.metric)
+            known(self.metric, sorted(pl.concat(problems)["metric"].unique()), "metric")
+        for rows in problems:
+            if self.metric and self.metric not in rows["metric"]:
+                continue
+            ended = rows.filter(pl.col("task").max().over("run", "member") == pl.col("tasks") - 1)
+            if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
+                _print_tables(ended, self.metric)
+            networks = len(rows.unique(["run", "member"]))
+            if left := networks - len(ended.unique(["run", "member"])):
+                print(
+                    f"{left} of {networks} networks on {rows['problem'][0]} are not at their end and left out: "
+                    f"`supple report {self.runs}` shows how far they are"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,19 +236,16 @@ class List:
 
 def _show(rows: "pl.DataFrame", out: str, name: str = "chart") -> None:
     """Print the tables and draw the curves of one problem."""
-    from rich.console import Console
-
     from supple.runs.charts import learning_curves, save
     from supple.runs.tables import stamped
 
     seeds = rows["seed"].n_unique()
     metric = _print_tables(rows)
-    console = Console()
     subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
     problem = rows["problem"][0].replace(":", "-")
     for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, f"{name}-{problem}"):
-        console.print(f"chart: {path}", highlight=False, soft_wrap=True)
-    console.print(f"runs:  {out}", highlight=False, soft_wrap=True)
+        print(f"chart: {path}")
+    print(f"runs:  {out}")
 
 
 def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
@@ -251,7 +256,11 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
 
     shown = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
     for each in shown:
-        Console().print(results_table(rows, each))
+        console, table = Console(), results_table(rows, each)
+        # What is cut off is lost, methods first: where there is less room (in a file 80 columns), lines are longer.
+        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        console.width = max(console.width, whole)
+        console.print(table)
     return shown[-1]
 
 
