@@ -80,6 +80,11 @@ def test_whatever_can_be_typed_comes_back(changes, options, strength, first, cou
     assert typed(command) == alone(run)
 
 
+def test_a_method_without_a_default_strength():
+    run = Run.of(DIGITS, "own_methods:Bare", [0], strength=0.1)
+    assert repeated(run) == [run]
+
+
 def test_what_is_the_problems_own_is_left_out():
     assert commands(Run.of(DIGITS, "spectral", range(3))) == [f"supple run {DIGITS} --method spectral --seeds 3"]
 

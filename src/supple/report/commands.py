@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from supple.lab import methods
 from supple.lab.run import Run
 from supple.report.texts import stretches
 
@@ -28,7 +29,8 @@ def commands(run: Run) -> list[str]:
     What is the problem's own today is left out. Empty where only Python can make such a run.
     """
     try:
-        own = Run.of(run.problem, run.method, [0], scale=run.scale)
+        usual = methods.load(run.method).strength
+        own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
     except ValueError:  # a problem or a method of another version
         return []
     changed = {name: getattr(run, name) for name in OPTIONS if getattr(run, name) != getattr(own, name)}
@@ -47,7 +49,7 @@ def commands(run: Run) -> list[str]:
         common += ["--option", *(str(part) for pair in options.items() for part in pair)]
     found = []
     for strength in dict.fromkeys(run.strengths):
-        chosen = [] if strength == own.strengths[0] else ["--strength", str(strength)]
+        chosen = [] if strength == usual else ["--strength", str(strength)]
         seeds = [seed for seed, its in zip(run.seeds, run.strengths, strict=True) if its == strength]
         for first, last in stretches(seeds):
             begin = ["--first-seed", str(first)] if first else []
