@@ -1,5 +1,6 @@
 """What the page says of the numbers: rankings, references, runs that are not at their end, long runs."""
 
+import json
 import math
 
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 
 from supple.report.drawings import Drawings, _packed
 from supple.report.standings import averaged, reported, so_far, standings
+from supple.runs.charts import curves_of
 
 
 def rows_of(values, *, tasks, metric="train_accuracy"):
@@ -43,6 +45,21 @@ def test_each_method_stands_at_its_best_strength():
     ]
     assert (found.columns, found.chosen_by, found.methods) == (["strength"], "train_accuracy", ["a", "b", "none"])
     assert headline.sensitivity is not None
+
+
+def test_charts_share_instructions_only_where_their_dashes_mean_the_same():
+    curves = {("a", 0.1, 0): [1], ("a", 0.2, 0): [2], ("b", 0.2, 0): [3]}
+    both = rows_of(curves, tasks=1).with_columns(
+        options=pl.when(pl.col("strength") == 0.1).then(pl.lit("x")).otherwise(pl.lit("y"))
+    )
+    options = both.with_columns(strength=pl.when(pl.col("method") == "a").then(0.2).otherwise(0.1))
+    drawings = Drawings(["a", "b"])
+    for rows in (both, options, both):
+        drawings.add(curves_of(rows, "train_accuracy", ""), "")
+    page = json.loads(drawings.text())
+    titles = [page["specs"][chart["spec"]]["layer"][1]["encoding"]["strokeDash"]["title"] for chart in page["charts"]]
+    assert titles == ["options · strength", "options", "options · strength"]
+    assert len(page["specs"]) == 2
 
 
 def test_nothing_was_chosen_where_each_method_ran_once():

@@ -44,7 +44,8 @@ class Drawings:
         points: Any = chart.data
         # Titles and colours aside, the instructions for curves depend on no more; other charts have ticks of their own.
         scaled = chart.layer[0].encoding["y"]["scale"]["type"]
-        kind = (*points.columns, scaled, "" if "task" in points.columns else str(len(self._charts)))
+        dashes = str(chart.layer[1].encoding["strokeDash"]["title"]) if "setting" in points.columns else ""
+        kind = (*points.columns, scaled, dashes, "" if "task" in points.columns else str(len(self._charts)))
         if kind not in self._specs:
             chart.data = alt.NamedData("points")
             self._specs[kind] = self._for_the_page(chart.to_dict())
