@@ -1,6 +1,7 @@
 """The page as text: whole without a network, useful whatever the folder holds, quick and small for many rows."""
 
 import itertools
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -103,6 +104,23 @@ def test_the_same_network_twice_counts_once(tmp_path):
     store(tmp_path, runs_of("none"), METRICS[:1], plausible)
     store(tmp_path, [Run.of(DIGITS, "none", [seed], tasks=3) for seed in (0, 1)], METRICS[:1], plausible)
     assert re.search(r'<td data-value="2">2</td>\s*</tr>', page(str(tmp_path)))  # seeds, the ranking's last column
+
+
+def test_whatever_was_measured_of_a_network_is_drawn(tmp_path):
+    """As where two figures train the same networks and look at different things inside."""
+    for metric in ("spectral_norm", "weight_norm"):
+        runs = [Run.of(DIGITS, "none", [seed], tasks=3, diagnostics=[metric]) for seed in range(6)]
+        store(tmp_path, runs, ("train_accuracy", metric), plausible)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page(str(tmp_path)), re.DOTALL)
+    assert [chart["columns"]["seeds"] for chart in json.loads(data[1])["charts"]] == [6, 6, 6]
+
+
+def test_the_page_does_not_take_the_place_of_a_folder(tmp_path):
+    store(tmp_path / "runs", runs_of("none"), METRICS, plausible)
+    (tmp_path / "site").mkdir()
+    with pytest.raises(ValueError, match=r"expected a file for the page, got the folder .*site: say .*site/index.html"):
+        write_page(str(tmp_path / "runs"), str(tmp_path / "site"))
+    assert list((tmp_path / "site").iterdir()) == []
 
 
 @pytest.mark.parametrize("out", ["index.html", "elsewhere/deep/page.html", "../beside.html"])

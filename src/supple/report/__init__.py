@@ -26,8 +26,16 @@ AT_LEAST_EVERY = 10
 
 
 def page_of(root: str, out: str | None = None) -> str:
-    """Where the page about the runs under ``root`` goes when nothing else is said."""
-    return out or f"{root.rstrip('/')}/index.html"
+    """Where the page about the runs under ``root`` goes: to ``index.html`` there when nothing else is said.
+
+    Raises:
+        ValueError: when there is a folder in its place, into which the page would go under a hidden name.
+    """
+    out = out or f"{root.rstrip('/')}/index.html"
+    files, path = fsspec.url_to_fs(out)
+    if files.isdir(path):
+        raise ValueError(f"expected a file for the page, got the folder {out}: say {out.rstrip('/')}/index.html")
+    return out
 
 
 def write_page(root: str, out: str | None = None, *, every: int | None = None) -> str:

@@ -75,12 +75,19 @@ def sections_of(
 
 
 def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """What was measured of these members, with what is compared of them; once, where one was trained twice."""
+    """What was measured of these members, with what is compared of them.
+
+    Where one was trained twice, what was measured twice counts once: with other diagnostics, other things were.
+    """
     if rows.is_empty():
         return rows
-    once = members.sort("done", descending=True, maintain_order=True).unique([*TUNED, "seed"], maintain_order=True)
-    return rows.select("run", "member", "task", "metric", "value").join(
-        once.select("run", "member", "seed", *TUNED, "tasks"), on=["run", "member"], maintain_order="left"
+    return (
+        members.sort("done", descending=True, maintain_order=True)
+        .select("run", "member", "seed", *TUNED, "tasks")
+        .join(
+            rows.select("run", "member", "task", "metric", "value"), on=["run", "member"], maintain_order="left_right"
+        )
+        .unique([*TUNED, "seed", "task", "metric"], keep="first", maintain_order=True)
     )
 
 
