@@ -12,7 +12,7 @@ are reported are others.
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -179,11 +179,11 @@ PLAN = (
 """Which study to train next, and up to which task."""
 
 
-def plan() -> Iterator[tuple[list[Run], int]]:
-    """The same, as runs; a grid of strengths comes before what needs the best of them."""
+def plan(methods: Collection[str]) -> Iterator[tuple[list[Run], int]]:
+    """The same, as runs of some methods; a grid of strengths comes before what needs the best of them."""
     for name, tasks in PLAN:
         yield GRIDS.get(name, []), PIECE
-        yield STUDIES[name](), tasks
+        yield [run for run in STUDIES[name]() if run.method in methods], tasks
 
 
 SERIES = {"exponents": "options", "step-sizes": "step_size", "adam": "optimizer", "adam-layer-norm": "optimizer"}
@@ -219,9 +219,11 @@ class Train:
 
     workers: int | None = None
     """Processes at a time, with one thread each; as many as the cores allow when left out."""
+    methods: tuple[str, ...] = tuple(STRENGTHS)
+    """Which to compare, the others later; grids of strengths are always trained in full."""
 
     def __call__(self) -> None:
-        for runs, tasks in plan():
+        for runs, tasks in plan(self.methods):
             left = [run for run in dict.fromkeys(runs) if done(run) < tasks]
             if left:
                 with progress_of({run: (run.method, tasks) for run in left}) as report:
