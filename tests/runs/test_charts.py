@@ -12,7 +12,7 @@ import pytest
 
 from supple.diagnostics import DIAGNOSTICS
 from supple.lab.methods import METHODS
-from supple.runs.charts import COLOURS, TITLES, learning_curves, save
+from supple.runs.charts import COLOURS, TITLES, learning_curves, save, sensitivity_of
 
 
 def frame(methods, seeds=2):
@@ -33,6 +33,18 @@ def files(tmp_path_factory):
     paths = [Path(path) for path in paths]
     assert {path.name for path in paths} == {"curve.svg", "curve.png", "curve.html", "curve.pdf"}
     return {path.suffix[1:]: path for path in paths}
+
+
+def test_a_strength_has_one_point_and_what_has_none_goes_across():
+    tried = {"l2": [0.0, 0.1, 0.2], "none": [0.0], "spectral": [0.2]}
+    rows = pl.concat(
+        frame([method]).with_columns(strength=pl.lit(strength), value=pl.col("value") + strength)
+        for method, strengths in tried.items()
+        for strength in strengths
+    )
+    points = sensitivity_of(rows, "train_accuracy", "").data.select("method", "strength", "mean").sort("method")
+    expected = [("l2", 0.1, 1.6), ("l2", 0.2, 1.7), ("none", 0.1, 1.5), ("none", 0.2, 1.5), ("spectral", 0.2, 1.7)]
+    assert points.with_columns(pl.col("mean").round(9)).rows() == expected
 
 
 def test_charts_go_wherever_files_go(files):

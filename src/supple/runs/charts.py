@@ -140,11 +140,15 @@ def curves_of(
 def sensitivity_of(
     rows: pl.DataFrame, metric: str, title: str, *, series: str = "method", width: int = 560, height: int = 320
 ) -> alt.LayerChart:
-    """``metric``, mean over all tasks, against the strength; what has none is a line across."""
+    """``metric``, mean over all tasks, against the strength; what has none is a line across.
+
+    A strength of zero that was tried among others has no place on an axis of powers of ten, and is left out.
+    """
     means = over_tasks(rows, metric)
     dialled = means.filter(pl.col("strength") > 0)
     ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})
-    across = means.filter(pl.col("strength") == 0).drop("strength").join(ends, how="cross").select(means.columns)
+    without = means.filter(pl.col("strength") == 0).join(dialled, on="method", how="anti", maintain_order="left")
+    across = without.drop("strength").join(ends, how="cross").select(means.columns)
     others = [column for column in varying(rows) if column not in (series, "strength")]
     return _lines(pl.concat([across, dialled]), "strength", metric, series, others).properties(
         width=width, height=height, title=alt.Title(title, anchor="start")
