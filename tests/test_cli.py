@@ -333,6 +333,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--seeds", 0), "seed"),
         (("demo", "--seeds", 0), "seed"),
         (("figure", 4, "--seeds", 0), "seed"),
+        (("run", DIGITS, "--threads", 0), "thread"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -41,6 +41,8 @@ class Engine:
         from supple.runs import cluster, sweep, tensorboard
         from supple.runs.progress import progress_of
 
+        if self.threads < 1:
+            raise ValueError(f"expected at least 1 thread a process, got {self.threads}: nothing would be trained")
         if self.tensorboard:
             tensorboard.required()  # and not only after hours of training
         runs = missing(members, self.out)
