@@ -95,6 +95,17 @@ def test_of_each_setting_those_that_are_furthest_count():
     assert headline.against == {"the best": [None, None]}  # they are not equally far
 
 
+def test_a_setting_that_has_just_begun_hides_none_that_is_further():
+    """Early tasks are the easier ones, for a network that loses its plasticity."""
+    curves = {("a", 0.1, 0): [9, 6, 5], ("a", 0.2, 0): [9, 4, 4], ("a", 0.3, 0): [9], ("none", 0.0, 0): [9, 3, 2]}
+    (headline,) = stand(curves, tasks=3).headlines
+    assert [(row["method"], row["strength"], row["tasks"]) for row in headline.ranking] == [
+        ("a", 0.1, 3),
+        ("none", 0.0, 3),
+    ]
+    assert not headline.behind
+
+
 def test_seeds_for_tuning_count_only_while_there_are_no_others():
     tuning = rows_of({("a", 1.0, 1000): [1]}, tasks=1)
     assert reported(tuning).equals(tuning)

@@ -68,7 +68,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     judge = next((name for name in ("validation_accuracy", "train_accuracy") if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
     last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)
-    best = ranking(so_far(shown), judge, last).unique(["method", "options"], keep="first", maintain_order=True)
+    best = _best(so_far(shown), judge, last, "method", "options")
     several = len(shown.unique(TUNED)) > len(best)
     shown = shown.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left")
     drawn = averaged(shown, window)
@@ -110,6 +110,12 @@ def so_far(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(tasks=reached.over(settings(rows))).filter(
         reached.over("run", "member") == pl.col("tasks")
     )
+
+
+def _best(rows: pl.DataFrame, metric: str, last: int, *names: str) -> pl.DataFrame:
+    """The best setting for each value of these; among those that are furthest, because early tasks are easier."""
+    ranked = ranking(rows, metric, last).sort("tasks", descending=True, maintain_order=True)
+    return ranked.unique(names, keep="first", maintain_order=True)
 
 
 def averaged(rows: pl.DataFrame, window: int) -> pl.DataFrame:
@@ -163,7 +169,7 @@ def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings)
     strengths = rows.filter(pl.col("strength") > 0).group_by("method").agg(pl.col("strength").n_unique())
     if rows.is_empty() or strengths.filter(pl.col("strength") > 1).is_empty():
         return None
-    best = ranking(rows, metric, last).unique(["method", "options", "strength"], keep="first", maintain_order=True)
+    best = _best(rows, metric, last, "method", "options", "strength")
     rows = rows.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left").drop("tasks", "step_size")
     return drawings.add(sensitivity_of(rows, metric, ""), "The same against the strength")
 
