@@ -1,7 +1,7 @@
 """The paper's experiments that a processor can run, breadth first: ten tasks of each, then more of some.
 
     python benchmarks/paper.py train      # days on a core; stop it when you like, it goes on where it was
-    python benchmarks/paper.py tables     # what there is so far: rows and charts to results/paper/, tables here
+    python benchmarks/paper.py tables     # what there is so far: rows and charts to the repository, tables here
 
 App. B's protocol at its full size; on MNIST 12,800 images, 4x256 ReLU network, batch 512, 40 epochs a task, 50 tasks,
 Adam at 1e-3. Of EMNIST and ImageNet there is as much as SUPPLE_DATA has. Matrix products of training steps are rounded
@@ -235,10 +235,13 @@ class Tables:
     """Write the rows of what there is so far, draw it, and print how it stands."""
 
     out: Path = Path("results/paper")
-    """Where rows and charts go."""
+    """Where rows go."""
+    charts: Path = Path("docs/paper")
+    """Where charts go."""
 
     def __call__(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+        for folder in (self.out, self.charts):
+            folder.mkdir(parents=True, exist_ok=True)
         console = Console()
         pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=120, float_precision=3, tbl_hide_column_data_types=True)
         for name, study in STUDIES.items():
@@ -253,10 +256,11 @@ class Tables:
                 console.print("For choosing the strength:", results_table(chosen, metric))
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
-            title = f"{name}, {rows['tasks'][0]} of {runs[0].tasks} tasks, {rows['seed'].n_unique()} seeds"
+            seeds = rows["seed"].n_unique()
+            title = f"{name}, {rows['tasks'][0]} of {runs[0].tasks} tasks, {seeds} seed{'s'[: seeds > 1]}"
             draw = charts.sensitivity_of if name == "strengths" else charts.curves_of
             chart = charts.configured(draw(rows, metric, title, series=SERIES.get(name, "method")))
-            chart.save(self.out / f"{name}.png", scale_factor=2)
+            chart.save(self.charts / f"{name}.png", scale_factor=2)
             console.print(results_table(rows, metric))
             for compared in compare(name, rows, metric):
                 print(compared)
@@ -267,7 +271,7 @@ class Tables:
                     "ignore", "Automatically deduplicated", UserWarning
                 )  # one legend for all panels
                 chart = charts.configured(alt.concat(*panels, columns=2))
-                chart.save(self.out / f"{name}-inside.png", scale_factor=2)
+                chart.save(self.charts / f"{name}-inside.png", scale_factor=2)
 
 
 def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame]:
@@ -275,9 +279,10 @@ def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame
     if name == "strengths":
         means = over_tasks(rows, metric)
         yield means.group_by("method", maintain_order=True).agg(
+            best=pl.col("mean").max(),
             decades=pl.struct("strength", "mean").map_batches(
                 lambda each: plateau(each.struct.field("strength"), each.struct.field("mean")), returns_scalar=True
-            )
+            ),
         )
     else:
         for _, part in rows.group_by("step_size", "optimizer", maintain_order=True):

@@ -12,7 +12,7 @@ import pytest
 
 from supple.diagnostics import DIAGNOSTICS
 from supple.lab.methods import METHODS
-from supple.runs.charts import COLOURS, TITLES, learning_curves, save, sensitivity_of
+from supple.runs.charts import COLOURS, TITLES, curves_of, learning_curves, save, sensitivity_of
 
 
 def frame(methods, seeds=2):
@@ -45,6 +45,13 @@ def test_a_strength_has_one_point_and_what_has_none_goes_across():
     points = sensitivity_of(rows, "train_accuracy", "").data.select("method", "strength", "mean").sort("method")
     expected = [("l2", 0.1, 1.6), ("l2", 0.2, 1.7), ("none", 0.1, 1.5), ("none", 0.2, 1.5), ("spectral", 0.2, 1.7)]
     assert points.with_columns(pl.col("mean").round(9)).rows() == expected
+
+
+def test_options_that_were_left_alone_have_a_name():
+    asked = ["{}", '{"exponent": 4, "seed": 1}']
+    rows = pl.concat(frame(["spectral"]).with_columns(options=pl.lit(options)) for options in asked)
+    drawn = curves_of(rows, "train_accuracy", "", series="options").data
+    assert set(drawn["options"]) == {"default", "exponent: 4, seed: 1"}
 
 
 def test_charts_go_wherever_files_go(files):

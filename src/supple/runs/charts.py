@@ -158,7 +158,8 @@ def sensitivity_of(
 def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[str]) -> alt.LayerChart:
     """A line with its band over ``at`` for each value of ``series`` and each combination of ``others``."""
     if "options" in (series, *others):
-        means = means.with_columns(pl.col("options").str.replace_all(r'[{}"]', ""))
+        told = pl.col("options").str.replace_all(r'[{}"]', "")
+        means = means.with_columns(options=pl.when(told == "").then(pl.lit("default")).otherwise(told))
     values = means[series].unique(maintain_order=True).to_list()
     scale = colour_scale(values) if series == "method" else alt.Scale(domain=values, scheme="viridis")
     legend = alt.Legend(title=series, symbolOpacity=1)
