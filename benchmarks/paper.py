@@ -290,8 +290,8 @@ def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame
     else:
         for _, part in rows.group_by("step_size", "optimizer", maintain_order=True):
             spectral = part.filter((pl.col("method") == "spectral") & (pl.col("options") == "{}"))
-            shown = "method strength options step_size optimizer difference low high wins pairs".split()
-            yield paired(part, spectral, metric).select(shown)
+            setting = ("method", "strength", "options", "step_size", "optimizer")
+            yield paired(part, spectral, metric).select(*setting, "difference", "low", "high", "wins", "pairs")
 
 
 def inside(rows: pl.DataFrame) -> pl.DataFrame:
