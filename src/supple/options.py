@@ -74,7 +74,7 @@ class Protocol:
     model: str | None = None
     """The network: a name, or `package.module:function`, called with the data set."""
     optimizer: str | None = None
-    """`adam`, `sgd` or `muon`."""
+    """A name from `supple list`, such as `adam` or `sgd`."""
     batch_size: int | None = None
     """Images a step."""
     epochs: int | None = None

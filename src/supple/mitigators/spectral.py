@@ -31,15 +31,15 @@ class SpectralRegularizer(Mitigator):
 
     Args:
         network: a module or a :class:`Population`.
-        strength: λ; when left out 1e-4, the paper's choice for all data sets but SVHN (1e-3), and 1 where decoupled:
-            there Adam no longer divides by the gradient's size. 1 did best of 0.3, 1 and 3 on digits, and of 0.1, 1 and
-            10 on MNIST. Small networks want 1e-3 to 1e-2 of the coupled form.
+        strength: λ; when left out 1e-4, the paper's choice for CIFAR and tiny-ImageNet (SVHN: 1e-3), and 1 where
+            decoupled: there Adam no longer divides by the gradient's size. 1 did best of 0.3, 1 and 3 on digits, and of
+            0.1, 1 and 10 on MNIST. Small networks want 1e-3 to 1e-2 of the coupled form.
         exponent: k, a whole number of at least 1; 2 balanced stability and effect in the paper (App. C.1).
         target: τ, where σ₁ and the gains are pulled to, at least 0. 1 is the paper's; 0 with k = 1 penalises σ₁².
         power_iterations: how many a step; one is enough (Yoshida & Miyato, 2017).
         decoupled: take the gradient from the parameters after the optimizer's step instead, times the step size, as
             AdamW does with weight decay, so that Adam does not bend its strength; capped so that no norm passes its
-            target.
+            target. :meth:`penalty` is then for looking: in a loss it would be the other form, at this strength.
         roles: parameter name to role, where the one found by :meth:`describe` is not meant.
         seed: of the first singular vectors. Members of a population start from the same ones.
 
