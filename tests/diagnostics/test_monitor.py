@@ -87,6 +87,12 @@ def test_what_the_probe_allows(probe, absent):
         PlasticityMonitor(perceptron(), probe, diagnostics=["gradient_norm"])
 
 
+@pytest.mark.parametrize("probe", [batch()[0], {"x": batch()[0], "y": batch()[1]}], ids=["inputs", "by name"])
+def test_a_probe_is_a_pair(probe):
+    with pytest.raises(TypeError, match=r"say probe=\(inputs, labels\)"):
+        PlasticityMonitor(perceptron(), probe)
+
+
 def test_chosen_diagnostics():
     monitor = PlasticityMonitor(perceptron(), diagnostics=["lipschitz_bound"])
     assert list(monitor.measure()) == ["lipschitz_bound"]

@@ -40,6 +40,7 @@ class PlasticityMonitor:
         callback: called with each measurement that the optimizer's steps bring about, such as ``wandb.log``.
 
     Raises:
+        TypeError: for a probe that is no pair.
         ValueError: for a period below 1, an unknown diagnostic, or one that the probe does not allow.
 
     >>> monitor = PlasticityMonitor(nn.Linear(2, 2))
@@ -60,6 +61,11 @@ class PlasticityMonitor:
     ) -> None:
         if every < 1:
             raise ValueError(f"expected to measure every 1 or more steps, got every={every}: 1000 is the default")
+        if probe is not None and not (isinstance(probe, tuple | list) and len(probe) == 2):
+            raise TypeError(
+                f"expected a probe of inputs and labels, got {type(probe).__name__}: say probe=(inputs, labels), or "
+                "(inputs, None)"
+            )
         self.model, self.every, self.callback = model, every, callback
         self.latest: dict[str, float] = {}
         """The last measurement."""
