@@ -16,7 +16,7 @@ lint: $(READY)  ## style, types and the floors of the architecture
 	$(BIN)/lint-imports
 
 docs: $(READY)  ## the documentation site, in site/; every reference must resolve
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 guard: $(READY)  ## whether a change made it slower; a minute, ratios with wide margins
 	$(BIN)/python benchmarks/guard.py

@@ -42,7 +42,7 @@ RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset",
 TEXT = """# The methods
 
 Every method of the table `METHODS`: by name in `supple run` and `supple demo`, and as a class in two lines of your own.
-Written by `python benchmarks/methods_page.py` from [results](../results), which that file says how to make.
+Written by `python benchmarks/methods_page.py` from `results`, which that file says how to make.
 
 - *state*: bytes for each parameter of the 4x256 MLP, in float32, beside the parameters and the optimizer's own.
 - *step*: a whole training step with the method over the same step without, paired and alternated in one run, median
