@@ -3,7 +3,7 @@
 Each domain is a language of its own: a random rule by which one token follows the two before it. Printed is what the
 model loses against the rule itself (cross-entropy less the rule's entropy, in nats) when its time on a domain is up,
 of AdamW alone and with spectral regularization. It shows where the line goes, and not that it is needed: in so few
-steps neither loses its plasticity, and the two differ by hardly more than chance.
+steps neither loses its plasticity, and the two differ little.
 
 python examples/continual_finetuning.py          # 5 domains of 200 steps: one minute on one core
 python examples/continual_finetuning.py 3 60

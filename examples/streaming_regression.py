@@ -3,7 +3,7 @@
 The target is a random network. Every so many steps some of its weights change sign, so that nothing learned stays right
 for long. Printed is each stretch's mean squared error, measured before learning from each example, for Adam alone and
 with spectral regularization. It shows where the line goes, and not that it is needed: in so few steps neither loses its
-plasticity, and the two differ by hardly more than chance.
+plasticity, and the two differ little.
 
 python examples/streaming_regression.py          # 20,000 examples: one minute on one core
 python examples/streaming_regression.py 2000
