@@ -50,7 +50,7 @@ class SAC:
         seeds: one a member.
         actor_method: puts a mitigator on the actors.
         critic_method: puts one on the critics.
-        compiled: whether :meth:`update` is one compiled function: it pays in long runs, after a minute of compiling.
+        compiled: whether :meth:`update` is one compiled function: it pays in long runs, after 20 to 60 s of compiling.
         device: where the agents live.
 
     Source: Haarnoja et al., *Soft Actor-Critic Algorithms and Applications*, 2018. The critic's target holds the

@@ -24,7 +24,7 @@ from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
 from supple.runs.streams import Stream, generator, number
 
 COMPILE_FROM = 20_000
-"""Member-updates in a run from which compiling pays: it costs 30 to 60 s and saves about three milliseconds each."""
+"""Member-updates in a run from which compiling pays: it costs 20 to 60 s and saves about three milliseconds each."""
 PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 

@@ -85,11 +85,12 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
 
 
 def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """:func:`last_tasks`, the best setting first, with the mean over seeds of the ``first`` task."""
+    """:func:`last_tasks`, the best setting first (of a loss the least), with the mean of the ``first`` task over seeds."""
     chosen = settings(rows)
     first = by_task(rows, metric).filter(pl.col("task") == 0).select(*chosen, first="mean")
     last = last_tasks(rows, metric, count).join(first, on=chosen, how="left", nulls_equal=True, maintain_order="left")
-    return last.sort(pl.col("mean").fill_nan(None), descending=True, nulls_last=True, maintain_order=True)
+    most = not metric.endswith("loss")
+    return last.sort(pl.col("mean").fill_nan(None), descending=most, nulls_last=True, maintain_order=True)
 
 
 def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
