@@ -125,14 +125,12 @@ def step_sizes() -> list[Run]:
     return [run for step_size in (1e-3, 5e-3, 5e-4) for run in reported(FORMS, step_size=step_size)]
 
 
-def adams(model: str) -> list[Run]:
+def adams(grid: str, model: str) -> list[Run]:
     """Adam as it is, forgetting faster, and forgetting all at a task's start: how much of the loss is its memory's."""
     return [
         run
         for optimizer in ("adam", "adam-equal-betas", "adam-restarted")
-        for run in reported(
-            FORMS, GRIDS["mnist" if model == "mlp" else "mnist-layer-norm"], model=model, optimizer=optimizer
-        )
+        for run in reported(FORMS, GRIDS[grid], model=model, optimizer=optimizer)
     ]
 
 
@@ -155,8 +153,8 @@ STUDIES: dict[str, Callable[[], list[Run]]] = {
     "strengths": curves,
     "fashion-mnist": partial(reported, FEW, GRIDS["fashion-mnist"], problem="random-label-fashion-mnist"),
     "step-sizes": step_sizes,
-    "adam": partial(adams, "mlp"),
-    "adam-layer-norm": partial(adams, "mlp-layer-norm"),
+    "adam": partial(adams, "mnist", "mlp"),
+    "adam-layer-norm": partial(adams, "mnist-layer-norm", "mlp-layer-norm"),
     "label-flip": partial(reported, FEW, GRIDS["label-flip"], problem="label-flip-emnist"),
     "pixel-permutation": partial(reported, FEW, GRIDS["pixel-permutation"], problem="pixel-permutation-emnist"),
     "continual-imagenet": partial(
