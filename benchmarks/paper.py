@@ -174,9 +174,9 @@ PLAN = (
     ("mnist-long", 50),
     ("label-flip", PIECE),
     ("pixel-permutation", PIECE),
-    ("continual-imagenet", 100),
     ("mnist", 50),
     ("mnist-layer-norm", 50),
+    ("continual-imagenet", 100),
 )
 """Which study to train next, and up to which task."""
 
