@@ -163,6 +163,8 @@ class Learn:
     evaluate_every: int = 5_000
     preset: str = "paper"
     method: str = "spectral"
+    strength: float | None = None
+    """The method's default when left out."""
     out: Path = ROOT / "learn"
     """One JSON file an agent and seed; what is there is not trained again, and supple's agents go on in the middle."""
 
@@ -184,6 +186,7 @@ class Learn:
             self.task,
             self.method,
             [seed],
+            strength=self.strength,
             preset=self.preset,
             steps=self.steps,
             evaluate_every=self.evaluate_every,
