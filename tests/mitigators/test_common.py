@@ -524,6 +524,31 @@ def test_a_copy_of_network_optimizer_and_method_goes_on_by_itself(case, duplicat
         its_method.attach(its_optimizer)
 
 
+class Agent(nn.Module):
+    """Holds its optimizer and its method."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.network = make("mlp")
+        self.optimizer = adamw(self.network)
+        self.method = build(case, self).attach(self.optimizer)
+
+    def forward(self, x):
+        return self.network(x)
+
+
+@every_case
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_a_network_that_holds_its_method_can_be_copied(case, duplicate):
+    agent = Agent(case)
+    train("mlp", agent, agent.optimizer, range(5))
+    other = duplicate(agent)
+    for each in (agent, other):
+        train("mlp", each, each.optimizer, range(5, 11))
+    assert same(agent, other)
+    assert same_state(tensors(agent.method), tensors(other.method))
+
+
 @every_case
 @every_network
 @pytest.mark.parametrize("there", [torch.float64, torch.bfloat16], ids=str)

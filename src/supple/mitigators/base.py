@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from supple.mitigators.step_hooks import StepHooks, add_gradients, held_by
+from supple.mitigators.step_hooks import StepHooks, add_gradients, check_fit, held_by
 from supple.optimizers import innermost
 from supple.pieces import pieces
 from supple.population import Population
@@ -192,7 +192,9 @@ class Mitigator:
             RuntimeError: when already attached to this optimizer, or when another method of this kind acts there on
                 some of the same parameters.
         """
-        self._hooks.append(StepHooks(self, innermost(optimizer)))
+        optimizer = innermost(optimizer)
+        check_fit(self, optimizer)
+        self._hooks.append(StepHooks(self, optimizer))
         if not self._observed:
             self.observe()
         return self
@@ -243,7 +245,10 @@ class Mitigator:
         return {**self.__dict__, "_hooks": [hooks.optimizer for hooks in self._hooks]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An optimizer leaves its hooks behind when it is copied or pickled; they are hung on the copy again."""
+        """An optimizer leaves its hooks behind when it is copied or pickled; they are hung on the copy again.
+
+        Unchecked, as they fitted: the copy of a network that holds this method itself has no modules yet.
+        """
         self.__dict__.update(state, _hooks=[])
         self._hooks.extend(StepHooks(self, optimizer) for optimizer in state["_hooks"])
 

@@ -17,20 +17,11 @@ if TYPE_CHECKING:
 
 
 class StepHooks:
-    """The hooks of one method on one optimizer, until :meth:`remove`.
-
-    Raises:
-        ValueError: when the optimizer does not hold the parameters that the method knows, or maximizes.
-        RuntimeError: when this method is on the optimizer already, or another of its kind for the same parameters.
-    """
+    """The hooks of one method on one optimizer, until :meth:`remove`."""
 
     def __init__(self, mitigator: Mitigator, optimizer: Optimizer) -> None:
         self.mitigator, self.optimizer = mitigator, optimizer
         self._held = held_by(optimizer)
-        _check_parameters(mitigator, self._held)
-        if any(group.get("maximize") for group in optimizer.param_groups):
-            raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
-        _check_company(mitigator, optimizer)
         self._handles = []
         if mitigator.acts_on_gradients:
             self._handles.append(optimizer.register_step_pre_hook(self._on_step_start))
@@ -110,6 +101,19 @@ def add_gradients(
     mitigator.add_gradients(acted_on, gradients, mitigator._state_here(), mitigator.strength)
     if grad_scale is not None:
         torch._foreach_mul_(list(gradients.values()), grad_scale)
+
+
+def check_fit(mitigator: Mitigator, optimizer: Optimizer) -> None:
+    """Make sure that the method may act on the optimizer's steps.
+
+    Raises:
+        ValueError: when the optimizer does not hold the parameters that the method knows, or maximizes.
+        RuntimeError: when this method is on the optimizer already, or another of its kind for the same parameters.
+    """
+    _check_parameters(mitigator, held_by(optimizer))
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+    _check_company(mitigator, optimizer)
 
 
 def held_by(optimizer: Optimizer) -> set[int]:
