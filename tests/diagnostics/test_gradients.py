@@ -412,6 +412,15 @@ def test_gradients_in_no_grad_and_with_frozen_parameters():
     assert found["3"] > 1
 
 
+def test_gradients_in_inference_mode():
+    network, x, y = perceptron(), torch.randn(5, 4), torch.randint(3, (5,))
+    for name in ("gradient_norm", "gradient_effective_rank"):
+        expected = DIAGNOSTICS[name](Inspection(network, x, y))
+        with torch.inference_mode():
+            assert DIAGNOSTICS[name](Inspection(network, x, y)) == expected
+    assert expected[""] > 1
+
+
 def test_a_network_of_frozen_parameters_has_no_gradients():
     inspection = Inspection(perceptron().requires_grad_(False), torch.randn(5, 4), torch.randint(3, (5,)))
     with pytest.raises(ValueError, match="gradients for gradient_norm"):

@@ -54,12 +54,15 @@ class Member:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, nothing compiled, and a random state that is put back at the end, as are the modes."""
+    """Evaluation mode, nothing compiled, and a random state that is put back at the end, as are the modes.
+
+    Gradients can be taken, also where this is called under ``torch.inference_mode()``.
+    """
     modes = [(part, part.training) for part in module.modules()]
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     # Without the compiler, which takes seconds to import, nothing can be compiled.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.random.fork_rng(list(devices)), eager:
+    with torch.random.fork_rng(list(devices)), eager, torch.inference_mode(False):
         try:
             for part, _ in modes:
                 part.training = False
