@@ -122,6 +122,14 @@ def test_roles_of_a_population_are_those_of_a_member(network):
             assert torch.equal(stacked, torch.stack(each))
 
 
+@pytest.mark.parametrize("wrap", [lambda whole: torch.compile(whole, backend="eager"), nn.Sequential])
+def test_a_population_inside_something_else_is_refused(wrap):
+    """Its stacks would be taken for the tensors of one network, (members, out, in) for a convolution's."""
+    population = Population(lambda: nn.Linear(3, 2), seeds=[0, 1])
+    with pytest.raises(ValueError, match="got one inside"):
+        SpectralRegularizer(wrap(population))
+
+
 @pytest.mark.parametrize("layer", [nn.Conv2d(2, 4, 3), nn.LayerNorm(4), nn.MultiheadAttention(4, 2)], ids=str)
 def test_to_find_roles_is_not_to_compute_parametrized_weights(layer):
     class Counting(nn.Module):

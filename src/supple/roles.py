@@ -167,7 +167,8 @@ def find_roles(
         overrides: parameter name to ``"matrix"``, ``"vector"``, ``"scale"``, a :class:`Role`, or None to leave it out.
 
     Raises:
-        ValueError: for a lazy parameter without a shape, a complex one, or an override that fits no parameter.
+        ValueError: for a lazy parameter without a shape, a complex one, an override that fits no parameter, or a
+            population inside another module.
     """
     overrides = dict(overrides or {})
     parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
@@ -241,7 +242,13 @@ def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]
             "parameters"
         )
     reshard(network)
-    yield from (network.stacked if isinstance(network, Population) else network).named_modules()
+    for name, module in (network.stacked if isinstance(network, Population) else network).named_modules():
+        if isinstance(module, Population):
+            raise ValueError(
+                f"expected the population itself, got one inside {type(network).__name__}, where its members would be "
+                "taken for one network: build on the population, one for each, and compile or wrap it afterwards"
+            )
+        yield name, module
 
 
 def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shape: tuple[int, ...]) -> Role:
