@@ -290,6 +290,24 @@ def test_a_state_is_a_copy_and_must_fit():
         PlasticityMonitor(nn.Linear(2, 2)).load_state_dict(state)
 
 
+@pytest.mark.parametrize("name", ["distance_from_initialization", "representation_change"])
+def test_a_network_that_has_grown_is_named(name):
+    network = perceptron()
+    monitor = PlasticityMonitor(network, batch(), diagnostics=[name])
+    monitor.measure()
+    network.extend([nn.ReLU(), nn.Linear(3, 5)])
+    with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build another monitor"):
+        monitor.measure()
+
+
+def test_a_head_that_has_grown_is_named():
+    network = perceptron()
+    monitor = PlasticityMonitor(network)
+    network[-1] = nn.Linear(network[-1].in_features, 5)
+    with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build another monitor"):
+        monitor.measure()
+
+
 def test_half_precision():
     network, (x, y) = perceptron().bfloat16(), batch()
     monitor = PlasticityMonitor(network, (x.bfloat16(), y))

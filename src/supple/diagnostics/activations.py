@@ -68,6 +68,11 @@ def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, 
     """
     changes = {}
     for name, now in activations.items():
+        if name not in previous:
+            raise ValueError(
+                f"expected the layers of the last look, got {name!r}, which was not among them: where the network has "
+                "grown, build another monitor"
+            )
         then = previous[name].to(now.device)
         if then.shape != now.shape:
             raise ValueError(

@@ -81,6 +81,13 @@ def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[
         parameters: each as a vector ``(members…, n)``; biases and gains are among them.
         initial: the same before training.
     """
+    for name, vector in parameters.items():
+        if name not in initial or initial[name].shape != vector.shape:
+            before = tuple(initial[name].shape) if name in initial else "nothing"
+            raise ValueError(
+                f"expected the parameters that there were at first, got {name!r} of shape {tuple(vector.shape)} where "
+                f"there was {before}: where the network has grown, build another monitor"
+            )
     return _norms({name: vector - initial[name].to(vector.device) for name, vector in parameters.items()})
 
 
