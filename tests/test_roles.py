@@ -275,6 +275,15 @@ def test_describe_shows_overrides_and_what_is_left_out():
     assert rows(SpectralRegularizer(network, roles=overrides).describe()) == table
 
 
+def test_describe_leaves_out_what_is_packed_into_integers():
+    network = nn.Linear(2, 2)
+    network.bias = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    assert {name: row["role"] for name, row in rows(describe(network)).items()} == {
+        "weight": "matrix",
+        "bias": "left out",
+    }
+
+
 def test_describe_looks_only():
     network = Custom()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -208,7 +208,7 @@ def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | 
     rows = [("parameter", "shape", "role", "matrices", "sigma_1")]
     for name, parameter, _ in owned_parameters(network):
         shape = "x".join(map(str, parameter.shape)) or "scalar"
-        if name not in found:
+        if name not in found or not parameter.is_floating_point():
             rows.append((name, shape, "left out", "-", "-"))
             continue
         role = found[name]

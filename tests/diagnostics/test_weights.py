@@ -112,6 +112,17 @@ def test_a_role_may_leave_a_parameter_out_or_add_one():
     assert found["1.bias"].item() == pytest.approx(network[1].bias.norm().item())
 
 
+def test_what_is_packed_into_integers_is_left_out():
+    """As the frozen weights of a quantized network."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for name, parameter in network[0].named_parameters():
+        setattr(network[0], name, nn.Parameter(torch.ones_like(parameter, dtype=torch.int8), requires_grad=False))
+    inspection = Inspection(network, initial=Inspection(network).parameters)
+    assert DIAGNOSTICS["spectral_norm"](inspection).keys() == {"", "1"}
+    assert inspection.parameters.keys() == {"1", "1.bias"}
+    assert DIAGNOSTICS["distance_from_initialization"](inspection)[""] == 0
+
+
 def test_a_network_without_matrices_says_what_is_missing():
     with pytest.raises(ValueError, match="singular_values for spectral_norm"):
         DIAGNOSTICS["spectral_norm"](Inspection(nn.LayerNorm(3)))
