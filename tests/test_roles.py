@@ -205,6 +205,20 @@ def test_a_whole_role_can_be_given():
         find_roles(network, {"weight": Role("matrix", (4, 6), layout=(1, 4, 6))})
 
 
+@pytest.mark.parametrize("members", [(), (3,)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_role_that_joins_dimensions_writes_through_to_any_memory_layout(transposed, members):
+    """As where heads x width are the rows of one matrix."""
+    role = Role("matrix", (2, 6, 5), layout=(1, 12, 5), transposed=transposed)
+    tensor = torch.zeros(*members, 6, 2, 5).transpose(-3, -2)
+    u, v = (torch.randn(*members, n) for n in role.sizes[1:])
+    role.add_outer_(tensor, u, v)
+    outer = u.unsqueeze(-1) * v.unsqueeze(-2)
+    torch.testing.assert_close(role.matrices(tensor), outer)
+    role.multiply_(tensor, torch.full(members, 3.0))
+    torch.testing.assert_close(role.matrices(tensor), 3 * outer)
+
+
 def test_an_unknown_override_suggests_the_nearest_name():
     network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     with pytest.raises(ValueError, match=r"1\.wieght.*did you mean '1\.weight'"):

@@ -90,7 +90,7 @@ class Role:
             u, v = u.view(*outer, 1, second, *(1,) * len(kernel)), v.view(*outer, first, 1, *kernel)
         else:
             u, v = u.view(*outer, first, 1, *(1,) * len(kernel)), v.view(*outer, 1, second, *kernel)
-        split.addcmul_(u, v)
+        self._write_back(tensor, split.addcmul_(u, v))
 
     def fold(self, matrices: Tensor, like: Tensor) -> Tensor:
         """What :meth:`matrices` makes of a tensor, brought back to the shape of that tensor, ``like``."""
@@ -111,7 +111,8 @@ class Role:
     def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
         """Multiply each of the matrices in place by its factor, ``(..., groups)``, or ``(...)`` for one alone."""
         split, rows = self._split(tensor)
-        split.mul_(factors.reshape(*split.shape[:rows], *(1,) * (split.ndim - rows)).to(split.dtype))
+        factors = factors.reshape(*split.shape[:rows], *(1,) * (split.ndim - rows))
+        self._write_back(tensor, split.mul_(factors.to(split.dtype)))
 
     def vector(self, tensor: Tensor) -> Tensor:
         """``(..., *shape)`` as one vector ``(..., n)``; a piece of a sharded one as a shorter vector."""
@@ -129,6 +130,13 @@ class Role:
     def _is_plain(self) -> bool:
         """Whether the tensor as it stands is one matrix."""
         return len(self.shape) == 2 and self.layout[0] == 1 and not self.transposed
+
+    def _write_back(self, tensor: Tensor, split: Tensor) -> None:
+        """Where the layout joins dimensions, whose strides may not allow it, what was split may be a copy."""
+        groups, first, *rest = self.layout
+        joins = [n for n in (groups * first, *rest) if n > 1] != [n for n in self.shape if n > 1]
+        if joins and not self.side_by_side:
+            tensor.copy_(split.reshape(tensor.shape))
 
     def _leading(self, tensor: Tensor) -> torch.Size:
         return tensor.shape[: tensor.ndim - len(self.shape)]
