@@ -1,5 +1,6 @@
 """The largest singular value and its vectors, followed from step to step by power iteration."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -112,6 +113,12 @@ def gram_eigenvalues(gram: Tensor) -> Tensor:
 def working_dtype(tensor: Tensor) -> torch.dtype:
     """float32, or the tensor's own type where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Where products have the type of their factors, on this tensor's device: autocast would round them."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _multiply(weight: Tensor, vector: Tensor) -> Tensor:

@@ -503,6 +503,28 @@ def test_a_step_skipped_for_an_overflow_does_no_lasting_harm(case):
         assert all(tensor.isfinite().all() for tensor in [*network.parameters(), *tensors(method)])
 
 
+@pytest.mark.parametrize("case", [case for case, (method, _) in CASES.items() if not method.observes])
+@pytest.mark.parametrize("members", [0, 2])
+def test_autocast_around_it_changes_no_bit(case, members):
+    """As where the penalty joins the loss inside the forward pass's autocast."""
+    results = []
+    for enabled in (False, True):
+        network = Population(mlp, seeds=range(members)) if members else make("mlp")
+        method, optimizer = build(case, network), sgd(network)
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, 0.1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty = method.penalty().sum().detach()
+            method.before_step()
+            method.after_step(optimizer)
+            method.attach(optimizer)
+            optimizer.step()
+            if method.acts_on_gradients:
+                penalty = penalty + optimizer.step(lambda: 0.0)
+        results.append([penalty, *network.parameters(), *(parameter.grad for parameter in network.parameters())])
+    assert all(map(torch.equal, *results))
+
+
 # What happens to a network in mid-run.
 
 

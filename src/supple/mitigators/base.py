@@ -14,6 +14,7 @@ from supple.mitigators.step_hooks import StepHooks, add_gradients, check_fit, he
 from supple.optimizers import innermost
 from supple.pieces import pieces
 from supple.population import Population
+from supple.power_iteration import without_autocast
 from supple.roles import Kind, Role, describe, find_roles, owned_parameters
 from supple.sharding import copy_whole_or_piece, local, together
 
@@ -125,7 +126,7 @@ class Mitigator:
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
-        return local(next(iter(self.parameters.values()))).new_zeros(self._members)
+        return local(self._first).new_zeros(self._members)
 
     # The face that a training loop sees.
 
@@ -154,7 +155,9 @@ class Mitigator:
         With gradients enabled it counts as a step and advances what the method remembers; under ``torch.no_grad()`` it
         only looks.
         """
-        return self.strength * self._penalty(self._here(self._trainable()))
+        parameters = self._trainable()
+        with without_autocast(self._first):
+            return self.strength * self._penalty(self._here(parameters))
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -256,7 +259,12 @@ class Mitigator:
         found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
         strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
         update = _update_of(optimizer, parameters, found_inf)
-        self.change_parameters(self._here(parameters), self._state_here(), strength, update)
+        with without_autocast(self._first):
+            self.change_parameters(self._here(parameters), self._state_here(), strength, update)
+
+    @property
+    def _first(self) -> nn.Parameter:
+        return next(iter(self.parameters.values()))
 
     def _trainable(self) -> Tensors:
         self._follow_devices()
@@ -282,7 +290,7 @@ class Mitigator:
 
     def _follow_devices(self) -> None:
         """A network may be moved at any time; what is remembered of it goes along."""
-        first = next(iter(self.parameters.values())).device
+        first = self._first.device
         for name, entry in self.state.items():
             device = self.parameters[name].device if name in self.parameters else first
             for key, tensor in entry.items():

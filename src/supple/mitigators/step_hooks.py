@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from supple.power_iteration import without_autocast
 from supple.roles import owned_parameters
 from supple.sharding import is_sharded, lay_out_gradient
 
@@ -55,7 +56,8 @@ class StepHooks:
             parameters = self._parameters()
             with torch.no_grad():
                 if loss is not None:
-                    penalty = self.mitigator._penalty(self.mitigator._here(parameters))
+                    with without_autocast(self.mitigator._first):
+                        penalty = self.mitigator._penalty(self.mitigator._here(parameters))
                     loss = loss + (self.mitigator.strength * penalty).sum()
                 add_gradients(self.mitigator, parameters)
             return loss
@@ -98,7 +100,8 @@ def add_gradients(
         for gradient in gradients.values():
             gradient.masked_fill_(found_inf.bool(), 0)
     acted_on = {name: parameters[name] for name in gradients}
-    mitigator.add_gradients(acted_on, gradients, mitigator._state_here(), mitigator.strength)
+    with without_autocast(mitigator._first):
+        mitigator.add_gradients(acted_on, gradients, mitigator._state_here(), mitigator.strength)
     if grad_scale is not None:
         torch._foreach_mul_(list(gradients.values()), grad_scale)
 
