@@ -266,7 +266,7 @@ class Tables:
             draw = charts.sensitivity_of if name == "strengths" else charts.curves_of
             chart = charts.configured(draw(rows, metric, title, series=SERIES.get(name, "method")))
             chart.save(self.charts / f"{name}.png", scale_factor=2)
-            for first in sorted({PIECE, tasks}):  # what most studies have, and all of this one
+            for first in sorted({min(PIECE, tasks), tasks}):  # what most studies have, and all of this one
                 part = rows_of(runs, first)
                 console.print(f"The first {first} tasks:", results_table(part, metric))
                 for compared in compare(name, part, metric):

@@ -75,6 +75,8 @@ class Role:
     def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
         """Add ``u vᵀ`` to each of the matrices in place, whatever the tensor's strides, with no temporary of its size.
 
+        But for a layout that joins dimensions whose strides do not allow it: those matrices are a copy, written back.
+
         ``tensor`` is ``(..., *shape)``; ``u`` and ``v`` are ``(..., groups, out)`` and ``(..., groups, in · kernel)``,
         without the groups for one matrix alone.
         """
@@ -142,7 +144,7 @@ class Role:
         return tensor.shape[: tensor.ndim - len(self.shape)]
 
     def _split(self, tensor: Tensor) -> tuple[Tensor, int]:
-        """A view as (..., *layout), and which of its dimensions follows the groups."""
+        """It as (..., *layout), a view where its strides allow, and which of its dimensions follows the groups."""
         leading = self._leading(tensor)
         if self.side_by_side:
             return tensor.unflatten(-1, (self.layout[0], -1)).movedim(-2, -3), len(leading) + 1
@@ -153,6 +155,8 @@ def find_roles(
     network: nn.Module | Population, overrides: Mapping[str, Kind | Role | None] | None = None
 ) -> dict[str, Role]:
     """The role of every parameter of ``network``, by name as in ``named_parameters()``; tied parameters count once.
+
+    Integers, which a quantized network packs its weights into, have none.
 
     ==============================  ===============================================================================
     owner                           role
@@ -195,6 +199,8 @@ def find_roles(
             raise ValueError(
                 f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
             )
+        if not parameter.is_floating_point():
+            continue
         shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
         found = _role_of(name, module, modules, shape)
         roles[name] = _overridden(found, overrides[name], name) if name in overrides else found
@@ -216,7 +222,7 @@ def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | 
     rows = [("parameter", "shape", "role", "matrices", "sigma_1")]
     for name, parameter, _ in owned_parameters(network):
         shape = "x".join(map(str, parameter.shape)) or "scalar"
-        if name not in found or not parameter.is_floating_point():
+        if name not in found:
             rows.append((name, shape, "left out", "-", "-"))
             continue
         role = found[name]

@@ -58,11 +58,7 @@ class Inspection:
         self.x, self.y, self.loss = x, y, loss
         self.initial, self.previous = initial, previous
         self._roles = find_roles(self.network, roles)
-        owned = [
-            (name, parameter, module)
-            for name, parameter, module in owned_parameters(self.network)
-            if name in self._roles and parameter.numel() and parameter.is_floating_point()
-        ]
+        owned = [entry for entry in owned_parameters(self.network) if entry[0] in self._roles and entry[1].numel()]
         self._tensors = {name: parameter.detach() for name, parameter, _ in owned}
         self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
         module = self.network.stacked if isinstance(self.network, Population) else self.network

@@ -92,9 +92,7 @@ class Mitigator:
         self.roles = find_roles(network, roles)
         self._known = {name: parameter for name, parameter, _ in owned_parameters(network)}
         self.parameters = {
-            name: parameter
-            for name, parameter in self._known.items()
-            if name in self.roles and parameter.numel() and parameter.is_floating_point()
+            name: parameter for name, parameter in self._known.items() if name in self.roles and parameter.numel()
         }
         if not self.parameters:
             raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
