@@ -4,6 +4,7 @@ Nothing here shares a line with the library. Where the library has a closed form
 sum over matrices, cut out of each parameter by hand, and ``torch.linalg.svdvals``.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,7 +20,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 GATES = {"RNN": 1, "RNNCell": 1, "GRU": 3, "GRUCell": 3, "LSTM": 4, "LSTMCell": 4}
-SCALE_NAMES = ("weight", "gamma", "gain", "scale")
+LISTS = (nn.ParameterList, nn.ParameterDict)
 
 Parameters = dict[str, Tensor]
 
@@ -35,13 +36,18 @@ def owned(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
 
 
 def kind(module: nn.Module, name: str, parameter: Tensor) -> str:
+    """What a parameter is in the paper's formula; "unknown" is in none of its sums."""
     if isinstance(module, NORMS):
         return "scale" if name == "weight" else "vector"
+    if isinstance(module, LISTS):
+        return "unknown"
     if type(module).__module__.startswith("torch.nn"):
         return "matrix" if parameter.ndim > 1 and "bias" not in name else "vector"
-    if parameter.ndim > 1:
+    if type(module).__name__.endswith("Embeddings") and ("position_embedding" in name or name.endswith("_token")):
         return "matrix"
-    return "scale" if name in SCALE_NAMES else "vector"
+    named_so = name in ("weight", "W", "kernel") or name.endswith(("_weight", "_proj"))
+    stacks = {len(other) for other in module.parameters(recurse=False) if other.ndim > 2}
+    return "matrix" if parameter.ndim == 2 and named_so and len(parameter) not in stacks else "unknown"
 
 
 def matrices(module: nn.Module, name: str, weight: Tensor) -> list[Tensor]:
@@ -66,35 +72,47 @@ def parameters64(network: nn.Module) -> Parameters:
 
 
 def spectral_penalty(network: nn.Module, parameters: Parameters, k: int = 2, target: float = 1.0) -> Tensor:
-    """R(θ) = Σ_W (σ₁(W)ᵏ − 1)² + Σ_b ‖b‖²ᵏ + Σ_γ Σᵢ (γᵢᵏ − 1)², 1 standing for ``targetᵏ``."""
+    """R(θ) = Σ_W (σ₁(W)ᵏ − 1)² + Σ_b ‖b‖²ᵏ + Σ_γ Σᵢ (γᵢᵏ − 1)².
+
+    With another target τ, (σᵏ − 1)² becomes τ²((σ/τ)ᵏ − 1)², and with τ = 0 it becomes σ²ᵏ; likewise for gains.
+    """
+
+    def term(stretch: Tensor) -> Tensor:
+        return stretch ** (2 * k) if target == 0 else target**2 * ((stretch / target) ** k - 1) ** 2
+
     total = torch.zeros((), dtype=torch.float64)
     for full_name, module, name, original in owned(network):
         parameter = parameters[full_name]
         match kind(module, name, original):
             case "matrix":
                 for matrix in matrices(module, name, parameter):
-                    total = total + (torch.linalg.svdvals(matrix)[0] ** k - target**k) ** 2
+                    total = total + term(torch.linalg.svdvals(matrix)[0])
             case "vector":
                 total = total + parameter.square().sum() ** k
             case "scale":
-                total = total + ((parameter**k - target**k) ** 2).sum()
+                total = total + term(parameter).sum()
     return total
 
 
 def spectral_gradients(network: nn.Module, k: int = 2, target: float = 1.0) -> Parameters:
+    """The gradient of ``spectral_penalty``; zero where it does not depend on a parameter."""
     parameters = {name: value.requires_grad_() for name, value in parameters64(network).items()}
     spectral_penalty(network, parameters, k, target).backward()
-    return {name: value.grad for name, value in parameters.items()}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
 
 
 def decoupled_step(
     network: nn.Module, strength: float, step_size: float, k: int = 2, target: float = 1.0
 ) -> Parameters:
-    """W ← W − min(αλ 2k σᵏ⁻¹(σᵏ−1), σ−1) u vᵀ for σ > 1, likewise from below, and for vectors and gains."""
+    """W ← W − min(αλ 2k σᵏ⁻¹(σᵏ−1), σ−1) u vᵀ for σ > 1, likewise from below, and for vectors and gains.
+
+    With another target τ, σᵏ⁻¹(σᵏ−1) becomes τ(σ/τ)ᵏ⁻¹((σ/τ)ᵏ−1), and with τ = 0, as for vectors, σ²ᵏ⁻¹.
+    """
 
     def taken(stretch: float, goal: float) -> float:
-        pull = step_size * strength * 2 * k * stretch ** (k - 1) * (stretch**k - goal**k)
-        way = stretch - goal
+        ratio = stretch / goal if goal else math.nan
+        slope = 2 * k * (goal * ratio ** (k - 1) * (ratio**k - 1) if goal else stretch ** (2 * k - 1))
+        pull, way = step_size * strength * slope, stretch - goal
         return min(pull, way) if way > 0 else max(pull, way)
 
     def stepped_gain(gain: float) -> float:
@@ -158,21 +176,37 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return distance / size if size > 0 else distance
 
 
-class Custom(nn.Module):
-    """A module type that torch does not define, with one of everything its fallback tells apart."""
+class PatchEmbeddings(nn.Module):
+    """A module type that torch does not define, of which the name says what its parameters are."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.position_embeddings = nn.Parameter(torch.randn(1, 5, 4))
+        self.class_token = nn.Parameter(torch.randn(1, 1, 4))
+
+
+class Custom(nn.Module):
+    """A module type of one's own, of which only some matrices are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(5, 4))
+        self.kernel = nn.Parameter(torch.randn(4, 4))
+        self.mixing_weight = nn.Parameter(torch.randn(2, 6))
+        self.out_proj = nn.Parameter(torch.randn(6, 2))
         self.positions = nn.Parameter(torch.randn(1, 5, 4))
         self.class_token = nn.Parameter(torch.randn(1, 1, 4))
-        self.mixing = nn.Parameter(torch.randn(3, 6))
+        self.mixing = nn.Parameter(torch.randn(2, 6))
         self.experts = nn.Parameter(torch.randn(3, 2, 4))
+        self.experts_weight = nn.Parameter(torch.randn(3, 4))
+        self.listed = nn.ParameterDict({"weight": torch.randn(4, 4)})
         self.weight = nn.Parameter(torch.randn(4))
         self.gamma = nn.Parameter(torch.randn(4))
         self.gain = nn.Parameter(torch.randn(4))
         self.scale = nn.Parameter(torch.randn(4))
         self.shift = nn.Parameter(torch.randn(4))
         self.weight_vector = nn.Parameter(torch.randn(4))
+        self.temperature = nn.Parameter(torch.randn(()))
 
 
 class Tied(nn.Module):
@@ -225,6 +259,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "layer-norm": lambda: nn.LayerNorm((3, 4)),
     "rms-norm": lambda: nn.RMSNorm(5),
     "sync-batch-norm": lambda: nn.SyncBatchNorm(5),
+    "embeddings": PatchEmbeddings,
     "custom": Custom,
     "tied": Tied,
     "mlp": lambda: nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hand_written import adam, assert_same, batches, mean_square, mlp, spectral, train_by_hand
+from resting import resting
 from supple import (
     ContinualBackprop,
     L2InitRegularizer,
@@ -74,7 +75,7 @@ def test_a_frozen_network_can_be_attached_and_thawed():
     spectral(network).attach(optimizer)
     optimizer.step()
     assert_same(network, plain)
-    network.requires_grad_(True)
+    resting(network.requires_grad_(True))
     optimizer.step()
     assert not torch.equal(network[0].weight, plain[0].weight)
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oracles import ZOO, owned, parameters64, relative_error, spectral_gradients, spectral_penalty, spread
+from resting import resting
 from supple import Population, SpectralRegularizer
 
 CONVERGED = 60
@@ -34,6 +35,7 @@ def part(tree: str | list) -> nn.Module:
 
 
 def gradients(network: nn.Module, regularizer: SpectralRegularizer) -> dict[str, torch.Tensor]:
+    resting(network)
     regularizer.before_step()
     module = network.stacked if isinstance(network, Population) else network
     return {name: parameter.grad for name, _, _, parameter in owned(module)}

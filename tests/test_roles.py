@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import ZOO, Custom, Tied, kind, matrices, owned, spectral_norms
+from oracles import ZOO, Custom, PatchEmbeddings, Tied, kind, matrices, owned, spectral_norms
 from supple import Population, Role, SpectralRegularizer, describe
 from supple.roles import find_roles
 
@@ -67,15 +67,23 @@ def test_every_norm_layer_of_torch_is_known():
 @pytest.mark.parametrize(
     ("name", "kind", "matrix"),
     [
-        ("positions", "matrix", (5, 4)),
-        ("class_token", "matrix", (1, 4)),
-        ("mixing", "matrix", (3, 6)),
-        ("weight", "scale", None),
-        ("gamma", "scale", None),
-        ("gain", "scale", None),
-        ("scale", "scale", None),
-        ("shift", "vector", None),
-        ("weight_vector", "vector", None),
+        ("W", "matrix", (5, 4)),
+        ("kernel", "matrix", (4, 4)),
+        ("mixing_weight", "matrix", (2, 6)),
+        ("out_proj", "matrix", (6, 2)),
+        ("positions", "unknown", None),
+        ("class_token", "unknown", None),
+        ("mixing", "unknown", None),
+        ("experts", "unknown", None),
+        ("experts_weight", "unknown", None),
+        ("listed.weight", "unknown", None),
+        ("weight", "unknown", None),
+        ("gamma", "unknown", None),
+        ("gain", "unknown", None),
+        ("scale", "unknown", None),
+        ("shift", "unknown", None),
+        ("weight_vector", "unknown", None),
+        ("temperature", "unknown", None),
     ],
 )
 def test_fallback_for_types_that_torch_does_not_define(name, kind, matrix):
@@ -84,6 +92,14 @@ def test_fallback_for_types_that_torch_does_not_define(name, kind, matrix):
     assert role.kind == kind
     if matrix:
         assert role.matrices(getattr(network, name)).shape == matrix
+
+
+@pytest.mark.parametrize(("name", "matrix"), [("position_embeddings", (5, 4)), ("class_token", (1, 4))])
+def test_position_tables_and_class_tokens_of_embeddings(name, matrix):
+    network = PatchEmbeddings()
+    role = find_roles(network)[name]
+    assert role.kind == "matrix"
+    assert role.matrices(getattr(network, name)).shape == matrix
 
 
 def test_a_name_counts_only_in_the_fallback():
@@ -181,7 +197,8 @@ def test_what_older_functions_compute_a_weight_from(layer, compute):
 def test_matrices_of_ones_own_are_no_gains():
     network = nn.Module()
     network.weight_g, network.weight_v = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
-    assert {role.kind for role in find_roles(network).values()} == {"matrix"}
+    roles = find_roles(network)
+    assert {name: role.kind for name, role in roles.items()} == {"weight_g": "unknown", "weight_v": "matrix"}
 
 
 @pytest.mark.parametrize("chosen", ["matrix", "vector", "scale"])
@@ -266,12 +283,15 @@ def test_describe_has_a_row_for_each_parameter(network):
     assert list(table) == [name for name, *_ in owned(network)]
     for name, module, short, parameter in owned(network):
         row = table[name]
-        assert row["shape"] == "x".join(map(str, parameter.shape))
-        assert row["role"] == kind(module, short, parameter)
+        assert row["shape"] == ("x".join(map(str, parameter.shape)) or "scalar")
+        role = kind(module, short, parameter)
+        assert row["role"] == ("left out" if role == "unknown" else role)
         if row["role"] == "matrix":
             norms = spectral_norms(module, short, parameter)
             assert row["matrices"] == str(len(norms))
             assert float(row["sigma_1"]) == pytest.approx(max(norms), abs=6e-4)
+        elif row["role"] == "left out":
+            assert row["matrices"] == row["sigma_1"] == "-"
         else:
             assert row["matrices"] == "-"
             order = 2 if row["role"] == "vector" else float("inf")
@@ -286,7 +306,9 @@ def test_describe_shows_overrides_and_what_is_left_out():
     table = rows(describe(network, overrides))
     assert table["0.weight"]["role"] == "left out"
     assert table["0.bias"]["role"] == "scale"
-    assert rows(SpectralRegularizer(network, roles=overrides).describe()) == table
+    of_method = rows(SpectralRegularizer(network, roles=overrides).describe())
+    assert {name: row.pop("target") for name, row in of_method.items()} == {"0.weight": "-", "0.bias": "1.000"}
+    assert of_method == table
 
 
 def test_describe_leaves_out_what_is_packed_into_integers():

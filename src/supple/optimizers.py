@@ -1,6 +1,7 @@
-"""Adam as a pure step over dictionaries, for any number of members at once; and the optimizer inside another."""
+"""Adam as a pure step over dictionaries, for any number of members at once; and the optimizers inside others."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,10 +76,73 @@ def written_out(
     parameter.sub_(exp_avg / root * (step_size / (1 - BETA1**step)))
 
 
-def innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose ``step()`` moves the parameters, inside those that a framework puts around it."""
-    if not isinstance(optimizer, Optimizer):
+def inner_optimizers(optimizer: Any) -> list[Optimizer]:
+    """The optimizers whose ``step()`` moves the parameters, inside those that wrap them (Lookahead, SAM, ...).
+
+    One, the optimizer itself, where it holds no other; several where a container holds one for each part of a network.
+
+    Raises:
+        TypeError: for what is neither an optimizer nor holds one.
+        ValueError: for an optimizer whose ``step`` has no hooks.
+    """
+    found = _inside(optimizer, set())
+    if not found:
         raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: attach to each optimizer")
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+    for inner in found:
+        if not getattr(type(inner).step, "hooked", False) or not hasattr(inner, "_optimizer_step_post_hooks"):
+            raise ValueError(
+                f"expected an optimizer that runs its step hooks, got {type(inner).__name__}, whose __init__ does not "
+                f"call super().__init__(): {_BY_HAND}"
+            )
+        if hasattr(inner, "first_step") and hasattr(inner, "second_step"):
+            raise ValueError(
+                f"expected an optimizer that is moved by step(), got {type(inner).__name__}, which is moved by "
+                f"second_step() and holds no other optimizer: {_BY_HAND}"
+            )
+    return found
+
+
+def step_size(group: Mapping[str, Any]) -> float | Tensor | None:
+    """The step size of a parameter group, or None where it has none that is known.
+
+    Prodigy and D-Adaptation multiply ``lr`` by the ``d`` that they estimate; Adafactor may keep none.
+    """
+    lr, estimate = group.get("lr"), group.get("d", 1.0)
+    known = isinstance(lr, float | int | Tensor) and isinstance(estimate, float | int | Tensor)
+    return lr * estimate if known else None
+
+
+_BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"
+
+
+def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
+    """The innermost optimizers, each once; nothing for what is no optimizer."""
+    if id(optimizer) in seen or not (isinstance(optimizer, Optimizer) or _is_like_one(optimizer)):
+        return []
+    seen.add(id(optimizer))
+    own_step = getattr(type(optimizer).step, "__module__", "") or ""
+    if own_step.startswith("torch.optim.") and own_step != Optimizer.__module__:
+        return [optimizer]  # torch's own step, which moves its parameters, whatever else hangs on it
+    held: list[Any] = []
+    for value in vars(optimizer).values():
+        held += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    inner = [found for value in held for found in _inside(value, seen)]
+    return inner or ([optimizer] if isinstance(optimizer, Optimizer) else [])
+
+
+def parameters_in(value: Any, depth: int = 4) -> set[int]:
+    """The identities of all tensors in an object's attributes, or in lists and dictionaries within each other."""
+    if isinstance(value, Tensor):
+        return {id(value)}
+    if not isinstance(value, list | tuple | dict):
+        value = vars(value) if hasattr(value, "__dict__") and depth == 4 else ()
+    inner = value.values() if isinstance(value, dict) else value
+    return set[int]().union(*(parameters_in(each, depth - 1) for each in inner)) if depth else set()
+
+
+def _is_like_one(value: Any) -> bool:
+    """Some wrappers, such as schedule-free's, are no subclass of torch's optimizer."""
+    return all(hasattr(type(value), name) or name in getattr(value, "__dict__", {}) for name in _FACE)
+
+
+_FACE = ("step", "zero_grad")

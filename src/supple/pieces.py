@@ -48,10 +48,18 @@ class Piece:
         sharded = [(dim, getattr(p, "dim", None)) for dim, p in enumerate(placements) if mesh.size(dim) > 1]
         sharded = [(dim, tensor_dim) for dim, tensor_dim in sharded if tensor_dim is not None]
         self._ranks = [ranks_along(mesh, dim) for dim, _ in sharded]
+        self._role, self._vector_index = role, None
+        if role.kind == "vector" and role.layout:
+            if role.layout != role.shape:
+                raise ValueError(
+                    f"expected the sharded {name!r} of shape {role.shape} to hold its vectors in rows, got the layout "
+                    f"{role.layout}: leave it out with roles={{{name!r}: None}}"
+                )
+            self._vector_index = _positions(parameter, [0])
         if role.kind == "matrix":
             outer, middle = _boundaries(name, role)
             rows = range(outer, middle) if role.transposed else range(outer)
-            self._role, self._boundaries = role, (outer, middle)
+            self._boundaries = outer, middle
             self._ranks_of_a_row = [ranks_along(mesh, dim) for dim, tensor_dim in sharded if tensor_dim not in rows]
             self._row_mask, self._column_mask, self._column_index = self._find_place(parameter)
 
@@ -61,11 +69,25 @@ class Piece:
         yield whole, self._ranks
         return whole + (part - part.detach())
 
-    def norm(self, vector: Tensor) -> Summing:
-        """The length of the whole vector, ``(1,)``."""
-        square = vector.square().sum(-1, keepdim=True)
-        yield square, self._ranks
-        return square.sqrt()
+    def norms(self, vectors: Tensor) -> Summing:
+        """The length of each whole vector, ``(1,)`` or ``(groups, 1)``, from the entries that lie here.
+
+        These are ``(n,)``, or ``(rows, n)`` of several vectors.
+        """
+        squares = vectors.square().sum(-1, keepdim=True)
+        if self._vector_index is not None:
+            rows = self._vector_index.to(squares.device)
+            squares = squares.new_zeros(self._role.layout[0], 1).index_add_(0, rows, squares)
+        yield squares, self._ranks
+        return squares.sqrt()
+
+    def vectors(self, tensor: Tensor) -> Tensor:
+        """The piece of the vectors that lies here, ``(n,)``, or ``(rows, n)`` of several."""
+        return tensor if self._vector_index is not None else tensor.flatten()
+
+    def of_vectors(self, factors: Tensor) -> Tensor:
+        """Of a factor for each whole vector, ``(1,)`` or ``(groups, 1)``, those of the rows that lie here."""
+        return factors if self._vector_index is None else factors[self._vector_index.to(factors.device)]
 
     def half_iteration(self, weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> Summing:
         """The last half of the power iterations: u for the rows that lie here ``(groups, rows)``, and w = Wᵀu = σv.

@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Population(nn.Module):
@@ -62,7 +65,16 @@ class Population(nn.Module):
         slices = {name: tensor.detach()[index] for name, tensor in _tensors(self.stacked).items()}
         if not share:
             slices = {name: tensor.clone() for name, tensor in slices.items()}
-        return _with_tensors(copy.deepcopy(self.stacked), slices)
+        return _with_tensors(copy_of(self.stacked), slices)
+
+
+def copy_of(module: Module) -> Module:
+    """A deep copy, also where a weight was computed from parameters before the last forward pass, and kept.
+
+    As ``torch.nn.utils.prune`` and the older ``weight_norm`` do; torch refuses to copy what has a history.
+    """
+    computed = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
 
 
 def _seeded(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:

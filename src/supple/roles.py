@@ -1,154 +1,30 @@
-"""What each parameter of a network does: it multiplies as a matrix, it is added as a vector, or it scales units.
+"""Which role each parameter of a network has: by the type of the module that owns it, found when a method is built.
 
-Roles are found once, by the type of the module that owns the parameter, when a method is built. A step only looks them
-up.
+A step only looks roles up.
 """
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from supple.errors import known
 from supple.population import Population
-from supple.power_iteration import spectral_norm
+from supple.role import Kind, Role
+from supple.role_rules import NORMS, gain, plain_matrix, register, role_by_rule, role_of_kind
 from supple.sharding import is_sharded, reshard
 
-Kind = Literal["matrix", "vector", "scale"]
+__all__ = ["Kind", "Role", "describe", "find_roles", "masks", "owned_parameters", "owner_of", "register", "table"]
 
-_SCALE_NAMES = ("weight", "gamma", "gain", "scale")
-
-
-@dataclass(frozen=True)
-class Role:
-    """The part that one parameter plays, and how to see it as matrices or as a vector.
-
-    All methods take tensors with any number of leading dimensions before the parameter's own, such as the members of a
-    population.
-    """
-
-    kind: Kind
-    """``matrix`` (multiplicative), ``vector`` (additive) or ``scale`` (element-wise multiplicative)."""
-    shape: tuple[int, ...]
-    """The parameter's shape in one network."""
-    layout: tuple[int, ...] = ()
-    """For a matrix: the same numbers read as (groups, out, in, *kernel), where groups separate matrices lie in the
-    tensor one after the other."""
-    transposed: bool = False
-    """Whether the layout is (groups, in, out, *kernel) instead, as in transposed convolutions."""
-    side_by_side: bool = False
-    """Whether transposed matrices without a kernel lie beside each other, the tensor being (in, groups, out)."""
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """How many matrices, and their rows and columns."""
-        groups, first, second, *kernel = self.layout
-        rows, inputs = (second, first) if self.transposed else (first, second)
-        return groups, rows, inputs * math.prod(kernel)
-
-    def matrices(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows.
-
-        One matrix alone has no dimension for groups.
-        """
-        if self._is_plain:
-            return tensor
-        split, rows = self._split(tensor)
-        return (
-            (split.transpose(rows, rows + 1) if self.transposed else split)
-            .flatten(rows + 1)
-            .squeeze(rows - 1 if self.layout[0] == 1 else ())
-        )
-
-    def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """uᵀWv of each matrix, ``(..., groups)``, or ``(...)`` for one alone."""
-        return ((self.matrices(tensor).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)
-
-    def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
-        """Add ``u vᵀ`` to each of the matrices in place, whatever the tensor's strides, with no temporary of its size.
-
-        But for a layout that joins dimensions whose strides do not allow it: those matrices are a copy, written back.
-
-        ``tensor`` is ``(..., *shape)``; ``u`` and ``v`` are ``(..., groups, out)`` and ``(..., groups, in · kernel)``,
-        without the groups for one matrix alone.
-        """
-        if u.dtype != tensor.dtype:
-            u, v = u.to(tensor.dtype), v.to(tensor.dtype)
-        if self._is_plain:
-            tensor.addcmul_(u.unsqueeze(-1), v.unsqueeze(-2))
-            return
-        split, rows = self._split(tensor)
-        groups, first, second, *kernel = self.layout
-        outer = (*split.shape[: rows - 1], groups)
-        if self.transposed:
-            u, v = u.view(*outer, 1, second, *(1,) * len(kernel)), v.view(*outer, first, 1, *kernel)
-        else:
-            u, v = u.view(*outer, first, 1, *(1,) * len(kernel)), v.view(*outer, 1, second, *kernel)
-        self._write_back(tensor, split.addcmul_(u, v))
-
-    def fold(self, matrices: Tensor, like: Tensor) -> Tensor:
-        """What :meth:`matrices` makes of a tensor, brought back to the shape of that tensor, ``like``."""
-        if self._is_plain:
-            return matrices
-        groups, first, second, *kernel = self.layout
-        leading = self._leading(like)
-        if not self.transposed:
-            return matrices.reshape(like.shape)
-        if self.side_by_side:
-            return matrices.reshape(*leading, groups, second, first).movedim(-1, -3).reshape(like.shape)
-        return (
-            matrices.reshape(*leading, groups, second, first, *kernel)
-            .transpose(-2 - len(kernel), -1 - len(kernel))
-            .reshape(like.shape)
-        )
-
-    def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
-        """Multiply each of the matrices in place by its factor, ``(..., groups)``, or ``(...)`` for one alone."""
-        split, rows = self._split(tensor)
-        factors = factors.reshape(*split.shape[:rows], *(1,) * (split.ndim - rows))
-        self._write_back(tensor, split.mul_(factors.to(split.dtype)))
-
-    def vector(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as one vector ``(..., n)``; a piece of a sharded one as a shorter vector."""
-        return tensor if len(self.shape) == 1 else tensor.reshape(*self._leading(tensor), -1)
-
-    def spectral_norms(self, tensor: Tensor) -> Tensor:
-        """The exact largest singular value of each matrix; a vector's norm; a scale's largest ``|gain|``."""
-        if self.kind == "matrix":
-            return spectral_norm(self.matrices(tensor))
-        order = 2 if self.kind == "vector" else math.inf
-        norms: Tensor = torch.linalg.vector_norm(self.vector(tensor), ord=order, dim=-1)
-        return norms
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the tensor as it stands is one matrix."""
-        return len(self.shape) == 2 and self.layout[0] == 1 and not self.transposed
-
-    def _write_back(self, tensor: Tensor, split: Tensor) -> None:
-        """Where the layout joins dimensions, whose strides may not allow it, what was split may be a copy."""
-        groups, first, *rest = self.layout
-        joins = [n for n in (groups * first, *rest) if n > 1] != [n for n in self.shape if n > 1]
-        if joins and not self.side_by_side:
-            tensor.copy_(split.reshape(tensor.shape))
-
-    def _leading(self, tensor: Tensor) -> torch.Size:
-        return tensor.shape[: tensor.ndim - len(self.shape)]
-
-    def _split(self, tensor: Tensor) -> tuple[Tensor, int]:
-        """It as (..., *layout), a view where its strides allow, and which of its dimensions follows the groups."""
-        leading = self._leading(tensor)
-        if self.side_by_side:
-            return tensor.unflatten(-1, (self.layout[0], -1)).movedim(-2, -3), len(leading) + 1
-        return tensor.reshape(*leading, *self.layout), len(leading) + 1
+_WEIGHT_NAMES = ("weight", "W", "kernel")
+_WEIGHT_SUFFIXES = ("_weight", "_proj")
+_ORDINARY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def find_roles(
@@ -156,22 +32,28 @@ def find_roles(
 ) -> dict[str, Role]:
     """The role of every parameter of ``network``, by name as in ``named_parameters()``; tied parameters count once.
 
-    Integers, which a quantized network packs its weights into, have none.
+    What a quantized network packs its weights into (integers, frozen tensors of other types) has none.
 
     ==============================  ===============================================================================
     owner                           role
     ==============================  ===============================================================================
-    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side
+    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; tables of relative
+                                    positions: unknown
     convolutions                    matrix (out, in · kernel), one for each group; transposed ones turned round
     MultiheadAttention              matrix, one each for q, k, v
     RNN, LSTM, GRU and their cells  matrix, one for each gate
-    batch, layer, group, ... norms  weight: scale
+    batch, layer, group, ... norms  weight: scale; also RMSNorm and LayerNorm by these names of other libraries, whether
+                                    the gain is the weight or 1 + weight
     PReLU                           vector: towards a gain of 1 it would become linear, towards 0 a ReLU
-    whatever these have besides     vector
+    any other parameter of these    vector
     Conv1D of transformers          matrix, stored as (in, out); in ``c_attn`` one each for q, k, v
+    experts (types ``...Experts``)  three dimensions: a matrix an expert; biases: a vector an expert
+    ``...Embeddings`` and others    position tables and class tokens: matrix, without leading dimensions of 1
+    of vision transformers
     parametrizations                what the tensor is that they stand for; the gains of ``weight_norm``: scale
-    any other type                  two or more dimensions: matrix (position tables and class tokens lose their leading
-                                    ones); fewer, called weight, gamma, gain or scale: scale; else vector
+    what :func:`register` was told  as it was told
+    any other type                  two dimensions and the name of a weight (``weight``, ``W``, ``kernel``,
+                                    ``..._weight``, ``..._proj``): matrix; all else: unknown
     ==============================  ===============================================================================
 
     Args:
@@ -179,8 +61,8 @@ def find_roles(
         overrides: parameter name to ``"matrix"``, ``"vector"``, ``"scale"``, a :class:`Role`, or None to leave it out.
 
     Raises:
-        ValueError: for a lazy parameter without a shape, a complex one, an override that fits no parameter, or a
-            population inside another module.
+        ValueError: for a lazy parameter without a shape, a complex one, an override that fits no parameter, a
+            population inside another module, or networks stacked in the layers of one.
     """
     overrides = dict(overrides or {})
     parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
@@ -199,7 +81,7 @@ def find_roles(
             raise ValueError(
                 f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
             )
-        if not parameter.is_floating_point():
+        if _is_packed(parameter):
             continue
         shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
         found = _role_of(name, module, modules, shape)
@@ -218,25 +100,47 @@ def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | 
     1.weight   2      scale          -    1.000
     1.bias     2      vector         -    0.000
     """
-    found = find_roles(network, roles)
-    rows = [("parameter", "shape", "role", "matrices", "sigma_1")]
+    return table(network, roles)
+
+
+def table(
+    network: nn.Module | Population,
+    roles: Mapping[str, Kind | Role | None] | None = None,
+    targets: Mapping[str, str] | None = None,
+) -> str:
+    """What :func:`describe` returns, with a column of targets where they are given."""
+    found, pruned = find_roles(network, roles), masks(network)
+    rows = [("parameter", "shape", "role", "matrices", "sigma_1", "target")]
     for name, parameter, _ in owned_parameters(network):
         shape = "x".join(map(str, parameter.shape)) or "scalar"
-        if name not in found:
-            rows.append((name, shape, "left out", "-", "-"))
+        role = found.get(name)
+        if role is None or role.kind == "unknown":
+            rows.append((name, shape, "left out", "-", "-", "-"))
             continue
-        role = found[name]
         count = str(role.layout[0]) if role.kind == "matrix" else "-"
         if is_sharded(parameter):
             sigma = "sharded"
         else:
-            sigma = f"{role.spectral_norms(parameter.detach()).amax().item() if parameter.numel() else 0.0:.3f}"
-        rows.append((name, shape, role.kind, count, sigma))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            present = parameter.detach() * pruned[name] if name in pruned else parameter.detach()
+            sigma = f"{role.spectral_norms(present).amax().item() if parameter.numel() else 0.0:.3f}"
+        rows.append((name, shape, role.kind, count, sigma, (targets or {}).get(name, "-")))
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = ("", "", "", ">", ">", ">")
     return "\n".join(
-        f"{name:{widths[0]}}  {shape:{widths[1]}}  {kind:{widths[2]}}  {count:>{widths[3]}}  {sigma:>{widths[4]}}"
-        for name, shape, kind, count, sigma in rows
+        "  ".join(f"{cell:{right[i]}{width[i]}}" for i, cell in enumerate(row[: 5 if targets is None else 6]))
+        for row in rows
     )
+
+
+def masks(network: nn.Module | Population) -> dict[str, Tensor]:
+    """What :mod:`torch.nn.utils.prune` multiplies parameters by in the forward pass, by the parameter's name."""
+    found = {}
+    for name, _, module in owned_parameters(network):
+        stem, _, suffix = name.rpartition(".")[2].rpartition("_")
+        mask = module._buffers.get(f"{stem}_mask") if suffix == "orig" else None
+        if mask is not None:
+            found[name] = mask
+    return found
 
 
 def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
@@ -247,6 +151,11 @@ def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.
             if parameter not in seen:
                 seen.add(parameter)
                 yield f"{path}.{name}" if path else name, parameter, module
+
+
+def owner_of(name: str) -> str:
+    """The module that a parameter belongs to, also where it is what a parametrization computes the module's from."""
+    return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]
 
 
 def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]:
@@ -276,6 +185,8 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         if weight_norm or name == "original":
             owner, _, name = owner.rpartition(".")
             module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
+    else:
+        _refuse_stacked(path, module, name, shape)
     stem, _, suffix = name.rpartition("_")
     if stem.startswith("weight"):  # the same by the older functions, which put weight_g, weight_v, weight_orig beside
         held = module._parameters
@@ -283,47 +194,83 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
             return Role("scale", shape)
         if suffix == "orig" or (suffix == "v" and f"{stem}_g" in held):
             name = stem
+    parent, _, own = owner.rpartition(".")
+    for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
+        if holder is not None and (found := role_by_rule(holder, name_in_it, shape)) is not None:
+            return found
     match module:  # and the name: to read module.weight would compute it where it is parametrized
         case _ConvNd():
             if name == "weight":
-                return _matrix(shape, module.groups, module.transposed)
+                return plain_matrix(shape, module.groups, module.transposed)
         case nn.MultiheadAttention():
             if name == "in_proj_weight":
-                return _matrix(shape, groups=3)
+                return plain_matrix(shape, groups=3)
             if name in ("bias_k", "bias_v"):
                 return Role("vector", shape)
         case nn.RNNBase() | nn.RNNCellBase():
             if len(shape) == 2:  # gates x hidden_size rows; an LSTM's output projection has fewer than hidden_size
-                return _matrix(shape, groups=max(1, shape[0] // module.hidden_size))
+                return plain_matrix(shape, groups=max(1, shape[0] // module.hidden_size))
         case nn.PReLU():
             return Role("vector", shape)
-        case _NormBase() | nn.LayerNorm() | nn.GroupNorm() | nn.RMSNorm():  # _NormBase: batch and instance norms
-            return Role("scale" if name == "weight" else "vector", shape)
+        case _ if isinstance(module, NORMS):
+            is_torchs = type(module).forward.__module__.startswith("torch.nn.")
+            usual = Role("scale" if name == "weight" else "vector", shape)
+            return usual if is_torchs or name != "weight" else gain(module, name, shape) or usual
         case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
             pass
-        case _ if (getattr(module, "nx", None), getattr(module, "nf", None)) == shape:
-            # Conv1D of Hugging Face's GPT-2: a linear layer whose weight is (in, out). Its attention has q, k and v, or
-            # k and v, in one.
-            groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
-            return Role("matrix", shape, (groups, shape[0], shape[1] // groups), transposed=True, side_by_side=True)
+        case _ if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+            if len(shape) == 2:
+                # Of GPT-2: a linear layer whose weight is (in, out). Attention has q, k and v, or k and v, in one.
+                groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
+                layout = groups, shape[0], shape[1] // groups
+                return Role("matrix", shape, layout, transposed=True, side_by_side=True)
         case _:
-            if len(shape) <= 1 and name in _SCALE_NAMES:
-                return Role("scale", shape)
-            if len(shape) > 2:
-                return Role("matrix", shape, _matrix(_without_leading_ones(shape)).layout)
-    return _matrix(shape) if len(shape) >= 2 else Role("vector", shape)
+            is_weight = name in _WEIGHT_NAMES or name.endswith(_WEIGHT_SUFFIXES)
+            known_kind = len(shape) == 2 and is_weight and not _is_in_a_stack(module, name, shape)
+            return plain_matrix(shape) if known_kind else Role("unknown", shape)
+    return plain_matrix(shape) if len(shape) >= 2 else Role("vector", shape)
 
 
-def _matrix(shape: tuple[int, ...], groups: int = 1, transposed: bool = False) -> Role:
-    rows, *rest = shape
-    return Role("matrix", shape, (groups, rows // groups, *rest), transposed)
+def _is_packed(parameter: nn.Parameter) -> bool:
+    """Whether a quantized network keeps something in it that is no plain number: nothing is done to that."""
+    plain = parameter.dtype in _ORDINARY
+    wrapped = is_traceable_wrapper_subclass(parameter) and not is_sharded(parameter)
+    return not parameter.is_floating_point() or (not parameter.requires_grad and (wrapped or not plain))
 
 
-def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Position tables and class tokens carry them, (1, n, d), to broadcast over a batch; they are n one-hot rows."""
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
+def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether two dimensions may be many vectors, as in lists of parameters and beside stacks of matrices."""
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return True
+    held = {key: p.shape for key, p in module._parameters.items() if p is not None}
+    members = len(held.get(name, shape)) - len(shape)
+    others = (other[members:] for other in held.values())
+    return any(len(other) > 2 and other[0] == shape[0] for other in others)
+
+
+def _refuse_stacked(path: str, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """``torch.func.stack_module_state`` puts the members of an ensemble on a dimension of their own."""
+    usual, is_weight = 1, name.startswith("weight")
+    match module:
+        case _ConvNd():
+            usual = 2 + len(module.kernel_size) if is_weight else 1
+        case nn.Bilinear():
+            usual = 3 if is_weight else 1
+        case nn.Linear() | nn.Embedding() | nn.EmbeddingBag() | nn.RNNBase() | nn.RNNCellBase():
+            usual = 1 if "bias" in name else 2
+        case nn.MultiheadAttention():
+            usual = 3 if name in ("bias_k", "bias_v") else 1 if "bias" in name else 2
+        case nn.LayerNorm() | nn.RMSNorm():
+            usual = len(module.normalized_shape)
+        case _ if isinstance(module, (*NORMS, nn.PReLU)):
+            pass
+        case _:
+            return
+    if len(shape) > usual:
+        raise ValueError(
+            f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: networks stacked by "
+            "torch.func.stack_module_state are no network; build a supple.Population of them"
+        )
 
 
 def _overridden(found: Role, override: Kind | Role | None, name: str) -> Role:
@@ -333,10 +280,6 @@ def _overridden(found: Role, override: Kind | Role | None, name: str) -> Role:
                 f"expected a role of shape {found.shape} for {name!r}, got {override.shape}: give it that shape"
             )
         return override
-    if override == found.kind:
-        return found
-    if override == "matrix":
-        return Role("matrix", found.shape, (1, *(1,) * (2 - len(found.shape)), *found.shape))
-    if override in ("vector", "scale"):
-        return Role(override, found.shape)
-    raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {override!r}")
+    if override is None or override not in get_args(Kind):
+        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {override!r}")
+    return found if override == found.kind else role_of_kind(override, found.shape)

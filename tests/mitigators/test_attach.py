@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from oracles import decoupled_step, relative_error, spectral_gradients, spread
+from resting import resting
 from supple import L2InitRegularizer, L2Regularizer, Population, SpectralRegularizer
+from supple.mitigators.base import GLOBAL
 
 CONVERGED = 40
 STRENGTH = 0.3
@@ -38,6 +40,12 @@ def sgd(network, lr=0.1, **options):
     return torch.optim.SGD(network.parameters(), lr=lr, **options)
 
 
+def step(optimizer, network, *closure):
+    """Of a loss that asks for nothing, where none has left its gradients."""
+    resting(network)
+    return optimizer.step(*closure)
+
+
 def values(network):
     return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
@@ -47,8 +55,14 @@ def assert_equal(first, second, **tolerance):
         torch.testing.assert_close(a, b, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def state_of(method):
+    """What it remembers of parameters, without its options."""
+    return {name: entry for name, entry in method.state_dict().items() if name != GLOBAL}
+
+
 def same_state(first, second):
-    first, second = first.state_dict(), second.state_dict()
+    first, second = state_of(first), state_of(second)
+    assert first.keys() == second.keys()
     return all(torch.equal(first[name][key], second[name][key]) for name in first for key in first[name])
 
 
@@ -70,18 +84,21 @@ def test_a_step_applies_the_gradient_of_the_penalty(network, x):
         assert relative_error(parameter, wanted) <= 1e-6, name
 
 
-def test_each_step_advances_once(network):
-    regularizer, by_hand = (SpectralRegularizer(n) for n in (network, copy.deepcopy(network)))
+def test_each_step_advances_once():
+    network = nn.Linear(30, 20)
+    regularizer, by_hand = (SpectralRegularizer(resting(n)) for n in (network, copy.deepcopy(network)))
+    before = regularizer.state_dict()
     optimizer = sgd(network, lr=0.0)
     regularizer.attach(optimizer)
     for _ in range(3):
         optimizer.step()
         by_hand.before_step()
         assert same_state(regularizer, by_hand)
+    assert not torch.equal(before["weight"]["v"], regularizer.state_dict()["weight"]["v"])
 
 
 def test_decoupled_steps_advance_once():
-    network = nn.Linear(30, 20)
+    network = resting(nn.Linear(30, 20))
     regularizer, by_hand = (SpectralRegularizer(network, decoupled=decoupled) for decoupled in (True, False))
     optimizer = sgd(network, lr=0.0)
     regularizer.attach(optimizer)
@@ -89,7 +106,7 @@ def test_decoupled_steps_advance_once():
     for _ in range(3):
         optimizer.step()
         by_hand.before_step()
-        network.zero_grad()
+        network.zero_grad(set_to_none=False)
         assert same_state(regularizer, by_hand)
     assert not torch.equal(before["weight"]["v"], regularizer.state_dict()["weight"]["v"])
 
@@ -98,7 +115,7 @@ def test_detach_undoes_attach(network, x):
     other = copy.deepcopy(network)
     first, second = sgd(network), sgd(network)
     regularizer = spectral(network).attach(first).attach(second)
-    state = regularizer.state_dict()
+    state = state_of(regularizer)
     assert regularizer.detach() is regularizer
     plain = sgd(other)
     for n, optimizer in ((network, first), (other, plain), (network, second), (other, plain)):
@@ -106,7 +123,7 @@ def test_detach_undoes_attach(network, x):
         loss_of(n, x).backward()
         optimizer.step()
     assert_equal(network, other, rtol=0, atol=0)
-    assert all(torch.equal(state[name]["v"], entry["v"]) for name, entry in regularizer.state_dict().items())
+    assert all(torch.equal(state[name]["v"], entry["v"]) for name, entry in state_of(regularizer).items())
     regularizer.attach(first)
     first.step()
     with pytest.raises(AssertionError):
@@ -123,7 +140,7 @@ def test_two_methods_compose(network, x, with_closure):
     for method in methods:
         method.attach(optimizer)
     optimizer.zero_grad()
-    loss = optimizer.step(lambda: torch.zeros(())) if with_closure else optimizer.step()
+    loss = step(optimizer, network, *([lambda: torch.zeros(())] if with_closure else []))
     if with_closure:
         assert loss.item() == pytest.approx(expected_loss, rel=1e-6)
     for name, parameter in network.named_parameters():
@@ -137,7 +154,7 @@ def test_coupled_and_decoupled_together(network):
     reference = copy.deepcopy(network)
     spectral(network, decoupled=True).attach(optimizer)
     L2Regularizer(network, strength=0.7).attach(optimizer)
-    optimizer.step()
+    step(optimizer, network)
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(1 - 0.1 * 2 * 0.7)
@@ -182,9 +199,10 @@ def test_a_closure_may_return_a_number_or_nothing(network):
     regularizer = spectral(network).attach(optimizer)
     with torch.no_grad():
         penalty = regularizer.penalty().item()
-    assert float(optimizer.step(lambda: 2.0)) == pytest.approx(2 + penalty, rel=1e-5)
+    assert float(step(optimizer, network, lambda: 2.0)) == pytest.approx(2 + penalty, rel=1e-5)
     before = values(network)
-    assert optimizer.step(lambda: None) is None
+    optimizer.zero_grad()
+    assert step(optimizer, network, lambda: None) is None
     assert not torch.equal(before["0.weight"], network[0].weight)
 
 
@@ -240,7 +258,7 @@ def test_lbfgs_advances_once_for_each_call_of_the_closure():
     assert len(calls) > 1
     for _ in calls:
         by_hand.before_step()
-    for name, entry in regularizer.state_dict().items():
+    for name, entry in state_of(regularizer).items():
         torch.testing.assert_close(entry["v"], by_hand.state_dict()[name]["v"], rtol=1e-5, atol=1e-5)
 
 
@@ -272,16 +290,38 @@ def test_clipping_before_the_step_clips_the_loss_alone(network, x):
     assert (moved + pull).norm() <= 0.1 * 1.01e-4 + 1e-6 * pull.norm()
 
 
-@pytest.mark.parametrize("zero_to_none", [False, True])
-def test_a_parameter_without_a_gradient_gets_one(network, zero_to_none):
-    optimizer = sgd(network)
-    optimizer.zero_grad(set_to_none=zero_to_none)
-    expected = spectral_gradients(network)
-    start = values(network)
-    spectral(network).attach(optimizer)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_parameter_without_a_gradient_gets_none_and_is_left_alone(network, x, decoupled):
+    """As torch's optimizers leave it."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    regularizer = spectral(network, decoupled=decoupled).attach(optimizer)
+    state, before = state_of(regularizer), values(network)
+    optimizer.zero_grad()
+    optimizer.step()
+    regularizer.before_step()
+    regularizer.after_step(optimizer)
+    assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(state[name]["v"], entry["v"]) for name, entry in state_of(regularizer).items())
+    loss_of(network, x).backward()
+    network[3].weight.grad = None
     optimizer.step()
     for name, parameter in network.named_parameters():
-        assert relative_error(parameter, start[name].double() - 0.1 * STRENGTH * expected[name]) <= 1e-6, name
+        assert (parameter.grad is None) == torch.equal(before[name], parameter) == (name == "3.weight"), name
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_gradient_of_zero_is_a_gradient(network, decoupled):
+    optimizer = sgd(network)
+    resting(network)
+    optimizer.zero_grad(set_to_none=False)
+    pulls, expected = spectral_gradients(network), decoupled_step(network, STRENGTH, 0.1)
+    start = values(network)
+    spectral(network, decoupled=decoupled).attach(optimizer)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        wanted = expected[name] if decoupled else start[name].double() - 0.1 * STRENGTH * pulls[name]
+        assert relative_error(parameter, wanted) <= 1e-6, name
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
@@ -376,7 +416,7 @@ def test_decoupled_uses_each_groups_own_step_size(network):
     ]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     spectral(network, decoupled=True).attach(optimizer)
-    optimizer.step()
+    step(optimizer, network)
     for name, parameter in network.named_parameters():
         assert relative_error(parameter, expected[not name.startswith("0.")][name]) <= 1e-6, name
 
@@ -387,7 +427,7 @@ def test_decoupled_follows_a_schedule(network):
     spectral(network, decoupled=True).attach(optimizer)
     for lr in (0.1, 0.01, 0.001):
         expected = decoupled_step(network, STRENGTH, lr)
-        optimizer.step()
+        step(optimizer, network)
         scheduler.step()
         for name, parameter in network.named_parameters():
             assert relative_error(parameter, expected[name]) <= 1e-6, name
@@ -432,11 +472,11 @@ def test_a_network_split_between_two_optimizers(network, decoupled, with_closure
     spectral(network, decoupled=decoupled).attach(first).attach(second)
     closure = (lambda: 0.0) if with_closure else None
     before = values(network)
-    first.step(closure)
+    step(first, network, closure)
     changed = [name for name, p in network.named_parameters() if not torch.equal(before[name], p)]
     assert changed == ["0.weight", "0.bias"], "each optimizer acts on its own"
-    second.step(closure)
-    optimizer.step()
+    step(second, network, closure)
+    step(optimizer, together)
     assert_equal(network, together, rtol=1e-6, atol=1e-7)
 
 
@@ -447,7 +487,7 @@ def test_a_split_networks_closure_returns_the_penalty_of_its_own_part(network):
     with torch.no_grad():
         expected = part.penalty().item()
         assert expected < 0.9 * whole.penalty().item()
-    assert float(first.step(lambda: 0.0)) == pytest.approx(expected, rel=1e-5)
+    assert float(step(first, network, lambda: 0.0)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_parameters_of_others_in_the_optimizer_are_left_alone(network):
@@ -455,19 +495,22 @@ def test_parameters_of_others_in_the_optimizer_are_left_alone(network):
     optimizer = torch.optim.SGD([*network.parameters(), *other.parameters()], lr=0.1)
     before = values(other)
     spectral(network).attach(optimizer)
-    optimizer.step()
+    start = values(network)
+    resting(other)
+    step(optimizer, network)
     assert all(torch.equal(before[name], parameter) for name, parameter in other.named_parameters())
-    assert all(parameter.grad is None for parameter in other.parameters())
+    assert not any(parameter.grad.any() for parameter in other.parameters())
+    assert not torch.equal(start["0.weight"], network[0].weight), "it acts on its own"
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_a_parameter_group_added_later(network, decoupled):
     optimizer = torch.optim.SGD(network[0].parameters(), lr=0.1)
     spectral(network, decoupled=decoupled).attach(optimizer)
-    optimizer.step()
+    step(optimizer, network)
     before = values(network)
     optimizer.add_param_group({"params": network[3].parameters(), "lr": 0.05})
-    optimizer.step()
+    step(optimizer, network)
     assert not torch.equal(before["3.weight"], network[3].weight)
     assert torch.equal(before["1.weight"], network[1].weight)
 
@@ -477,10 +520,10 @@ def test_strength_changed_between_steps_counts(network):
     regularizer = spectral(network).attach(optimizer)
     regularizer.strength = 0.0
     before = values(network)
-    optimizer.step()
+    step(optimizer, network)
     assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
     regularizer.strength = 0.5
-    optimizer.step()
+    step(optimizer, network)
     assert not torch.equal(before["0.weight"], network[0].weight)
 
 
@@ -503,7 +546,7 @@ def test_attaching_twice_is_refused(network):
         regularizer.attach(optimizer)
     before = values(network)
     gradient = spectral_gradients(network)["0.weight"]
-    optimizer.step()
+    step(optimizer, network)
     wanted = before["0.weight"].double() - 0.1 * STRENGTH * gradient
     assert relative_error(network[0].weight, wanted) <= 1e-6, "once, not twice"
     regularizer.detach().attach(optimizer)
@@ -524,7 +567,7 @@ def test_a_refused_optimizer_is_left_without_hooks(network):
     with pytest.raises(ValueError, match="maximize"):
         spectral(network).attach(optimizer)
     before = values(network)
-    optimizer.step()
+    step(optimizer, network)
     assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
 
 
@@ -533,17 +576,17 @@ def test_a_sparse_gradient_is_named_and_changes_nothing(with_closure):
     network = nn.Sequential(nn.Linear(2, 2), nn.Embedding(5, 3, sparse=True))
     optimizer = sgd(network)
     regularizer = spectral(network).attach(optimizer)
-    state, before = regularizer.state_dict(), values(network)
+    state, before = state_of(regularizer), values(network)
     network[1](torch.tensor([1, 2])).sum().backward()
     network[0].weight.grad = torch.ones_like(network[0].weight)
-    step = (lambda: optimizer.step(lambda: 0.0)) if with_closure else optimizer.step
-    for attempt in (step, regularizer.before_step):
+    attached = (lambda: optimizer.step(lambda: 0.0)) if with_closure else optimizer.step
+    for attempt in (attached, regularizer.before_step):
         with pytest.raises((ValueError, RuntimeError), match=r"sparse.*1\.weight.*sparse=False"):
             attempt()
     assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
     assert torch.equal(network[0].weight.grad, torch.ones_like(network[0].weight))
     assert network[0].bias.grad is None
-    assert all(torch.equal(state[name]["v"], entry["v"]) for name, entry in regularizer.state_dict().items())
+    assert all(torch.equal(state[name]["v"], entry["v"]) for name, entry in state_of(regularizer).items())
 
 
 def test_a_sparse_parameter_can_be_left_out():
@@ -552,7 +595,7 @@ def test_a_sparse_parameter_can_be_left_out():
     spectral(network, roles={"1.weight": None}).attach(optimizer)
     network[1](torch.tensor([1, 2])).sum().backward()
     before = values(network)
-    optimizer.step()
+    step(optimizer, network)
     assert not torch.equal(before["0.weight"], network[0].weight)
 
 

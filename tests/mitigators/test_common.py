@@ -1,7 +1,6 @@
 """What every method promises, whatever it does: one test for all that the library exports."""
 
 import copy
-import inspect
 import math
 import pickle
 from collections.abc import Iterable
@@ -10,48 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from method_cases import CASES, SEED, build, every_case, strength_of, tensors, where_taken
 from oracles import matrices, owned, spread
-from supple import L2Regularizer, Population, mitigators
+from supple import L2Regularizer, Population
 from supple.mitigators import Mitigator
 from supple.mitigators.base import GLOBAL, Update
 from waits import Waits
-
-EXPORTED = {name: getattr(mitigators, name) for name in mitigators.__all__}
-CLASSES = {
-    name: value
-    for name, value in EXPORTED.items()
-    if inspect.isclass(value) and issubclass(value, Mitigator) and value is not Mitigator
-}
-OPTIONS = {  # so that each acts within few steps
-    "ContinualBackprop": {"strength": 0.1, "maturity": 2},
-    "HareAndTortoise": {"every": 4, "decay": 0.9, "strength": 0.9},
-    "NetworkReset": {"every": 4, "strength": 0.5},
-    "ReDo": {"every": 4, "strength": 0.9},
-    "SelfNormalizedResets": {"every": 1, "patience": 1, "quiet": 0.9, "strength": 0.2, "refresh": 3},
-    "StreamingEWC": {"strength": 1.0, "decay": 0.9},
-    "UPGD": {"strength": 0.9, "weight_decay": 0.01},
-    "WeightClipping": {"strength": 2.0},
-}
-CASES = {name: (method, OPTIONS.get(name, {})) for name, method in CLASSES.items()} | {
-    "SpectralRegularizer-decoupled": (CLASSES["SpectralRegularizer"], {"decoupled": True}),
-    "ShrinkAndPerturb-step-noise": (CLASSES["ShrinkAndPerturb"], {"variant": "step-noise"}),
-    "WassersteinRegularizer-mean": (CLASSES["WassersteinRegularizer"], {"reduction": "mean"}),
-}
-SEED = 10
-
-
-def build(case: str, network: nn.Module, **options: object) -> Mitigator:
-    method, usual = CASES[case]
-    return method(network, **{"strength": 0.1, **usual, **options})
-
-
-def strength_of(case: str) -> float:
-    return CASES[case][1].get("strength", 0.1)
-
-
-def where_taken(case: str, **options: object) -> dict[str, object]:
-    """Those of the options that this method has."""
-    return {name: options[name] for name in options.keys() & inspect.signature(CASES[case][0]).parameters.keys()}
 
 
 class Block(nn.Module):
@@ -93,7 +56,6 @@ def conv() -> nn.Module:
 
 
 NETWORKS = {"mlp": (mlp, (4,)), "conv": (conv, (2, 6, 6)), "transformer": (Block, (5, 4))}
-every_case = pytest.mark.parametrize("case", CASES)
 every_network = pytest.mark.parametrize("kind", NETWORKS)
 with_penalty = pytest.mark.parametrize(
     "case", [case for case, (method, _) in CASES.items() if method._penalty is not Mitigator._penalty]
@@ -140,10 +102,6 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     """Whether all parameters and buffers have the same bits."""
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-def tensors(method: Mitigator) -> list[Tensor]:
-    return [tensor for entry in method.state_dict().values() for tensor in entry.values()]
 
 
 def same_state(first: list[Tensor], second: list[Tensor]) -> bool:

@@ -6,6 +6,7 @@ from torch import nn
 
 from naive import LR, assert_follows, small_network
 from oracles import ZOO, kind, matrices, owned, parameters64
+from resting import resting
 from supple import NormalizeAndProject
 
 WITH_MATRICES = [name for name in ZOO if any(kind(m, n, p) == "matrix" for _, m, n, p in owned(ZOO[name]()))]
@@ -43,7 +44,7 @@ def test_each_matrix_goes_back_to_its_initial_norm(name, strength):
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter))
     expected = projected(network, parameters64(network), initial, strength)
-    method.after_step(torch.optim.SGD(network.parameters()))
+    method.after_step(torch.optim.SGD(resting(network).parameters()))
     for name, _, _, parameter in owned(network):
         torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
@@ -66,7 +67,7 @@ def test_the_direction_is_kept():
     with torch.no_grad():
         network.weight.add_(torch.randn(3, 4))
     before = network.weight.detach().clone()
-    method.after_step(torch.optim.SGD(network.parameters()))
+    method.after_step(torch.optim.SGD(resting(network).parameters()))
     torch.testing.assert_close(
         nn.functional.normalize(before.flatten(), dim=0) * method.state["weight"]["norm"],
         network.weight.detach().flatten(),
@@ -78,7 +79,7 @@ def test_the_norm_has_the_precision_of_the_weight():
     norm = network.weight.norm().item()
     method = NormalizeAndProject(network)
     nn.init.normal_(network.weight)
-    method.after_step(torch.optim.SGD(network.parameters()))
+    method.after_step(torch.optim.SGD(resting(network).parameters()))
     assert network.weight.norm().item() == pytest.approx(norm, rel=1e-14)
 
 
@@ -88,7 +89,7 @@ def test_a_matrix_that_is_zero_stays_finite(start):
     nn.init.constant_(network.weight, start)
     method = NormalizeAndProject(network)
     nn.init.zeros_(network.weight)
-    method.after_step(torch.optim.SGD(network.parameters()))
+    method.after_step(torch.optim.SGD(resting(network).parameters()))
     assert not network.weight.any()
 
 

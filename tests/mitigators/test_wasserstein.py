@@ -6,6 +6,7 @@ from torch import nn
 
 from naive import assert_follows, descended, small_network
 from oracles import ZOO, owned, parameters64, relative_error
+from resting import resting
 from supple import WassersteinRegularizer
 from supple.mitigators.wasserstein import sorting_order
 
@@ -22,10 +23,11 @@ def oracle(parameters, initial, reduction):
 
 
 def moved(network):
+    """With gradients of zero."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter))
-    return network
+    return resting(network)
 
 
 @every_reduction
@@ -53,7 +55,7 @@ def test_twenty_steps_are_the_oracles(reduction):
 
 
 def test_a_permutation_costs_nothing():
-    network = nn.Linear(5, 4)
+    network = resting(nn.Linear(5, 4))
     regularizer = WassersteinRegularizer(network, strength=1.0)
     with torch.no_grad():
         network.weight.copy_(network.weight.flatten()[torch.randperm(20)].view(4, 5))
@@ -65,7 +67,7 @@ def test_a_permutation_costs_nothing():
 
 def test_ties_share_what_their_places_ask_for():
     """Which of equal entries takes which place is open; together they are pulled to the places' values."""
-    network = nn.Linear(6, 1, bias=False)
+    network = resting(nn.Linear(6, 1, bias=False))
     with torch.no_grad():
         network.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]))
     regularizer = WassersteinRegularizer(network, strength=1.0)
@@ -86,6 +88,7 @@ def test_the_initial_values_are_those_before_the_first_step():
     moved(network)
     for _ in range(60):
         optimizer.zero_grad()
+        resting(network)
         optimizer.step()
     torch.testing.assert_close(network.weight.detach().flatten().sort().values, initial)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from naive import LR, assert_follows, small_network
+from resting import resting
 from supple import Population, WeightClipping
 
 FAN_IN = {
@@ -22,7 +23,7 @@ OF_SMALL_NETWORK = {"0": 2 * 3, "3": 6 * 2, "5": 10, "8": 5}
 
 
 def step_after(network):
-    return torch.optim.SGD(network.parameters(), lr=LR)
+    return torch.optim.SGD(resting(network).parameters(), lr=LR)
 
 
 @pytest.mark.parametrize("name", FAN_IN)

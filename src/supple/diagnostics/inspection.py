@@ -14,7 +14,7 @@ from supple.diagnostics import activations, gradients, spectra, weights
 from supple.diagnostics.per_example import gradient_grams
 from supple.diagnostics.probing import Inputs, Loss, Member, hidden_activations, loss_gradients, undisturbed
 from supple.population import Population
-from supple.roles import Kind, Role, find_roles, owned_parameters
+from supple.roles import Kind, Role, find_roles, masks, owned_parameters
 from supple.unit_graph import unwrapped
 
 
@@ -59,7 +59,11 @@ class Inspection:
         self.initial, self.previous = initial, previous
         self._roles = find_roles(self.network, roles)
         owned = [entry for entry in owned_parameters(self.network) if entry[0] in self._roles and entry[1].numel()]
-        self._tensors = {name: parameter.detach() for name, parameter, _ in owned}
+        pruned = masks(self.network)
+        self._tensors = {
+            name: parameter.detach() * pruned[name] if name in pruned else parameter.detach()
+            for name, parameter, _ in owned
+        }
         self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
         module = self.network.stacked if isinstance(self.network, Population) else self.network
         # A parametrized weight lies in a module of its own, which is not called with the activations.
@@ -82,7 +86,7 @@ class Inspection:
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
-        """Every parameter as a vector ``(members…, n)``; it shares the network's memory."""
+        """Every parameter as a vector ``(members…, n)``; unless it is pruned, it shares the network's memory."""
         return {_label(name): self._vector(name, tensor) for name, tensor in self._tensors.items()}
 
     @cached_property

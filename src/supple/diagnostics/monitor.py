@@ -13,7 +13,7 @@ from supple.diagnostics.inspection import DIAGNOSTICS, Inspection
 from supple.diagnostics.probing import Inputs, Loss
 from supple.diagnostics.table import text_table
 from supple.errors import known
-from supple.optimizers import innermost
+from supple.optimizers import inner_optimizers
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.unit_graph import unwrapped
@@ -122,7 +122,7 @@ class PlasticityMonitor:
         """
         if self._hook is not None:
             raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
-        self._optimizer = innermost(optimizer)
+        self._optimizer = inner_optimizers(optimizer)[-1]  # the last to step, where it holds several
         self._hook = self._optimizer.register_step_post_hook(self._on_step_end)
         return self
 

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from supple.diagnostics import DIAGNOSTICS
 from supple.errors import known
@@ -94,9 +94,10 @@ class Run:
         takes = inspect.signature(tried.mitigator).parameters
         names = [name for name in takes if name not in ("network", "strength")]
         for name, value in (options or {}).items():
-            default = takes[known(name, names, f"keyword of {method}")].default
-            if isinstance(value, str) and isinstance(default, int | float):
-                raise ValueError(f"expected {name} of {method} to be like {default!r}, got {value!r}")
+            taken = takes[known(name, names, f"keyword of {method}")]
+            texts = [text for kind in get_args(taken.annotation) for text in get_args(kind)]
+            if isinstance(value, str) and isinstance(taken.default, int | float) and value not in texts:
+                raise ValueError(f"expected {name} of {method} to be like {taken.default!r}, got {value!r}")
         seeds = tuple(seeds)
         measured = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
         run = cls(

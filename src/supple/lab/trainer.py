@@ -172,9 +172,11 @@ class Trainer:
         gradients = self._gradients(x, y)
         state, strength, step_size = self.mitigator.state, self.mitigator.strength, self.run.step_size
         parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
-        self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength)
+        step_sizes = dict.fromkeys(parameters, step_size)
+        options = {"step_sizes": step_sizes} if self.mitigator.takes_step_sizes else {}
+        self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength, **options)
         self.optimizer.step(self.parameters, gradients, self.moments, step_size)
-        update = Update(dict.fromkeys(parameters, step_size), self.moments)
+        update = Update(step_sizes, self.moments)
         self._change_parameters(parameters, state, strength, update)
 
     def _vectorised(self, x: Tensor, y: Tensor) -> Tensors:

@@ -1,5 +1,7 @@
 """What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
 
+import inspect
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from supple.mitigators.step_hooks import StepHooks, add_gradients, check_fit, held_by
-from supple.optimizers import innermost
+from supple.mitigators.rounding import HALF, rounded_at_random
+from supple.mitigators.step_hooks import StepHooks, add_gradients, check_step_sizes, fitting, held_by, step_sizes
+from supple.optimizers import inner_optimizers
 from supple.pieces import pieces
 from supple.population import Population
 from supple.power_iteration import without_autocast
-from supple.roles import Kind, Role, describe, find_roles, owned_parameters
+from supple.roles import Kind, Role, describe, find_roles, masks, owned_parameters
 from supple.sharding import copy_whole_or_piece, local, together
 
 Tensors = dict[str, Tensor]
@@ -26,6 +29,8 @@ APART = 2_654_435_769  # torch looks at the last 32 bits of a seed
 """Added to the seeds of methods: of one seed with its initial weights, a network would be "drawn anew" as it was."""
 GLOBAL = ""
 """The entry of a state for what belongs to no parameter; it stays on the host."""
+_ROUNDING = "rounding steps"
+"""There: in how many steps half precision was rounded at random."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Update:
     """What a method may want to know of the optimizer's step that has just been taken, by parameter."""
 
     step_sizes: Mapping[str, Strength]
-    """The optimizer's present step size (its ``lr``)."""
+    """The optimizer's present step size: its ``lr``, times the ``d`` that Prodigy and D-Adaptation estimate."""
     moments: Mapping[str, Tensors]
     """What the optimizer remembers (Adam's ``exp_avg``, momentum, ...): the live tensors. Those without dimensions,
     such as Adam's ``step``, belong to the parameter as a whole."""
@@ -41,6 +46,9 @@ class Update:
     """The live dictionaries that hold these tensors; some optimizers count steps there in numbers."""
     skipped: Tensor | None = None
     """1 on the device where GradScaler made a fused optimizer skip this step, which the strength is then 0 for."""
+    idle: Mapping[str, Tensor] = field(default_factory=dict)
+    """The optimizer's other parameters, to read: they have no gradient in this step, so they must stay as they are.
+    What a method counts for them goes on."""
 
 
 class Mitigator:
@@ -56,7 +64,11 @@ class Mitigator:
 
     ``attach(optimizer)`` does the last two on the optimizer's own step. The kernels work in place on dictionaries, by
     parameter name, of tensors with any leading dimensions: they serve a network, a population and a compiled training
-    step alike. They wait for no result on the host.
+    step alike. They wait for no result on the host. ``add_gradients`` may take ``step_sizes``, by parameter, as a
+    keyword.
+
+    A parameter whose ``.grad`` is None is left exactly as it is, as torch's optimizers leave it. Parameters in bfloat16
+    and float16 are changed in float32 and rounded at random, without bias.
 
     Args:
         network: a module, or a :class:`Population` (then every strength and penalty may differ by member).
@@ -76,6 +88,12 @@ class Mitigator:
     """Whether it looks at activations in the forward pass: :meth:`observe` says whose."""
     works_on_pieces = False
     """Whether the kernels are right for a parameter that is sharded over ranks: they see the piece that lies here."""
+    goes_by_role = False
+    """Whether a parameter's role decides what is done to it: those of unknown role are then left out."""
+    moves_gradually = True
+    """Whether it moves parameters by small amounts in each step, which half precision would lose in rounding."""
+    needs_step_sizes = False
+    """Whether it must know how far the optimizer steps."""
 
     def __init__(
         self,
@@ -94,8 +112,11 @@ class Mitigator:
         self.parameters = {
             name: parameter for name, parameter in self._known.items() if name in self.roles and parameter.numel()
         }
+        if self.goes_by_role:
+            self._leave_out_unknown()
         if not self.parameters:
             raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
+        self._shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             if parameter.is_meta or not local(parameter.detach()).isfinite().all():
                 what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
@@ -109,8 +130,12 @@ class Mitigator:
                 "all of a tensor, so train with DistributedDataParallel, leave sharded parameters out with "
                 "roles={name: None}, or choose a method that works on shards, such as SpectralRegularizer"
             )
+        self._masked = self.goes_by_role and bool(masks(network))
+        self.takes_step_sizes = "step_sizes" in inspect.signature(self.add_gradients).parameters
         self.state: State = {}
         self._generators: tuple[torch.Generator, ...] = ()
+        self._rounding_steps = 0
+        self._has_warned = False
         self._hooks: list[StepHooks] = []
         self._observed: list[RemovableHandle] = []
 
@@ -151,21 +176,26 @@ class Mitigator:
         """What the method adds to the loss, times strength: differentiable, one value a member.
 
         With gradients enabled it counts as a step and advances what the method remembers; under ``torch.no_grad()`` it
-        only looks.
+        only looks. It is that of every trainable parameter, also of those that the loss does not use.
         """
         parameters = self._trainable()
         with without_autocast(self._first):
-            return self.strength * self._penalty(self._here(parameters))
+            return self.strength * self._penalty(self._unpruned(self._here(parameters)))
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Add the gradient of :meth:`penalty` to each trainable parameter's ``.grad``, in a loop without ``attach``."""
+        """Add the gradient of :meth:`penalty` to each ``.grad`` that there is, in a loop without ``attach``."""
         add_gradients(self, self._trainable())
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
-        """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``."""
-        self._act_after_step(optimizer, self._select(held_by(optimizer)))
+        """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``.
+
+        Call it before ``optimizer.zero_grad()``: a parameter without a gradient was not updated, and is left alone.
+        """
+        for inner in inner_optimizers(optimizer):
+            check_step_sizes(self, inner)
+            self._act_after_step(inner, self._select(held_by(inner)))
 
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
         """Look at activations from now on, in a loop without ``attach``; :meth:`detach` ends it.
@@ -179,26 +209,47 @@ class Mitigator:
         """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
 
         Works with closures, gradient scaling, accumulated gradients and parameter groups (each with its own step
-        size), and through the optimizers that Accelerate and Lightning wrap around torch's. A network whose parameters
-        are split between optimizers is attached to each of them. The method's gradient joins inside the step: what
-        comes before it, such as clipping, sees the loss's gradient alone.
+        size), and through optimizers that wrap another one (Accelerate, Lightning, Lookahead, SAM, Opacus, ...): it
+        then acts on the steps of the inner one, which move the parameters. A network whose parameters are split between
+        optimizers is attached to each of them. The method's gradient joins inside the step: what comes before it, such
+        as clipping, sees the loss's gradient alone.
 
         A copy of an optimizer has no hooks. Copy or pickle network, optimizer and method together and the three copies
         belong together as the originals do.
 
+        Warns, once, where the first steps would change the network much.
+
         Raises:
-            TypeError: for anything but a torch optimizer.
-            ValueError: when the optimizer holds none of the network's parameters, or maximizes; and, also in a later
-                step, when it holds parameters that were added to the network or replaced since the method was built.
+            TypeError: for anything but an optimizer.
+            ValueError: when the optimizer holds none of the network's parameters, maximizes, runs no step hooks, or
+                tells no step size to a method that needs one; and, also in a later step, when it holds parameters that
+                were added to the network or replaced since the method was built.
             RuntimeError: when already attached to this optimizer, or when another method of this kind acts there on
                 some of the same parameters.
         """
-        optimizer = innermost(optimizer)
-        check_fit(self, optimizer)
-        self._hooks.append(StepHooks(self, optimizer))
+        found = fitting(self, optimizer)
+        self._check(found)
+        if not self._has_warned:
+            self._has_warned = self._warn_of_changes(found)
+        self._hooks += [StepHooks(self, inner) for inner in found]
         if not self._observed:
             self.observe()
         return self
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """In how many steps it has acted, for each optimizer that it is attached to; compiled steps do not count."""
+        return tuple(hooks.steps for hooks in self._hooks)
+
+    def __repr__(self) -> str:
+        strength = self.strength.tolist() if isinstance(self.strength, Tensor) else self.strength
+        matrices = sum(self.roles[name].kind == "matrix" for name in self.parameters)
+        optimizers = ", ".join(f"{type(hooks.optimizer).__name__} ({hooks.steps} steps)" for hooks in self._hooks)
+        return (
+            f"{type(self).__name__}(strength={strength}, {''.join(f'{fact}, ' for fact in self._facts())}"
+            f"{len(self.parameters)} parameters, {matrices} of them matrices, "
+            f"{f'attached to {optimizers}' if optimizers else 'not attached'})"
+        )
 
     def detach(self) -> Self:
         """Undo every :meth:`attach`; what the method remembers is kept."""
@@ -215,27 +266,39 @@ class Mitigator:
         state = {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
         if self._generators:
             state.setdefault(GLOBAL, {})["random"] = torch.stack([random.get_state() for random in self._generators])
+        if self._rounding_steps:
+            state.setdefault(GLOBAL, {})[_ROUNDING] = torch.tensor(self._rounding_steps)
+        for name, value in self._options().items():
+            state.setdefault(GLOBAL, {})[name] = torch.tensor(value, dtype=torch.float64)
         return state
 
     def load_state_dict(self, state: State) -> None:
         """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
 
         Raises:
-            ValueError: naming the first entry that is missing, unknown or of another shape; nothing is changed then.
+            ValueError: naming the first entry that is missing, unknown or of another shape, or the option that is
+                another; nothing is changed then.
         """
         mine, theirs = _shapes(self.state_dict()), _shapes(state)
-        for entry in sorted(mine.keys() | theirs.keys()):
+        for entry in sorted((mine.keys() | theirs.keys()) - {f"{GLOBAL}/{_ROUNDING}"}):
             if mine.get(entry) != theirs.get(entry):
                 raise ValueError(
                     f"expected a state with {entry} of shape {mine.get(entry)}, got {theirs.get(entry)}: "
                     f"load it into a {type(self).__name__} with the same options on the same architecture"
                 )
+        for option, value in self._options().items():
+            if (other := float(state[GLOBAL][option])) != value:
+                raise ValueError(
+                    f"expected the state of a {type(self).__name__} with {option} {value:g}, got one with {other:g}: "
+                    "load it into a method with the same options"
+                )
+        self._rounding_steps = int(state.get(GLOBAL, {}).get(_ROUNDING, 0))
         for name, entries in state.items():
             for key, tensor in entries.items():
                 if (name, key) == (GLOBAL, "random"):
                     for generator, random in zip(self._generators, tensor.cpu(), strict=True):
                         generator.set_state(random.clone())  # torch dies of one that lies within another tensor
-                else:
+                elif key in self.state.get(name, {}):
                     copy_whole_or_piece(self.state[name][key], tensor)
 
     def describe(self) -> str:
@@ -243,7 +306,7 @@ class Mitigator:
         return describe(self._network, self._role_overrides)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": [hooks.optimizer for hooks in self._hooks]}
+        return {**self.__dict__, "_hooks": [(hooks.optimizer, hooks.steps) for hooks in self._hooks]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """An optimizer leaves its hooks behind when it is copied or pickled; they are hung on the copy again.
@@ -251,14 +314,81 @@ class Mitigator:
         Unchecked, as they fitted: the copy of a network that holds this method itself has no modules yet.
         """
         self.__dict__.update(state, _hooks=[])
-        self._hooks.extend(StepHooks(self, optimizer) for optimizer in state["_hooks"])
+        self._hooks.extend(StepHooks(self, optimizer, steps) for optimizer, steps in state["_hooks"])
+
+    # What a method may add to these.
+
+    def _options(self) -> dict[str, float]:
+        """Options that a loaded state must agree with, as numbers."""
+        return {}
+
+    def _facts(self) -> list[str]:
+        """Options that its ``repr`` shows."""
+        return []
+
+    def _check(self, optimizers: Sequence[Optimizer]) -> None:
+        """Make sure, before anything is attached, that the method can act on the steps of these."""
+
+    def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether it has warned that it is about to change the network much."""
+        return False
+
+    # The kernels' surroundings.
+
+    def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> None:
+        """Run ``add_gradients``: for pruned parameters on what is left of them, and into that alone."""
+        options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
+        pruned = self._masks_of(parameters)
+        into = gradients | {name: torch.zeros_like(gradients[name]) for name in pruned}
+        self.add_gradients(self._unpruned(parameters), into, self._state_here(), self.strength, **options)
+        for name, mask in pruned.items():
+            gradients[name].addcmul_(into[name], mask.to(into[name].dtype))
 
     def _act_after_step(self, optimizer: Optimizer, parameters: Tensors) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
         strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
         update = _update_of(optimizer, parameters, found_inf)
+        moved = self._here({name: p for name, p in parameters.items() if name not in update.idle})
+        halves = [name for name, p in moved.items() if p.dtype in HALF] if self.moves_gradually else []
+        wide = moved | {name: moved[name].float() for name in halves}
+        changed = self._unpruned(wide)
         with without_autocast(self._first):
-            self.change_parameters(self._here(parameters), self._state_here(), strength, update)
+            self.change_parameters(changed, self._state_here(), strength, update)
+        pruned = self._masks_of(moved)
+        for name, mask in pruned.items():
+            wide[name] = torch.where(mask.bool(), changed[name], wide[name])
+        randoms = self._rounding_generators(moved[name].device for name in halves)
+        for name in dict.fromkeys((*halves, *pruned)):
+            part, new = moved[name], wide[name]
+            part.copy_(rounded_at_random(new, part.dtype, randoms[part.device]) if name in halves else new)
+
+    def _rounding_generators(self, devices: Iterable[torch.device]) -> dict[torch.device, torch.Generator]:
+        """One for each device, seeded by how often it has been asked: so all that is to be remembered is a count."""
+        devices = set(devices)
+        self._rounding_steps += bool(devices)
+        return {device: torch.Generator(device).manual_seed(APART + self._rounding_steps) for device in devices}
+
+    def _masks_of(self, parameters: Iterable[str]) -> Tensors:
+        """What pruning multiplies these parameters by, of those that are pruned."""
+        if not self._masked:
+            return {}
+        present = masks(self._network)
+        return {name: present[name] for name in parameters if name in present}
+
+    def _unpruned(self, parameters: Tensors) -> Tensors:
+        """The parameters, those that are pruned as the forward pass sees them."""
+        return parameters | {name: parameters[name] * mask for name, mask in self._masks_of(parameters).items()}
+
+    def _leave_out_unknown(self) -> None:
+        unknown = [name for name in self.parameters if self.roles[name].kind == "unknown"]
+        self.parameters = {name: p for name, p in self.parameters.items() if name not in unknown}
+        if unknown:
+            shown = ", ".join(f"{name!r}: None" for name in unknown[:20]) + (", ..." if len(unknown) > 20 else "")
+            logging.getLogger("supple").warning(
+                f"{type(self).__name__} leaves out {len(unknown)} parameters of module types that it does not know. "
+                f"Say what they are with roles={{{shown}}}, where None leaves out in silence and 'matrix', 'vector' or "
+                "'scale' takes in; or tell it of a whole type with supple.roles.register()."
+            )
 
     @property
     def _first(self) -> nn.Parameter:
@@ -266,6 +396,12 @@ class Mitigator:
 
     def _trainable(self) -> Tensors:
         self._follow_devices()
+        for name, parameter in self.parameters.items():
+            if parameter.shape != self._shapes[name]:
+                raise ValueError(
+                    f"expected {name!r} of shape {tuple(self._shapes[name])} as when this {type(self).__name__} was "
+                    f"built, got {tuple(parameter.shape)}: resize embeddings first, then build method and optimizer"
+                )
         return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
     def _select(self, held: Collection[int]) -> Tensors:
@@ -344,14 +480,15 @@ def is_due(steps: Tensor, every: int, update: Update) -> bool:
 
 
 def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None) -> Update:
-    step_sizes = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    sizes = step_sizes(optimizer)
+    idle = {name: local(parameter.detach()) for name, parameter in parameters.items() if parameter.grad is None}
     memory = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
     moments = {
         name: {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         for name, entry in memory.items()
     }
-    present = {name: step_sizes[id(parameter)] for name, parameter in parameters.items()}
-    return Update(present, moments, memory, skipped)
+    present = {name: size for name, parameter in parameters.items() if (size := sizes[id(parameter)]) is not None}
+    return Update(present, moments, memory, skipped, idle)
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:

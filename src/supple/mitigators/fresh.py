@@ -1,13 +1,12 @@
 """Parameters drawn anew, as the network's own modules initialise them."""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from supple.population import Population
+from supple.population import Population, copy_of
 from supple.power_iteration import working_dtype
 
 _UNIFORM = (nn.Linear.reset_parameters, _ConvNd.reset_parameters)
@@ -27,12 +26,13 @@ class FreshParameters:
             they have in torch: 65,536 values in equal steps, in a third of the time.
 
     Raises:
-        ValueError: naming the first of them whose module has no ``reset_parameters()``.
+        ValueError: naming the first of them whose module has no ``reset_parameters()``, or one that leaves it as it is,
+            as where ``torch.nn.utils.spectral_norm`` computes the weight from it.
     """
 
     def __init__(self, network: nn.Module | Population, names: Sequence[str], *, coarse: bool = False) -> None:
         self._stacked = isinstance(network, Population)
-        self._template = network.member(0) if isinstance(network, Population) else copy.deepcopy(network)
+        self._template = network.member(0) if isinstance(network, Population) else copy_of(network)
         self._names = names
         self._resets = []
         self._bounds: dict[str, float] = {}
@@ -56,6 +56,8 @@ class FreshParameters:
                         f"{name!r}: give it a reset_parameters() method, or leave it out with roles={{{name!r}: None}}"
                     )
 
+        self._check_written()
+
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Fresh values by name, stacked over members for a population: one generator each."""
         members = [self._draw_one(generator) for generator in generators]
@@ -63,14 +65,40 @@ class FreshParameters:
             return members[0]
         return {name: torch.stack([member[name] for member in members]) for name in self._names}
 
+    @torch.no_grad()
+    def _check_written(self) -> None:
+        """Make sure that the modules write what they are asked for, by what becomes of values that none would draw."""
+        parameters = dict(self._template.named_parameters())
+        marked = {
+            name: (parameters[name], parameters[name].clone())
+            for name in self._names
+            if name in parameters and name not in self._bounds and parameters[name].numel()
+        }
+        for parameter, _ in marked.values():
+            parameter.fill_(torch.nan)
+        try:
+            self._reset(0)
+            kept = [name for name, (parameter, _) in marked.items() if parameter.isnan().all()]
+        finally:
+            for parameter, before in marked.values():
+                parameter.copy_(before)
+        if kept:
+            owner = type(self._template.get_submodule(kept[0].rpartition(".")[0])).__name__
+            raise ValueError(
+                f"expected modules that draw their parameters anew, got {owner}, whose reset_parameters() leaves "
+                f"{kept[0]!r} as it is: write it there too, or leave it out with roles={{{kept[0]!r}: None}}"
+            )
+
+    def _reset(self, seed: int) -> None:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            for reset in self._resets:
+                reset()
+
     def _draw_one(self, generator: torch.Generator) -> dict[str, Tensor]:
         tensors = dict([*self._template.named_parameters(), *self._template.named_buffers()])
         if self._resets:
-            seed = int(torch.randint(2**62, (), generator=generator))
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
-                torch.manual_seed(seed)
-                for reset in self._resets:
-                    reset()
+            self._reset(int(torch.randint(2**62, (), generator=generator)))
         return {
             name: _coarsely_uniform(tensors[name], self._bounds[name], generator)
             if name in self._bounds

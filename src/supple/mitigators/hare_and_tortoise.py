@@ -39,6 +39,7 @@ class HareAndTortoise(Mitigator):
     largest_strength = 1.0
     traceable = False
     works_on_pieces = True
+    moves_gradually = False
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class HareAndTortoise(Mitigator):
         self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64) for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        for name, parameter in parameters.items():
+        for name, parameter in {**parameters, **update.idle}.items():
             slow = state[name]["slow"]
             slow.lerp_(parameter.to(slow.dtype), 1 - self.decay)
-            if is_due(state[GLOBAL][name], self.every, update):
+            if is_due(state[GLOBAL][name], self.every, update) and name in parameters:
                 move_towards(parameter, slow, strength)

@@ -60,6 +60,7 @@ class NetworkReset(Mitigator):
 
     largest_strength = 1.0
     traceable = False
+    moves_gradually = False
 
     def __init__(
         self,
@@ -92,7 +93,9 @@ class NetworkReset(Mitigator):
         check_moments(update.moments, held)
         steps = state[GLOBAL]["steps"]
         furthest = int(steps.max())
-        due = [name for name in held if is_due(steps[self._names.index(name)], self.every, update)]
+        counted = [name for name in self._names if name in parameters or name in update.idle]
+        due = [name for name in counted if is_due(steps[self._names.index(name)], self.every, update)]
+        due = [name for name in due if name in held]
         if not due or (not isinstance(self.strength, Tensor) and self.strength == 0):
             return
         fresh = self._fresh.draw(self._generators)

@@ -33,6 +33,7 @@ class NormalizeAndProject(Mitigator):
     """
 
     largest_strength = 1.0
+    goes_by_role = True
 
     def __init__(
         self,
@@ -44,7 +45,8 @@ class NormalizeAndProject(Mitigator):
         super().__init__(network, strength, roles=roles)
         self._act_on([name for name in self.parameters if self.roles[name].kind == "matrix"], "weight matrices")
         with torch.no_grad():
-            self.state = {name: {"norm": self._norm(name, parameter)} for name, parameter in self.parameters.items()}
+            present = self._unpruned({**self.parameters})
+            self.state = {name: {"norm": self._norm(name, parameter)} for name, parameter in present.items()}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in parameters.items():

@@ -34,6 +34,8 @@ class ParsevalRegularizer(Mitigator):
     True
     """
 
+    goes_by_role = True
+
     def __init__(
         self,
         network: nn.Module | Population,

@@ -1,5 +1,6 @@
 """How methods see the activations of hidden units: a hook on the layer that they are given to."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,17 @@ class Recorder:
     def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None, shares: bool) -> None:
         self.group, self.sums, self.slot, self.shares, self.listening = group, sums, slot, shares, True
         self._examples: int | None = None
+
+    @property
+    def __name__(self) -> str:
+        """``torch.jit.script`` asks for it first, and would then fail to compile the hook without a word of why."""
+        caller = inspect.currentframe()
+        if caller is not None and caller.f_back is not None and "torch.jit" in caller.f_back.f_globals["__name__"]:
+            raise RuntimeError(
+                "expected a network without a method that observes activations, such as ReDo, got one with: torch.jit "
+                "cannot script its hooks, so call method.detach() first, and attach it again afterwards"
+            )
+        return "Recorder"
 
     def expect(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: tuple[Any, ...], output: Tensor) -> None:
         """A hook on the convolution that the units enter by: the linear layer must be given as many examples.

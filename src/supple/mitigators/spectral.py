@@ -1,18 +1,24 @@
 """Spectral regularization (Lewandowski et al., ICLR 2025): every layer's largest stretch is kept near one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from supple.errors import known
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
+from supple.mitigators.step_hooks import largest_step_sizes
 from supple.pieces import Piece
 from supple.population import Population
 from supple.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
-from supple.roles import Kind, Role
-from supple.sharding import together
+from supple.roles import Kind, Role, table
+from supple.sharding import is_sharded, together
+
+Target = float | Mapping[str, float] | Literal["initial"]
 
 _WARM_UP = 15
 """Power iterations at construction, as in torch's spectral_norm: the first step then pulls nearly the right way."""
@@ -21,13 +27,16 @@ _WARM_UP = 15
 class SpectralRegularizer(Mitigator):
     r"""Keep each layer's largest singular value near one and its biases near zero.
 
-    .. math:: R(\theta) = \sum_W (\sigma_1(W)^k - \tau^k)^2 + \sum_b \lVert b \rVert_2^{2k}
-              + \sum_\gamma \sum_i (\gamma_i^k - \tau^k)^2
+    .. math:: R(\theta) = \sum_W (\sigma_1(W)^k - 1)^2 + \sum_b \lVert b \rVert_2^{2k}
+              + \sum_\gamma \sum_i (\gamma_i^k - 1)^2
 
     over the multiplicative matrices W (a convolution as out × in·kernel), additive vectors b and normalisation gains γ.
-    The gradient is known in closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - \tau^k)\,u v^\top`,
+    The gradient is known in closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - 1)\,u v^\top`,
     and is added in place: a step costs two matrix-vector products and one rank-one update a matrix, and two vectors of
     memory. σ₁, u and v come from a power iteration that is carried from step to step; u and v count as constants.
+
+    With another target τ the term of a stretch σ is :math:`\tau^2((\sigma/\tau)^k - 1)^2`, which pulls at the same rate
+    near any τ, and :math:`\sigma^{2k}` for τ = 0.
 
     Args:
         network: a module or a :class:`Population`.
@@ -35,7 +44,12 @@ class SpectralRegularizer(Mitigator):
             decoupled: there Adam no longer divides by the gradient's size. 1 did best of 0.3, 1 and 3 on digits, and of
             0.1, 1 and 10 on MNIST. Small networks want 1e-3 to 1e-2 of the coupled form.
         exponent: k, a whole number of at least 1; 2 balanced stability and effect in the paper (App. C.1).
-        target: τ, where σ₁ and the gains are pulled to, at least 0. 1 is the paper's; 0 with k = 1 penalises σ₁².
+        target: where stretches are pulled to. A number τ of at least 0 is for matrices and gains, vectors are pulled to
+            0: 1 is the paper's; 0 with k = 1 penalises σ₁². A mapping from parameter name to number may name vectors
+            too; what it leaves out is as with 1. ``"initial"``, for networks that are trained already, is a ceiling for
+            each matrix, vector and gain: the larger of 1 and what it is when this is built (exactly; some seconds for
+            large networks), for a vector its norm then; what stays below its ceiling is left alone.
+        one_sided: pull down only what is above its target, with any target; always so with ``"initial"``.
         power_iterations: how many a step; one is enough (Yoshida & Miyato, 2017).
         decoupled: take the gradient from the parameters after the optimizer's step instead, times the step size, as
             AdamW does with weight decay, so that Adam does not bend its strength; capped so that no norm passes its
@@ -43,26 +57,36 @@ class SpectralRegularizer(Mitigator):
         roles: parameter name to role, where the one found by :meth:`describe` is not meant.
         seed: of the first singular vectors. Members of a population start from the same ones.
 
+    Attached, the coupled form's gradient is at most (distance to the target) / (step size), so that a step of plain
+    gradient descent does not pass the target; under Adam that bound is far away.
+
     Raises:
-        ValueError: for a strength that is negative or not finite, an exponent below 1, a negative target, and for
-            parameters that cannot be regularized, by name.
+        TypeError: for a target of another type.
+        ValueError: for a strength that is negative or not finite, an exponent below 1, a negative target, one for a
+            parameter that is not regularized, and for parameters that cannot be regularized, by name; when attached in
+            the decoupled form, for an optimizer that does not tell its step size.
 
     Departures from the paper: a vector is one tensor (also the stacked biases of q, k and v); 15 power iterations at
-    construction; a trace of a fixed random direction in each iteration (see :mod:`supple.power_iteration`).
+    construction; a trace of a fixed random direction in each iteration (see :mod:`supple.power_iteration`); the bound.
 
-    Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled`` is not in the paper.
+    Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and other
+    targets than 1 are not in the paper.
 
     >>> network = nn.Linear(8, 8)
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     >>> regularizer = SpectralRegularizer(network, strength=0.1).attach(optimizer)
     >>> for _ in range(200):
     ...     optimizer.zero_grad()
+    ...     (0 * network(torch.ones(1, 8))).sum().backward()  # a loss that asks for nothing
     ...     optimizer.step()
     >>> bool(torch.linalg.matrix_norm(network.weight, ord=2).sub(1).abs() < 1e-3)
     True
+    >>> regularizer
+    SpectralRegularizer(strength=0.1, 2 parameters, 1 of them matrices, attached to SGD (200 steps))
     """
 
     works_on_pieces = True
+    goes_by_role = True
 
     def __init__(
         self,
@@ -70,7 +94,8 @@ class SpectralRegularizer(Mitigator):
         strength: Strength | None = None,
         *,
         exponent: int = 2,
-        target: float = 1.0,
+        target: Target = 1.0,
+        one_sided: bool = False,
         power_iterations: int = 1,
         decoupled: bool = False,
         roles: Mapping[str, Kind | Role | None] | None = None,
@@ -80,32 +105,66 @@ class SpectralRegularizer(Mitigator):
             raise ValueError(
                 f"expected an exponent k that is a whole number of at least 1, got {exponent}: the paper's is 2"
             )
-        if not 0 <= target < float("inf"):
-            raise ValueError(f"expected a target of at least 0, got {target}: the paper's is 1")
+        check_target(target)
         if power_iterations < 1:
             raise ValueError(f"expected at least 1 power iteration a step, got {power_iterations}: 1 is enough")
         usual = 1.0 if decoupled else 1e-4
         super().__init__(network, usual if strength is None else strength, roles=roles)
-        self.exponent, self.target, self.power_iterations = int(exponent), float(target), power_iterations
+        self.exponent, self.power_iterations = int(exponent), power_iterations
+        self.target = target if isinstance(target, Mapping | str) else float(target)
+        self.one_sided = one_sided or target == "initial"
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
+        self.needs_step_sizes = decoupled
+        self._matrices = [name for name in self.parameters if self.roles[name].kind == "matrix"]
         self.state = self._first_vectors(seed)
+        for name, ceiling in self._first_targets().items():
+            self.state.setdefault(name, {})["target"] = ceiling
 
-    def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        if self.acts_on_gradients:
-            self._pull(parameters, gradients, state, partial(self._slope, strength=strength))
+    def add_gradients(
+        self,
+        parameters: Tensors,
+        gradients: Tensors,
+        state: State,
+        strength: Strength,
+        step_sizes: Mapping[str, Strength | None] | None = None,
+    ) -> None:
+        if not self.acts_on_gradients:
+            return
+
+        def slope(stretches: Tensor, target: Strength, step_size: Strength | None) -> Tensor:
+            pull = self._slope(stretches, target, strength)
+            if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
+                return pull
+            bound = self._distance(stretches, target).clamp_min(TINY) / step_size
+            return pull.clamp(-bound, bound)
+
+        for step_size, names in _by_step_size(parameters, step_sizes or {}):
+            held = {name: parameters[name] for name in names}
+            self._pull(held, {name: gradients[name] for name in names}, state, partial(slope, step_size=step_size))
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if not self.acts_on_parameters:
             return
 
-        def back(stretches: Tensor, target: float, step_size: Strength) -> Tensor:
-            distance = ((stretches.abs() if self.exponent % 2 == 0 else stretches) - target).abs()
+        def back(stretches: Tensor, target: Strength, step_size: Strength) -> Tensor:
+            distance = self._distance(stretches, target)
             return -(self._slope(stretches, target, strength) * step_size).clamp(-distance, distance)
 
-        step_sizes = {id(step_size): step_size for step_size in update.step_sizes.values()}
-        for key, step_size in step_sizes.items():
-            held = {name: parameters[name] for name in parameters if id(update.step_sizes[name]) == key}
+        for step_size, names in _by_step_size(parameters, update.step_sizes):
+            held = {name: parameters[name] for name in names}
             self._pull(held, held, state, partial(back, step_size=step_size))
+
+    def describe(self) -> str:
+        """A table of every parameter: name, shape, role, number of matrices, largest singular value now, and target."""
+        self._follow_devices()
+        targets = {}
+        for name in self.parameters:
+            target = torch.as_tensor(self._target_of([name], self.state))
+            least, most = (
+                ("sharded", "sharded") if is_sharded(target) else (f"{target.min():.3f}", f"{target.max():.3f}")
+            )
+            targets[name] = least if least == most else f"{least} to {most}"
+        return table(self._network, self._role_overrides, targets)
 
     @torch.no_grad()
     def spectral_norms(self) -> dict[str, Tensor]:
@@ -116,24 +175,24 @@ class SpectralRegularizer(Mitigator):
         sharded, all ranks must call this together.
         """
         self._follow_devices()
-        matrices = self._here({name: self.parameters[name] for name in self.state})
+        matrices = self._unpruned(self._here({name: self.parameters[name] for name in self._matrices}))
         return {name: norm_of(w).squeeze(-1) for name, (_, w) in self._halves(matrices, self.state).items()}
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        k, total = self.exponent, super()._penalty(parameters)
-        for name, terms in self._over_ranks(self._sums(parameters)).items():
-            if self.roles[name].kind == "matrix":
-                terms = (terms**k - self.target**k).square().view(*self._members, -1).sum(-1)
-            elif self.roles[name].kind == "vector":
-                terms = terms**k
-            total = total + terms
+        total, state = super()._penalty(parameters), self._state_here()
+        for name, terms in self._over_ranks(self._sums(parameters, state)).items():
+            kind = self.roles[name].kind
+            if kind != "scale":
+                stretches = terms if kind == "matrix" else terms.clamp_min(TINY**2).sqrt()
+                terms = self._term(self._as_row(stretches), self._target_of([name], state))
+            total = total + terms.view(*self._members, -1).sum(-1)
         return total
 
-    def _sums(self, parameters: Tensors) -> Tensors:
+    def _sums(self, parameters: Tensors, state: State) -> Tensors:
         """What the penalty makes of each parameter's entries: σ₁ of matrices, ‖b‖² of vectors, the terms of scales."""
-        sums, k = {}, self.exponent
+        sums = {}
         with torch.no_grad():
-            halves = self._halves(parameters, self.state)
+            halves = self._halves(parameters, state)
         for name, parameter in parameters.items():
             role = self.roles[name]
             if role.kind == "matrix":
@@ -143,30 +202,46 @@ class SpectralRegularizer(Mitigator):
                     prepare_(self.state[name]["v"].copy_(v), self.state[name]["restart"])
                 sums[name] = self._sight(name).stretch(parameter, u, v)
             elif role.kind == "vector":
-                sums[name] = _vector(role, parameter).square().sum(-1)
+                sums[name] = self._vectors(name, parameter).square().sum(-1)
             else:
-                sums[name] = (_vector(role, parameter) ** k - self.target**k).square().sum(-1)
+                gains = role.gains(parameter.to(working_dtype(parameter)))
+                stretches = gains.abs() if self.one_sided else gains
+                sums[name] = self._term(stretches, self._target_of([name], state)).sum(-1)
         return sums
 
-    def _slope(self, stretches: Tensor, target: float, strength: Strength) -> Tensor:
-        """The derivative of strength · (stretchᵏ − targetᵏ)² by each of the stretches ``(members…, n)``."""
-        k = self.exponent
-        return per_member(2 * k * strength, stretches.ndim) * stretches ** (k - 1) * (stretches**k - target**k)
+    def _term(self, stretches: Tensor, target: Strength) -> Tensor:
+        """τ²((stretch/τ)ᵏ − 1)² of each stretch, stretch²ᵏ where τ = 0; 0 below a target that is a ceiling."""
+        unit, goal = _unit_and_goal(target)
+        excess = (stretches / unit) ** self.exponent - goal
+        return unit**2 * (excess.clamp_min(0) if self.one_sided else excess).square()
+
+    def _slope(self, stretches: Tensor, target: Strength, strength: Strength) -> Tensor:
+        """The derivative of strength · ``_term`` by each of the stretches ``(members…, n)``."""
+        k, (unit, goal) = self.exponent, _unit_and_goal(target)
+        factor = per_member(2 * k * strength, stretches.ndim)
+        if isinstance(unit, Tensor) or unit != 1:  # the usual target costs nothing
+            factor, stretches = factor * unit, stretches / unit
+        slope = factor * stretches ** (k - 1) * (stretches**k - goal)
+        return slope.clamp_min(0) if self.one_sided else slope
+
+    def _distance(self, stretches: Tensor, target: Strength) -> Tensor:
+        """How far each stretch is from its target; of a negative gain, where k is even, from the negative target."""
+        return ((stretches.abs() if self.exponent % 2 == 0 else stretches) - target).abs()
 
     def _pull(
-        self, parameters: Tensors, into: Tensors, state: State, amount: Callable[[Tensor, float], Tensor]
+        self, parameters: Tensors, into: Tensors, state: State, amount: Callable[[Tensor, Strength], Tensor]
     ) -> None:
         """Add ``amount(stretch, target)`` times each stretch's derivative by its parameter to ``into``.
 
         All stretches of the network lie in one tensor while their amounts are worked out: it takes as many small
         operations for a hundred layers as for one.
         """
-        by_kind: dict[Kind, list[str]] = {"matrix": [], "scale": [], "vector": []}
+        by_kind: dict[str, list[str]] = {"matrix": [], "scale": [], "vector": []}
         for name in parameters:
             by_kind[self.roles[name].kind].append(name)
         matrices, scales, vectors = by_kind.values()
 
-        seen = [_vector(self.roles[name], parameters[name]) for name in vectors]
+        seen = [self._vectors(name, parameters[name]) for name in vectors]
         halves = [self._half(name, parameters[name], state) for name in matrices]
         norms = [self._norm(name, vector) for name, vector in zip(vectors, seen, strict=True)]
         if self._pieces:  # both at once: one message
@@ -176,21 +251,139 @@ class SpectralRegularizer(Mitigator):
             sigmas = [norm_of(w) for _, w in halves]
             sigma = torch.cat([self._row(each) for each in sigmas], -1)
             inverse = 1 / sigma.clamp_min(TINY)
-            factors = self._apart(amount(sigma, self.target) * inverse, sigmas)
+            factors = self._apart(amount(sigma, self._target_of(matrices, state)) * inverse, sigmas)
             for name, (u, w), factor, each in zip(matrices, halves, factors, self._apart(inverse, sigmas), strict=True):
                 self._sight(name).add_outer_(into[name], u.mul_(factor), w)
                 prepare_(torch.mul(w, each, out=state[name]["v"]), state[name]["restart"])
         for name in scales:
-            into[name].add_(amount(_vector(self.roles[name], parameters[name]), self.target).view_as(into[name]))
+            gains = self.roles[name].gains(parameters[name].to(working_dtype(parameters[name])))
+            change = amount(gains.abs() if self.one_sided else gains, self._target_of([name], state))
+            into[name].add_((change * gains.sign() if self.one_sided else change).view_as(into[name]))
         if vectors:
-            norm = torch.cat(norms, -1)
-            factors = self._apart(amount(norm, 0.0) / norm.clamp_min(TINY), norms)
+            norm = torch.cat([self._row(each) for each in norms], -1)
+            factors = self._apart(amount(norm, self._target_of(vectors, state)) / norm.clamp_min(TINY), norms)
             for name, vector, factor in zip(vectors, seen, factors, strict=True):
+                factor = self._pieces[name].of_vectors(factor) if name in self._pieces else factor
                 into[name].add_((vector * factor).view_as(into[name]))
+
+    def _target_of(self, names: list[str], state: State) -> Strength:
+        """The targets of parameters of one kind: one for all, or those of all their stretches ``(members…, n)``."""
+        kind = self.roles[names[0]].kind
+        if not isinstance(self.target, Mapping | str):
+            return 0.0 if kind == "vector" else self.target
+        if kind == "scale":
+            return self.roles[names[0]].vector(state[names[0]]["target"])
+        targets = [state[name]["target"] for name in names]
+        return targets[0] if len(targets) == 1 else torch.cat(targets, -1)
+
+    @torch.no_grad()
+    def _first_targets(self) -> Tensors:
+        """A target for each stretch, as :meth:`_target_of` puts them side by side; none where one number is for all."""
+        if not isinstance(self.target, Mapping | str):
+            return {}
+        now = self._present() if self.target == "initial" else {}
+        targets = dict(self.target) if isinstance(self.target, Mapping) else {}
+        for name in targets:
+            known(name, self.parameters, "parameter that is regularized")
+        found = {}
+        for name, parameter in self.parameters.items():
+            kind = self.roles[name].kind
+            usual = 0.0 if kind == "vector" else 1.0
+            if self.target == "initial":
+                found[name] = now[name].clamp_min(usual).to(working_dtype(parameter))
+            else:
+                shape = parameter if kind == "scale" else parameter.new_empty(*self._members, self._count(name))
+                found[name] = torch.full_like(shape, float(targets.get(name, usual)), dtype=working_dtype(parameter))
+        return found
+
+    def _present(self) -> Tensors:
+        """What each parameter's stretches are now, exactly; those of sharded matrices converged."""
+        pieces, parameters = self._pieces, self._unpruned({**self.parameters})
+        here = self._here(parameters)
+        vectors = [name for name in parameters if self.roles[name].kind == "vector"]
+        norms = together(self._norm(name, self._vectors(name, here[name])) for name in vectors)
+        present = {name: self._row(norm) for name, norm in zip(vectors, norms, strict=True)}
+        for name, parameter in parameters.items():
+            role = self.roles[name]
+            if role.kind == "scale":
+                present[name] = (parameter + role.offset).abs()
+            elif role.kind == "matrix" and name not in pieces:
+                present[name] = self._as_row(role.spectral_norms(parameter))
+        sharded = {name: here[name] for name in self._matrices if name in pieces}
+        sigma: Tensors = {}
+        for iterations in (50, 200, 800, 3200):
+            before, halves = sigma, self._halves(sharded, self.state, iterations)
+            sigma = {name: self._row(norm_of(w)) for name, (_, w) in halves.items()}
+            if all(name in before and (sigma[name] - before[name]).abs().max() <= 1e-5 for name in sigma):
+                break
+        return present | sigma
+
+    def _count(self, name: str) -> int:
+        """How many matrices or vectors lie in a parameter."""
+        layout = self.roles[name].layout
+        return layout[0] if layout else 1
+
+    def _options(self) -> dict[str, float]:
+        options: dict[str, float] = {
+            "exponent": self.exponent,
+            "decoupled": self.acts_on_parameters,
+            "one_sided": self.one_sided,
+        }
+        if isinstance(self.target, Mapping):
+            options |= {f"target of {name}": target for name, target in self.target.items()}
+        else:
+            options["target"] = -1.0 if isinstance(self.target, str) else self.target
+        return {name: float(value) for name, value in options.items()}
+
+    def _facts(self) -> list[str]:
+        target = self.target if isinstance(self.target, float | str) else "by name"
+        facts = {"target": (target, 1.0), "one_sided": (self.one_sided, self.target == "initial")}
+        facts |= {"decoupled": (self.acts_on_parameters, False), "exponent": (self.exponent, 2)}
+        return [f"{name}={value!r}" for name, (value, usual) in facts.items() if value != usual]
+
+    @torch.no_grad()
+    def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
+        return warn(
+            type(self).__name__,
+            self.first_changes(optimizers),
+            'For a trained network say target="initial", which pulls only what grows beyond what it is now. Where it '
+            "is to change, go on; a smaller strength or step size changes it more slowly.",
+        )
+
+    @torch.no_grad()
+    def first_changes(self, optimizers: Sequence[Optimizer]) -> list[Change]:
+        """How far the first steps on these optimizers' parameters would move each matrix, if nothing else did."""
+        sizes = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
+        parameters = self._trainable()
+        names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
+        here, state = self._unpruned(self._here({name: parameters[name] for name in names})), self._state_here()
+        sigmas = {name: self._row(norm_of(w)) for name, (_, w) in self._halves(here, state).items()}
+        squares = self._over_ranks({name: here[name].float().square().sum() for name in self._pieces if name in names})
+        changes = []
+        for name, sigma in sigmas.items():
+            role, target, after = self.roles[name], self._target_of([name], state), sigma
+            if name in squares:  # of all groups together
+                norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
+            else:
+                norms = self._as_row(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
+            for _ in range(STEPS):
+                distance = self._distance(after, target)
+                pull = self._slope(after, target, self.strength) * sizes[id(self.parameters[name])]
+                after = after - pull.clamp(-distance, distance)
+            shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > NEAR * target, 0.0).flatten()
+            worst = int(shares.argmax())
+            stretch, norm = sigma.flatten()[worst].item(), norms.flatten()[worst].item()
+            fresh = looks_fresh(stretch, norm, *role.sizes[1:])
+            changes.append(Change(name, stretch, shares[worst].item(), fresh))
+        return changes
 
     def _row(self, sigma: Tensor) -> Tensor:
         """(members…, groups, 1), or (members…, 1) for one matrix, as (members…, n)."""
         return sigma if sigma.ndim == len(self._members) + 1 else sigma.squeeze(-1)
+
+    def _as_row(self, stretches: Tensor) -> Tensor:
+        """(members…, groups), or (members…) for one matrix, as (members…, n)."""
+        return stretches.view(*self._members, -1)
 
     def _apart(self, together: Tensor, tensors: list[Tensor]) -> list[Tensor]:
         """What was put side by side, in pieces of the tensors' shapes again."""
@@ -216,8 +409,13 @@ class SpectralRegularizer(Mitigator):
             return self._pieces[name].half_iteration(parameter, v, restart, iterations)
         return half_iteration(self.roles[name].matrices(parameter), v, restart, iterations)
 
-    def _norm(self, name: str, vector: Tensor) -> Any:
-        return self._pieces[name].norm(vector) if name in self._pieces else norm_of(vector)
+    def _norm(self, name: str, vectors: Tensor) -> Any:
+        return self._pieces[name].norms(vectors) if name in self._pieces else norm_of(vectors)
+
+    def _vectors(self, name: str, parameter: Tensor) -> Tensor:
+        """The vectors that a parameter holds, or what lies here of them, in at least single precision."""
+        parameter = parameter.to(working_dtype(parameter))
+        return self._pieces[name].vectors(parameter) if name in self._pieces else self.roles[name].vectors(parameter)
 
     def _sight(self, name: str) -> Role | Piece:
         """How to see a parameter, or the piece of it that lies here, as matrices."""
@@ -238,11 +436,44 @@ class SpectralRegularizer(Mitigator):
                     for _ in range(2)
                 )
                 state[name] = {"v": v, "restart": restart.contiguous()}
-        matrices = self._here({name: self.parameters[name] for name in state})
+        matrices = self._unpruned(self._here({name: self.parameters[name] for name in state}))
         for name, (_, w) in self._halves(matrices, state, _WARM_UP).items():
             state[name]["v"] = prepare_(normalized(w), state[name]["restart"])
         return state
 
 
-def _vector(role: Role, parameter: Tensor) -> Tensor:
-    return role.vector(parameter).to(working_dtype(parameter))
+def check_target(target: Target) -> None:
+    """Make sure that a target is one.
+
+    Raises:
+        TypeError: for neither a number nor a mapping nor a text.
+        ValueError: for a number that is negative or not finite, and for another text than ``"initial"``.
+    """
+    if isinstance(target, str):
+        known(target, ("initial",), "target that is a number of at least 0, a mapping, or 'initial'")
+        return
+    numbers = target if isinstance(target, Mapping) else {"": target}
+    for name, number in numbers.items():
+        of = f" for {name!r}" if name else ""
+        if not isinstance(number, float | int):
+            raise TypeError(f"expected a target{of} that is a number, a mapping or 'initial', got {number!r}")
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"expected a target{of} of at least 0, got {number}: the paper's is 1")
+
+
+def _unit_and_goal(target: Strength) -> tuple[Strength, Strength]:
+    """What stretches are measured in, and where they are pulled to in it: τ and 1, or 1 and 0 where τ = 0."""
+    if isinstance(target, Tensor):
+        unit = torch.where(target > 0, target, 1.0)
+        return unit, target / unit
+    return target or 1.0, float(target > 0)
+
+
+def _by_step_size(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:
+    """The names of parameters that have one step size: numbers that are equal, or one tensor."""
+    groups: dict[Any, tuple[Any, list[str]]] = {}
+    for name in parameters:
+        size = step_sizes.get(name)
+        key = ("tensor", id(size)) if isinstance(size, Tensor) else size
+        groups.setdefault(key, (size, []))[1].append(name)
+    return list(groups.values())

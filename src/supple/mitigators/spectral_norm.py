@@ -35,7 +35,7 @@ class SpectralNormRegularizer(SpectralRegularizer):
         roles: Mapping[str, Kind | Role | None] | None = None,
         seed: int = 0,
     ) -> None:
-        others = {name: None for name, role in find_roles(network, roles).items() if role.kind != "matrix"}
+        others = {name: None for name, role in find_roles(network, roles).items() if role.kind in ("vector", "scale")}
         super().__init__(
             network,
             strength,

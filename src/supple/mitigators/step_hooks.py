@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from supple.optimizers import inner_optimizers, parameters_in, step_size
 from supple.power_iteration import without_autocast
 from supple.roles import owned_parameters
 from supple.sharding import is_sharded, lay_out_gradient
 
 if TYPE_CHECKING:
-    from supple.mitigators.base import Mitigator, Tensors
+    from supple.mitigators.base import Mitigator, Strength, Tensors
 
 
 class StepHooks:
     """The hooks of one method on one optimizer, until :meth:`remove`."""
 
-    def __init__(self, mitigator: Mitigator, optimizer: Optimizer) -> None:
-        self.mitigator, self.optimizer = mitigator, optimizer
-        self._held = held_by(optimizer)
-        self._handles = []
-        if mitigator.acts_on_gradients:
-            self._handles.append(optimizer.register_step_pre_hook(self._on_step_start))
-        if mitigator.acts_on_parameters:
-            self._handles.append(optimizer.register_step_post_hook(self._on_step_end))
+    def __init__(self, mitigator: Mitigator, optimizer: Optimizer, steps: int = 0) -> None:
+        self.mitigator, self.optimizer, self.steps = mitigator, optimizer, steps
+        self._held, self._depth = held_by(optimizer), 0
+        self._handles = [
+            optimizer.register_step_pre_hook(self._on_step_start),
+            optimizer.register_step_post_hook(self._on_step_end),
+        ]
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -36,19 +37,34 @@ class StepHooks:
     def _on_step_start(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer itself
-        if closure is not None:
-            # The gradients come to be inside the step, each time that the optimizer calls the closure.
-            return args[:1], {**kwargs, "closure": self._regularized(closure)}
+        # Torch runs the hooks around super().step() too, where a class of one's own calls that within its step().
+        if self._depth:
+            self._depth = _steps_under_way(optimizer) - 1  # fewer where a step ended by an error
+        self._depth += 1
+        if self._depth > 1 or not self.mitigator.acts_on_gradients:
+            return None
+        # args[0] is the optimizer itself. With a closure the gradients come to be inside the step, each time that the
+        # optimizer calls it.
+        if callable(closure := kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._regularized(closure)}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._regularized(args[1]), *args[2:]), kwargs
         with torch.no_grad():
             # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
             scaling = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            add_gradients(self.mitigator, self._parameters(), *scaling)
+            add_gradients(self.mitigator, self._parameters(), step_sizes(optimizer), *scaling)
         return None
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with torch.no_grad():
-            self.mitigator._act_after_step(optimizer, self._parameters())
+        self._depth -= 1
+        if self._depth:
+            return
+        parameters = self._parameters()
+        if self.mitigator.acts_on_parameters:
+            with torch.no_grad():
+                self.mitigator._act_after_step(optimizer, parameters)
+        if not torch.compiler.is_compiling():  # a count would make a compiled step be compiled again and again
+            self.steps += any(parameter.grad is not None for parameter in parameters.values())
 
     def _regularized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def with_penalty() -> Any:
@@ -57,25 +73,46 @@ class StepHooks:
             with torch.no_grad():
                 if loss is not None:
                     with without_autocast(self.mitigator._first):
-                        penalty = self.mitigator._penalty(self.mitigator._here(parameters))
+                        penalty = self.mitigator._penalty(self.mitigator._here(with_gradients(parameters)))
                     loss = loss + (self.mitigator.strength * penalty).sum()
-                add_gradients(self.mitigator, parameters)
+                # L-BFGS looks along lines, where loss and gradient must belong together: no bound there.
+                looks_ahead = any("max_iter" in group for group in self.optimizer.param_groups)
+                add_gradients(self.mitigator, parameters, None if looks_ahead else step_sizes(self.optimizer))
             return loss
 
         return with_penalty
 
     def _parameters(self) -> Tensors:
         held = held_by(self.optimizer)
-        if held != self._held:  # a parameter group was added
-            _check_parameters(self.mitigator, held)
+        if held != self._held:  # a parameter group was added, or something took the optimizer over
+            _check_parameters(self.mitigator, held, (self._held - held) & _identities(self.mitigator))
+            check_step_sizes(self.mitigator, self.optimizer)
             self._held = held
         return self.mitigator._select(held)
 
 
+def _steps_under_way(optimizer: Optimizer) -> int:
+    """How many of torch's wrappers around a ``step`` of this optimizer are on the stack."""
+    count, frame = 0, inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        is_wrapper = code.co_name == "wrapper" and "profile_hook_step" in code.co_qualname
+        count += is_wrapper and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count
+
+
 def add_gradients(
-    mitigator: Mitigator, parameters: Tensors, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
+    mitigator: Mitigator,
+    parameters: Tensors,
+    step_sizes: dict[int, Strength | None] | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
-    """Add the method's gradient to each parameter's ``.grad``, which may be multiplied by a ``grad_scale``."""
+    """Add the method's gradient to each ``.grad``, which may be multiplied by a ``grad_scale``.
+
+    A parameter without a gradient is left without: the optimizer goes on leaving it alone.
+    """
     if not mitigator.acts_on_gradients:
         return
     for name, parameter in parameters.items():
@@ -84,39 +121,50 @@ def add_gradients(
                 f"expected a dense gradient, got a sparse one for {name!r}: build its embedding with sparse=False, "
                 f"or leave it out with roles={{{name!r}: None}}"
             )
-    for parameter in parameters.values():
-        # Switched off, the method gives no gradient to what has none: the optimizer goes on leaving it alone.
-        if parameter.grad is None and (isinstance(mitigator.strength, Tensor) or mitigator.strength > 0):
-            parameter.grad = torch.zeros_like(parameter)
-        if mitigator._pieces and is_sharded(parameter):
-            lay_out_gradient(parameter)
-    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    if not gradients:
+    parameters = with_gradients(parameters)
+    if not parameters:
         return
+    if mitigator._pieces:
+        for parameter in filter(is_sharded, parameters.values()):
+            lay_out_gradient(parameter)
+    known = {name: (step_sizes or {}).get(id(parameter)) for name, parameter in parameters.items()}
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     parameters, gradients = mitigator._here(parameters), mitigator._here(gradients)
     if grad_scale is not None:  # a power of two: undone and redone without rounding
         torch._foreach_div_(list(gradients.values()), grad_scale)
     if found_inf is not None:  # the optimizer will skip this step; what is remembered must not keep its infinities
         for gradient in gradients.values():
             gradient.masked_fill_(found_inf.bool(), 0)
-    acted_on = {name: parameters[name] for name in gradients}
     with without_autocast(mitigator._first):
-        mitigator.add_gradients(acted_on, gradients, mitigator._state_here(), mitigator.strength)
+        mitigator._add_to(gradients, parameters, known)
     if grad_scale is not None:
         torch._foreach_mul_(list(gradients.values()), grad_scale)
 
 
-def check_fit(mitigator: Mitigator, optimizer: Optimizer) -> None:
-    """Make sure that the method may act on the optimizer's steps.
+def with_gradients(parameters: Tensors) -> Tensors:
+    return {name: parameter for name, parameter in parameters.items() if parameter.grad is not None}
+
+
+def fitting(mitigator: Mitigator, optimizer: Any) -> list[Optimizer]:
+    """The optimizers inside ``optimizer`` that hold parameters of the method's, which may act on their steps.
 
     Raises:
-        ValueError: when the optimizer does not hold the parameters that the method knows, or maximizes.
+        TypeError: for what is no optimizer.
+        ValueError: when none holds the parameters that the method knows, when they maximize, when they run no hooks,
+            or when they do not say how far they step and the method must know.
         RuntimeError: when this method is on the optimizer already, or another of its kind for the same parameters.
     """
-    _check_parameters(mitigator, held_by(optimizer))
-    if any(group.get("maximize") for group in optimizer.param_groups):
-        raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
-    _check_company(mitigator, optimizer)
+    found, ours = inner_optimizers(optimizer), _identities(mitigator)
+    found = [inner for inner in found if held_by(inner) & ours] or found[:1]
+    held = set[int]().union(*map(held_by, found))
+    for inner in found:
+        _check_parameters(mitigator, held_by(inner), (parameters_in(optimizer) & ours) - held)
+        if any(group.get("maximize") for group in inner.param_groups):
+            raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+        check_step_sizes(mitigator, inner)
+        _check_master_copies(mitigator, inner)
+        _check_company(mitigator, inner)
+    return found
 
 
 def held_by(optimizer: Optimizer) -> set[int]:
@@ -124,8 +172,36 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _check_parameters(mitigator: Mitigator, held: set[int]) -> None:
-    """Make sure that the optimizer's parameters are the network's, and those that the method was built with."""
+def step_sizes(optimizer: Optimizer) -> dict[int, Strength | None]:
+    """The present step size of each of an optimizer's parameters, by its identity; None where that is not known."""
+    return {
+        id(parameter): size
+        for group in optimizer.param_groups
+        for size in [step_size(group)]
+        for parameter in group["params"]
+    }
+
+
+def largest_step_sizes(optimizer: Optimizer) -> dict[int, float]:
+    """Those that a schedule goes up to, where they are known: a warm-up begins at 0."""
+    return {
+        id(parameter): float(size)
+        for group in optimizer.param_groups
+        for size in [step_size({**group, "lr": max(group.get("initial_lr", 0.0), group.get("lr") or 0.0)})]
+        if size is not None
+        for parameter in group["params"]
+    }
+
+
+def _identities(mitigator: Mitigator) -> set[int]:
+    return {id(parameter) for parameter in mitigator.parameters.values()}
+
+
+def _check_parameters(mitigator: Mitigator, held: set[int], lost: set[int]) -> None:
+    """Make sure that the optimizer's parameters are the network's, and those that the method was built with.
+
+    ``lost`` are parameters that it was given, and does not move itself.
+    """
     now = {id(parameter): name for name, parameter, _ in owned_parameters(mitigator._network)}
     known = {id(parameter): name for name, parameter in mitigator._known.items()}
     for changed, verb in (((held & now.keys()) - known.keys(), "new"), ((held & known.keys()) - now.keys(), "gone")):
@@ -136,16 +212,54 @@ def _check_parameters(mitigator: Mitigator, held: set[int]) -> None:
                 f"{verb} in the network: build method and optimizer when nothing adds or replaces parameters any more "
                 "(new layers, parametrizations, adapters, to_empty(), load_state_dict(assign=True), sharding)"
             )
-    if not any(id(parameter) in held for parameter in mitigator.parameters.values()):
+    if lost or not held & _identities(mitigator):
+        what = (
+            f"that holds none of them{' any more' if lost else ''}"
+            if not held & _identities(mitigator)
+            else (f"that holds {min(name for name, p in mitigator.parameters.items() if id(p) in lost)!r} as a copy")
+        )
         raise ValueError(
-            "expected an optimizer of this network's parameters, got one that holds none of them: build the "
-            "optimizer from the same network's parameters()"
+            f"expected an optimizer of this network's parameters, got one {what}: build the optimizer from the same "
+            "network's parameters(). One that moves copies of them (float32 master weights or flat partitions, as "
+            "DeepSpeed, Megatron and Apex keep them) moves nothing that this method knows: there, add penalty().sum() "
+            "to the loss instead"
+        )
+
+
+def check_step_sizes(mitigator: Mitigator, optimizer: Optimizer) -> None:
+    """A method that steps by itself needs to know how far the optimizer does."""
+    if not mitigator.needs_step_sizes:
+        return
+    sizes = step_sizes(optimizer)
+    for name, parameter in mitigator.parameters.items():
+        if id(parameter) in sizes and sizes[id(parameter)] is None:
+            raise ValueError(
+                f"expected a step size (lr) for {name!r}, got none that {type(optimizer).__name__} tells: give it a "
+                "fixed lr (Adafactor: lr=..., relative_step=False), or choose the form of the method that acts on "
+                "gradients (such as decoupled=False)"
+            )
+
+
+def _check_master_copies(mitigator: Mitigator, optimizer: Optimizer) -> None:
+    """Apex and Transformer Engine may keep float32 copies, from which a step overwrites the parameters."""
+    copies = (getattr(optimizer, name, None) for name in ("param_groups_master", "param_groups_full_precision"))
+    has_copies = any(parameters_in(each) for each in copies) or getattr(optimizer, "master_weights", False) is True
+    if has_copies and mitigator.acts_on_parameters:
+        raise ValueError(
+            f"expected an optimizer that moves the parameters themselves, got a {type(optimizer).__name__} with master "
+            f"weights, which would overwrite what {type(mitigator).__name__} does after a step: switch them off, or "
+            "choose the form of the method that acts on gradients (such as decoupled=False)"
+        )
+    if "buckets" in optimizer.state:  # Apex' DistributedFusedAdam
+        raise ValueError(
+            f"expected an optimizer that reads the parameters' .grad, got a {type(optimizer).__name__}, which keeps "
+            "gradients in buffers of its own: add penalty().sum() to the loss instead"
         )
 
 
 def _check_company(mitigator: Mitigator, optimizer: Optimizer) -> None:
     """Make sure that nothing on the optimizer does the same already."""
-    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    hooks: Sequence[Any] = [*optimizer._optimizer_step_post_hooks.values()]
     for owner in (getattr(hook, "__self__", None) for hook in hooks):
         if not isinstance(owner, StepHooks):
             continue

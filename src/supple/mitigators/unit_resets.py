@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
 from supple.mitigators.recorder import Recorder
+from supple.mitigators.step_hooks import held_by
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role
@@ -59,12 +61,13 @@ class UnitResets(Mitigator):
 
     Raises:
         ValueError: when the network has no unit that can be replaced alone; in a forward pass, when a convolution's
-            units were found in a layer that sees them mixed; and in a step, when the parameters of a unit are split
+            units were found in a layer that sees them mixed; and when attached, if the parameters of a unit are split
             between optimizers.
     """
 
     observes = True
     traceable = False
+    moves_gradually = False
     needs_mean = False
     """Whether it wants to know the mean of h too."""
 
@@ -152,8 +155,11 @@ class UnitResets(Mitigator):
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if not isinstance(self.strength, Tensor) and self.strength == 0:
             return
-        tensors = parameters | {name: self._module.get_buffer(name) for name in self._buffers}
-        groups = [group for group in self.groups if self._holds_all(group, tensors)]
+        buffers = {name: self._module.get_buffer(name) for name in self._buffers}
+        groups = [group for group in self.groups if self._holds_all(group, {**parameters, **update.idle, **buffers})]
+        # A unit may leave by a layer that has no gradient now, such as another task's head: that is read, not written.
+        read = {c.weight.name: update.idle.get(c.weight.name) for group in groups for c in group.leaving}
+        tensors = parameters | buffers | {name: weight for name, weight in read.items() if weight is not None}
         touched = [part.name for group in groups for part in group.parts]
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
         due = {group.name: step for group in groups if self._listens(step := self._tick(group, state))}
@@ -162,7 +168,8 @@ class UnitResets(Mitigator):
             seen = [tensor for group in groups for tensor in state[_activity(group)].values()]
             sum_over_ranks([(tensor, [ranks_of(self._wrapper.process_group, tensor.device.type)]) for tensor in seen])
         activities = {group.name: self._take_activity(group, state) for group in groups}
-        self._check_seen(activities)
+        groups = [group for group in groups if not any(part.name in update.idle for part in group.entering)]
+        self._check_seen({group.name: activities[group.name] for group in groups})
         strength, doomed = per_member(strength, len(self._members) + 1), []
         for group in groups:
             choice = self._choose(group, due[group.name], activities[group.name], tensors, state, strength)
@@ -173,9 +180,15 @@ class UnitResets(Mitigator):
             fresh = self._fresh(group, tensors, choice)
             reset_units(group, group.entering, tensors, update.moments, choice.which, choice.chosen, fresh)
         for group, choice in doomed:
-            leaving = [consumer.weight for consumer in group.leaving]
+            leaving = [consumer.weight for consumer in group.leaving if consumer.weight.name in parameters]
             reset_units(group, leaving, tensors, update.moments, choice.which, choice.chosen)
         self._listen()
+
+    def _check(self, optimizers: Sequence[Optimizer]) -> None:
+        buffers = {name: self._module.get_buffer(name) for name in self._buffers}
+        for optimizer in optimizers:
+            for group in self.groups:
+                self._holds_all(group, {**self._select(held_by(optimizer)), **buffers})
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)

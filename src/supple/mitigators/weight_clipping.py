@@ -1,13 +1,18 @@
 """Weight clipping (Elsayed et al., 2024): every weight back into the range that initialisation drew it from."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.forecast import MUCH, Change, looks_fresh, warn
+from supple.mitigators.step_hooks import held_by
 from supple.population import Population
-from supple.roles import Kind, Role
+from supple.power_iteration import TINY
+from supple.roles import Kind, Role, owner_of
 
 
 class WeightClipping(Mitigator):
@@ -26,10 +31,10 @@ class WeightClipping(Mitigator):
 
     Source: Elsayed, Lan, Lyle & Mahmood, *Weight Clipping for Deep Continual and Reinforcement Learning*, 2024.
 
-    >>> import torch
     >>> network = nn.Linear(4, 1)
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     >>> _ = nn.init.constant_(network.weight, 9.0)
+    >>> network.weight.grad = torch.zeros_like(network.weight)
     >>> WeightClipping(network, strength=0.5).after_step(optimizer)
     >>> network.weight
     Parameter containing:
@@ -37,6 +42,8 @@ class WeightClipping(Mitigator):
     """
 
     works_on_pieces = True
+    goes_by_role = True
+    moves_gradually = False
 
     def __init__(
         self,
@@ -47,11 +54,31 @@ class WeightClipping(Mitigator):
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self.fan_in = {name: self.roles[name].sizes[2] for name in self.parameters if self.roles[name].kind == "matrix"}
-        owners = {_owner(name): fan_in for name, fan_in in self.fan_in.items()}
+        owners = {owner_of(name): fan_in for name, fan_in in self.fan_in.items()}
         for name in self.parameters:
-            if self.roles[name].kind == "vector" and _owner(name) in owners:
-                self.fan_in[name] = owners[_owner(name)]
+            if self.roles[name].kind == "vector" and owner_of(name) in owners:
+                self.fan_in[name] = owners[owner_of(name)]
         self._act_on(self.fan_in, "weight matrices")
+
+    @torch.no_grad()
+    def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
+        held = {key for optimizer in optimizers for key in held_by(optimizer)}
+        before = {name: p.detach() for name, p in self._select(held).items() if self.roles[name].kind == "matrix"}
+        changes = []
+        for name, matrix in self._here(before).items():
+            clipped = matrix.clone()
+            self.change_parameters({name: clipped}, {}, self.strength, Update({}, {}))
+            share = ((clipped - matrix).norm() / matrix.norm().clamp_min(TINY)).item()
+            if share >= MUCH and name not in self._pieces:
+                norm = matrix.norm().item() / math.sqrt(self.roles[name].sizes[0] * math.prod(self._members))
+                sigma = self.roles[name].spectral_norms(matrix).amax().item()
+                changes.append(Change(name, sigma, share, looks_fresh(sigma, norm, *self.roles[name].sizes[1:])))
+        return warn(
+            type(self).__name__,
+            changes,
+            "Weights are clamped to about the range of torch's initialisation: for a trained network take a smaller "
+            "strength, or leave these out with roles={name: None}.",
+        )
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in parameters.items():
@@ -61,8 +88,3 @@ class WeightClipping(Mitigator):
                 parameter.clamp_(-bound, bound)
             elif inverse:
                 parameter.clamp_(-1 / inverse, 1 / inverse)
-
-
-def _owner(name: str) -> str:
-    """The module that a parameter belongs to, also where it is what a parametrization computes the module's from."""
-    return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]

@@ -6,7 +6,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import register_parametrization
 
-from supple.power_iteration import TINY, power_iteration, working_dtype
+from supple.power_iteration import TINY, power_iteration, without_autocast, working_dtype
 
 
 class SpectralNormalization(nn.Module):
@@ -44,10 +44,11 @@ class SpectralNormalization(nn.Module):
         """The weight divided by its largest singular value."""
         dtype = working_dtype(weight)
         matrix = weight.movedim(self.dim, 0).flatten(1).to(dtype)
-        _, u, v = power_iteration(matrix.detach(), self.v, self.restart)
+        with without_autocast(weight):
+            _, u, v = power_iteration(matrix.detach(), self.v, self.restart)
+            sigma = torch.dot(u, torch.mv(matrix, v))
         if self.training:
             self.v.copy_(v.detach())
-        sigma = torch.dot(u, torch.mv(matrix, v))
         return (weight.to(dtype) / sigma.clamp_min(TINY)).to(weight.dtype)
 
 

@@ -72,9 +72,11 @@ class Learner:
         gradients, kept = self.gradient(loss, *others)
         state, strength = self.mitigator.state, self.mitigator.strength
         parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
-        self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength)
+        step_sizes = dict.fromkeys(parameters, self.step_size)
+        options = {"step_sizes": step_sizes} if self.mitigator.takes_step_sizes else {}
+        self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength, **options)
         adam(self.parameters, gradients, self.moments, self.step_size)
-        update = Update(dict.fromkeys(parameters, self.step_size), self.moments)
+        update = Update(step_sizes, self.moments)
         self._change_parameters(parameters, state, strength, update)
         return kept
 

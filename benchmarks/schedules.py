@@ -1,0 +1,124 @@
+"""The decoupled spectral form beside AdamW's weight decay, a warm-up and a cosine schedule, in plain PyTorch.
+
+    python benchmarks/schedules.py       # 90 minutes on one core; rows to results/digits/schedules.json
+
+The decoupled form multiplies its pull by the optimizer's present step size: does a strength of 1 still fit where a
+schedule makes that step size small? The problem is random-label-digits, with the laboratory's networks, labels and
+batches. Accuracy under a schedule depends on its step sizes as well as on the network, so one more task follows at the
+constant peak step size: it shows how well each network still learns.
+"""
+
+import json
+import math
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.nn.functional import cross_entropy
+
+import supple
+from supple.lab import datasets, models
+from supple.lab.shifts import batch_order, random_labels
+
+TASK_STEPS = 280  # 40 epochs of 7 batches
+METHODS: dict[str, dict[str, float]] = {
+    "none": {},
+    "decoupled, 1": {"strength": 1.0, "decoupled": True},
+    "decoupled, 2": {"strength": 2.0, "decoupled": True},  # the mean of a cosine is half its peak
+    "coupled, 1e-3": {"strength": 1e-3},
+}
+VARIANTS = {  # weight decay, and the schedule
+    "Adam": (0.0, "constant"),
+    "AdamW 0.01": (0.01, "constant"),
+    "AdamW 0.1": (0.1, "constant"),
+    "Adam, cosine each task": (0.0, "cosine each task"),
+    "Adam, one cosine": (0.0, "one cosine"),
+    "AdamW 0.01, cosine each task": (0.01, "cosine each task"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedules:
+    """The decoupled spectral form beside AdamW's weight decay, a warm-up and a cosine schedule."""
+
+    seeds: int = 3
+    """Seeds, from 0, at least two: of the networks, labels and batches."""
+    tasks: int = 30
+    """Tasks under the schedule."""
+    out: Path = Path("results/digits/schedules.json")
+    """Where the accuracy at every task's end goes."""
+
+
+def share(schedule: str, step: int, steps: int) -> float:
+    """The present share of the peak step size. A cosine schedule warms up for a tenth of its steps and ends at 0."""
+    if schedule == "constant" or step >= steps:
+        return 1.0
+    if schedule == "cosine each task":
+        step, steps = step % TASK_STEPS, TASK_STEPS
+    warm_up = steps // 10
+    cosine = (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
+    return (step + 1) / warm_up if step < warm_up else cosine
+
+
+def train(variant: str, method: str, seed: int, tasks: int) -> list[dict[str, Any]]:
+    """Train one network on all tasks; return its accuracy and mean spectral norm at each task's end."""
+    data = datasets.load("digits")
+    x = data.normalized(data.train.images)
+    torch.manual_seed(seed)
+    network = models.load("mlp")(data)
+    weight_decay, schedule = VARIANTS[variant]
+    # Without weight decay AdamW is Adam.
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=weight_decay, fused=True)
+    if options := METHODS[method]:
+        supple.SpectralRegularizer(network, **options).attach(optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(schedule, step, tasks * TASK_STEPS))
+    rows = []
+    for task in range(tasks + 1):
+        y = random_labels(data, seed, task).labels
+        for batch in batch_order(len(x), 256, 40, seed, task):
+            loss = cross_entropy(network(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()  # the regularizer acts here, at the step size that this step had
+            scheduler.step()
+        with torch.no_grad():
+            accuracy = (network(x).argmax(1) == y).double().mean().item()
+            norms = [torch.linalg.matrix_norm(weight, 2).item() for weight in network.parameters() if weight.ndim == 2]
+        found = {"task": task, "accuracy": accuracy, "spectral_norm": fmean(norms)}
+        rows.append({"variant": variant, "method": method, "seed": seed, **found})
+    return rows
+
+
+def main() -> None:
+    config = tyro.cli(Schedules)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    began, rows = time.monotonic(), []
+    facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
+    table = Table("optimizer", "method", "last 5 tasks", "one more, constant", "spectral norm")
+    for variant, method in track([(variant, method) for variant in VARIANTS for method in METHODS], "training"):
+        runs = [train(variant, method, seed, config.tasks) for seed in range(config.seeds)]
+        rows += [row for run in runs for row in run]
+        facts |= {"seconds": round(time.monotonic() - began), "rows": rows}
+        config.out.write_text(json.dumps(facts, indent=1) + "\n")
+        last = [fmean(row["accuracy"] for row in run[-6:-1]) for run in runs]
+        more, norms = [run[-1]["accuracy"] for run in runs], [run[-2]["spectral_norm"] for run in runs]
+        table.add_row(variant, method, shown(last), shown(more), shown(norms))
+    Console().print(table)
+
+
+def shown(values: list[float]) -> str:
+    """Mean and standard error over seeds."""
+    return f"{fmean(values):.3f} ± {stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+if __name__ == "__main__":
+    main()
