@@ -48,8 +48,8 @@ class Overhead:
     steps: int = 20
     """Training steps in one timing."""
     within: bool = False
-    """Time the spectral regularizer inside of training steps instead: differences between steps, which on a shared
-    machine are larger than a share of some percent, then do not count."""
+    """Time the attached spectral regularizer, in both forms, inside of training steps instead: differences between
+    steps, which on a shared machine are larger than a share of some percent, then do not count."""
     threads: int = 1
     """Threads of torch; one is steadiest where cores are shared."""
     out: Path | None = None
@@ -193,24 +193,42 @@ def variants(config: Overhead) -> dict[str, Step]:
     return naive
 
 
-def shares_within(config: Overhead) -> list[float]:
-    """Of each round: its steps' seconds over the same without those of the regularizer."""
+class Stopwatch:
+    """The seconds between two hooks of a step: what was attached between them."""
+
+    def __init__(self) -> None:
+        self.seconds, self.began = 0.0, 0.0
+
+    def start(self, *_: object) -> None:
+        self.began = time.thread_time()
+
+    def stop(self, *_: object) -> None:
+        self.seconds += time.thread_time() - self.began
+
+
+def shares_within(config: Overhead) -> dict[str, list[float]]:
+    """Of each round: its steps' seconds over the same without those of the attached regularizer, by form."""
     make, batch = NETWORKS[config.network]
-    (x, y), model = batch(), make()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    regularizer, ratios = supple.SpectralRegularizer(model), []
-    for turn in track(range(-1, config.rounds), description="timing"):
-        own, start = 0.0, time.thread_time()
-        for _ in range(config.steps):
-            optimizer.zero_grad()
-            functional.cross_entropy(model(x), y).backward()
-            before = time.thread_time()
-            regularizer.before_step()
-            own += time.thread_time() - before
-            optimizer.step()
-        whole = time.thread_time() - start
-        if turn >= 0:  # the first turn warms up
-            ratios.append(whole / (whole - own))
+    x, y = batch()
+    ratios: dict[str, list[float]] = {}
+    for form, options in {"coupled": {}, "decoupled": {"decoupled": True}}.items():
+        model, watch = make(), Stopwatch()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+        for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+            register(watch.start)
+        supple.SpectralRegularizer(model, **options).attach(optimizer)
+        for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+            register(watch.stop)
+        ratios[form] = []
+        for turn in track(range(-1, config.rounds), description=f"timing {form}"):
+            watch.seconds, start = 0.0, time.thread_time()
+            for _ in range(config.steps):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            whole = time.thread_time() - start
+            if turn >= 0:  # the first turn warms up
+                ratios[form].append(whole / (whole - watch.seconds))
     return ratios
 
 
@@ -221,8 +239,9 @@ def main() -> None:
     facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
     if config.within:
         ratios = shares_within(config)
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"{config.network}: {middle:.3f} ({low:.3f} to {high:.3f})")
+        for form, of_form in ratios.items():
+            low, middle, high = statistics.quantiles(of_form, n=4)
+            print(f"{config.network}, {form}: {middle:.3f} ({low:.3f} to {high:.3f})")
         if config.out:
             config.out.write_text(json.dumps({**facts, "ratios": ratios}, indent=1))
         return
@@ -238,12 +257,12 @@ def main() -> None:
                 steps[name]()
             if turn >= 0:  # the first turn warms up
                 seconds[name].append((clock() - start) / config.steps)
-    ratios = {
+    ratios_of = {
         name: [time / base for time, base in zip(times, seconds["none"], strict=True)]
         for name, times in seconds.items()
     }
     table = Table("variant", "ms a step", "ratio to none", "quartiles", "ratio of all steps")
-    for name, of_none in ratios.items():
+    for name, of_none in ratios_of.items():
         low, middle, high = statistics.quantiles(of_none, n=4)
         milliseconds, all_steps = 1e3 * statistics.median(seconds[name]), sum(seconds[name]) / sum(seconds["none"])
         table.add_row(name, f"{milliseconds:.2f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{all_steps:.3f}")

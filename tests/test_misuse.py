@@ -233,14 +233,19 @@ def test_units_split_between_two_optimizers_are_named(kind):
         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
     split = network()
-    first, second = sgd(split[:3]), sgd(split[3:])
-    kind(split, **options).attach(first).attach(second)
-    mean_square(split, batches(1)[0]).backward()
+    before = copy.deepcopy(split)
+    optimizer = sgd(split[:3])
+    method = kind(split, **options)
     with pytest.raises(ValueError, match=r"units of '2' whole.*'2\.weight'.*and not \['4\.weight'\].*roles="):
-        first.step()
+        method.attach(optimizer)
+    resting(split)
+    for _ in range(3):
+        optimizer.step()
+    assert_same(split, before)
+    assert method.steps == (), "not attached"
 
     left_out = network()
-    first, second = sgd(left_out[:3]), sgd(left_out[3:])
+    first, _second = sgd(left_out[:3]), sgd(left_out[3:])
     method = kind(left_out, roles={"4.weight": None}, **options).attach(first)
     assert "one of its parameters is left out" in method.describe()
     frozen = network()

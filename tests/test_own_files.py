@@ -1,11 +1,15 @@
 """The examples of methods, problems and networks of one's own, used from outside the package as their texts say."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from supple import role_rules
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = [
@@ -13,6 +17,18 @@ COMMANDS = [
     ("own_problem", "sweep own_problem:turning_moons --methods none spectral --model own_model:residual --epochs 1"),
     ("own_model", "run random-label-digits --model own_model:residual --method redo --epochs 1"),
 ]
+
+
+def test_roles_of_ones_own_types(monkeypatch, capsys):
+    monkeypatch.setattr(role_rules, "_TABLE", [*role_rules._TABLE])
+    spec = importlib.util.spec_from_file_location("own_roles", EXAMPLES / "own_roles.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kinds = {name: role.kind for name, role in module.main().items()}
+    assert kinds == {"maps": "matrix", "shifts": "vector", "temperature": "other"}
+    table, shape = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert re.search(r"^maps +4x8x16 +matrix +4 ", table, re.MULTILINE)
+    assert shape == "torch.Size([3])"
 
 
 @pytest.mark.parametrize(("example", "command"), COMMANDS, ids=[example for example, _ in COMMANDS])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-GUIDES = [README.parent / "docs" / f"{name}.md" for name in ("tutorial", "losing-plasticity", "frameworks")]
+DOCS = README.parent / "docs"
+GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "losing-plasticity", "frameworks", "fine-tuning")]
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
@@ -35,12 +36,7 @@ def test_pictures_exist():
 
 
 def test_what_pages_take_in_is_there():
-    directives = [
-        line
-        for page in (README.parent / "docs").glob("*.md")
-        for line in page.read_text().splitlines()
-        if "--8" in line
-    ]
+    directives = [line for page in DOCS.glob("*.md") for line in page.read_text().splitlines() if "--8" in line]
     assert directives
     for directive in directives:
         included = re.fullmatch(r'--8<-- "([^"]+)"', directive)

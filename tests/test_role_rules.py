@@ -115,13 +115,10 @@ def test_what_is_known_by_the_types_name(name, expected):
 
 
 def test_parts_of_mamba_and_t5_that_are_no_maps():
-    assert {name for name, kind in kinds(Known.MambaMixer()).items() if kind == "unknown"} == {
-        "A_log",
-        "D",
-        "dt_proj.weight",
-        "dt_proj.bias",
-    }
-    assert kinds(nn.Sequential(Known.T5Attention()))["0.relative_attention_bias.weight"] == "unknown"
+    found = kinds(Known.MambaMixer())
+    assert {name for name, kind in found.items() if kind == "unknown"} == {"A_log", "D"}
+    assert {name for name, kind in found.items() if kind == "other"} == {"dt_proj.weight", "dt_proj.bias"}
+    assert kinds(nn.Sequential(Known.T5Attention()))["0.relative_attention_bias.weight"] == "other"
     assert kinds(Known.T5Attention())["q.weight"] == "matrix"
     assert kinds(nn.ModuleDict({"relative": nn.Embedding(3, 2)})) == {"relative.weight": "matrix"}
 
@@ -320,7 +317,7 @@ def test_a_type_of_ones_own_can_be_told_of(owner, table, caplog):
         "matrix",
         "scale",
         "vector",
-        "unknown",
+        "other",
     ]
     assert found["cube_weight"].sizes == (7, 3, 4)
 

@@ -102,14 +102,23 @@ def inner_optimizers(optimizer: Any) -> list[Optimizer]:
     return found
 
 
+def memory_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """What an optimizer remembers of a parameter: the live dictionary, that of this rank's share where ranks share."""
+    inner = getattr(optimizer, "optim", optimizer)
+    held: dict[str, Any] = optimizer.state.get(parameter) or getattr(inner, "state", {}).get(parameter, {})
+    return held
+
+
 def step_size(group: Mapping[str, Any]) -> float | Tensor | None:
     """The step size of a parameter group, or None where it has none that is known.
 
     Prodigy and D-Adaptation multiply ``lr`` by the ``d`` that they estimate; Adafactor may keep none.
     """
-    lr, estimate = group.get("lr"), group.get("d", 1.0)
-    known = isinstance(lr, float | int | Tensor) and isinstance(estimate, float | int | Tensor)
-    return lr * estimate if known else None
+    lr: float | Tensor | None = group.get("lr")
+    if lr is None or "d" not in group or "beta2_decay" in group:  # the d of torch's Adafactor is another thing
+        return lr
+    estimate: float | Tensor = group["d"]
+    return lr * estimate
 
 
 _BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"
@@ -120,6 +129,8 @@ def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
     if id(optimizer) in seen or not (isinstance(optimizer, Optimizer) or _is_like_one(optimizer)):
         return []
     seen.add(id(optimizer))
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        return [optimizer]  # the one inside holds this rank's share alone; after the step all ranks have all parameters
     own_step = getattr(type(optimizer).step, "__module__", "") or ""
     if own_step.startswith("torch.optim.") and own_step != Optimizer.__module__:
         return [optimizer]  # torch's own step, which moves its parameters, whatever else hangs on it

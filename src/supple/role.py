@@ -20,9 +20,10 @@ class Role:
     population.
     """
 
-    kind: Kind | Literal["unknown"]
-    """``matrix`` (multiplicative), ``vector`` (additive) or ``scale`` (element-wise multiplicative). A parameter of
-    ``unknown`` kind is left out by methods to which the kind matters; the others treat all parameters alike."""
+    kind: Kind | Literal["other", "unknown"]
+    """``matrix`` (multiplicative), ``vector`` (additive) or ``scale`` (element-wise multiplicative). ``other`` is known
+    to be none of these, of ``unknown`` nothing is known: methods to which the kind matters leave both out, the others
+    treat all parameters alike."""
     shape: tuple[int, ...]
     """The parameter's shape in one network."""
     layout: tuple[int, ...] = ()

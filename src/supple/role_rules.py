@@ -122,7 +122,7 @@ def _found_by(rule: Rule) -> _Found:
         return lambda module, name, shape: rule
     if callable(rule):
         return lambda module, name, shape: rule(shape)
-    return lambda module, name, shape: None if rule is None else role_of_kind(rule, shape)
+    return lambda module, name, shape: Role("other", shape) if rule is None else role_of_kind(rule, shape)
 
 
 def _own_types(module: nn.Module) -> Iterator[type]:

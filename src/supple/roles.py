@@ -37,8 +37,8 @@ def find_roles(
     ==============================  ===============================================================================
     owner                           role
     ==============================  ===============================================================================
-    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; tables of relative
-                                    positions: unknown
+    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; of T5's relative
+                                    positions: other
     convolutions                    matrix (out, in · kernel), one for each group; transposed ones turned round
     MultiheadAttention              matrix, one each for q, k, v
     RNN, LSTM, GRU and their cells  matrix, one for each gate
@@ -114,7 +114,7 @@ def table(
     for name, parameter, _ in owned_parameters(network):
         shape = "x".join(map(str, parameter.shape)) or "scalar"
         role = found.get(name)
-        if role is None or role.kind == "unknown":
+        if role is None or role.kind in ("other", "unknown"):
             rows.append((name, shape, "left out", "-", "-", "-"))
             continue
         count = str(role.layout[0]) if role.kind == "matrix" else "-"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import Custom, Tied
+from oracles import PatchEmbeddings, Tied
 from supple import Population
 from supple.mitigators.fresh import FreshParameters
 
@@ -136,7 +136,7 @@ def test_the_dtype_is_the_networks(coarse):
 
 
 def test_a_module_that_cannot_draw_is_named_unless_left_out():
-    network = nn.Sequential(nn.Linear(3, 4), Custom())
-    with pytest.raises(ValueError, match=r"Custom.*1\.positions.*reset_parameters"):
+    network = nn.Sequential(nn.Linear(3, 4), PatchEmbeddings())
+    with pytest.raises(ValueError, match=r"PatchEmbeddings.*1\.position_embeddings.*reset_parameters"):
         fresh(network)
     assert FreshParameters(network, ["0.weight"]).draw(generators(0)).keys() == {"0.weight"}

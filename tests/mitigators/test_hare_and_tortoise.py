@@ -8,6 +8,7 @@ from torch import nn
 
 from naive import LR, assert_follows, small_network
 from oracles import parameters64
+from resting import resting
 from supple import HareAndTortoise
 
 
@@ -79,7 +80,7 @@ def test_the_tortoise_moves_also_where_its_share_is_below_rounding(dtype):
     network = nn.Linear(1, 1, bias=False, dtype=dtype)
     nn.init.constant_(network.weight, 1.0)
     method = HareAndTortoise(network, every=2000, decay=0.999)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=0.0)
     nn.init.constant_(network.weight, 2.0)
     for _ in range(2000):
         method.after_step(optimizer)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from perceptrons import OPTIMIZERS, batches, perceptron, train
+from resting import resting
 from supple import NetworkReset, Population
 from supple.mitigators.base import APART
 
@@ -45,6 +46,7 @@ def reset_once(network, **options):
     before = copy.deepcopy(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     NetworkReset(network, every=1, **options).attach(optimizer)
+    resting(network)
     optimizer.step()
     return changed(network, before)
 
@@ -134,7 +136,7 @@ def test_batch_norm_statistics_start_anew_also_where_the_first_parameter_does_no
 def test_a_network_between_two_optimizers_moves_its_statistics_once():
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     method = NetworkReset(network, strength=0.5, every=2)
-    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in network]
+    optimizers = [torch.optim.SGD(resting(layer).parameters(), lr=0.1) for layer in network]
     for optimizer in optimizers:
         method.attach(optimizer)
     for _ in range(2):
@@ -175,7 +177,7 @@ def test_a_step_that_is_skipped_for_an_overflow_postpones_the_reset(fused):
 
 def test_members_are_reset_to_other_networks():
     population = Population(perceptron, [3, 4])
-    optimizer = torch.optim.SGD(population.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(resting(population).parameters(), lr=0.0)
     NetworkReset(population, strength=torch.tensor([1.0, 1.0]), every=1).attach(optimizer)
     optimizer.step()
     first, second = (population.member(index) for index in range(2))

@@ -172,8 +172,7 @@ def test_the_ceiling_lets_a_zero_factor_grow_to_one_and_leaves_the_frozen_weight
         (network(x) - 6 * x[:, :4]).square().mean().backward()
         optimizer.step()
     sigma = torch.linalg.matrix_norm(factors[up].detach(), 2).item()
-    print("SIGMA", held, sigma)
-    assert 0.5 < sigma < 1.3 if held else sigma > 1.6
+    assert 0.5 < sigma < 1.5 if held else sigma > 4  # the loss pulls the other way
     assert all(torch.equal(before[n], p) for n, p in network.named_parameters() if n not in factors)
 
 

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from naive import LR, assert_follows, small_network
+from resting import resting
 from supple import Population, ShrinkAndPerturb
 
 VARIANTS = ["step-fresh", "step-noise", "task"]
 
 
 def sgd(network, lr=LR):
-    return torch.optim.SGD(network.parameters(), lr=lr)
+    return torch.optim.SGD(resting(network).parameters(), lr=lr)
 
 
 def act(method, network, lr=LR):
@@ -81,7 +82,7 @@ def test_noise_is_normal_times_strength_and_perturb():
 
 
 def test_noise_shrinks_by_each_groups_step_size():
-    network = nn.Linear(3, 2)
+    network = resting(nn.Linear(3, 2))
     start = weights(network)
     groups = [{"params": [network.weight], "lr": 0.1}, {"params": [network.bias], "lr": torch.tensor(0.4)}]
     method = ShrinkAndPerturb(network, strength=0.5, perturb=0.0, variant="step-noise")

@@ -6,6 +6,7 @@ from torch import nn
 
 from naive import LR, assert_follows, small_network
 from oracles import parameters64
+from resting import resting
 from supple import UPGD
 
 
@@ -61,12 +62,13 @@ def test_useful_weights_move_less_and_the_largest_utility_is_the_networks():
 
 
 def test_the_noise_is_normal_gated_and_new_at_every_step():
-    """Without a gradient utilities are zero: every gate is ½."""
+    """With a gradient of zero utilities are zero: every gate is ½."""
     network = nn.Linear(200, 100)
     method = UPGD(network, noise=0.3)
     draws = []
     for _ in range(2):
         network.zero_grad()
+        resting(network)
         method.before_step()
         draws.append(network.weight.grad / 0.5)
     for noise in draws:

@@ -8,6 +8,7 @@ from torch import nn
 
 from resting import resting
 from supple import L2Regularizer, NetworkReset, PlasticityMonitor, ReDo, ShrinkAndPerturb, SpectralRegularizer
+from supple.optimizers import step_size
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -262,6 +263,72 @@ def test_the_step_size_is_lr_times_the_estimate_of_prodigy():
         moved.append(network[0].weight.detach().clone())
     torch.testing.assert_close(moved[1], moved[0])
     torch.testing.assert_close(moved[2], moved[0])
+
+
+def test_the_d_of_torchs_adafactor_is_no_estimate():
+    network = stretched()
+    assert step_size(torch.optim.Adafactor(network.parameters(), lr=0.5, d=3.0).param_groups[0]) == 0.5
+
+
+@pytest.mark.parametrize("name", ["DAdaptSGD", "AdamWScheduleFreeReference", "FTRL"])
+def test_optimizers_that_compute_parameters_anew_would_undo_it(name):
+    network = stretched()
+    kind = type(name, (torch.optim.SGD,), {})
+    refused(kind(network.parameters(), 0.1), network, f"{name}.*overwrite.*decoupled=False", decoupled=True)
+    SpectralRegularizer(network).attach(kind(network.parameters(), 0.1))
+
+
+def test_a_part_of_the_parameters_as_copies():
+    """As Megatron's: what is float32 already is moved itself, the rest in copies."""
+
+    class Half:
+        def __init__(self, network):
+            self.float16_groups = [[layer.weight for layer in network]]
+            copies = [layer.weight.detach().clone() for layer in network]
+            self.optimizer = torch.optim.SGD([*copies, *(layer.bias for layer in network)], 0.1)
+
+        step = zero_grad = lambda self: None
+
+    network = stretched()
+    refused(Half(network), network, r"holds '0.weight' as a copy.*penalty\(\)")
+
+
+def test_one_that_takes_the_optimizer_over_is_noticed():
+    network = stretched()
+    optimizer = sgd(network)
+    SpectralRegularizer(network).attach(optimizer)
+    optimizer.param_groups[0]["params"] = [p.detach().clone() for p in network.parameters()]
+    with pytest.raises(ValueError, match="none of them any more"):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_zero_redundancy(decoupled, tmp_path):
+    """Each rank's optimizer holds a share of the parameters: here the only one's, all of them."""
+    from torch import distributed
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        networks = [stretched(), stretched()]
+        networks[1].load_state_dict(networks[0].state_dict())
+        optimizers = [
+            torch.optim.Adam(networks[0].parameters(), lr=0.01),
+            ZeroRedundancyOptimizer(networks[1].parameters(), torch.optim.Adam, lr=0.01),
+        ]
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            method = SpectralRegularizer(network, 0.1, decoupled=decoupled).attach(optimizer)
+            reset = NetworkReset(network, every=3).attach(optimizer)
+            for _ in range(3):
+                optimizer.zero_grad()
+                network(torch.ones(3, 8)).square().mean().backward()
+                optimizer.step()
+            assert method.steps == reset.steps == (3,)
+        assert all(torch.equal(a, b) for a, b in zip(*(n.parameters() for n in networks), strict=True))
+        assert not any(optimizers[1].optim.state[p]["exp_avg"].any() for p in networks[1].parameters())
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_units_that_are_split_between_optimizers_are_refused_at_once():

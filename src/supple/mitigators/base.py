@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from supple.mitigators.rounding import HALF, rounded_at_random
 from supple.mitigators.step_hooks import StepHooks, add_gradients, check_step_sizes, fitting, held_by, step_sizes
-from supple.optimizers import inner_optimizers
+from supple.optimizers import inner_optimizers, memory_of
 from supple.pieces import pieces
 from supple.population import Population
 from supple.power_iteration import without_autocast
@@ -381,7 +381,9 @@ class Mitigator:
 
     def _leave_out_unknown(self) -> None:
         unknown = [name for name in self.parameters if self.roles[name].kind == "unknown"]
-        self.parameters = {name: p for name, p in self.parameters.items() if name not in unknown}
+        self.parameters = {
+            name: p for name, p in self.parameters.items() if self.roles[name].kind not in ("other", "unknown")
+        }
         if unknown:
             shown = ", ".join(f"{name!r}: None" for name in unknown[:20]) + (", ..." if len(unknown) > 20 else "")
             logging.getLogger("supple").warning(
@@ -482,7 +484,7 @@ def is_due(steps: Tensor, every: int, update: Update) -> bool:
 def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None) -> Update:
     sizes = step_sizes(optimizer)
     idle = {name: local(parameter.detach()) for name, parameter in parameters.items() if parameter.grad is None}
-    memory = {name: optimizer.state.get(parameter, {}) for name, parameter in parameters.items()}
+    memory = {name: memory_of(optimizer, parameter) for name, parameter in parameters.items()}
     moments = {
         name: {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         for name, entry in memory.items()

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from supple.mitigators.base import Mitigator, Strength, Tensors
 
 
+_REBUILD = (
+    "DAdaptSGD",
+    "DAdaptAdaGrad",
+    "FTRL",
+    "SGDScheduleFreeReference",
+    "AdamWScheduleFreeReference",
+    "RAdamScheduleFreeReference",
+)
+"""Optimizers that compute parameters anew in each step, from sums or averages that they keep."""
+
+
 class StepHooks:
     """The hooks of one method on one optimizer, until :meth:`remove`."""
 
@@ -241,14 +252,22 @@ def check_step_sizes(mitigator: Mitigator, optimizer: Optimizer) -> None:
 
 
 def _check_master_copies(mitigator: Mitigator, optimizer: Optimizer) -> None:
-    """Apex and Transformer Engine may keep float32 copies, from which a step overwrites the parameters."""
-    copies = (getattr(optimizer, name, None) for name in ("param_groups_master", "param_groups_full_precision"))
-    has_copies = any(parameters_in(each) for each in copies) or getattr(optimizer, "master_weights", False) is True
+    """Apex and Transformer Engine may keep float32 copies, from which a step overwrites the parameters; others average.
+
+    Known by their names and attributes: the copies may come to be in the first step only.
+    """
+    has_copies = (
+        getattr(optimizer, "master_weights", False) is True
+        or bool(parameters_in(getattr(optimizer, "param_groups_master", None)))
+        or hasattr(optimizer, "param_groups_full_precision")
+        or type(optimizer).__name__ in _REBUILD
+    )
     if has_copies and mitigator.acts_on_parameters:
         raise ValueError(
-            f"expected an optimizer that moves the parameters themselves, got a {type(optimizer).__name__} with master "
-            f"weights, which would overwrite what {type(mitigator).__name__} does after a step: switch them off, or "
-            "choose the form of the method that acts on gradients (such as decoupled=False)"
+            f"expected an optimizer that moves parameters from where they are, got a {type(optimizer).__name__}, which "
+            f"computes them from copies of its own and would overwrite what {type(mitigator).__name__} does after a "
+            "step: switch its master weights off, or choose the form of the method that acts on gradients (such as "
+            "decoupled=False)"
         )
     if "buckets" in optimizer.state:  # Apex' DistributedFusedAdam
         raise ValueError(
