@@ -18,6 +18,8 @@ from types import ModuleType
 import torch
 from torch import distributed
 
+from supple.mitigators.forecast import RewriteWarning
+
 TIMEOUT = timedelta(seconds=60)
 LOADED_ONCE = [  # in the process that the ranks are forked from
     "hypothesis",
@@ -58,6 +60,7 @@ def run_checks(path: str, ranks: int) -> None:
 def _run(path: str, rank: int, ranks: int, folder: str, reports: "multiprocessing.Queue[str | None]") -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", RewriteWarning)  # as in pyproject.toml
     module, name = load(path), "nothing yet"
     try:
         distributed.init_process_group(

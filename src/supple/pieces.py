@@ -74,12 +74,17 @@ class Piece:
 
         These are ``(n,)``, or ``(rows, n)`` of several vectors.
         """
-        squares = vectors.square().sum(-1, keepdim=True)
-        if self._vector_index is not None:
-            rows = self._vector_index.to(squares.device)
-            squares = squares.new_zeros(self._role.layout[0], 1).index_add_(0, rows, squares)
+        squares = self.squares(vectors).unsqueeze(-1)
         yield squares, self._ranks
         return squares.sqrt()
+
+    def squares(self, vectors: Tensor) -> Tensor:
+        """The part that lies here of the squared length of each whole vector, ``()`` or ``(groups,)``."""
+        squares = vectors.square().sum(-1)
+        if self._vector_index is None:
+            return squares
+        rows = self._vector_index.to(squares.device)
+        return squares.new_zeros(self._role.layout[0]).index_add(0, rows, squares)
 
     def vectors(self, tensor: Tensor) -> Tensor:
         """The piece of the vectors that lies here, ``(n,)``, or ``(rows, n)`` of several."""

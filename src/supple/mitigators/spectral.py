@@ -202,7 +202,8 @@ class SpectralRegularizer(Mitigator):
                     prepare_(self.state[name]["v"].copy_(v), self.state[name]["restart"])
                 sums[name] = self._sight(name).stretch(parameter, u, v)
             elif role.kind == "vector":
-                sums[name] = self._vectors(name, parameter).square().sum(-1)
+                vectors = self._vectors(name, parameter)
+                sums[name] = self._pieces[name].squares(vectors) if name in self._pieces else vectors.square().sum(-1)
             else:
                 gains = role.gains(parameter.to(working_dtype(parameter)))
                 stretches = gains.abs() if self.one_sided else gains
