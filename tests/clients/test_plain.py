@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hand_written import adam, assert_differs, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
+from resting import resting
 from supple import SpectralRegularizer
 
 compiling = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -40,7 +41,7 @@ def test_clipping_after_the_methods_gradient_is_a_loop_of_ones_own():
     network = mlp()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     before = copy.deepcopy(network)
-    spectral(network, strength=100.0).before_step()
+    spectral(resting(network), strength=100.0).before_step()
     nn.utils.clip_grad_norm_(network.parameters(), 0.05)
     optimizer.step()
     moved = torch.cat([(a - b).flatten() for a, b in zip(network.parameters(), before.parameters(), strict=True)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hand_written import spectral
+from resting import resting
 
 gymnasium = pytest.importorskip("gymnasium")
 stable_baselines3 = pytest.importorskip("stable_baselines3")
@@ -76,7 +77,10 @@ def test_a_saved_agent_is_attached_anew(tmp_path):
     again = spectral(loaded.critic).attach(loaded.critic.optimizer)
     again.load_state_dict(torch.load(tmp_path / "method.pt"))
     for one in (agent, loaded):
+        before = [parameter.detach().clone() for parameter in one.critic.parameters()]
         one.critic.optimizer.zero_grad()
+        resting(one.critic)
         one.critic.optimizer.step()
+        assert not all(map(torch.equal, before, one.critic.parameters())), "it acts"
     for a, b in zip(agent.critic.parameters(), loaded.critic.parameters(), strict=True):
         assert torch.equal(a, b)

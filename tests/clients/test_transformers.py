@@ -5,6 +5,7 @@ import torch
 
 import oracles
 from hand_written import STRENGTH, adam, assert_differs, assert_same, copies, spectral, train_by_hand
+from resting import resting
 from supple import L2InitRegularizer, ParsevalRegularizer, SpectralRegularizer, WeightClipping
 
 transformers = pytest.importorskip("transformers")
@@ -181,6 +182,7 @@ def test_the_pull_lands_where_the_matrices_are(decoupled):
     old = {name: [m.detach().clone() for m in cut] for name, cut in conv1d_as_linear(network).items()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     spectral(network, decoupled=decoupled, power_iterations=200).attach(optimizer)
+    resting(network)
     optimizer.step()
     for name, matrices in conv1d_as_linear(network).items():
         for before, after in zip(old[name], matrices, strict=True):
@@ -200,7 +202,10 @@ def test_other_methods_take_a_conv1d_for_the_linear_layer_that_it_is(method):
         with torch.no_grad():
             weight.mul_(3.0)
         mitigator.attach(optimizer)
+        before = weight.detach().clone()
+        resting(network)
         optimizer.step()
+        assert not torch.equal(before, weight), "it acts"
         return weight.detach()
 
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from oracles import ZOO, owned
 from ranks import run_checks
+from resting import resting
 from supple import L2InitRegularizer, Role, SpectralRegularizer, StreamingEWC
 from supple.mitigators import Mitigator
 
@@ -106,17 +107,21 @@ def check_gradients_steps_and_memory(folder: Path) -> None:
     """Coupled and decoupled at once: one acts on the gradients, the other on the parameters."""
     for mesh, placements in meshes():
         network = zoo(torch.float64)
+        networks = (network, sharded(network, mesh, placements))
         pairs, optimizers = [], []
-        for n in (network, sharded(network, mesh, placements)):
+        for n in networks:
             optimizers.append(torch.optim.SGD(n.parameters(), lr=0.01))
             coupled = SpectralRegularizer(n, strength=0.1)
             decoupled = SpectralRegularizer(n, strength=0.1, exponent=1, power_iterations=2, decoupled=True)
             pairs.append((coupled.attach(optimizers[-1]), decoupled))
         for step in range(2):
-            for optimizer, (_, decoupled) in zip(optimizers, pairs, strict=True):
+            before = [parameter.detach().clone() for parameter in network.parameters()]
+            for n, optimizer, (_, decoupled) in zip(networks, optimizers, pairs, strict=True):
                 optimizer.zero_grad()
+                resting(n)
                 optimizer.step()
                 decoupled.after_step(optimizer)
+            assert not any(map(torch.equal, before, network.parameters()))
             for pair in zip(*pairs, strict=True):
                 assert_alike(*pair, (placements, step))
         expected, seen = (pair[0].spectral_norms() for pair in pairs)
@@ -147,6 +152,7 @@ def check_penalties_and_their_gradients(folder: Path) -> None:
             with torch.no_grad():
                 for parameter in network.parameters():
                     parameter.mul_(1.1)
+            resting(network)
             for method in methods:
                 method.before_step()  # the averages of streaming EWC begin here
             network.zero_grad()
@@ -173,6 +179,7 @@ def check_messages(folder: Path) -> None:
         regularizer = SpectralRegularizer(shards)
         optimizer = torch.optim.SGD(shards.parameters(), lr=0.1)
         regularizer.attach(optimizer)
+        resting(shards)
         with patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as sent, CommDebugMode() as seen:
             optimizer.step()
         assert seen.get_total_counts() == sent.call_count == messages, (placement, seen.get_comm_counts())

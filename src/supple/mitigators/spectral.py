@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,12 @@ from supple.errors import known
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
 from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
 from supple.mitigators.step_hooks import largest_step_sizes
+from supple.mitigators.stretch import Pull, Target, check_target
 from supple.pieces import Piece
 from supple.population import Population
 from supple.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
 from supple.roles import Kind, Role, table
 from supple.sharding import is_sharded, together
-
-Target = float | Mapping[str, float] | Literal["initial"]
 
 _WARM_UP = 15
 """Power iterations at construction, as in torch's spectral_norm: the first step then pulls nearly the right way."""
@@ -113,6 +112,7 @@ class SpectralRegularizer(Mitigator):
         self.exponent, self.power_iterations = int(exponent), power_iterations
         self.target = target if isinstance(target, Mapping | str) else float(target)
         self.one_sided = one_sided or target == "initial"
+        self._towards = Pull(self.exponent, self.one_sided)
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.needs_step_sizes = decoupled
         self._matrices = [name for name in self.parameters if self.roles[name].kind == "matrix"]
@@ -132,10 +132,10 @@ class SpectralRegularizer(Mitigator):
             return
 
         def slope(stretches: Tensor, target: Strength, step_size: Strength | None) -> Tensor:
-            pull = self._slope(stretches, target, strength)
+            pull = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
             if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
                 return pull
-            bound = self._distance(stretches, target).clamp_min(TINY) / step_size
+            bound = self._towards.distance(stretches, target).clamp_min(TINY) / step_size
             return pull.clamp(-bound, bound)
 
         for step_size, names in _by_step_size(parameters, step_sizes or {}):
@@ -147,8 +147,10 @@ class SpectralRegularizer(Mitigator):
             return
 
         def back(stretches: Tensor, target: Strength, step_size: Strength) -> Tensor:
-            distance = self._distance(stretches, target)
-            return -(self._slope(stretches, target, strength) * step_size).clamp(-distance, distance)
+            distance = self._towards.distance(stretches, target)
+            return -(self._towards.slope(stretches, target, per_member(strength, stretches.ndim)) * step_size).clamp(
+                -distance, distance
+            )
 
         for step_size, names in _by_step_size(parameters, update.step_sizes):
             held = {name: parameters[name] for name in names}
@@ -184,7 +186,7 @@ class SpectralRegularizer(Mitigator):
             kind = self.roles[name].kind
             if kind != "scale":
                 stretches = terms if kind == "matrix" else terms.clamp_min(TINY**2).sqrt()
-                terms = self._term(self._as_row(stretches), self._target_of([name], state))
+                terms = self._towards.penalty(self._as_row(stretches), self._target_of([name], state))
             total = total + terms.view(*self._members, -1).sum(-1)
         return total
 
@@ -207,27 +209,8 @@ class SpectralRegularizer(Mitigator):
             else:
                 gains = role.gains(parameter.to(working_dtype(parameter)))
                 stretches = gains.abs() if self.one_sided else gains
-                sums[name] = self._term(stretches, self._target_of([name], state)).sum(-1)
+                sums[name] = self._towards.penalty(stretches, self._target_of([name], state)).sum(-1)
         return sums
-
-    def _term(self, stretches: Tensor, target: Strength) -> Tensor:
-        """τ²((stretch/τ)ᵏ − 1)² of each stretch, stretch²ᵏ where τ = 0; 0 below a target that is a ceiling."""
-        unit, goal = _unit_and_goal(target)
-        excess = (stretches / unit) ** self.exponent - goal
-        return unit**2 * (excess.clamp_min(0) if self.one_sided else excess).square()
-
-    def _slope(self, stretches: Tensor, target: Strength, strength: Strength) -> Tensor:
-        """The derivative of strength · ``_term`` by each of the stretches ``(members…, n)``."""
-        k, (unit, goal) = self.exponent, _unit_and_goal(target)
-        factor = per_member(2 * k * strength, stretches.ndim)
-        if isinstance(unit, Tensor) or unit != 1:  # the usual target costs nothing
-            factor, stretches = factor * unit, stretches / unit
-        slope = factor * stretches ** (k - 1) * (stretches**k - goal)
-        return slope.clamp_min(0) if self.one_sided else slope
-
-    def _distance(self, stretches: Tensor, target: Strength) -> Tensor:
-        """How far each stretch is from its target; of a negative gain, where k is even, from the negative target."""
-        return ((stretches.abs() if self.exponent % 2 == 0 else stretches) - target).abs()
 
     def _pull(
         self, parameters: Tensors, into: Tensors, state: State, amount: Callable[[Tensor, Strength], Tensor]
@@ -368,8 +351,11 @@ class SpectralRegularizer(Mitigator):
             else:
                 norms = self._as_row(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
             for _ in range(STEPS):
-                distance = self._distance(after, target)
-                pull = self._slope(after, target, self.strength) * sizes[id(self.parameters[name])]
+                distance = self._towards.distance(after, target)
+                pull = (
+                    self._towards.slope(after, target, per_member(self.strength, after.ndim))
+                    * sizes[id(self.parameters[name])]
+                )
                 after = after - pull.clamp(-distance, distance)
             shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > NEAR * target, 0.0).flatten()
             worst = int(shares.argmax())
@@ -441,33 +427,6 @@ class SpectralRegularizer(Mitigator):
         for name, (_, w) in self._halves(matrices, state, _WARM_UP).items():
             state[name]["v"] = prepare_(normalized(w), state[name]["restart"])
         return state
-
-
-def check_target(target: Target) -> None:
-    """Make sure that a target is one.
-
-    Raises:
-        TypeError: for neither a number nor a mapping nor a text.
-        ValueError: for a number that is negative or not finite, and for another text than ``"initial"``.
-    """
-    if isinstance(target, str):
-        known(target, ("initial",), "target that is a number of at least 0, a mapping, or 'initial'")
-        return
-    numbers = target if isinstance(target, Mapping) else {"": target}
-    for name, number in numbers.items():
-        of = f" for {name!r}" if name else ""
-        if not isinstance(number, float | int):
-            raise TypeError(f"expected a target{of} that is a number, a mapping or 'initial', got {number!r}")
-        if not 0 <= number < float("inf"):
-            raise ValueError(f"expected a target{of} of at least 0, got {number}: the paper's is 1")
-
-
-def _unit_and_goal(target: Strength) -> tuple[Strength, Strength]:
-    """What stretches are measured in, and where they are pulled to in it: τ and 1, or 1 and 0 where τ = 0."""
-    if isinstance(target, Tensor):
-        unit = torch.where(target > 0, target, 1.0)
-        return unit, target / unit
-    return target or 1.0, float(target > 0)
 
 
 def _by_step_size(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:

@@ -1,0 +1,71 @@
+"""One stretch (a matrix's largest singular value, a vector's norm, a gain) and its target τ: penalty, slope, distance.
+
+The penalty is τ²((s/τ)ᵏ − 1)², which is the paper's at τ = 1 and pulls at the same rate near any τ; s²ᵏ for τ = 0.
+All functions take any number of stretches at once, and one target for all or one for each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from supple.errors import known
+
+Target = float | Mapping[str, float] | Literal["initial"]
+
+
+def check_target(target: Target) -> None:
+    """Make sure that a target is one.
+
+    Raises:
+        TypeError: for neither a number nor a mapping nor a text.
+        ValueError: for a number that is negative or not finite, and for another text than ``"initial"``.
+    """
+    if isinstance(target, str):
+        known(target, ("initial",), "target that is a number of at least 0, a mapping, or 'initial'")
+        return
+    for name, number in (target if isinstance(target, Mapping) else {"": target}).items():
+        of = f" for {name!r}" if name else ""
+        if not isinstance(number, float | int):
+            raise TypeError(f"expected a target{of} that is a number, a mapping or 'initial', got {number!r}")
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"expected a target{of} of at least 0, got {number}: the paper's is 1")
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What pulls stretches towards their targets."""
+
+    exponent: int
+    """k."""
+    one_sided: bool
+    """Whether targets are ceilings: only what is above them is pulled. Stretches are then at least 0."""
+
+    def penalty(self, stretches: Tensor, target: float | Tensor) -> Tensor:
+        """The term of each stretch."""
+        unit, goal = _unit_and_goal(target)
+        excess = (stretches / unit) ** self.exponent - goal
+        return unit**2 * (excess.clamp_min(0) if self.one_sided else excess).square()
+
+    def slope(self, stretches: Tensor, target: float | Tensor, strength: float | Tensor) -> Tensor:
+        """The derivative of strength · :meth:`penalty` by each of the stretches."""
+        k, (unit, goal) = self.exponent, _unit_and_goal(target)
+        factor = 2 * k * strength
+        if isinstance(unit, Tensor) or unit != 1:  # the usual target costs nothing
+            factor, stretches = factor * unit, stretches / unit
+        slope = factor * stretches ** (k - 1) * (stretches**k - goal)
+        return slope.clamp_min(0) if self.one_sided else slope
+
+    def distance(self, stretches: Tensor, target: float | Tensor) -> Tensor:
+        """How far each stretch is from its target; a negative gain, where k is even, from the negative target."""
+        return ((stretches.abs() if self.exponent % 2 == 0 else stretches) - target).abs()
+
+
+def _unit_and_goal(target: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """What stretches are measured in, and where they are pulled to in it: τ and 1, or 1 and 0 where τ = 0."""
+    if isinstance(target, Tensor):
+        unit = torch.where(target > 0, target, 1.0)
+        return unit, target / unit
+    return target or 1.0, float(target > 0)
