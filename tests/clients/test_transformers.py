@@ -200,7 +200,7 @@ def test_other_methods_take_a_conv1d_for_the_linear_layer_that_it_is(method):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
         mitigator = method(network, strength=1.0)
         with torch.no_grad():
-            weight.mul_(3.0)
+            weight.mul_(30.0)
         mitigator.attach(optimizer)
         before = weight.detach().clone()
         resting(network)

@@ -18,6 +18,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ranks import load, run_checks
+from resting import resting
 from supple import (
     HareAndTortoise,
     L2InitRegularizer,
@@ -51,19 +52,30 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class PositionEmbeddings(nn.Module):
+    """A type whose name says that its table is a matrix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.position_embeddings = nn.Parameter(0.1 * torch.randn(1, 5, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.position_embeddings
+
+
 class Transformer(nn.Module):
     """With an embedding that is the head's weight too."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
         self.embedding = nn.Embedding(9, width)
-        self.positions = nn.Parameter(0.1 * torch.randn(1, 5, width))
+        self.positions = PositionEmbeddings(width)
         self.blocks = nn.Sequential(Block(width), Block(width))
         self.head = nn.Linear(width, 9)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.blocks(self.embedding(tokens) + self.positions))
+        logits: Tensor = self.head(self.blocks(self.positions(self.embedding(tokens))))
         return logits.clone()  # FSDP2 warns of views
 
 
@@ -219,6 +231,7 @@ def check_the_page_about_scale_counts_what_is_sent(folder: Path) -> None:
     model = scale.Model("small", layers=2, width=8, inner=12, keys=4, vocabulary=16)
     shards = shard(nn.Sequential(*(nn.Linear(columns, rows, bias=False) for rows, columns in model.matrices())))
     regularizer = SpectralRegularizer(shards)
+    resting(shards)
     with patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as sent:
         regularizer.before_step()
     assert sent.call_count == 1
@@ -242,7 +255,7 @@ def check_mixed_precision_and_offload(folder: Path) -> None:
         pair = [SpectralRegularizer(n, strength=0.1) for n in (network, shards)]
         for method, parameters in zip(pair, (network.parameters(), shards.parameters()), strict=True):
             for parameter in parameters:
-                parameter.grad = None
+                parameter.grad = torch.zeros_like(parameter)
             method.before_step()
             method.before_step()
         for parameter, other in zip(network.parameters(), shards.parameters(), strict=True):

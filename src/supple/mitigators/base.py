@@ -112,6 +112,7 @@ class Mitigator:
         self.parameters = {
             name: parameter for name, parameter in self._known.items() if name in self.roles and parameter.numel()
         }
+        self._pieces = pieces(self.roles, self.parameters)
         if self.goes_by_role:
             self._leave_out_unknown()
         if not self.parameters:
@@ -123,7 +124,7 @@ class Mitigator:
                 raise ValueError(
                     f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
                 )
-        self._pieces = pieces(self.roles, self.parameters)
+        self._pieces = {name: piece for name, piece in self._pieces.items() if name in self.parameters}
         if self._pieces and (self._members or not self.works_on_pieces):
             raise ValueError(
                 f"expected whole parameters, got the sharded {next(iter(self._pieces))!r}: {type(self).__name__} sees "

@@ -148,9 +148,8 @@ class SpectralRegularizer(Mitigator):
 
         def back(stretches: Tensor, target: Strength, step_size: Strength) -> Tensor:
             distance = self._towards.distance(stretches, target)
-            return -(self._towards.slope(stretches, target, per_member(strength, stretches.ndim)) * step_size).clamp(
-                -distance, distance
-            )
+            pull = self._towards.slope(stretches, target, per_member(strength, stretches.ndim)) * step_size
+            return -pull.clamp(-distance, distance)
 
         for step_size, names in _by_step_size(parameters, update.step_sizes):
             held = {name: parameters[name] for name in names}
@@ -162,10 +161,11 @@ class SpectralRegularizer(Mitigator):
         targets = {}
         for name in self.parameters:
             target = torch.as_tensor(self._target_of([name], self.state))
-            least, most = (
-                ("sharded", "sharded") if is_sharded(target) else (f"{target.min():.3f}", f"{target.max():.3f}")
-            )
-            targets[name] = least if least == most else f"{least} to {most}"
+            if is_sharded(target):
+                targets[name] = "sharded"
+            else:
+                least, most = f"{target.min():.3f}", f"{target.max():.3f}"
+                targets[name] = least if least == most else f"{least} to {most}"
         return table(self._network, self._role_overrides, targets)
 
     @torch.no_grad()
@@ -352,11 +352,8 @@ class SpectralRegularizer(Mitigator):
                 norms = self._as_row(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
             for _ in range(STEPS):
                 distance = self._towards.distance(after, target)
-                pull = (
-                    self._towards.slope(after, target, per_member(self.strength, after.ndim))
-                    * sizes[id(self.parameters[name])]
-                )
-                after = after - pull.clamp(-distance, distance)
+                pull = self._towards.slope(after, target, per_member(self.strength, after.ndim))
+                after = after - (pull * sizes[id(self.parameters[name])]).clamp(-distance, distance)
             shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > NEAR * target, 0.0).flatten()
             worst = int(shares.argmax())
             stretch, norm = sigma.flatten()[worst].item(), norms.flatten()[worst].item()
