@@ -146,6 +146,43 @@ def test_the_module_tells_whether_its_gain_is_one_more(norm, offset, dtype):
     assert calls == []
 
 
+def test_finding_roles_changes_nothing_in_a_network():
+    """Also where a norm's own forward pass keeps statistics, draws random numbers and writes lists."""
+
+    class Counting(nn.BatchNorm1d):
+        def forward(self, x):
+            self.seen.append(x)
+            self.running_mean += x.mean(0)
+            return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+    network = nn.Sequential(nn.Linear(4, 6), Counting(6))
+    network[1].seen = []
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    for _ in range(3):
+        describe(network)
+        SpectralRegularizer(network, target="initial")
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert network[1].seen == []
+    assert network[1].training
+
+
+def test_a_norm_that_wants_a_gate():
+    class NeedsGateRMSNormGated(Known.LlamaRMSNorm):
+        def forward(self, x, gate):
+            return super().forward(x) * torch.sigmoid(gate)
+
+    assert kinds(NeedsGateRMSNormGated(4)) == {"weight": "scale"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("matrix", (2, 12)), ("matrix", (2, 3, 5)), ("vector", (24,)), ("vector", (5, 5))]
+)
+def test_a_layout_that_does_not_fit_is_named(kind, layout):
+    with pytest.raises(ValueError, match="expected a layout"):
+        Role(kind, (4, 6), layout)
+
+
 def test_a_norm_that_treats_its_weight_in_another_way_is_left_out():
     class OddRMSNorm(Known.LlamaRMSNorm):
         def forward(self, x):

@@ -121,6 +121,12 @@ def step_size(group: Mapping[str, Any]) -> float | Tensor | None:
     return lr * estimate
 
 
+def reach(group: Mapping[str, Any]) -> float | Tensor | None:
+    """How far a gradient of 1 moves a parameter in the end: the step size, with heavy-ball momentum many times that."""
+    size, momentum = step_size(group), group.get("momentum", 0.0)
+    return size if size is None or not momentum else size / max(1 - momentum, 1e-3)
+
+
 _BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"
 
 
@@ -135,7 +141,8 @@ def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
     if own_step.startswith("torch.optim.") and own_step != Optimizer.__module__:
         return [optimizer]  # torch's own step, which moves its parameters, whatever else hangs on it
     held: list[Any] = []
-    for value in vars(optimizer).values():
+    slots = (name for kind in type(optimizer).__mro__ for name in getattr(kind, "__slots__", ()))
+    for value in [*getattr(optimizer, "__dict__", {}).values(), *(getattr(optimizer, name, None) for name in slots)]:
         held += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
     inner = [found for value in held for found in _inside(value, seen)]
     return inner or ([optimizer] if isinstance(optimizer, Optimizer) else [])

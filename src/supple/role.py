@@ -36,6 +36,14 @@ class Role:
     offset: float = 0.0
     """For a scale: what is added to the entries before they multiply, 1 where the gain is ``1 + weight``."""
 
+    def __post_init__(self) -> None:
+        fits = math.prod(self.layout) == math.prod(self.shape)
+        if self.layout and not (fits and len(self.layout) >= (3 if self.kind == "matrix" else 2)):
+            expected = "(groups, out, in, ...)" if self.kind == "matrix" else "(groups, n)"
+            raise ValueError(
+                f"expected a layout {expected} of as many entries as the shape {self.shape}, got {self.layout}"
+            )
+
     @property
     def sizes(self) -> tuple[int, int, int]:
         """How many matrices, and their rows and columns."""

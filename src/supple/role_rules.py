@@ -98,23 +98,33 @@ def _offset(module: nn.Module, name: str, shape: Shape) -> float | None:
     tensor = module._parameters.get(name)
     if tensor is None or len(shape) != 1:
         return None
-    members, twin = tensor.ndim - 1, copy.copy(module)  # shares everything but the parameters that it is given
-    outputs = []
-    for value in (0.0, 1.0):
-        twin._parameters = {
-            key: None if p is None else nn.Parameter(torch.full(p.shape[members:], value if key == name else 0.0))
-            for key, p in module._parameters.items()
-        }
-        x = torch.linspace(-1, 2, 3 * shape[0]).view(3, -1)
-        try:
-            with torch.no_grad(), without_autocast(x):
-                outputs.append(type(module).forward(twin, x))
-        except Exception:  # a forward pass of somebody's own fails in its own ways
-            return None
+    members, outputs = tensor.ndim - 1, []
+    x = torch.linspace(-1, 2, 3 * shape[0]).view(3, -1)
+    try:  # a copy, in evaluation mode: nothing of the network's own is touched
+        twin = copy.deepcopy(module, {id(p): p for p in module.parameters()}).eval()
+        for value in (0.0, 1.0):
+            twin._parameters = {
+                key: None if p is None else nn.Parameter(torch.full(p.shape[members:], value if key == name else 0.0))
+                for key, p in module._parameters.items()
+            }
+            with torch.no_grad(), without_autocast(x), torch.random.fork_rng(range(torch.cuda.device_count())):
+                outputs.append(_called(twin, x))
+    except Exception:  # a forward pass of somebody's own fails in its own ways
+        return None
     of_zero, of_one = outputs
     if not of_zero.any() and of_one.any():
         return 0.0
     return 1.0 if torch.allclose(of_one, 2 * of_zero, rtol=1e-3) else None
+
+
+def _called(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a norm makes of x, without its hooks; a gated one may want a gate besides."""
+    forward = type(norm).forward
+    try:
+        output: torch.Tensor = forward(norm, x)
+    except Exception:  # see above
+        output = forward(norm, x, x)
+    return output
 
 
 def _found_by(rule: Rule) -> _Found:

@@ -188,12 +188,12 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
     else:
         _refuse_stacked(path, module, name, shape)
     stem, _, suffix = name.rpartition("_")
-    if stem.startswith("weight"):  # the same by the older functions, which put weight_g, weight_v, weight_orig beside
-        held = module._parameters
-        if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
-            return Role("scale", shape)
-        if suffix == "orig" or (suffix == "v" and f"{stem}_g" in held):
-            name = stem
+    held = module._parameters.keys() | module._buffers.keys()
+    # The same by the older functions, which put weight_g, weight_v, weight_orig beside, and by pruning.
+    if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
+        return Role("scale", shape)
+    if (suffix == "orig" and {f"{stem}_mask", f"{stem}_u"} & held) or (suffix == "v" and f"{stem}_g" in held):
+        name = stem
     parent, _, own = owner.rpartition(".")
     for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
         if holder is not None and (found := role_by_rule(holder, name_in_it, shape)) is not None:

@@ -56,6 +56,20 @@ def test_no_stretch_passes_its_target(lr, strength, sigma, exponent, target, as_
         assert ((new - goal) * (old - goal) >= -1e-6 * (1 + old.abs()) ** 2).all()
 
 
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("lr", [0.01, 1.0])
+def test_nor_does_momentum_make_it_explode(momentum, lr):
+    torch.manual_seed(0)
+    network = spread(nn.Linear(20, 30), sigma=40.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
+    SpectralRegularizer(network, 1e-2, power_iterations=5).attach(optimizer)
+    for _ in range(300):
+        network.zero_grad()
+        resting(network)
+        optimizer.step()
+        assert torch.linalg.matrix_norm(network.weight.detach(), 2) < 90
+
+
 def test_a_small_pull_is_not_changed_by_the_bound():
     networks = [spread(nn.Linear(5, 7)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())

@@ -20,6 +20,7 @@ from supple import (
     describe,
 )
 from supple.nn import spectral_normalization
+from supple.roles import find_roles
 
 
 def pruned(amount=0.5):
@@ -100,6 +101,22 @@ def test_others_that_go_by_role_change_only_what_is_left_too(method):
     assert not torch.equal(network[2].weight_orig[kept], before[kept])
     if method is NormalizeAndProject:
         torch.testing.assert_close(masked(network).norm(), norm)
+
+
+@pytest.mark.parametrize("method", [SpectralRegularizer, NormalizeAndProject])
+def test_pruned_for_the_first_time_after_construction_is_refused(method):
+    network = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=0.1)
+    method(network).attach(optimizer)
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"another '0\.weight'.*pruning.*build the method after"):
+        optimizer.step()
+
+
+def test_attention_that_is_pruned_still_has_three_matrices():
+    network = nn.MultiheadAttention(8, 2)
+    prune.random_unstructured(network, "in_proj_weight", 0.3)
+    assert find_roles(network)["in_proj_weight_orig"].layout[0] == 3
 
 
 def test_pruned_again_after_construction():

@@ -251,9 +251,17 @@ def test_a_state_of_other_options_is_refused_and_changes_nothing(mine, theirs):
 
 
 def test_the_option_that_differs_is_named():
-    with pytest.raises(ValueError, match="with exponent 2, got one with 4"):
+    with pytest.raises(ValueError, match="with exponent 2, got one with exponent 4"):
         SpectralRegularizer(nn.Linear(3, 2)).load_state_dict(
             SpectralRegularizer(nn.Linear(3, 2), exponent=4).state_dict()
+        )
+
+
+def test_another_kind_of_target_is_named():
+    state = SpectralRegularizer(nn.Linear(3, 2)).state_dict()
+    with pytest.raises(ValueError, match="with target 'initial', got one with target 1"):
+        SpectralRegularizer(nn.Linear(3, 2), target="initial").load_state_dict(
+            SpectralRegularizer(nn.Linear(3, 2)).state_dict()
         )
 
 

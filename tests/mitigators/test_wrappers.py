@@ -115,6 +115,19 @@ def test_an_optimizer_inside_another(name, decoupled):
     assert not torch.allclose(network[0].weight, stretched()[0].weight)
 
 
+def test_an_optimizer_in_a_slot():
+    class Slim:
+        __slots__ = ("inside",)
+
+        def __init__(self, inside):
+            self.inside = inside
+
+        step = zero_grad = lambda self: None
+
+    network = stretched()
+    assert SpectralRegularizer(network).attach(Slim(sgd(network))).steps == (0,)
+
+
 def test_wrappers_within_wrappers_and_those_that_are_no_optimizers():
     network = stretched()
     method = SpectralRegularizer(network, 1.0).attach(NoOptimizer(Lookahead(sgd(network))))
@@ -154,11 +167,13 @@ def test_the_monitor_counts_the_inner_ones_steps():
     network = stretched()
     optimizer = Lookahead(sgd(network))
     seen = []
-    PlasticityMonitor(network, every=2, callback=seen.append).attach(optimizer)
+    monitor = PlasticityMonitor(network, every=2, callback=seen.append).attach(optimizer)
     for _ in range(4):
         resting(network)
         optimizer.step()
     assert len(seen) == 2
+    assert monitor.steps == 4
+    assert repr(monitor).endswith("every 2 steps, 4 so far, attached to SGD)")
 
 
 def test_a_reset_clears_what_the_inner_one_remembers():
@@ -242,6 +257,10 @@ def test_a_method_that_needs_a_step_size_asks_for_one(lr):
     else:
         del optimizer.param_groups[0]["lr"]
     refused(optimizer, network, r"step size \(lr\) for '0.weight'.*SGD.*decoupled=False", decoupled=True)
+    attached = sgd(network)
+    SpectralRegularizer(resting(network), decoupled=True).attach(attached)
+    attached.param_groups[0]["lr"] = torch.tensor(0.1)
+    attached.step()
     with pytest.raises(ValueError, match="step size"):
         ShrinkAndPerturb(network, variant="step-noise").attach(optimizer)
     with pytest.raises(ValueError, match="step size"):

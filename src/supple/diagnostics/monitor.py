@@ -158,6 +158,16 @@ class PlasticityMonitor:
         self._previous = {name: h.clone() for name, h in state["previous"].items()}
         self._steps = int(state[""]["steps"])
 
+    @property
+    def steps(self) -> int:
+        """How many steps of the optimizer it has counted; compiled steps do not count."""
+        return self._steps
+
+    def __repr__(self) -> str:
+        where = f"attached to {type(self._optimizer).__name__}" if self._optimizer is not None else "not attached"
+        counted = f"every {self.every} steps, {self._steps} so far"
+        return f"PlasticityMonitor({len(self.diagnostics)} diagnostics, {counted}, {where})"
+
     def table(self) -> str:
         """The latest measurement, or a first one, as a text of at most 100 columns; a population's is its mean.
 

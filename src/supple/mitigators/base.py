@@ -109,6 +109,7 @@ class Mitigator:
         self.strength = strength
         self.roles = find_roles(network, roles)
         self._known = {name: parameter for name, parameter, _ in owned_parameters(network)}
+        self._owners = {name: (module, name.rpartition(".")[2]) for name, _, module in owned_parameters(network)}
         self.parameters = {
             name: parameter for name, parameter in self._known.items() if name in self.roles and parameter.numel()
         }
@@ -280,18 +281,19 @@ class Mitigator:
             ValueError: naming the first entry that is missing, unknown or of another shape, or the option that is
                 another; nothing is changed then.
         """
+        for option, value in self._options().items():
+            other = state.get(GLOBAL, {}).get(option)
+            if other is None or float(other) != value:
+                raise ValueError(
+                    f"expected the state of a {type(self).__name__} with {_shown(option, value)}, got one with "
+                    f"{_shown(option, other)}: load it into a method with the same options"
+                )
         mine, theirs = _shapes(self.state_dict()), _shapes(state)
         for entry in sorted((mine.keys() | theirs.keys()) - {f"{GLOBAL}/{_ROUNDING}"}):
             if mine.get(entry) != theirs.get(entry):
                 raise ValueError(
                     f"expected a state with {entry} of shape {mine.get(entry)}, got {theirs.get(entry)}: "
                     f"load it into a {type(self).__name__} with the same options on the same architecture"
-                )
-        for option, value in self._options().items():
-            if (other := float(state[GLOBAL][option])) != value:
-                raise ValueError(
-                    f"expected the state of a {type(self).__name__} with {option} {value:g}, got one with {other:g}: "
-                    "load it into a method with the same options"
                 )
         self._rounding_steps = int(state.get(GLOBAL, {}).get(_ROUNDING, 0))
         for name, entries in state.items():
@@ -349,6 +351,8 @@ class Mitigator:
         found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
         strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
         update = _update_of(optimizer, parameters, found_inf)
+        if self.needs_step_sizes and len(update.step_sizes) < len(parameters):
+            check_step_sizes(self, optimizer)
         moved = self._here({name: p for name, p in parameters.items() if name not in update.idle})
         halves = [name for name, p in moved.items() if p.dtype in HALF] if self.moves_gradually else []
         wide = moved | {name: moved[name].float() for name in halves}
@@ -400,6 +404,12 @@ class Mitigator:
     def _trainable(self) -> Tensors:
         self._follow_devices()
         for name, parameter in self.parameters.items():
+            owner, own_name = self._owners[name]
+            if owner._parameters.get(own_name) is not parameter:
+                raise ValueError(
+                    f"expected the network that this {type(self).__name__} was built with, got another {name!r} or "
+                    "none (pruning, parametrizations, adapters): build the method after such changes"
+                )
             if parameter.shape != self._shapes[name]:
                 raise ValueError(
                     f"expected {name!r} of shape {tuple(self._shapes[name])} as when this {type(self).__name__} was "
@@ -492,6 +502,12 @@ def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None
     }
     present = {name: size for name, parameter in parameters.items() if (size := sizes[id(parameter)]) is not None}
     return Update(present, moments, memory, skipped, idle)
+
+
+def _shown(option: str, value: Tensor | float | None) -> str:
+    if value is None:
+        return f"no {option}"
+    return f"{option} 'initial'" if option == "target" and value < 0 else f"{option} {float(value):g}"
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:

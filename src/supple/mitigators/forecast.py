@@ -41,7 +41,7 @@ def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
         f"{method} would rewrite this network, which looks trained: its first {STEPS} steps would move {len(worst)} of "
         f"the matrices by {100 * MUCH:g} % of their norm or more, most of all {shown}. {remedy}",
         RewriteWarning,
-        stacklevel=4,
+        stacklevel=5,  # the line that attaches
     )
     return True
 
@@ -50,9 +50,10 @@ def looks_fresh(stretch: float, norm: float, rows: int, columns: int) -> bool:
     """Whether a matrix of this σ₁ and Frobenius norm may be one that usual initialisations draw.
 
     Its entries are independent there, or its rows orthogonal: then σ₁ is at most about (√rows + √columns) times their
-    root mean square, while training adds single directions that stand out. And they are not larger than He et al. have
-    them, √(2/n), n being the fan-in or the fan-out.
+    root mean square, with fluctuations that shrink as the number of rows does to the power of −2/3. Training adds
+    single directions that stand out. And the entries are not larger than He et al. have them, √(2/n), n being the
+    fan-in or the fan-out.
     """
-    size = norm / math.sqrt(rows * columns)
-    fan = max(min(rows, columns), columns / 8)
-    return stretch <= 1.25 * size * (math.sqrt(rows) + math.sqrt(columns)) and size <= 1.5 * math.sqrt(2 / fan)
+    size, fan = norm / math.sqrt(rows * columns), min(rows, columns)
+    edge = size * (math.sqrt(rows) + math.sqrt(columns))
+    return stretch <= (1.02 + 1.5 * fan ** (-2 / 3)) * edge and size <= 1.5 * math.sqrt(2 / fan)

@@ -53,6 +53,7 @@ class NetworkReset(Mitigator):
     >>> before = [parameter.detach().clone() for parameter in network.parameters()]
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     >>> method = NetworkReset(network, every=1, layers=1).attach(optimizer)
+    >>> (0 * network(torch.ones(1, 2))).sum().backward()
     >>> optimizer.step()
     >>> [bool((old == new).all()) for old, new in zip(before, network.parameters())]
     [True, True, False, False]

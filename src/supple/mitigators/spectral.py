@@ -56,8 +56,8 @@ class SpectralRegularizer(Mitigator):
         roles: parameter name to role, where the one found by :meth:`describe` is not meant.
         seed: of the first singular vectors. Members of a population start from the same ones.
 
-    Attached, the coupled form's gradient is at most (distance to the target) / (step size), so that a step of plain
-    gradient descent does not pass the target; under Adam that bound is far away.
+    Attached, the coupled form's gradient is at most (distance to the target) / (step size), and with momentum m at most
+    1 − m of that, so that plain gradient descent does not run past the target; under Adam that bound is far away.
 
     Raises:
         TypeError: for a target of another type.
@@ -308,15 +308,12 @@ class SpectralRegularizer(Mitigator):
         return layout[0] if layout else 1
 
     def _options(self) -> dict[str, float]:
-        options: dict[str, float] = {
-            "exponent": self.exponent,
-            "decoupled": self.acts_on_parameters,
-            "one_sided": self.one_sided,
-        }
+        options: dict[str, float] = {"exponent": self.exponent, "decoupled": self.acts_on_parameters}
         if isinstance(self.target, Mapping):
             options |= {f"target of {name}": target for name, target in self.target.items()}
         else:
             options["target"] = -1.0 if isinstance(self.target, str) else self.target
+        options["one_sided"] = self.one_sided
         return {name: float(value) for name, value in options.items()}
 
     def _facts(self) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from supple.optimizers import inner_optimizers, parameters_in, step_size
+from supple.optimizers import inner_optimizers, parameters_in, reach, step_size
 from supple.power_iteration import without_autocast
 from supple.roles import owned_parameters
 from supple.sharding import is_sharded, lay_out_gradient
@@ -63,7 +63,7 @@ class StepHooks:
         with torch.no_grad():
             # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
             scaling = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            add_gradients(self.mitigator, self._parameters(), step_sizes(optimizer), *scaling)
+            add_gradients(self.mitigator, self._parameters(), sizes_by(reach, optimizer), *scaling)
         return None
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class StepHooks:
                     loss = loss + (self.mitigator.strength * penalty).sum()
                 # L-BFGS looks along lines, where loss and gradient must belong together: no bound there.
                 looks_ahead = any("max_iter" in group for group in self.optimizer.param_groups)
-                add_gradients(self.mitigator, parameters, None if looks_ahead else step_sizes(self.optimizer))
+                add_gradients(self.mitigator, parameters, None if looks_ahead else sizes_by(reach, self.optimizer))
             return loss
 
         return with_penalty
@@ -185,10 +185,15 @@ def held_by(optimizer: Optimizer) -> set[int]:
 
 def step_sizes(optimizer: Optimizer) -> dict[int, Strength | None]:
     """The present step size of each of an optimizer's parameters, by its identity; None where that is not known."""
+    return sizes_by(step_size, optimizer)
+
+
+def sizes_by(size_of: Callable[[dict[str, Any]], Strength | None], optimizer: Optimizer) -> dict[int, Strength | None]:
+    """A size of its group for each of an optimizer's parameters, by its identity."""
     return {
         id(parameter): size
         for group in optimizer.param_groups
-        for size in [step_size(group)]
+        for size in [size_of(group)]
         for parameter in group["params"]
     }
 

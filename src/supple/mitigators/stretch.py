@@ -6,6 +6,7 @@ All functions take any number of stretches at once, and one target for all or on
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ def check_target(target: Target) -> None:
         return
     for name, number in (target if isinstance(target, Mapping) else {"": target}).items():
         of = f" for {name!r}" if name else ""
-        if not isinstance(number, float | int):
+        if not isinstance(number, Real):
             raise TypeError(f"expected a target{of} that is a number, a mapping or 'initial', got {number!r}")
         if not 0 <= number < float("inf"):
             raise ValueError(f"expected a target{of} of at least 0, got {number}: the paper's is 1")
