@@ -19,7 +19,7 @@ from supple.pieces import pieces
 from supple.population import Population
 from supple.power_iteration import without_autocast
 from supple.roles import Kind, Role, describe, find_roles, masks, owned_parameters
-from supple.sharding import copy_whole_or_piece, local, together
+from supple.sharding import copy_whole_or_piece, is_sharded, local, together
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
@@ -405,7 +405,8 @@ class Mitigator:
         self._follow_devices()
         for name, parameter in self.parameters.items():
             owner, own_name = self._owners[name]
-            if owner._parameters.get(own_name) is not parameter:
+            # After a forward pass FSDP2 shows whole parameters in the place of the shards.
+            if owner._parameters.get(own_name) is not parameter and not is_sharded(parameter):
                 raise ValueError(
                     f"expected the network that this {type(self).__name__} was built with, got another {name!r} or "
                     "none (pruning, parametrizations, adapters): build the method after such changes"
