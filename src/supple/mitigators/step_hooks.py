@@ -35,7 +35,7 @@ class StepHooks:
 
     def __init__(self, mitigator: Mitigator, optimizer: Optimizer, steps: int = 0) -> None:
         self.mitigator, self.optimizer, self.steps = mitigator, optimizer, steps
-        self._held, self._depth = held_by(optimizer), 0
+        self._held, self._depth, self._acts = held_by(optimizer), 0, False
         self._handles = [
             optimizer.register_step_pre_hook(self._on_step_start),
             optimizer.register_step_post_hook(self._on_step_end),
@@ -63,19 +63,20 @@ class StepHooks:
         with torch.no_grad():
             # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
             scaling = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            add_gradients(self.mitigator, self._parameters(), sizes_by(reach, optimizer), *scaling)
+            self._acts = add_gradients(self.mitigator, self._parameters(), sizes_by(reach, optimizer), *scaling)
         return None
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth -= 1
         if self._depth:
             return
-        parameters = self._parameters()
         if self.mitigator.acts_on_parameters:
+            parameters = self._parameters()
             with torch.no_grad():
                 self.mitigator._act_after_step(optimizer, parameters)
+            self._acts = bool(with_gradients(parameters))
         if not torch.compiler.is_compiling():  # a count would make a compiled step be compiled again and again
-            self.steps += any(parameter.grad is not None for parameter in parameters.values())
+            self.steps += self._acts
 
     def _regularized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def with_penalty() -> Any:
@@ -88,7 +89,8 @@ class StepHooks:
                     loss = loss + (self.mitigator.strength * penalty).sum()
                 # L-BFGS looks along lines, where loss and gradient must belong together: no bound there.
                 looks_ahead = any("max_iter" in group for group in self.optimizer.param_groups)
-                add_gradients(self.mitigator, parameters, None if looks_ahead else sizes_by(reach, self.optimizer))
+                sizes = None if looks_ahead else sizes_by(reach, self.optimizer)
+                self._acts = add_gradients(self.mitigator, parameters, sizes)
             return loss
 
         return with_penalty
@@ -119,13 +121,13 @@ def add_gradients(
     step_sizes: dict[int, Strength | None] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-) -> None:
-    """Add the method's gradient to each ``.grad``, which may be multiplied by a ``grad_scale``.
+) -> bool:
+    """Add the method's gradient to each ``.grad``, which may be multiplied by a ``grad_scale``; whether there was any.
 
     A parameter without a gradient is left without: the optimizer goes on leaving it alone.
     """
     if not mitigator.acts_on_gradients:
-        return
+        return False
     for name, parameter in parameters.items():
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise ValueError(
@@ -134,7 +136,7 @@ def add_gradients(
             )
     parameters = with_gradients(parameters)
     if not parameters:
-        return
+        return False
     if mitigator._pieces:
         for parameter in filter(is_sharded, parameters.values()):
             lay_out_gradient(parameter)
@@ -150,6 +152,7 @@ def add_gradients(
         mitigator._add_to(gradients, parameters, known)
     if grad_scale is not None:
         torch._foreach_mul_(list(gradients.values()), grad_scale)
+    return True
 
 
 def with_gradients(parameters: Tensors) -> Tensors:
