@@ -61,8 +61,13 @@ def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int =
     for _ in range(iterations - 1):
         _, w = half_iteration(weight, v, restart)
         v = prepare_(normalized(w), restart)
-    u = normalized(_multiply(weight, v.to(weight.dtype)))  # a network may change its dtype
-    return u, _multiply(weight.mT, u)
+    u = normalized(product(weight, v.to(weight.dtype)))  # a network may change its dtype
+    return u, product(weight.mT, u)
+
+
+def product(weight: Tensor, vector: Tensor) -> Tensor:
+    """``(..., m, n)`` by ``(..., n)``; a lone matrix, the usual case, without the detour over a batched product."""
+    return torch.mv(weight, vector) if weight.ndim == 2 else (weight @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def prepare_(v: Tensor, restart: Tensor) -> Tensor:
@@ -112,15 +117,10 @@ def gram_eigenvalues(gram: Tensor) -> Tensor:
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
     """float32, or the tensor's own type where that is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Where products have the type of their factors, on this tensor's device: autocast would round them."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def _multiply(weight: Tensor, vector: Tensor) -> Tensor:
-    """``(..., m, n)`` by ``(..., n)``; a lone matrix, the usual case, without the detour over a batched product."""
-    return torch.mv(weight, vector) if weight.ndim == 2 else (weight @ vector.unsqueeze(-1)).squeeze(-1)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from supple.errors import known
 from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.flat_step import FlatStep
 from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
 from supple.mitigators.step_hooks import largest_step_sizes
 from supple.mitigators.stretch import Pull, Target, check_target
@@ -112,9 +113,10 @@ class SpectralRegularizer(Mitigator):
         self.exponent, self.power_iterations = int(exponent), power_iterations
         self.target = target if isinstance(target, Mapping | str) else float(target)
         self.one_sided = one_sided or target == "initial"
-        self._towards = Pull(self.exponent, self.one_sided)
+        self._towards = Pull(self.exponent, self.one_sided, self.target in (0, 1))
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.needs_step_sizes = decoupled
+        self._flat_step = FlatStep(self.roles, power_iterations)
         self._matrices = [name for name in self.parameters if self.roles[name].kind == "matrix"]
         self.state = self._first_vectors(seed)
         for name, ceiling in self._first_targets().items():
@@ -131,29 +133,34 @@ class SpectralRegularizer(Mitigator):
         if not self.acts_on_gradients:
             return
 
-        def slope(stretches: Tensor, target: Strength, step_size: Strength | None) -> Tensor:
-            pull = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
-            if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
-                return pull
-            bound = self._towards.distance(stretches, target).clamp_min(TINY) / step_size
-            return pull.clamp(-bound, bound)
-
-        for step_size, names in _by_step_size(parameters, step_sizes or {}):
+        for step_size, names in _alike(parameters, step_sizes or {}):
             held = {name: parameters[name] for name in names}
-            self._pull(held, {name: gradients[name] for name in names}, state, partial(slope, step_size=step_size))
+            amount = partial(self._slope, strength, step_size)
+            self._pull(held, {name: gradients[name] for name in names}, state, amount)
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if not self.acts_on_parameters:
             return
-
-        def back(stretches: Tensor, target: Strength, step_size: Strength) -> Tensor:
-            distance = self._towards.distance(stretches, target)
-            pull = self._towards.slope(stretches, target, per_member(strength, stretches.ndim)) * step_size
-            return -pull.clamp(-distance, distance)
-
-        for step_size, names in _by_step_size(parameters, update.step_sizes):
+        for step_size, names in _alike(parameters, update.step_sizes):
             held = {name: parameters[name] for name in names}
-            self._pull(held, held, state, partial(back, step_size=step_size))
+            self._pull(held, held, state, partial(self._way_back, strength, step_size))
+
+    def _slope(self, strength: Strength, step_size: Strength | None, stretches: Tensor, target: Strength) -> Tensor:
+        """What to add to gradients: so little that a step of this size does not run past the target."""
+        slope = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
+        if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
+            return slope
+        distance = self._towards.distance(stretches, target)
+        if isinstance(step_size, Tensor):  # may be 0
+            distance = distance.clamp_min(TINY)
+        bound = distance / step_size
+        return slope.clamp(-bound, bound)
+
+    def _way_back(self, strength: Strength, step_size: Strength, stretches: Tensor, target: Strength) -> Tensor:
+        """What to add to parameters."""
+        way = self._towards.slope(stretches, target, per_member(strength, stretches.ndim) * step_size)
+        distance = self._towards.distance(stretches, target)
+        return -way.clamp(-distance, distance)
 
     def describe(self) -> str:
         """A table of every parameter: name, shape, role, number of matrices, largest singular value now, and target."""
@@ -208,7 +215,7 @@ class SpectralRegularizer(Mitigator):
                 sums[name] = self._pieces[name].squares(vectors) if name in self._pieces else vectors.square().sum(-1)
             else:
                 gains = role.gains(parameter.to(working_dtype(parameter)))
-                stretches = gains.abs() if self.one_sided else gains
+                stretches = gains if self._towards.tells_signs else gains.abs()
                 sums[name] = self._towards.penalty(stretches, self._target_of([name], state)).sum(-1)
         return sums
 
@@ -220,6 +227,14 @@ class SpectralRegularizer(Mitigator):
         All stretches of the network lie in one tensor while their amounts are worked out: it takes as many small
         operations for a hundred layers as for one.
         """
+        if not (self._members or self._pieces or torch.compiler.is_compiling()):
+
+            def of_all(names: Sequence[str], stretches: Tensor, is_matrix: Tensor | None) -> Tensor:
+                target = self._target_of(names, state, is_matrix)
+                return amount(stretches, target) if is_matrix is not None else self._of_gains(amount, stretches, target)
+
+            self._flat_step.pull(parameters, into, state, of_all)
+            return
         by_kind: dict[str, list[str]] = {"matrix": [], "scale": [], "vector": []}
         for name in parameters:
             by_kind[self.roles[name].kind].append(name)
@@ -241,8 +256,7 @@ class SpectralRegularizer(Mitigator):
                 prepare_(torch.mul(w, each, out=state[name]["v"]), state[name]["restart"])
         for name in scales:
             gains = self.roles[name].gains(parameters[name].to(working_dtype(parameters[name])))
-            change = amount(gains.abs() if self.one_sided else gains, self._target_of([name], state))
-            into[name].add_((change * gains.sign() if self.one_sided else change).view_as(into[name]))
+            into[name].add_(self._of_gains(amount, gains, self._target_of([name], state)).view_as(into[name]))
         if vectors:
             norm = torch.cat([self._row(each) for each in norms], -1)
             factors = self._apart(amount(norm, self._target_of(vectors, state)) / norm.clamp_min(TINY), norms)
@@ -250,14 +264,22 @@ class SpectralRegularizer(Mitigator):
                 factor = self._pieces[name].of_vectors(factor) if name in self._pieces else factor
                 into[name].add_((vector * factor).view_as(into[name]))
 
-    def _target_of(self, names: list[str], state: State) -> Strength:
-        """The targets of parameters of one kind: one for all, or those of all their stretches ``(members…, n)``."""
+    def _of_gains(self, amount: Callable[[Tensor, Strength], Tensor], gains: Tensor, target: Strength) -> Tensor:
+        return amount(gains, target) if self._towards.tells_signs else amount(gains.abs(), target) * gains.sign()
+
+    def _target_of(self, names: Sequence[str], state: State, is_matrix: Tensor | None = None) -> Strength:
+        """The targets of all stretches of these parameters, side by side ``(members…, n)``, or one for all.
+
+        The parameters are of one kind, or ``is_matrix`` says with 1 and 0 which stretches are those of matrices.
+        """
         kind = self.roles[names[0]].kind
         if not isinstance(self.target, Mapping | str):
-            return 0.0 if kind == "vector" else self.target
-        if kind == "scale":
-            return self.roles[names[0]].vector(state[names[0]]["target"])
+            if is_matrix is None:
+                return 0.0 if kind == "vector" else self.target
+            return is_matrix if self.target == 1 else is_matrix * self.target
         targets = [state[name]["target"] for name in names]
+        if kind == "scale":
+            targets = [self.roles[name].vector(target) for name, target in zip(names, targets, strict=True)]
         return targets[0] if len(targets) == 1 else torch.cat(targets, -1)
 
     @torch.no_grad()
@@ -423,11 +445,14 @@ class SpectralRegularizer(Mitigator):
         return state
 
 
-def _by_step_size(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:
-    """The names of parameters that have one step size: numbers that are equal, or one tensor."""
+def _alike(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:
+    """The names of parameters that can be worked out together: on one device, in one data type, with one step size.
+
+    Step sizes are one where they are equal numbers, or the same tensor.
+    """
     groups: dict[Any, tuple[Any, list[str]]] = {}
-    for name in parameters:
+    for name, parameter in parameters.items():
         size = step_sizes.get(name)
-        key = ("tensor", id(size)) if isinstance(size, Tensor) else size
-        groups.setdefault(key, (size, []))[1].append(name)
+        key = id(size) if isinstance(size, Tensor) else size
+        groups.setdefault((key, parameter.device, working_dtype(parameter)), (size, []))[1].append(name)
     return list(groups.values())

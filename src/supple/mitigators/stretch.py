@@ -37,36 +37,46 @@ def check_target(target: Target) -> None:
 
 @dataclass(frozen=True)
 class Pull:
-    """What pulls stretches towards their targets."""
+    """What pulls stretches towards their targets. Stretches are at least 0, unless :attr:`tells_signs`."""
 
     exponent: int
     """k."""
     one_sided: bool
-    """Whether targets are ceilings: only what is above them is pulled. Stretches are then at least 0."""
+    """Whether targets are ceilings: only what is above them is pulled."""
+
+    is_plain: bool = False
+    """Whether every target is 0 or 1, so that nothing is to be divided."""
+
+    @property
+    def tells_signs(self) -> bool:
+        """Whether a negative gain is pulled to the target too, instead of to the negative target."""
+        return self.exponent % 2 == 1 and not self.one_sided
 
     def penalty(self, stretches: Tensor, target: float | Tensor) -> Tensor:
         """The term of each stretch."""
-        unit, goal = _unit_and_goal(target)
+        unit, goal = self._unit_and_goal(target)
         excess = (stretches / unit) ** self.exponent - goal
         return unit**2 * (excess.clamp_min(0) if self.one_sided else excess).square()
 
     def slope(self, stretches: Tensor, target: float | Tensor, strength: float | Tensor) -> Tensor:
         """The derivative of strength · :meth:`penalty` by each of the stretches."""
-        k, (unit, goal) = self.exponent, _unit_and_goal(target)
+        k, (unit, goal) = self.exponent, self._unit_and_goal(target)
         factor = 2 * k * strength
         if isinstance(unit, Tensor) or unit != 1:  # the usual target costs nothing
             factor, stretches = factor * unit, stretches / unit
-        slope = factor * stretches ** (k - 1) * (stretches**k - goal)
+        power = stretches if k == 2 else stretches ** (k - 1)
+        slope = factor * power * (stretches**k - goal)
         return slope.clamp_min(0) if self.one_sided else slope
 
     def distance(self, stretches: Tensor, target: float | Tensor) -> Tensor:
-        """How far each stretch is from its target; a negative gain, where k is even, from the negative target."""
-        return ((stretches.abs() if self.exponent % 2 == 0 else stretches) - target).abs()
+        """How far each stretch is from its target."""
+        return (stretches - target).abs()
 
-
-def _unit_and_goal(target: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
-    """What stretches are measured in, and where they are pulled to in it: τ and 1, or 1 and 0 where τ = 0."""
-    if isinstance(target, Tensor):
-        unit = torch.where(target > 0, target, 1.0)
-        return unit, target / unit
-    return target or 1.0, float(target > 0)
+    def _unit_and_goal(self, target: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """What stretches are measured in, and where they are pulled to in it: τ and 1, or 1 and 0 where τ = 0."""
+        if self.is_plain:
+            return 1.0, target
+        if isinstance(target, Tensor):
+            unit = torch.where(target > 0, target, 1.0)
+            return unit, target / unit
+        return target or 1.0, float(target > 0)

@@ -1,0 +1,151 @@
+"""One step of the spectral regularizer for all of a network's parameters at once, in few operators.
+
+On a GPU every operator costs a launch, whatever its size. So the singular vectors of all matrices lie one after the
+other in one tensor while they are scaled, and so do all stretches while it is worked out how far each is pulled: three
+operators a matrix (two products and the rank-one update), and some thirty for the network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supple.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product, working_dtype
+from supple.role import Role
+
+Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
+"""How much of each stretch's derivative to add, given the parameters' names and all of their stretches in one tensor:
+one a matrix or vector, with a tensor that is 1 for matrices and 0 for vectors; or one an entry of gains."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the parts of some parameters lie in the flat tensors."""
+
+    matrices: list[str]
+    vectors: list[str]
+    scales: list[str]
+    row_sizes: list[int]
+    """The lengths of all u."""
+    sizes: list[int]
+    """The lengths of all v, then of all vectors that are pulled."""
+    row_stretch: Tensor
+    """Of each entry of all u, which stretch it belongs to."""
+    stretch: Tensor
+    """The same for all v and vectors."""
+    is_matrix: Tensor
+    """1 for the stretches of matrices, 0 for those of vectors."""
+
+
+class FlatStep:
+    """The steps of one method whose parameters have these roles.
+
+    Args:
+        roles: by parameter name.
+        power_iterations: how many a step.
+    """
+
+    def __init__(self, roles: Mapping[str, Role], power_iterations: int) -> None:
+        self._roles, self._power_iterations = roles, power_iterations
+        self._layouts: dict[tuple[torch.device, tuple[str, ...]], _Layout] = {}
+
+    def pull(
+        self,
+        parameters: Mapping[str, Tensor],
+        into: Mapping[str, Tensor],
+        state: Mapping[str, dict[str, Tensor]],
+        amount: Amount,
+    ) -> None:
+        """Add ``amount`` times each stretch's derivative by its parameter to ``into``, and advance the vectors v.
+
+        The parameters lie on one device and are worked out in one data type; none is sharded, none has members.
+        """
+        layout = self._layout_of(parameters)
+        if layout.scales:
+            self._pull_scales(layout.scales, parameters, into, amount)
+        if not layout.sizes:
+            return
+        roles, matrices = [self._roles[name] for name in layout.matrices], layout.matrices
+        weights = [_wide(role.matrices(parameters[name])) for role, name in zip(roles, matrices, strict=True)]
+        vs, restarts = ([state[name][key] for name in matrices] for key in ("v", "restart"))
+        vectors = [_wide(self._roles[name].vectors(parameters[name])) for name in layout.vectors]
+        ws: list[Tensor] = []
+        us: Sequence[Tensor] = []
+        if matrices:
+            starts = vs
+            for _ in range(self._power_iterations - 1):
+                starts = [
+                    prepare_(normalized(half_iteration(weight, v, restart)[1]), restart)
+                    for weight, v, restart in zip(weights, starts, restarts, strict=True)
+                ]
+            us = [product(weight, v) for weight, v in zip(weights, starts, strict=True)]
+            parts = _parts(us)
+            inverse = torch.stack(torch._foreach_norm(parts)).clamp_min_(TINY).reciprocal_()
+            flat = torch.cat(parts).mul_(inverse.index_select(0, layout.row_stretch))
+            us = _like(us, flat.split(layout.row_sizes))
+            ws = [product(weight.mT, u) for weight, u in zip(weights, us, strict=True)]
+        whole = [*ws, *vectors]
+        parts = _parts(whole)
+        stretches, flat = torch.stack(torch._foreach_norm(parts)), torch.cat(parts)
+        inverse = stretches.clamp_min(TINY).reciprocal_()
+        factors = amount([*matrices, *layout.vectors], stretches, layout.is_matrix) * inverse
+        pulls = _like(whole, (flat * factors.index_select(0, layout.stretch)).split(layout.sizes))
+        for role, name, u, pull in zip(roles, matrices, us, pulls, strict=False):
+            role.add_outer_(into[name], u, pull)
+        _add([into[name] for name in layout.vectors], pulls[len(matrices) :])
+        if matrices:
+            units = flat.mul_(inverse.index_select(0, layout.stretch)).nan_to_num_(0.0)
+            torch._foreach_copy_(vs, _like(ws, units.split(layout.sizes)))
+            torch._foreach_add_(vs, restarts, alpha=RESTART)
+
+    def _pull_scales(
+        self, names: list[str], parameters: Mapping[str, Tensor], into: Mapping[str, Tensor], amount: Amount
+    ) -> None:
+        gains = [_wide(self._roles[name].gains(parameters[name])) for name in names]
+        changes = amount(names, torch.cat(gains), None)
+        _add([into[name] for name in names], changes.split([len(each) for each in gains]))
+
+    def _layout_of(self, parameters: Mapping[str, Tensor]) -> _Layout:
+        device = next(iter(parameters.values())).device
+        key = (device, tuple(parameters))
+        if key not in self._layouts:
+            names: dict[str, list[str]] = {"matrix": [], "vector": [], "scale": []}
+            for name in parameters:
+                names[self._roles[name].kind].append(name)
+            matrices, vectors, scales = names.values()
+            shapes = [self._roles[name].sizes for name in matrices]
+            vector_shapes = [self._roles[name].layout or (1, parameters[name].numel()) for name in vectors]
+            rows = [(groups, rows) for groups, rows, _ in shapes]
+            columns = [*((groups, columns) for groups, _, columns in shapes), *vector_shapes]
+            row_sizes, sizes = ([groups * size for groups, size in each] for each in (rows, columns))
+            owners = _owners(rows, device), _owners(columns, device)
+            kinds = [sum(groups for groups, _ in each) for each in (rows, vector_shapes)]
+            is_matrix = torch.tensor([1.0] * kinds[0] + [0.0] * kinds[1], device=device)
+            self._layouts[key] = _Layout(matrices, vectors, scales, row_sizes, sizes, *owners, is_matrix)
+        return self._layouts[key]
+
+
+def _owners(shapes: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    lengths = [size for groups, size in shapes for _ in range(groups)]
+    return torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long)).to(device)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In at least single precision."""
+    return tensor.to(working_dtype(tensor))
+
+
+def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All vectors apart: ``(n,)`` is one, ``(groups, n)`` several."""
+    return [part for tensor in tensors for part in (tensor.unbind() if tensor.ndim > 1 else (tensor,))]
+
+
+def _like(tensors: Sequence[Tensor], flat: Sequence[Tensor]) -> list[Tensor]:
+    """Pieces of a flat tensor in the shapes of the first of ``tensors``."""
+    return [piece.view_as(tensor) if tensor.ndim > 1 else piece for tensor, piece in zip(tensors, flat, strict=False)]
+
+
+def _add(into: list[Tensor], pulls: Sequence[Tensor]) -> None:
+    if into:
+        torch._foreach_add_(into, [pull.view_as(each) for each, pull in zip(into, pulls, strict=True)])
