@@ -56,9 +56,16 @@ def descended(penalty: Callable[[Parameters], Tensor], strength: float) -> Step:
     return step
 
 
-def assert_follows(network: nn.Module, method: Mitigator, step: Step, rtol: float = 1e-9, steps: int = 20) -> None:
-    """``method`` on SGD takes ``network`` where ``step`` takes a copy of its parameters, at every one of the steps."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=LR)
+def assert_follows(
+    network: nn.Module,
+    method: Mitigator,
+    step: Step,
+    rtol: float = 1e-9,
+    steps: int = 20,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+) -> None:
+    """``method`` takes ``network`` where ``step`` takes a copy of its parameters, at every one of the steps."""
+    optimizer = optimizer(network.parameters(), lr=LR)
     method.attach(optimizer)
     expected = parameters64(network)
     for number in range(1, steps + 1):

@@ -3,40 +3,48 @@
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, move_towards, per_member
+from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, move_towards, per_member
 from supple.population import Population
 from supple.power_iteration import TINY, working_dtype
 from supple.roles import Kind, Role
 
 
 class UPGD(Mitigator):
-    r"""Gate each weight's gradient by its utility and perturb it.
+    r"""Gate each weight's update by its utility, and perturb it.
 
-    .. math:: g \gets (g + \xi)(1 - \text{gate}) + \lambda\theta
+    .. math:: \theta \gets (1 - \alpha\lambda)\,\theta + (\Delta - \alpha\xi)(1 - \text{gate})
 
-    The utility u is a moving average of −gθ (what removing the weight would cost, to first order), û that corrected for
-    its start from zero, gate = sigmoid(û / max û) with the maximum over the network, and ξ ~ N(0, noise²). With SGD as
-    the optimizer, θ ← (1 − αλ)θ − α(g + ξ)(1 − gate) as published; other optimizers see the changed gradient.
+    Δ is how far the optimizer moves a weight, α its step size. The utility u is a moving average of −gθ (what removing
+    the weight would cost, to first order), û is that average corrected for its start from zero,
+    gate = sigmoid(û / max û) with the maximum over the network, and ξ ~ N(0, noise²). With plain SGD, Δ = −αg, this is
+    the published method. With Adam it is the authors' AdaptiveUPGD, which gates and perturbs what Adam has normalised;
+    that one doubles the step size, because gates are ½ on average, and this one does not.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: from 0 (the gradient as it is) to 1 (the published method).
+        strength: from 0 (the optimizer's step as it is) to 1 (the published method).
         noise: standard deviation of ξ; 1e-3 is the middle of the range that the source searches.
         decay: of the moving average, 0.999.
-        weight_decay: λ.
+        weight_decay: λ; it is not gated. An optimizer's own weight decay is part of Δ.
+        corrected_maximum: divide by max û, as in the paper. False divides by max u, as the authors' code does: gates
+            are then nearly 0 or 1 during the first 1 / (1 − decay) steps.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
         seed: of the noise.
 
+    Each step keeps a copy of the parameters until the optimizer has moved them.
+
     Raises:
-        ValueError: for a strength above 1 and for options out of range.
+        ValueError: for a strength above 1 and for options out of range; when attached, for an optimizer that does not
+            tell its step size.
 
     Source: Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, 2024.
     """
 
     largest_strength = 1.0
     traceable = False
+    needs_step_sizes = True
 
     def __init__(
         self,
@@ -46,6 +54,7 @@ class UPGD(Mitigator):
         noise: float = 1e-3,
         decay: float = 0.999,
         weight_decay: float = 0.0,
+        corrected_maximum: bool = True,
         roles: Mapping[str, Kind | Role | None] | None = None,
         seed: int = 0,
     ) -> None:
@@ -56,6 +65,7 @@ class UPGD(Mitigator):
             )
         super().__init__(network, strength, roles=roles)
         self.noise, self.decay, self.weight_decay = noise, decay, weight_decay
+        self.corrected_maximum = corrected_maximum
         self.state = {
             name: {
                 # The sum 1 + β + β² + … times the average: it then decays in place, with no temporary.
@@ -64,23 +74,42 @@ class UPGD(Mitigator):
             }
             for name, parameter in self.parameters.items()
         }
+        self._before: Tensors = {}
+        """The parameters as they were before the optimizer's step, during that step."""
         self._seed(seed)
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
+        """Only looks: gradients and parameters are here as the utility needs them."""
         weights = [state[name]["weight"] for name in gradients]
         torch._foreach_mul_(weights, self.decay)
         torch._foreach_add_(weights, 1)
+        for name, gradient in gradients.items():
+            state[name]["utility"].mul_(self.decay).addcmul_(gradient, parameters[name], value=-1)
+            self._before[name] = parameters[name].clone()
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        before, self._before = self._before, {}
+        if missing := parameters.keys() - before.keys():
+            raise RuntimeError(
+                f"expected before_step() ahead of the optimizer's step, got none for {min(missing)!r}: call it after "
+                "backward(), or attach(optimizer)"
+            )
+        if not parameters:
+            return
+        scale = self._largest_utility(parameters, state)
+        for name, parameter in parameters.items():
+            by_member = per_member(state[name]["weight"] * scale, parameter.ndim)
+            target = self._random(parameter, lambda part, random: part.normal_(std=self.noise, generator=random))
+            step_size, old = update.step_sizes[name], before[name].to(parameter.dtype)
+            target.mul_(-step_size).add_(parameter).sub_(old).mul_((state[name]["utility"] / -by_member).sigmoid_())
+            target.add_(old * (1 - step_size * self.weight_decay) if self.weight_decay else old)
+            move_towards(parameter, target, strength)
+
+    def _largest_utility(self, parameters: Tensors, state: State) -> Tensor:
+        """max û over the network, by member; or max u."""
         peaks = []
-        for (name, gradient), weight in zip(gradients.items(), weights, strict=True):
-            utility = state[name]["utility"].mul_(self.decay).addcmul_(gradient, parameters[name], value=-1)
-            peaks.append(self.roles[name].vector(utility).amax(-1) / weight)
+        for name in parameters:
+            count = state[name]["weight"] if self.corrected_maximum else 1 / (1 - self.decay)
+            peaks.append(self.roles[name].vector(state[name]["utility"]).amax(-1) / count)
         peak = torch.stack(peaks).amax(0)
-        peak = torch.where(peak.abs() < TINY, 1, peak)
-        for (name, gradient), weight in zip(gradients.items(), weights, strict=True):
-            relative = state[name]["utility"] * (-1 / per_member(weight * peak, gradient.ndim))
-            one_less_gate = relative.sigmoid_()
-            target = self._random(gradient, lambda part, random: part.normal_(std=self.noise, generator=random))
-            target.add_(gradient).mul_(one_less_gate)
-            if self.weight_decay:
-                target.add_(parameters[name], alpha=self.weight_decay)
-            move_towards(gradient, target, strength)
+        return torch.where(peak.abs() < TINY, 1, peak)
