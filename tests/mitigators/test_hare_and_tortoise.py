@@ -103,3 +103,18 @@ def test_the_slow_copy_starts_where_the_fast_one_is_and_is_a_copy():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         HareAndTortoise(nn.Linear(2, 2), **options)
+
+
+def test_buffers_of_real_numbers_are_averaged_and_returned():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    statistics, slow = network[1].running_mean, network[1].running_mean.clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    HareAndTortoise(network, decay=0.9, every=3).attach(optimizer)
+    for step in range(1, 7):
+        network(torch.randn(8, 3) + 2).square().sum().backward()
+        fast = statistics.clone()
+        optimizer.step()
+        slow = 0.9 * slow + 0.1 * fast
+        torch.testing.assert_close(statistics, fast if step % 3 else slow)
+    assert network[1].num_batches_tracked == 6

@@ -28,7 +28,8 @@ class HareAndTortoise(Mitigator):
     Raises:
         ValueError: for a strength above 1, a decay outside [0, 1) or a period below 1.
 
-    The optimizer's state is kept, and so are buffers, such as the statistics of batch norm.
+    Buffers of real numbers, such as the statistics of batch norm, are averaged and returned too, in the steps of the
+    optimizer that holds the first parameter. The optimizer's state is kept.
 
     A step that :class:`torch.amp.GradScaler` makes a fused optimizer skip is seen only where a return is due, which
     then comes with the next one; the others count as steps.
@@ -60,12 +61,25 @@ class HareAndTortoise(Mitigator):
             name: {"slow": parameter.detach().to(working_dtype(parameter), copy=True)}
             for name, parameter in self.parameters.items()
         }
+        self._module = network.stacked if isinstance(network, Population) else network
+        buffers = dict(self._module.named_buffers()).items()
+        self._buffers = [name for name, buffer in buffers if buffer.is_floating_point()]
+        self.state |= {
+            name: {"slow": buffer.to(working_dtype(buffer), copy=True)}
+            for name, buffer in buffers
+            if name in self._buffers
+        }
         # One count a parameter: they may be divided between optimizers.
         self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64) for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in {**parameters, **update.idle}.items():
-            slow = state[name]["slow"]
-            slow.lerp_(parameter.to(slow.dtype), 1 - self.decay)
-            if is_due(state[GLOBAL][name], self.every, update) and name in parameters:
-                move_towards(parameter, slow, strength)
+            together = {name: parameter}
+            if name == next(iter(self.parameters)):
+                together |= {buffer: self._module.get_buffer(buffer) for buffer in self._buffers}
+            is_back = is_due(state[GLOBAL][name], self.every, update)
+            for each, fast in together.items():
+                slow = state[each]["slow"]
+                slow.lerp_(fast.to(slow.dtype), 1 - self.decay)
+                if is_back and each not in update.idle:
+                    move_towards(fast, slow, strength)
