@@ -1,0 +1,119 @@
+"""Whether two checkouts compute the same bits, on this machine: to be run before and after code is moved.
+
+    git worktree add /tmp/before COMMIT
+    python benchmarks/same_bits.py --before /tmp/before                    # minutes; --compiled: an hour
+
+Each checkout digests what its own copy of this program trains: every method of the laboratory for some steps, as a
+population of two, and agents for 200 updates. What depends on the processor differs between machines, so that digests
+are compared and never kept.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch.utils._pytree import tree_flatten_with_path
+
+PROBLEM = "random-label-digits"
+AGENT = {"steps": 150, "evaluate_every": 75, "episodes": 1, "hidden": (32, 32), "batch_size": 16}
+AGENT |= {"random_steps": 50, "replay_ratio": 2, "capacity": 200}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameBits:
+    """Whether two checkouts compute the same bits, on this machine."""
+
+    before: Path | None = None
+    """The other checkout; when left out, the digests of this one are printed as JSON."""
+    methods: tuple[str, ...] = ()
+    """Methods of the laboratory; all of them when left out."""
+    agents: tuple[str, ...] = ("none", "spectral", "decoupled-spectral", "resets", "redo", "shrink-and-perturb")
+    """Methods of control."""
+    compiled: bool = False
+    """Compile every training step; that of a lone population otherwise, which is not compiled."""
+
+
+def digest(*trees: Any) -> str:
+    """Of all tensors in dictionaries and lists, with the keys that lead to them, and of everything else as text."""
+    found = hashlib.sha256()
+    for path, leaf in tree_flatten_with_path(trees)[0]:
+        value = leaf.detach().cpu().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode()
+        found.update(repr(path).encode() + value)
+    return found.hexdigest()[:16]
+
+
+def of_method(method: str, compiled: bool) -> str:
+    from supple.lab.run import Run
+    from supple.lab.trainer import Trainer
+
+    run = Run.of(PROBLEM, method, (0, 1), tasks=2, epochs=4)
+    torch.manual_seed(0)
+    trainer = Trainer(run, compiled=compiled)
+    rows = [trainer.learn(task).rows() for task in range(run.tasks)]
+    return digest(run.folder("runs").name, rows, trainer.state_dict())
+
+
+def of_agent(method: str, compiled: bool) -> str:
+    from supple.rl.run import Run
+    from supple.rl.train import Training
+
+    resets = {"every": 160} if method == "resets" else None
+    run = Run.of("Pendulum-v1", method, (0, 1), resets=resets, **AGENT)
+    torch.manual_seed(0)
+    training, rows = Training(run, compiled=compiled), []
+    for step in range(1, run.steps + 1):
+        training.advance()
+        if step % run.evaluate_every == 0:
+            rows.append(training.measure().rows())
+            training.reset_if_due()
+    return digest(run.folder("runs").name, rows, training.agent.state_dict())
+
+
+def digests(config: SameBits) -> dict[str, str]:
+    from supple.lab.methods import METHODS
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    found = {f"laboratory, {name}": of_method(name, config.compiled) for name in config.methods or METHODS}
+    return found | {f"agent, {name}": of_agent(name, config.compiled) for name in config.agents}
+
+
+def of_checkout(folder: Path, arguments: list[str]) -> dict[str, str]:
+    program, path = folder / "benchmarks" / "same_bits.py", str(folder / "src")
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, program, *arguments], env=environment, stdout=subprocess.PIPE, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    config = tyro.cli(SameBits)
+    if config.before is None:
+        print(json.dumps(digests(config)))
+        return
+    arguments = [*sys.argv[1:]]
+    at = arguments.index("--before")
+    del arguments[at : at + 2]
+    here = Path(__file__).resolve().parents[1]
+    before, now = of_checkout(config.before.resolve(), arguments), of_checkout(here, arguments)
+    names = list(before | now)
+    table = Table("", "before", "now", "same")
+    for name in names:
+        table.add_row(name, before.get(name), now.get(name), "yes" if before.get(name) == now.get(name) else "NO")
+    Console().print(table)
+    different = [name for name in names if before.get(name) != now.get(name)]
+    if different:
+        sys.exit(f"{len(different)} of {len(names)} differ: {', '.join(different)}")
+
+
+if __name__ == "__main__":
+    main()
