@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.utils import prune
 
 from diagnostics_networks import NETWORKS, network_and_probe, perceptron
 from supple import Population
@@ -212,6 +213,93 @@ class UsedBesides(nn.Module):
 def test_parameters_that_are_used_besides_their_layer(examples):
     x, y = torch.randn(examples, 4).double(), torch.randint(3, (examples,))
     assert_as_by_autograd(UsedBesides(), x, y)
+
+
+class UsedByOne(nn.Module):
+    """A batch of five, of which the fourth alone goes another way."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.use = use
+        self.inner, self.norm, self.conv, self.head = (
+            nn.Linear(4, 4),
+            nn.LayerNorm(4),
+            nn.Conv1d(1, 2, 3),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x):
+        h = self.norm(torch.tanh(self.inner(x))) + self.conv(x[:, None]).mean((1, 2))[:, None]
+        return self.head(torch.where(x[:, :1] > 9, self.use(self, x, h), h))
+
+
+USES = {
+    "F.linear": lambda net, x, h: h + nn.functional.linear(x, net.inner.weight),
+    "F.linear, of the same length": lambda net, x, h: h - 2 * nn.functional.linear(x, net.inner.weight, net.inner.bias),
+    "F.conv1d": lambda net, x, h: h * nn.functional.conv1d(x[:, None], net.conv.weight).mean((1, 2))[:, None],
+    "a gain": lambda net, x, h: h * net.norm.weight,
+    "a bias": lambda net, x, h: h + net.inner.bias,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_parameters_that_one_example_uses_besides_their_layer(use):
+    x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    x[3, 0] = 10
+    assert_as_by_autograd(UsedByOne(USES[use]), x, y)
+
+
+def test_rows_of_which_a_few_are_in_another_order():
+    class Swapped(nn.Sequential):
+        def forward(self, x):
+            there = torch.tensor([0, 3, 2, 1, 4])[: len(x)] if len(x) > 1 else torch.tensor([0])
+            return self[1](torch.tanh(self[0](x[there]))[there])
+
+    x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    assert_as_by_autograd(Swapped(nn.Linear(4, 5), nn.Linear(5, 3)), x, y)
+
+
+def with_hook(network):
+    network[0].register_forward_hook(lambda layer, inputs, output: output * (1 + (inputs[0][:, :1] > 9)))
+    return network
+
+
+def mapped(network):
+    network.forward = torch.func.vmap(lambda x: nn.Sequential.forward(network, x))
+    return network
+
+
+def scaled(network):
+    scale = nn.Module()
+    scale.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
+    scale.forward = lambda x: scale.scale * x
+    return network.append(scale)
+
+
+CHANGES = {
+    "a hook": with_hook,
+    "pruned weight": lambda network: (prune.l1_unstructured(network[0], "weight", 0.5), network)[1],
+    "pruned bias": lambda network: (prune.l1_unstructured(network[0], "bias", 0.5), network)[1],
+    "torch.func.vmap": mapped,
+    "a scalar": scaled,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_that_are_not_as_torch_made_them(change):
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 3))
+    x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    x[3, 0] = 10
+    assert_as_by_autograd(CHANGES[change](network), x, y)
+
+
+def test_examples_that_influence_each_other_are_taken_alone():
+    class Centred(nn.Sequential):
+        def forward(self, x):
+            return self[1](torch.tanh(self[0](x - x.mean(0).detach())))
+
+    x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    assert_as_by_autograd(Centred(nn.Linear(4, 5), nn.Linear(5, 3)), x, y)
 
 
 def test_rows_that_are_all_the_same_do_not_tell_whose_they_are():

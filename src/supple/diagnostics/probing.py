@@ -118,10 +118,13 @@ def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
     return dict(zip(member.trained, derivatives(value, trained), strict=True))
 
 
-def derivatives(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of a scalar; zero by what it does not depend on, as by what ran under ``torch.no_grad()``."""
+def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
+    """The gradients of a scalar; zero by what it does not depend on, as by what ran under ``torch.no_grad()``.
+
+    To ``keep`` the graph lets another scalar of it be differentiated afterwards.
+    """
     reached = [tensor for tensor in tensors if tensor.requires_grad] if value.requires_grad else []
-    gradients = torch.autograd.grad(value, reached, materialize_grads=True) if reached else ()
+    gradients = torch.autograd.grad(value, reached, materialize_grads=True, retain_graph=keep) if reached else ()
     found = {id(tensor): gradient for tensor, gradient in zip(reached, gradients, strict=True)}
     return [found[id(tensor)] if id(tensor) in found else torch.zeros_like(tensor) for tensor in tensors]
 
