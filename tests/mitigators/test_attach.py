@@ -1,5 +1,6 @@
 """A method on an optimizer's own step: hooks, closures, gradient scaling, parameter groups, errors."""
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -391,6 +392,107 @@ def test_a_step_skipped_for_an_overflow_changes_nothing(network, x, name, decoup
     scaled_step(network, optimizer, scaler, x)
     assert not any(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+# A step that raises an error, and is taken once more.
+
+
+class Failing(torch.optim.SGD):
+    """Raises an error in its first steps, after its closure: memory ran out, say."""
+
+    failures = 2
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError
+        super().step()
+        return loss
+
+
+def until_it_steps(step, prepare=lambda: None):
+    done = False
+    while not done:
+        prepare()
+        with contextlib.suppress(MemoryError):
+            step()
+            done = True
+
+
+def step_alone(network, optimizer, x):
+    optimizer.zero_grad()
+    loss_of(network, x).backward()
+    until_it_steps(optimizer.step)
+
+
+def step_with_scaler(network, optimizer, x):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer.zero_grad()
+    scaler.scale(loss_of(network, x)).backward()
+    until_it_steps(lambda: scaler.step(optimizer))
+    scaler.update()
+
+
+def step_with_closure(network, optimizer, x):
+    optimizer.zero_grad()
+    loss_of(network, x).backward()
+    until_it_steps(lambda: optimizer.step(lambda: torch.zeros(())))
+
+
+def all_again(network, optimizer, x, to_none=True):
+    def backward():
+        optimizer.zero_grad(set_to_none=to_none)
+        loss_of(network, x).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+
+    until_it_steps(optimizer.step, backward)
+
+
+def all_again_in_closure(network, optimizer, x):
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(network, x)
+        loss.backward()
+        return loss
+
+    until_it_steps(lambda: optimizer.step(closure))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        step_alone,
+        step_with_scaler,
+        step_with_closure,
+        all_again,
+        lambda *parts: all_again(*parts, to_none=False),
+        all_again_in_closure,
+    ],
+    ids=["step", "scaler", "closure", "backward", "backward in place", "backward in closure"],
+)
+def test_a_step_that_is_taken_once_more_is_one_step(x, loop):
+    networks = [make_network(), make_network()]
+    for network, failures in zip(networks, (0, 2), strict=True):
+        optimizer = Failing(network.parameters(), lr=0.1)
+        optimizer.failures = failures
+        L2Regularizer(network, strength=0.5).attach(optimizer)
+        L2InitRegularizer(network[0], strength=0.5).attach(optimizer)
+        with torch.no_grad():
+            network[0].weight.add_(0.1)
+        loop(network, optimizer, x)
+        loop(network, optimizer, -x)
+    assert_equal(*networks, rtol=1e-6, atol=1e-7)
+
+
+def test_a_backward_pass_after_an_error_asks_for_another_penalty(network, x):
+    """Whether ``zero_grad()`` came before it can't be seen where it writes zeros in place."""
+    optimizer = Failing(resting(network).parameters(), lr=0.1)
+    L2Regularizer(network, strength=0.5).attach(optimizer)
+    expected = {name: 3 * value for name, value in values(network).items()}
+    until_it_steps(optimizer.step, lambda: (0 * loss_of(network, x)).backward())
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
 
 
 def test_scaled_gradients_of_a_population_with_its_own_strengths():

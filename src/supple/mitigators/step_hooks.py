@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from supple.optimizers import inner_optimizers, parameters_in, reach, step_size
 from supple.power_iteration import without_autocast
 from supple.roles import owned_parameters
-from supple.sharding import is_sharded, lay_out_gradient
+from supple.sharding import is_sharded, lay_out_gradient, local
 
 if TYPE_CHECKING:
     from supple.mitigators.base import Mitigator, Strength, Tensors
@@ -30,12 +30,32 @@ _REBUILD = (
 """Optimizers that compute parameters anew in each step, from sums or averages that they keep."""
 
 
+class _Writes(NamedTuple):
+    """How often the first of an optimizer's gradients has been written to; it tells these gradients from new ones."""
+
+    gradient: Tensor
+    writes: int
+
+    @classmethod
+    def so_far(cls, optimizer: Optimizer) -> _Writes | None:
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        gradient = next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
+        if gradient is None:
+            return None
+        return cls(gradient, 0 if gradient.is_inference() else local(gradient)._version)
+
+    def are(self, others: _Writes | None) -> bool:
+        return others is not None and others.gradient is self.gradient and others.writes == self.writes
+
+
 class StepHooks:
     """The hooks of one method on one optimizer, until :meth:`remove`."""
 
     def __init__(self, mitigator: Mitigator, optimizer: Optimizer, steps: int = 0) -> None:
         self.mitigator, self.optimizer, self.steps = mitigator, optimizer, steps
         self._held, self._depth, self._acts = held_by(optimizer), 0, False
+        self._added: _Writes | None = None
+        self._is_retry = False
         self._handles = [
             optimizer.register_step_pre_hook(self._on_step_start),
             optimizer.register_step_post_hook(self._on_step_end),
@@ -54,6 +74,7 @@ class StepHooks:
         self._depth += 1
         if self._depth > 1 or not self.mitigator.acts_on_gradients:
             return None
+        self._is_retry = self._added is not None
         # args[0] is the optimizer itself. With a closure the gradients come to be inside the step, each time that the
         # optimizer calls it.
         if callable(closure := kwargs.get("closure")):
@@ -63,13 +84,14 @@ class StepHooks:
         with torch.no_grad():
             # Set by torch.amp.GradScaler for fused optimizers, whose gradients are still scaled at this point.
             scaling = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-            self._acts = add_gradients(self.mitigator, self._parameters(), sizes_by(reach, optimizer), *scaling)
+            self._acts = self._add(self._parameters(), sizes_by(reach, optimizer), *scaling)
         return None
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth -= 1
         if self._depth:
             return
+        self._added = None
         if self.mitigator.acts_on_parameters:
             parameters = self._parameters()
             with torch.no_grad():
@@ -90,10 +112,25 @@ class StepHooks:
                 # L-BFGS looks along lines, where loss and gradient must belong together: no bound there.
                 looks_ahead = any("max_iter" in group for group in self.optimizer.param_groups)
                 sizes = None if looks_ahead else sizes_by(reach, self.optimizer)
-                self._acts = add_gradients(self.mitigator, parameters, sizes)
+                self._acts = self._add(parameters, sizes)
             return loss
 
         return with_penalty
+
+    def _add(self, parameters: Tensors, *how: Any) -> bool:
+        """Add the method's gradient, unless it is there: from a step that ended by an error and is taken once more."""
+        if torch.compiler.is_compiling():
+            return add_gradients(self.mitigator, parameters, *how)
+        before, is_retry = _Writes.so_far(self.optimizer), self._is_retry
+        self._is_retry = False  # an optimizer may call its closure again
+        if is_retry and before is not None and before.are(self._added):
+            return True
+        acts = add_gradients(self.mitigator, parameters, *how)
+        if acts:
+            for hooks in _all_on(self.optimizer):  # what other methods have added is still there
+                if hooks is self or (before is not None and before.are(hooks._added)):
+                    hooks._added = _Writes.so_far(self.optimizer)
+        return acts
 
     def _parameters(self) -> Tensors:
         held = held_by(self.optimizer)
@@ -102,6 +139,13 @@ class StepHooks:
             check_step_sizes(self.mitigator, self.optimizer)
             self._held = held
         return self.mitigator._select(held)
+
+
+def _all_on(optimizer: Optimizer) -> list[StepHooks]:
+    """Those of every method on it, in the order in which they act."""
+    hooks: Sequence[Any] = [*optimizer._optimizer_step_post_hooks.values()]
+    owners = (getattr(hook, "__self__", None) for hook in hooks)
+    return [owner for owner in owners if isinstance(owner, StepHooks)]
 
 
 def _steps_under_way(optimizer: Optimizer) -> int:
@@ -286,10 +330,7 @@ def _check_master_copies(mitigator: Mitigator, optimizer: Optimizer) -> None:
 
 def _check_company(mitigator: Mitigator, optimizer: Optimizer) -> None:
     """Make sure that nothing on the optimizer does the same already."""
-    hooks: Sequence[Any] = [*optimizer._optimizer_step_post_hooks.values()]
-    for owner in (getattr(hook, "__self__", None) for hook in hooks):
-        if not isinstance(owner, StepHooks):
-            continue
+    for owner in _all_on(optimizer):
         if owner.mitigator is mitigator:
             raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")
         theirs = {id(parameter) for parameter in owner.mitigator.parameters.values()}
