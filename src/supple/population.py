@@ -77,6 +77,17 @@ def copy_of(module: Module) -> Module:
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
 
 
+def outside_vmap(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of torch.vmap and torch.func.grad, mapped dimensions first."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        dim = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        if dim >= 0:
+            tensor = tensor.movedim(dim, 0)
+    return tensor.detach()
+
+
 def _seeded(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)

@@ -188,7 +188,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
     else:
         _refuse_stacked(path, module, name, shape)
     stem, _, suffix = name.rpartition("_")
-    held = module._parameters.keys() | module._buffers.keys()
+    held = {*module._parameters.keys(), *module._buffers.keys()}  # lists in what torch.jit has scripted
     # The same by the older functions, which put weight_g, weight_v, weight_orig beside, and by pruning.
     if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
         return Role("scale", shape)

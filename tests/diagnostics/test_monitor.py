@@ -8,10 +8,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
 
 from diagnostics_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 from supple import PlasticityMonitor, Population, SpectralRegularizer
-from supple.diagnostics import DIAGNOSTICS, Inspection
+from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection
 
 # What it says.
 
@@ -117,6 +118,172 @@ def test_nothing_to_measure():
     for monitor in (shallow, members, PlasticityMonitor(perceptron(), diagnostics=[])):
         assert monitor.measure() == monitor.latest == {}
         assert monitor.table() == "nothing measured"
+
+
+def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch):
+    def moved(previous, activations, parameters, initial):
+        return {"": torch.tensor([(activations[name] - h).norm() for name, h in previous.items()]).sum()}
+
+    needs = ("previous", "activations", "parameters", "initial")
+    monkeypatch.setitem(DIAGNOSTICS, "moved", Diagnostic(moved, needs))
+    network = perceptron()
+    monitor = PlasticityMonitor(network, batch(), diagnostics=["moved"])
+    assert monitor._initial.keys() == Inspection(network).parameters.keys()
+    assert monitor.measure() == {}, "there is nothing before the first look"
+    assert monitor.measure() == {"moved": 0}
+    network[0].weight.data.add_(1)
+    assert monitor.measure()["moved"] > 0
+    with pytest.raises(ValueError, match=r"expected activations for moved.*probe=\(inputs, None\)"):
+        PlasticityMonitor(network, diagnostics=["moved"])
+    assert "moved" not in PlasticityMonitor(network).diagnostics
+
+
+@pytest.mark.parametrize(
+    ("diagnostic", "message"),
+    [
+        (lambda parameters: {"": 1.0}, r"weird to return tensors of shape \(\) by layer, got float"),
+        (lambda parameters: torch.ones(()), r"got \(\): return"),
+        (lambda parameters: {"": torch.ones(3)}, r"got \(3,\)"),
+        (lambda parameters: None, "got NoneType"),
+    ],
+)
+def test_a_diagnostic_of_ones_own_that_returns_something_else_is_named(monkeypatch, diagnostic, message):
+    diagnostic.__name__ = "weird"
+    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(diagnostic, ("parameters",)))
+    with pytest.raises(TypeError, match=message):
+        PlasticityMonitor(perceptron(), diagnostics=["weird"]).measure()
+
+
+def test_a_need_that_there_is_not_is_named(monkeypatch):
+    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(lambda weights: {}, ("weights",)))
+    with pytest.raises(ValueError, match="got the need 'weights'"):
+        PlasticityMonitor(perceptron())
+    monkeypatch.setitem(DIAGNOSTICS, "weird", lambda inspection: {})
+    with pytest.raises(TypeError, match=r"expected a Diagnostic as DIAGNOSTICS\['weird'\], got function"):
+        PlasticityMonitor(perceptron())
+
+
+X, Y = torch.zeros(9, 4), torch.zeros(9, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("network", "probe", "message"),
+    [
+        (perceptron, (X[:0], Y[:0]), r"a probe with examples, got a tensor of shape \(0, 4\)"),
+        (perceptron, (X[:0], None), r"a probe with examples, got a tensor of shape \(0, 4\)"),
+        (perceptron, (X, Y[:0]), r"a probe with examples, got a tensor of shape \(0,\)"),
+        (perceptron, ((), Y), "inputs with a tensor in them, got tuple"),
+        (perceptron, (X.numpy(), Y), "inputs with a tensor in them, got ndarray"),
+        (perceptron, (None, Y), "inputs with the labels, got None"),
+        (perceptron, (X, Y[:5]), r"as many examples.*got shapes \(9, 4\), \(5,\)"),
+        (perceptron, (X, Y[0]), r"as many examples.*got shapes \(9, 4\), \(\)"),
+        (
+            lambda: Population(perceptron, [0, 1]),
+            (X, Y),
+            r"a probe of shape \(2, batch, \.\.\.\) for a population of 2.*\(9, 4\)",
+        ),
+        (
+            lambda: Population(perceptron, [0, 1]),
+            (X.expand(2, 9, 4), Y),
+            r"a probe.* of 2 members, got a tensor of shape \(9,\)",
+        ),
+        (lambda: perceptron().to("meta"), None, r"parameters with values, got none \(the meta device\) in '0\.weight'"),
+    ],
+)
+def test_a_probe_that_does_not_fit_is_named_when_the_monitor_is_built(network, probe, message):
+    with pytest.raises(ValueError, match=f"expected {message}"):
+        PlasticityMonitor(network(), probe)
+
+
+def test_labels_that_are_not_of_examples_allow_what_is_of_the_whole_batch():
+    found = PlasticityMonitor(
+        perceptron(),
+        (X, torch.ones(3, 4)),
+        diagnostics=["gradient_norm"],
+        loss=lambda outputs, labels: outputs.mean() * labels.sum(),
+    )
+    assert found.measure()["gradient_norm"] > 0
+
+
+class Odd(nn.Module):
+    """Writes into its inputs, takes what is no tensor besides, maps over the batch by itself, has several heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.heads = perceptron(), nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 1)])
+
+    def forward(self, x, scale=1.0, mask=None):
+        h = torch.func.vmap(self.inner)(x.mul_(scale))
+        return Outputs(*[head(h) for head in self.heads])
+
+
+class Outputs:
+    """What torch does not know to be a structure with tensors in it."""
+
+    def __init__(self, logits, value):
+        self.logits, self.value = logits, value
+
+
+def odd_loss(outputs, labels):
+    loss = cross_entropy(outputs.logits, labels["class"]) + mse_loss(outputs.value, labels["value"])
+    return loss if loss.item() > 0 else -loss
+
+
+def test_an_odd_network_is_measured_as_a_plain_one():
+    torch.manual_seed(0)
+    odd, (x, y) = Odd(), batch()
+    plain = nn.Sequential(odd.inner, odd.heads[0])
+    probe = {"x": x.clone(), "scale": 2.0, "mask": None}
+    labels = {"class": y, "value": torch.zeros(len(x), 1)}
+    monitor = PlasticityMonitor(odd, (probe, labels), loss=odd_loss)
+    assert monitor.measure().items() <= monitor.measure().items(), "the same each time"
+    assert torch.equal(probe["x"], x)
+    expected = PlasticityMonitor(plain, (2 * x, y)).measure()
+    assert monitor.latest["dormant_units/inner.3"] == pytest.approx(expected["dormant_units/0.3"])
+    assert monitor.latest["dormant_units/heads.0"] == pytest.approx(expected["dormant_units/1"])
+    assert monitor.latest["gradient_effective_rank"] > 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (lambda outputs, labels: cross_entropy(outputs, labels, reduction="none"), r"a tensor of shape \(9,\)"),
+        (lambda outputs, labels: 3.0, "float"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named(loss, got):
+    with pytest.raises(ValueError, match=f"expected a loss that returns one number as a tensor, got {got}"):
+        PlasticityMonitor(perceptron(), batch(), loss=loss).measure()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_arguments_of_the_wrong_kind():
+    for every in (2.5, "3"):
+        with pytest.raises(ValueError, match=f"every={every!r}"):
+            PlasticityMonitor(perceptron(), every=every)
+    for name in ("loss", "callback"):
+        with pytest.raises(TypeError, match=f"expected a function as {name}, got str"):
+            PlasticityMonitor(perceptron(), **{name: "print"})
+    with pytest.raises(ValueError, match=r"write \['weight_norm'\]"):
+        PlasticityMonitor(perceptron(), diagnostics="weight_norm")
+    with pytest.raises(TypeError, match=r"torch\.jit, got RecursiveScriptModule"):
+        PlasticityMonitor(torch.jit.script(nn.Linear(2, 2)))
+
+
+def test_a_network_without_parameters_and_one_of_torch_fx():
+    assert PlasticityMonitor(nn.ReLU(), batch()).measure() == {}
+    network, probe = perceptron(), batch()
+    expected = PlasticityMonitor(network, probe).measure()
+    found = PlasticityMonitor(torch.fx.symbolic_trace(network), probe).measure()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_sparse_gradients():
+    embedding = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+    probe = (torch.randint(7, (9, 3)), torch.randint(3, (9,)))
+    found = PlasticityMonitor(embedding, probe).measure()
+    embedding[0].sparse = False
+    assert found == PlasticityMonitor(embedding, probe).measure()
 
 
 def test_an_inspection_without_what_a_diagnostic_needs():
@@ -288,6 +455,22 @@ def test_a_state_is_a_copy_and_must_fit():
     assert monitor.measure()["distance_from_initialization"] == 0
     with pytest.raises(ValueError, match="the same architecture"):
         PlasticityMonitor(nn.Linear(2, 2)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("part", ["initial", "previous", ""])
+def test_a_damaged_state_is_refused_and_changes_nothing(part):
+    monitor, other = (PlasticityMonitor(perceptron(), batch()) for _ in range(2))
+    other.measure()
+    before, state = str(monitor.state_dict()), other.state_dict()
+    some = next(iter(state[part]))
+    for wrong in (None, [], {**state, part: None}, {**state, part: {**state[part], some: [1.0]}}):
+        with pytest.raises(TypeError, match=r"expected .*, got .*: load what"):
+            monitor.load_state_dict(wrong)
+    for steps in (None, torch.ones(2), torch.tensor(math.nan)):
+        with pytest.raises(TypeError, match="expected a tensor for /steps"):
+            monitor.load_state_dict({**state, "": {"steps": steps}})
+    assert str(monitor.state_dict()) == before
+    monitor.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["distance_from_initialization", "representation_change"])

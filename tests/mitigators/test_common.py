@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -630,6 +631,55 @@ def test_a_state_of_another_architecture_is_refused_and_changes_nothing(case):
     with pytest.raises(ValueError, match="expected a state with"):
         method.load_state_dict(other.state_dict())
     assert same_state(before, tensors(method))
+
+
+DAMAGE = {
+    "None": lambda tensor: None,
+    "a list": lambda tensor: tensor.tolist(),
+    "a number": lambda tensor: 3,
+    "an array": lambda tensor: tensor.numpy(),
+    "complex": lambda tensor: tensor + 0j,
+    "floats": lambda tensor: tensor.float() + 0.5,
+    "another shape": lambda tensor: tensor.new_zeros(2, *tensor.shape),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "meta": lambda tensor: tensor.to("meta"),
+    "zeros": torch.zeros_like,
+    "ones": torch.ones_like,
+    "wide": lambda tensor: tensor.to(torch.int64) if tensor.dtype == torch.uint8 else tensor,
+    "not finite": lambda tensor: tensor * math.nan if tensor.is_floating_point() else tensor,
+    "differentiable": lambda tensor: nn.Parameter(tensor) if tensor.is_floating_point() else tensor,
+}
+
+
+def assert_taken_or_refused(method, state, name):
+    before, refused = tensors(method), ""
+    try:
+        method.load_state_dict(state)
+    except (TypeError, ValueError) as error:
+        refused = str(error)
+    if refused:
+        assert re.search(rf"expected .*{re.escape(name)}.*, got .*: load", refused), refused
+        assert same_state(before, tensors(method)), "nothing has changed"
+        return
+    for key, entry in method.state_dict().items():
+        for part, tensor in entry.items():
+            assert not tensor.requires_grad
+            torch.testing.assert_close(tensor, state[key][part], check_dtype=False, rtol=0, atol=0, equal_nan=True)
+    method.load_state_dict(method.state_dict())
+
+
+@every_case
+def test_a_damaged_state_is_taken_whole_or_refused_whole(case):
+    """The last entry of each kind, in every way."""
+    good = build(case, make("mlp")).state_dict()
+    method = build(case, make("mlp", seed=1), **where_taken(case, seed=SEED))
+    for wrong in (None, [], 3):
+        assert_taken_or_refused(method, wrong, type(method).__name__)
+    for wrong in (None, [], {"": torch.ones(1)}):
+        assert_taken_or_refused(method, good | {"0.weight": wrong}, "0.weight")
+    for key, name in {key: name for name, entry in good.items() for key in entry}.items():
+        for damage in DAMAGE.values():
+            assert_taken_or_refused(method, good | {name: good[name] | {key: damage(good[name][key])}}, key)
 
 
 @every_case

@@ -3,16 +3,16 @@
 import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from supple.diagnostics import activations, gradients, spectra, weights
 from supple.diagnostics.per_example import gradient_grams
-from supple.diagnostics.probing import Inputs, Loss, Member, hidden_activations, loss_gradients, undisturbed
+from supple.diagnostics.probing import Inputs, Labels, Loss, Member, hidden_activations, loss_gradients, undisturbed
 from supple.population import Population
 from supple.roles import Kind, Role, find_roles, masks, owned_parameters
 from supple.unit_graph import unwrapped
@@ -30,13 +30,18 @@ class Inspection:
         network: a module or a :class:`Population`.
         x: the probe's inputs, as the network takes them: a tensor, a tuple of tensors, or a dictionary of them by name.
             The batch comes first, ``(members, batch, ...)`` for a population, and examples must not influence each
-            other in evaluation mode. None: the weights alone are looked at.
-        y: the probe's labels, as the loss takes them, ``(members, batch, ...)`` for a population. None: gradients are
-            not looked at.
+            other in evaluation mode. The network is given a copy. None: the weights alone are looked at.
+        y: the probe's labels, as the loss takes them, ``(members, batch, ...)`` for a population: a tensor, or several
+            in a tuple or a dictionary. None: gradients are not looked at.
         loss: ``loss(outputs, y)`` of a batch.
         initial: :attr:`parameters` before training, copied then, for they share the network's memory.
         previous: :attr:`activations` at the last look.
         roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices; None leaves a parameter out.
+
+    Raises:
+        TypeError: for a module that ``torch.jit`` has scripted or traced.
+        ValueError: for a probe without examples, one that does not fit the members, labels without inputs, and
+            parameters without values (on the meta device).
 
     >>> inspection = Inspection(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.ones(4, 2))
     >>> sorted(DIAGNOSTICS["dormant_units"](inspection))
@@ -47,7 +52,7 @@ class Inspection:
         self,
         network: nn.Module | Population,
         x: Inputs | None = None,
-        y: Tensor | None = None,
+        y: Labels | None = None,
         *,
         loss: Loss = cross_entropy,
         initial: Mapping[str, Tensor] | None = None,
@@ -55,11 +60,23 @@ class Inspection:
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
         self.network = unwrapped(network)
-        self.x, self.y, self.loss = x, y, loss
+        self.x, self.y, self.loss = dict(x) if isinstance(x, Mapping) else x, y, loss
+        if isinstance(self.network, torch.jit.ScriptModule):
+            raise TypeError(
+                f"expected a module as it was before torch.jit, got {type(network).__name__}, which takes no hooks: "
+                "look at the one that it was made from"
+            )
+        self._check_probe()
         self.initial, self.previous = initial, previous
         self._roles = find_roles(self.network, roles)
         owned = [entry for entry in owned_parameters(self.network) if entry[0] in self._roles and entry[1].numel()]
         pruned = masks(self.network)
+        for name, parameter, _ in owned:
+            if parameter.is_meta:
+                raise ValueError(
+                    f"expected parameters with values, got none (the meta device) in {name!r}: initialise or load it "
+                    "first"
+                )
         self._tensors = {
             name: parameter.detach() * pruned[name] if name in pruned else parameter.detach()
             for name, parameter, _ in owned
@@ -76,12 +93,18 @@ class Inspection:
         match need:
             case "singular_values":
                 return bool(self._matrices)
+            case "parameters":
+                return bool(self._tensors)
             case "initial" | "previous":
                 return getattr(self, need) is not None
             case "activations":
                 return self.x is not None
             case "gradients" | "gradient_singular_values":
                 return self.x is not None and self.y is not None and bool(self._trained)
+        if not hasattr(type(self), need) and need not in vars(self):
+            raise ValueError(
+                f"expected a diagnostic that needs what an Inspection has, got the need {need!r}: rename it"
+            )
         return True
 
     @cached_property
@@ -125,6 +148,7 @@ class Inspection:
 
         For a layer those of its weight, for the network (``""``) those of all trainable parameters.
         """
+        self.check_examples()
         grams = self._by_member(lambda member: gradient_grams(member, self.loss))
         sizes = {name: torch.Size(self._roles[name].shape).numel() for name in grams}
         total = torch.stack(list(grams.values())).sum(0)
@@ -133,6 +157,40 @@ class Inspection:
             if name in grams:
                 found[_label(name)] = spectra.gram_singular_values(grams[name])[..., : sizes[name]]
         return found
+
+    def check_examples(self) -> None:
+        """Make sure that inputs and labels can be taken apart into single examples."""
+        batch = 1 if isinstance(self.network, Population) else 0
+        shapes = [tuple(tensor.shape) for tensor in _tensors_in((self.x, self.y))]
+        if any(len(shape) <= batch or shape[batch] != shapes[0][batch] for shape in shapes):
+            raise ValueError(
+                f"expected as many examples in each tensor of the probe, got shapes {', '.join(map(str, shapes))}: the "
+                f"batch comes {'after the members' if batch else 'first'}, in labels too; gradients of single examples "
+                "can't be had otherwise, so leave out the diagnostics of them, or the labels"
+            )
+
+    def _check_probe(self) -> None:
+        if self.x is None:
+            if self.y is not None:
+                raise ValueError("expected inputs with the labels, got None: give probe=(inputs, labels)")
+            return
+        inputs = _tensors_in(self.x)
+        if not inputs:
+            raise ValueError(
+                f"expected inputs with a tensor in them, got {type(self.x).__name__} without: give what the network is "
+                "called with, as torch tensors"
+            )
+        members: tuple[int, ...] = (len(self.network),) if isinstance(self.network, Population) else ()
+        for tensor in [*inputs, *_tensors_in(self.y)]:
+            shape: tuple[int, ...] = (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
+            if shape[: len(members)] != members:
+                raise ValueError(
+                    f"expected a probe of shape ({members[0]}, batch, ...) for a population of {members[0]} members, "
+                    f"got a tensor of shape {shape}: say tensor.expand({members[0]}, *tensor.shape) for the same batch "
+                    "in each"
+                )
+            if 0 in shape[: len(members) + 1]:
+                raise ValueError(f"expected a probe with examples, got a tensor of shape {shape}: give at least one")
 
     def _by_member(self, look: Callable[[Member], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What ``look`` finds in each member, stacked; in a lone network, as it is."""
@@ -147,7 +205,7 @@ class Inspection:
     def _member(self, module: nn.Module, part: Callable[[Tensor], Tensor]) -> Member:
         parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}
         buffers = {name: part(buffer) for name, buffer in module.named_buffers()}
-        device = next(iter(parameters.values())).device
+        device = next((tensor.device for tensor in (*parameters.values(), *buffers.values())), None)
         x, y = tree_map_only(Tensor, lambda tensor: part(tensor).to(device), (self.x, self.y))
         return Member(module, parameters, buffers, tuple(self._trained), x, y)
 
@@ -176,9 +234,19 @@ class Diagnostic(NamedTuple):
             if not inspection.offers(need):
                 raise ValueError(
                     f"expected an inspection with {need} for {self.function.__name__}, got one without: give probe "
-                    "inputs for activations, labels too for gradients, and initial or previous themselves"
+                    "inputs for activations, labels and trainable parameters too for gradients, and initial or "
+                    "previous themselves"
                 )
-        return self.function(*(getattr(inspection, need) for need in self.needs))
+        found = self.function(*(getattr(inspection, need) for need in self.needs))
+        members = (len(inspection.network),) if isinstance(inspection.network, Population) else ()
+        values = found.values() if isinstance(found, Mapping) else [found]
+        if not (isinstance(found, Mapping) and all(isinstance(v, Tensor) and v.shape == members for v in values)):
+            got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)
+            raise TypeError(
+                f"expected {self.function.__name__} to return tensors of shape {members} by layer, got {got}: return "
+                '{"": value} for the network alone'
+            )
+        return found
 
 
 DIAGNOSTICS: dict[str, Diagnostic] = {
@@ -205,6 +273,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 
 ``{name: DIAGNOSTICS[name](inspection)[""] for name in names}``.
 """
+
+
+def _tensors_in(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _label(name: str) -> str:

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from supple.diagnostics.inspection import DIAGNOSTICS, Inspection
-from supple.diagnostics.probing import Inputs, Loss
+from supple.diagnostics.inspection import DIAGNOSTICS, Diagnostic, Inspection
+from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
 from supple.errors import known
 from supple.optimizers import inner_optimizers
@@ -31,8 +31,8 @@ class PlasticityMonitor:
             the monitor before training: it takes the parameters as it finds them for the initial ones.
         probe: inputs and labels of a fixed batch, on any device, which stays the same: some hundred examples. Inputs
             are what the model is called with, a tensor, a tuple or a dictionary, the batch first; for a population
-            ``(members, batch, ...)``. Labels may be None: then there are no gradient diagnostics. Without a probe
-            there are those of the weights alone.
+            ``(members, batch, ...)``. Labels are what the loss takes, and may be None: then there are no gradient
+            diagnostics. Without a probe there are those of the weights alone.
         every: steps from one measurement to the next, once attached.
         diagnostics: which ones, by name; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.
@@ -40,8 +40,9 @@ class PlasticityMonitor:
         callback: called with each measurement that the optimizer's steps bring about, such as ``wandb.log``.
 
     Raises:
-        TypeError: for a probe that is no pair.
-        ValueError: for a period below 1, an unknown diagnostic, or one that the probe does not allow.
+        TypeError: for a probe that is no pair, and a loss or a callback that is no function.
+        ValueError: for a period that is no number from 1 on, a probe without examples, an unknown diagnostic, or one
+            that the probe does not allow.
 
     >>> monitor = PlasticityMonitor(nn.Linear(2, 2))
     >>> sorted(monitor.measure())[:3]
@@ -51,7 +52,7 @@ class PlasticityMonitor:
     def __init__(
         self,
         model: nn.Module | Population,
-        probe: tuple[Inputs, Tensor | None] | None = None,
+        probe: tuple[Inputs, Labels | None] | None = None,
         *,
         every: int = 1000,
         diagnostics: Iterable[str] | None = None,
@@ -59,8 +60,11 @@ class PlasticityMonitor:
         roles: Mapping[str, Kind | Role | None] | None = None,
         callback: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"expected to measure every 1 or more steps, got every={every}: 1000 is the default")
+        if not hasattr(every, "__index__") or every < 1:
+            raise ValueError(f"expected to measure every 1 or more steps, got every={every!r}: 1000 is the default")
+        for name, function in (("loss", loss), ("callback", callback)):
+            if not (callable(function) or (name, function) == ("callback", None)):
+                raise TypeError(f"expected a function as {name}, got {type(function).__name__}: pass it uncalled")
         if probe is not None and not (isinstance(probe, tuple | list) and len(probe) == 2):
             raise TypeError(
                 f"expected a probe of inputs and labels, got {type(probe).__name__}: say probe=(inputs, labels), or "
@@ -78,16 +82,19 @@ class PlasticityMonitor:
         inspection = self._inspect()
         self.diagnostics = _chosen(diagnostics, inspection)
         """The names of those that are measured."""
-        if "distance_from_initialization" in self.diagnostics:
+        needs = self._needs()
+        if "initial" in needs:
             self._initial = {name: vector.clone() for name, vector in inspection.parameters.items()}
+        if "gradient_singular_values" in needs:
+            inspection.check_examples()
 
     def measure(self) -> dict[str, float]:
         """All chosen diagnostics now, kept as :attr:`latest`.
 
         ``spectral_norm`` is the network's, ``spectral_norm/<layer>`` a layer's. For a population each is
         ``member0/spectral_norm``, and so on: a logger groups by what is before the first slash, so that every member
-        has a panel with the names of a lone network. ``representation_change`` is since the last measurement, and so
-        absent from the first.
+        has a panel with the names of a lone network. ``representation_change``, and whatever else needs ``previous``,
+        is since the last measurement, and so absent from the first.
         """
         inspection = self._inspect()
         found = {
@@ -105,7 +112,7 @@ class PlasticityMonitor:
             }
         else:
             self.latest = dict(zip(found, rows, strict=True))
-        if "representation_change" in self.diagnostics:
+        if "previous" in self._needs():
             self._previous = inspection.activations
         return self.latest
 
@@ -145,8 +152,10 @@ class PlasticityMonitor:
         """Take over what :meth:`state_dict` returned, from a monitor of the same architecture with the same probe.
 
         Raises:
+            TypeError: for what is no such state, naming the entry; nothing is changed then.
             ValueError: when the parameters are others; nothing is changed then.
         """
+        _check_state(state)
         mine, theirs = _shapes(self._initial), _shapes(state["initial"])
         if mine != theirs:
             name = min(name for name in mine | theirs if mine.get(name) != theirs.get(name))
@@ -190,6 +199,9 @@ class PlasticityMonitor:
         if self._optimizer is not None:
             self.attach(self._optimizer)
 
+    def _needs(self) -> set[str]:
+        return {need for name in self.diagnostics for need in DIAGNOSTICS[name].needs}
+
     def _inspect(self) -> Inspection:
         x, y = self._probe
         previous = self._previous or None
@@ -207,19 +219,53 @@ class PlasticityMonitor:
 
 def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, ...]:
     """These diagnostics, or all that the probe allows; the first measurement will be the previous one to the second."""
-    lacking = {
-        name: [need for need in diagnostic.needs if need not in ("initial", "previous") and not inspection.offers(need)]
-        for name, diagnostic in DIAGNOSTICS.items()
-    }
-    if names is None:
-        return tuple(name for name in DIAGNOSTICS if not lacking[name])
-    names = tuple(known(name, DIAGNOSTICS, "diagnostic") for name in names)
-    for name in names:
+    if isinstance(names, str):
+        raise ValueError(f"expected a list of diagnostics, got {names!r}: write [{names!r}]")
+    chosen = list(DIAGNOSTICS if names is None else (known(str(name), DIAGNOSTICS, "diagnostic") for name in names))
+    lacking = {name: _lacking(name, inspection) for name in chosen}
+    for name in chosen if names is not None else ():
         if lacking[name]:
             raise ValueError(
-                f"expected a probe for {name}, got one without {lacking[name][0]}: give probe=(inputs, labels)"
+                f"expected {lacking[name][0]} for {name}, got none: activations are had with probe=(inputs, None), "
+                "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix"
             )
-    return names
+    return tuple(name for name in chosen if not lacking[name])
+
+
+def _lacking(name: str, inspection: Inspection) -> list[str]:
+    """What a diagnostic needs of which there is none."""
+    diagnostic = DIAGNOSTICS[name]
+    if not isinstance(diagnostic, Diagnostic):
+        raise TypeError(
+            f"expected a Diagnostic as DIAGNOSTICS[{name!r}], got {type(diagnostic).__name__}: say "
+            f"Diagnostic(function, needs)"
+        )
+    needs = ["activations" if need == "previous" else need for need in diagnostic.needs if need != "initial"]
+    return [need for need in needs if not inspection.offers(need)]
+
+
+def _check_state(state: Any) -> None:
+    """Make sure that it is what :meth:`PlasticityMonitor.state_dict` returns."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected the state_dict() of a monitor, got {type(state).__name__}: load what it returned")
+    for part in ("initial", "previous", ""):
+        entry = state.get(part)
+        tensors = entry.items() if isinstance(entry, Mapping) else [("...", entry)]
+        wrong = {name: tensor for name, tensor in tensors if not isinstance(tensor, Tensor)}
+        if part == "":
+            steps = dict(tensors).get("steps")
+            if not isinstance(steps, Tensor) or steps.ndim or steps.dtype != torch.int64:
+                wrong = {"steps": steps}
+        for name, tensor in wrong.items():
+            got = (
+                f"one of {tensor.dtype} and shape {tuple(tensor.shape)}"
+                if isinstance(tensor, Tensor)
+                else type(tensor).__name__
+            )
+            raise TypeError(
+                f"expected a tensor for {part}/{name} in the state of a monitor, got {got}: load what its "
+                "state_dict() returned"
+            )
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from supple.diagnostics.probing import Loss, Member, derivatives
+from supple.diagnostics.probing import Labels, Loss, Member, derivatives, scalar
 from supple.power_iteration import working_dtype
 
 HELD = 2**24
@@ -95,7 +95,7 @@ def _closed_forms(member: Member) -> list[str]:
 
 
 def _has_closed_form(layer: nn.Module) -> bool:
-    if not type(layer).forward.__module__.startswith("torch.nn."):
+    if not (type(layer).forward.__module__ or "").startswith("torch.nn."):  # torch.fx's have no module
         return False
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -118,8 +118,8 @@ def _calls(
 ) -> tuple[dict[str, list[_Call]], dict[str, Tensor]]:
     """What these layers were given and the gradients that came back, call by call; none for a layer not called.
 
-    None at all where some output of the network does not have the examples first, or where they influence each other:
-    there is no telling them apart.
+    None at all where some output of the network does not have the examples first, where they influence each other, or
+    where the loss can't be taken of all at once: there is no telling them apart.
 
     Returns:
         The calls by the layer's path; by their names, the gradients by the layers' own parameters of the sum of the
@@ -139,11 +139,14 @@ def _calls(
         for path in paths:
             module = member.module.get_submodule(path)
             hooks.enter_context(module.register_forward_hook(recorder(path), with_kwargs=True))
-        found = member(parameters, member.x)
+        found = member(parameters)
         tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
-        if any(tensor.ndim == 0 or len(tensor) != member.examples for tensor in tensors):
+        if not tensors or any(tensor.ndim == 0 or len(tensor) != member.examples for tensor in tensors):
             return {}, {}
-        losses = _losses(found, member.y, loss)
+        try:
+            losses = _losses(found, member.y, loss).reshape(member.examples, -1).sum(-1)
+        except RuntimeError:  # torch.func.vmap takes no loss that looks at numbers, by an ``if`` or ``item()``
+            return {}, {}
         total, weighted = losses.sum(), (losses * weights.to(losses)).sum()
     if not _alike_alone(member, tensors):
         return {}, {}
@@ -160,7 +163,7 @@ def _alike_alone(member: Member, outputs: list[Tensor]) -> bool:
     index = member.examples // 2
     one = member.alone(index)
     with torch.no_grad():
-        alone = [leaf for leaf in tree_leaves(one(one.parameters, one.x)) if isinstance(leaf, Tensor)]
+        alone = [leaf for leaf in tree_leaves(one(one.parameters)) if isinstance(leaf, Tensor)]
     return len(alone) == len(outputs) and all(
         part[index : index + 1].shape == each.shape and _same(part[index : index + 1], each)
         for part, each in zip(outputs, alone, strict=True)
@@ -174,18 +177,18 @@ def _same(tensor: Tensor, alone: Tensor) -> bool:
     return not error > torch.finfo(alone.dtype).eps ** 0.5 * size
 
 
-def _losses(outputs: Any, y: Tensor, loss: Loss) -> Tensor:
+def _losses(outputs: Any, y: Labels, loss: Loss) -> Tensor:
     """The loss on each example alone, whatever mean ``loss`` takes over a batch."""
 
     leaves, structure = tree_flatten(outputs)
 
-    def alone(tensors: list[Tensor], label: Tensor) -> Tensor:
+    def alone(tensors: list[Tensor], labels: Labels) -> Tensor:
         rest = iter(tensors)
         output = [next(rest).unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return loss(tree_unflatten(output, structure), label.unsqueeze(0))
+        return loss(tree_unflatten(output, structure), tree_map_only(Tensor, lambda label: label.unsqueeze(0), labels))
 
     losses: Tensor = vmap(alone)([leaf for leaf in leaves if isinstance(leaf, Tensor)], y)
-    return losses.reshape(len(y), -1).sum(-1)
+    return losses
 
 
 def _by_example(tensor: Tensor, examples: int) -> Tensor:
@@ -297,5 +300,5 @@ def _gradients(one: Member, loss: Loss, names: list[str]) -> list[Tensor]:
     """The gradients of one example."""
     parameters = one.differentiable(names)
     with torch.enable_grad():
-        value = loss(one(parameters, one.x), one.y)
+        value = scalar(loss(one(parameters), one.y))
     return derivatives(value, [parameters[name] for name in names])

@@ -41,5 +41,11 @@ class MitigatorCallback(Callback):
         return {"mitigators": [mitigator.state_dict() for mitigator in self.mitigators]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for mitigator, state in zip(self.mitigators, state_dict["mitigators"], strict=True):
+        states = state_dict["mitigators"]
+        if len(states) != len(self.mitigators):
+            raise ValueError(
+                f"expected the states of {len(self.mitigators)} methods in the checkpoint, got {len(states)}: build "
+                "the callback with the methods that were saved, in their order"
+            )
+        for mitigator, state in zip(self.mitigators, states, strict=True):
             mitigator.load_state_dict(state)

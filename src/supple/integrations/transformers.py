@@ -42,6 +42,11 @@ class MitigatorCallback(TrainerCallback):
                     "resume_from=folder) for a checkpoint elsewhere, or attach the methods without this callback"
                 )
             states = torch.load(file, map_location="cpu")
+            if len(states) != len(self.mitigators):
+                raise ValueError(
+                    f"expected the states of {len(self.mitigators)} methods in {file}, got {len(states)}: build the "
+                    "callback with the methods that were saved, in their order"
+                )
             for mitigator, remembered in zip(self.mitigators, states, strict=True):
                 mitigator.load_state_dict(remembered)
 

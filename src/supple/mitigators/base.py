@@ -274,35 +274,43 @@ class Mitigator:
             state.setdefault(GLOBAL, {})[name] = torch.tensor(value, dtype=torch.float64)
         return state
 
+    @torch.no_grad()
     def load_state_dict(self, state: State) -> None:
         """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
 
         Raises:
+            TypeError: naming the first entry that is no tensor, or one of another type.
             ValueError: naming the first entry that is missing, unknown or of another shape, or the option that is
-                another; nothing is changed then.
+                another. Whatever is refused, nothing is changed.
         """
+        mine = self.state_dict()
+        mine.setdefault(GLOBAL, {}).setdefault(_ROUNDING, torch.tensor(0))
+        kind = type(self).__name__
+        _check_tensors(state, mine, kind)
         for option, value in self._options().items():
             other = state.get(GLOBAL, {}).get(option)
-            if other is None or float(other) != value:
+            if other is None or other.ndim or float(other) != value:
                 raise ValueError(
-                    f"expected the state of a {type(self).__name__} with {_shown(option, value)}, got one with "
+                    f"expected the state of a {kind} with {_shown(option, value)}, got one with "
                     f"{_shown(option, other)}: load it into a method with the same options"
                 )
-        mine, theirs = _shapes(self.state_dict()), _shapes(state)
-        for entry in sorted((mine.keys() | theirs.keys()) - {f"{GLOBAL}/{_ROUNDING}"}):
-            if mine.get(entry) != theirs.get(entry):
+        expected, shapes = _shapes(mine), _shapes(state)
+        shapes.setdefault(f"{GLOBAL}/{_ROUNDING}", ())  # absent where nothing was rounded
+        for entry in sorted(expected.keys() | shapes.keys()):
+            if expected.get(entry) != shapes.get(entry):
                 raise ValueError(
-                    f"expected a state with {entry} of shape {mine.get(entry)}, got {theirs.get(entry)}: "
-                    f"load it into a {type(self).__name__} with the same options on the same architecture"
+                    f"expected a state with {entry} of shape {expected.get(entry)}, got {shapes.get(entry)}: "
+                    f"load it into a {kind} with the same options on the same architecture"
                 )
+        randoms = state[GLOBAL]["random"].cpu() if self._generators else ()
+        for random in randoms:
+            _set_random(torch.Generator(), random)
+        for generator, random in zip(self._generators, randoms, strict=True):
+            _set_random(generator, random)
         self._rounding_steps = int(state.get(GLOBAL, {}).get(_ROUNDING, 0))
-        for name, entries in state.items():
+        for name, entries in self.state.items():
             for key, tensor in entries.items():
-                if (name, key) == (GLOBAL, "random"):
-                    for generator, random in zip(self._generators, tensor.cpu(), strict=True):
-                        generator.set_state(random.clone())  # torch dies of one that lies within another tensor
-                elif key in self.state.get(name, {}):
-                    copy_whole_or_piece(self.state[name][key], tensor)
+                copy_whole_or_piece(tensor, state[name][key])
 
     def describe(self) -> str:
         """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
@@ -505,9 +513,51 @@ def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None
     return Update(present, moments, memory, skipped, idle)
 
 
+def _check_tensors(state: Any, mine: State, kind: str) -> None:
+    """Make sure that a state is tensors, by name by name, that can be copied into mine."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected the state_dict() of a {kind}, got {type(state).__name__}: load what it returned")
+    for name, entry in state.items():
+        if not isinstance(entry, Mapping):
+            raise TypeError(
+                f"expected a dictionary of tensors for {name!r} in the state of a {kind}, got {type(entry).__name__}: "
+                "load what its state_dict() returned"
+            )
+        for key, tensor in entry.items():
+            own, found = mine.get(name, {}).get(key), type(tensor).__name__
+            if isinstance(tensor, Tensor):
+                if _fits(tensor, own):
+                    continue
+                found = f"a {found} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise TypeError(
+                f"expected a plain tensor{'' if own is None else f' of {own.dtype}'} for {name}/{key} in the state of "
+                f"a {kind}, got {found}: load what its state_dict() returned"
+            )
+
+
+def _fits(tensor: Tensor, own: Tensor | None) -> bool:
+    """Whether it holds numbers, whole or in pieces as ours do, and of a type that can be copied into ours."""
+    is_plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
+    if not is_plain or own is None:
+        return is_plain
+    return torch.can_cast(tensor.dtype, own.dtype) and (is_sharded(own) or not is_sharded(tensor))
+
+
+def _set_random(generator: torch.Generator, state: Tensor) -> None:
+    try:
+        generator.set_state(state.clone())  # torch dies of one that lies within another tensor
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"expected the state of a random generator in {GLOBAL}/random, got one that torch refuses ({error}): load "
+            "what state_dict() returned"
+        ) from error
+
+
 def _shown(option: str, value: Tensor | float | None) -> str:
     if value is None:
         return f"no {option}"
+    if isinstance(value, Tensor) and value.ndim:
+        return f"{option} of shape {tuple(value.shape)}"
     return f"{option} 'initial'" if option == "target" and value < 0 else f"{option} {float(value):g}"
 
 

@@ -9,6 +9,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.parallel import DistributedDataParallel
 
 from supple.mitigators.base import Tensors
+from supple.population import outside_vmap
 from supple.units import UnitGroup
 
 
@@ -66,7 +67,7 @@ class Recorder:
             )
         if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
             with temporarily_clear_interpreter_stack():
-                self._add(_stacked(activations))
+                self._add(outside_vmap(activations))
         else:
             self._add(activations)
 
@@ -97,14 +98,3 @@ class Recorder:
                 into.add_(torch.where(finite, added[key], 0.0), alpha=1 / count)
             elif key == "forwards":
                 into.add_(finite)
-
-
-def _stacked(tensor: Tensor) -> Tensor:
-    """The tensor inside the wrappers of torch.vmap and torch.func.grad, members first."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        dim = functorch.maybe_get_bdim(tensor)
-        tensor = functorch.get_unwrapped(tensor)
-        if dim >= 0:
-            tensor = tensor.movedim(dim, 0)
-    return tensor.detach()
