@@ -1,5 +1,6 @@
 """Adam as a pure step over dictionaries, for any number of members at once; and the optimizers inside others."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,6 +126,17 @@ def reach(group: Mapping[str, Any]) -> float | Tensor | None:
     """How far a gradient of 1 moves a parameter in the end: the step size, with heavy-ball momentum many times that."""
     size, momentum = step_size(group), group.get("momentum", 0.0)
     return size if size is None or not momentum else size / max(1 - momentum, 1e-3)
+
+
+def steps_under_way(optimizer: Optimizer) -> int:
+    """How many of torch's wrappers around a ``step`` of this optimizer are on the stack."""
+    count, frame = 0, inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        is_wrapper = code.co_name == "wrapper" and "profile_hook_step" in code.co_qualname
+        count += is_wrapper and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count
 
 
 _BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"

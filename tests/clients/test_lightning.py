@@ -160,3 +160,14 @@ def test_a_method_on_another_module_is_refused(tmp_path):
     module = Module()
     with pytest.raises(ValueError, match="none of them"):
         fit(module, tmp_path, callbacks=[callback(copy.deepcopy(module))])
+
+
+def test_the_states_of_more_methods_are_refused_and_change_nothing():
+    network = mlp()
+    attached = callback(network)
+    before = str(attached.state_dict())
+    state = attached.state_dict()["mitigators"][0]
+    zeros = {name: {key: 0 * tensor for key, tensor in entry.items()} for name, entry in state.items()}
+    with pytest.raises(ValueError, match="states of 1 methods in the checkpoint, got 2: build the callback with"):
+        attached.load_state_dict({"mitigators": [zeros, zeros]})
+    assert str(attached.state_dict()) == before

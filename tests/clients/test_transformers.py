@@ -121,6 +121,10 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path):
     again = make(gpt2)
     with pytest.raises(FileNotFoundError, match="resume_from"):
         trainer(gpt2, again, tmp_path, [callback(again)]).train(resume_from_checkpoint=elsewhere)
+    more = callback(again, resume_from=elsewhere)
+    more.mitigators += (L2InitRegularizer(again),)
+    with pytest.raises(ValueError, match=r"states of 2 methods in .*, got 1: build the callback with"):
+        trainer(gpt2, again, tmp_path, [more]).train(resume_from_checkpoint=elsewhere)
     again = make(gpt2)
     resumed = callback(again, resume_from=elsewhere)
     trainer(gpt2, again, tmp_path, [resumed]).train(resume_from_checkpoint=elsewhere)

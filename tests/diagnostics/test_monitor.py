@@ -244,6 +244,13 @@ def test_an_odd_network_is_measured_as_a_plain_one():
     assert monitor.latest["gradient_effective_rank"] > 1
 
 
+def test_a_probe_from_inference_mode():
+    network, (x, y) = perceptron(), batch()
+    with torch.inference_mode():
+        probe = x.clone(), y.clone()
+    assert PlasticityMonitor(network, probe).measure() == PlasticityMonitor(network, (x, y)).measure()
+
+
 @pytest.mark.parametrize(
     ("loss", "got"),
     [
@@ -378,6 +385,28 @@ def test_a_copy_of_network_optimizer_and_monitor_goes_on_by_itself(duplicate):
     assert again[2].latest == its_monitor.latest, "what is detached stays so"
     train(network, optimizer, 1)
     assert monitor.latest["weight_norm"] == PlasticityMonitor(network).measure()["weight_norm"]
+
+
+class Failing(torch.optim.SGD):
+    """Its own step, which fails at first, calls torch's: torch runs the hooks around both."""
+
+    has_failed = False
+
+    def step(self, closure=None):
+        if not self.has_failed:
+            self.has_failed = True
+            raise MemoryError
+        super().step(closure)
+
+
+def test_a_step_counts_once():
+    network = perceptron()
+    optimizer = Failing(network.parameters(), lr=0.1)
+    monitor = PlasticityMonitor(network).attach(optimizer)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    train(network, optimizer, 2)
+    assert monitor.steps == 2
 
 
 class Wrapper(torch.optim.Optimizer):

@@ -206,7 +206,8 @@ class Inspection:
         parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}
         buffers = {name: part(buffer) for name, buffer in module.named_buffers()}
         device = next((tensor.device for tensor in (*parameters.values(), *buffers.values())), None)
-        x, y = tree_map_only(Tensor, lambda tensor: part(tensor).to(device), (self.x, self.y))
+        # A copy of a tensor that was made in inference mode can be used where gradients are taken.
+        x, y = tree_map_only(Tensor, lambda t: part(t).to(device, copy=t.is_inference()), (self.x, self.y))
         return Member(module, parameters, buffers, tuple(self._trained), x, y)
 
     def _vector(self, name: str, tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from supple.diagnostics.inspection import DIAGNOSTICS, Diagnostic, Inspection
 from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
 from supple.errors import known
-from supple.optimizers import inner_optimizers
+from supple.optimizers import inner_optimizers, steps_under_way
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.unit_graph import unwrapped
@@ -76,7 +76,8 @@ class PlasticityMonitor:
         self._probe, self._loss, self._roles = probe or (None, None), loss, roles
         self._steps = 0
         self._optimizer: Optimizer | None = None
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._depth = 0
         self._initial: dict[str, Tensor] = {}
         self._previous: dict[str, Tensor] = {}
         inspection = self._inspect()
@@ -127,17 +128,21 @@ class PlasticityMonitor:
             TypeError: for anything but a torch optimizer.
             RuntimeError: when attached already.
         """
-        if self._hook is not None:
+        if self._hooks:
             raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
         self._optimizer = inner_optimizers(optimizer)[-1]  # the last to step, where it holds several
-        self._hook = self._optimizer.register_step_post_hook(self._on_step_end)
+        self._depth = 0
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._on_step_start),
+            self._optimizer.register_step_post_hook(self._on_step_end),
+        ]
         return self
 
     def detach(self) -> Self:
         """Undo :meth:`attach`."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._optimizer = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._optimizer = [], None
         return self
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -191,7 +196,7 @@ class PlasticityMonitor:
         return text_table(latest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hook": None}
+        return {**self.__dict__, "_hooks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """An optimizer leaves its hooks behind when it is copied or pickled; this one is hung on the copy again."""
@@ -209,7 +214,16 @@ class PlasticityMonitor:
             self.model, x, y, loss=self._loss, initial=self._initial, previous=previous, roles=self._roles
         )
 
+    def _on_step_start(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Torch runs the hooks around super().step() too, where a class of one's own calls that within its step().
+        if self._depth:
+            self._depth = steps_under_way(optimizer) - 1  # fewer where a step ended by an error
+        self._depth += 1
+
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         self._steps += 1
         if self._steps % self.every == 0:
             self.measure()

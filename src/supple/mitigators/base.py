@@ -214,7 +214,8 @@ class Mitigator:
         size), and through optimizers that wrap another one (Accelerate, Lightning, Lookahead, SAM, Opacus, ...): it
         then acts on the steps of the inner one, which move the parameters. A network whose parameters are split between
         optimizers is attached to each of them. The method's gradient joins inside the step: what comes before it, such
-        as clipping, sees the loss's gradient alone.
+        as clipping, sees the loss's gradient alone. A step that raised an error may be taken once more on the same
+        gradients: they hold the method's already, and it is not added twice.
 
         A copy of an optimizer has no hooks. Copy or pickle network, optimizer and method together and the three copies
         belong together as the originals do.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from supple.optimizers import inner_optimizers, parameters_in, reach, step_size
+from supple.optimizers import inner_optimizers, parameters_in, reach, step_size, steps_under_way
 from supple.power_iteration import without_autocast
 from supple.roles import owned_parameters
 from supple.sharding import is_sharded, lay_out_gradient, local
@@ -70,7 +69,7 @@ class StepHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # Torch runs the hooks around super().step() too, where a class of one's own calls that within its step().
         if self._depth:
-            self._depth = _steps_under_way(optimizer) - 1  # fewer where a step ended by an error
+            self._depth = steps_under_way(optimizer) - 1  # fewer where a step ended by an error
         self._depth += 1
         if self._depth > 1 or not self.mitigator.acts_on_gradients:
             return None
@@ -146,17 +145,6 @@ def _all_on(optimizer: Optimizer) -> list[StepHooks]:
     hooks: Sequence[Any] = [*optimizer._optimizer_step_post_hooks.values()]
     owners = (getattr(hook, "__self__", None) for hook in hooks)
     return [owner for owner in owners if isinstance(owner, StepHooks)]
-
-
-def _steps_under_way(optimizer: Optimizer) -> int:
-    """How many of torch's wrappers around a ``step`` of this optimizer are on the stack."""
-    count, frame = 0, inspect.currentframe()
-    while frame is not None:
-        code = frame.f_code
-        is_wrapper = code.co_name == "wrapper" and "profile_hook_step" in code.co_qualname
-        count += is_wrapper and frame.f_locals.get("self") is optimizer
-        frame = frame.f_back
-    return count
 
 
 def add_gradients(
