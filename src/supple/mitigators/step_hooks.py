@@ -37,11 +37,11 @@ class _Writes(NamedTuple):
 
     @classmethod
     def so_far(cls, optimizer: Optimizer) -> _Writes | None:
-        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        gradient = next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
-        if gradient is None:
-            return None
-        return cls(gradient, 0 if gradient.is_inference() else local(gradient)._version)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if (gradient := parameter.grad) is not None:
+                    return cls(gradient, 0 if gradient.is_inference() else local(gradient)._version)
+        return None
 
     def are(self, others: _Writes | None) -> bool:
         return others is not None and others.gradient is self.gradient and others.writes == self.writes
