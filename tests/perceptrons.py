@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.base import APART
+from supple.mitigators.kernels import SEED_OFFSET
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda network: torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9),
@@ -49,7 +49,7 @@ class Replacing:
         self.network = copy.deepcopy(network)
         self.layers = [self.network[index] for index in (0, 2, 4)]
         self.optimizer = OPTIMIZERS[optimizer](self.network)
-        self.random = torch.Generator().manual_seed(APART + seed)
+        self.random = torch.Generator().manual_seed(SEED_OFFSET + seed)
         self.steps = self.replaced = 0
 
     def judge(self, layer: int, h: Tensor) -> list[int]:

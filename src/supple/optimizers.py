@@ -1,80 +1,13 @@
-"""Adam as a pure step over dictionaries, for any number of members at once; and the optimizers inside others."""
+"""What an optimizer holds: the optimizers that it wraps, its parameters, its step sizes and its memory."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adam import adam as fused_adam
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-Moments = dict[str, dict[str, Tensor]]
-
-
-def adam_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """What Adam remembers, before the first step."""
-    return {
-        name: {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-            "step": torch.zeros((), device=parameter.device),
-        }
-        for name, parameter in parameters.items()
-    }
-
-
-def adam(
-    parameters: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor],
-    moments: Moments,
-    step_size: float,
-    *,
-    beta2: float = BETA2,
-) -> None:
-    """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
-    if torch.compiler.is_compiling():
-        # The fused kernel would break the graph; written out, the compiler fuses it with whatever stands around it.
-        for name, parameter in parameters.items():
-            written_out(parameter, gradients[name], **moments[name], step_size=step_size, beta2=beta2)
-        return
-    names = list(parameters)
-    fused_adam(
-        [parameters[name] for name in names],
-        [gradients[name].contiguous() for name in names],  # the kernel does not look at strides
-        [moments[name]["exp_avg"] for name in names],
-        [moments[name]["exp_avg_sq"] for name in names],
-        [],
-        [moments[name]["step"] for name in names],
-        fused=True,
-        amsgrad=False,
-        beta1=BETA1,
-        beta2=beta2,
-        lr=step_size,
-        weight_decay=0.0,
-        eps=EPSILON,
-        maximize=False,
-    )
-
-
-def written_out(
-    parameter: Tensor,
-    gradient: Tensor,
-    *,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    step_size: float,
-    beta2: float = BETA2,
-) -> None:
-    """The same for one parameter, operation by operation."""
-    step.add_(1)
-    exp_avg.lerp_(gradient, 1 - BETA1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = exp_avg_sq.sqrt() / (1 - beta2**step).sqrt() + EPSILON
-    parameter.sub_(exp_avg / root * (step_size / (1 - BETA1**step)))
+StepSize = float | Tensor
 
 
 def inner_optimizers(optimizer: Any) -> list[Optimizer]:
@@ -110,22 +43,53 @@ def memory_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
     return held
 
 
-def step_size(group: Mapping[str, Any]) -> float | Tensor | None:
+def step_size(group: Mapping[str, Any]) -> StepSize | None:
     """The step size of a parameter group, or None where it has none that is known.
 
     Prodigy and D-Adaptation multiply ``lr`` by the ``d`` that they estimate; Adafactor may keep none.
     """
-    lr: float | Tensor | None = group.get("lr")
+    lr: StepSize | None = group.get("lr")
     if lr is None or "d" not in group or "beta2_decay" in group:  # the d of torch's Adafactor is another thing
         return lr
-    estimate: float | Tensor = group["d"]
+    estimate: StepSize = group["d"]
     return lr * estimate
 
 
-def reach(group: Mapping[str, Any]) -> float | Tensor | None:
+def reach(group: Mapping[str, Any]) -> StepSize | None:
     """How far a gradient of 1 moves a parameter in the end: the step size, with heavy-ball momentum many times that."""
     size, momentum = step_size(group), group.get("momentum", 0.0)
     return size if size is None or not momentum else size / max(1 - momentum, 1e-3)
+
+
+def held_by(optimizer: Optimizer) -> set[int]:
+    """The identities of an optimizer's parameters."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def step_sizes(optimizer: Optimizer) -> dict[int, StepSize | None]:
+    """The present step size of each of an optimizer's parameters, by its identity; None where that is not known."""
+    return sizes_by(step_size, optimizer)
+
+
+def sizes_by(size_of: Callable[[dict[str, Any]], StepSize | None], optimizer: Optimizer) -> dict[int, StepSize | None]:
+    """A size of its group for each of an optimizer's parameters, by its identity."""
+    return {
+        id(parameter): size
+        for group in optimizer.param_groups
+        for size in [size_of(group)]
+        for parameter in group["params"]
+    }
+
+
+def largest_step_sizes(optimizer: Optimizer) -> dict[int, float]:
+    """Those that a schedule goes up to, where they are known: a warm-up begins at 0."""
+    return {
+        id(parameter): float(size)
+        for group in optimizer.param_groups
+        for size in [step_size({**group, "lr": max(group.get("initial_lr", 0.0), group.get("lr") or 0.0)})]
+        if size is not None
+        for parameter in group["params"]
+    }
 
 
 def steps_under_way(optimizer: Optimizer) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 from oracles import decoupled_step, relative_error, spectral_gradients, spread
 from resting import resting
 from supple import L2InitRegularizer, L2Regularizer, Population, SpectralRegularizer
-from supple.mitigators.base import GLOBAL
+from supple.mitigators.states import GLOBAL
 
 CONVERGED = 40
 STRENGTH = 0.3

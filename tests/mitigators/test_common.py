@@ -14,7 +14,8 @@ from method_cases import CASES, SEED, build, every_case, strength_of, tensors, w
 from oracles import matrices, owned, spread
 from supple import L2Regularizer, Population
 from supple.mitigators import Mitigator
-from supple.mitigators.base import GLOBAL, Update
+from supple.mitigators.kernels import Update
+from supple.mitigators.states import GLOBAL
 from waits import Waits
 
 
@@ -357,7 +358,7 @@ def test_a_compiler_sees_through_what_calls_itself_traceable(case):
         for _ in range(2):
             function(method, parameters, gradients, method.state)
         results.append([*parameters.values(), *gradients.values(), *tensors(method)])
-    assert same_state(*results)
+    torch.testing.assert_close(*results)  # to rounding: compiled, each matrix is worked out by itself
 
 
 @every_case

@@ -10,7 +10,7 @@ from torch import nn
 from perceptrons import OPTIMIZERS, batches, perceptron, train
 from resting import resting
 from supple import NetworkReset, Population
-from supple.mitigators.base import APART
+from supple.mitigators.kernels import SEED_OFFSET
 
 
 class CountingInPython(torch.optim.Optimizer):
@@ -66,7 +66,7 @@ def test_as_a_run_that_starts_again(optimizer):
     network = perceptron()
     mine = STARTED_AGAIN[optimizer](network)
     NetworkReset(network, every=10, seed=5).attach(mine)
-    random = torch.Generator().manual_seed(APART + 5)
+    random = torch.Generator().manual_seed(SEED_OFFSET + 5)
     twin, theirs = copy.deepcopy(network), None
     fresh = []
     for step, batch in enumerate(batches(25), 1):

@@ -8,7 +8,7 @@ from torch import nn
 
 from method_cases import CASES, build, every_case, tensors
 from supple import ContinualBackprop, HareAndTortoise, NetworkReset, ReDo
-from supple.mitigators.base import GLOBAL
+from supple.mitigators.states import GLOBAL
 
 
 class Heads(nn.Module):

@@ -12,7 +12,7 @@ from oracles import ZOO, matrices, owned, relative_error, spread
 from oracles import kind as kind_of
 from resting import resting
 from supple import Population, SpectralNormRegularizer, SpectralRegularizer
-from supple.mitigators.base import GLOBAL
+from supple.mitigators.states import GLOBAL
 
 CONVERGED = 60
 

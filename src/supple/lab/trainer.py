@@ -23,7 +23,7 @@ from supple.lab.operations import operations
 from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
-from supple.mitigators.base import Update
+from supple.mitigators.kernels import Update
 from supple.population import Population
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint
 

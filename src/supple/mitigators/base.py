@@ -1,10 +1,7 @@
-"""What every method shares: the three moments of a training step at which it may act, and its place on an optimizer."""
+"""The face of a method that a training loop sees: three moments of a step, and its place on an optimizer."""
 
-import inspect
-import logging
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -12,46 +9,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from supple.mitigators.attaching import check_held, check_step_sizes, fitting
+from supple.mitigators.hooks import StepHooks
+from supple.mitigators.kernels import SEED_OFFSET, Kernels, Strength, Update
 from supple.mitigators.rounding import HALF, rounded_at_random
-from supple.mitigators.step_hooks import StepHooks, add_gradients, check_step_sizes, fitting, held_by, step_sizes
-from supple.optimizers import inner_optimizers, memory_of
-from supple.pieces import pieces
+from supple.mitigators.states import Tensors
+from supple.optimizers import StepSize, held_by, inner_optimizers, memory_of, reach, sizes_by, step_sizes
 from supple.population import Population
 from supple.power_iteration import without_autocast
-from supple.roles import Kind, Role, describe, find_roles, masks, owned_parameters
-from supple.sharding import copy_whole_or_piece, is_sharded, local, together
-
-Tensors = dict[str, Tensor]
-State = dict[str, Tensors]
-"""What a method remembers: for each parameter's name, named tensors."""
-Strength = float | Tensor
-APART = 2_654_435_769  # torch looks at the last 32 bits of a seed
-"""Added to the seeds of methods: of one seed with its initial weights, a network would be "drawn anew" as it was."""
-GLOBAL = ""
-"""The entry of a state for what belongs to no parameter; it stays on the host."""
-_ROUNDING = "rounding steps"
-"""There: in how many steps half precision was rounded at random."""
+from supple.roles import Kind, Role, describe
+from supple.sharding import is_sharded, lay_out_gradient, local
 
 
-@dataclass(frozen=True)
-class Update:
-    """What a method may want to know of the optimizer's step that has just been taken, by parameter."""
-
-    step_sizes: Mapping[str, Strength]
-    """The optimizer's present step size: its ``lr``, times the ``d`` that Prodigy and D-Adaptation estimate."""
-    moments: Mapping[str, Tensors]
-    """What the optimizer remembers (Adam's ``exp_avg``, momentum, ...): the live tensors. Those without dimensions,
-    such as Adam's ``step``, belong to the parameter as a whole."""
-    memory: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """The live dictionaries that hold these tensors; some optimizers count steps there in numbers."""
-    skipped: Tensor | None = None
-    """1 on the device where GradScaler made a fused optimizer skip this step, which the strength is then 0 for."""
-    idle: Mapping[str, Tensor] = field(default_factory=dict)
-    """The optimizer's other parameters, to read: they have no gradient in this step, so they must stay as they are.
-    What a method counts for them goes on."""
-
-
-class Mitigator:
+class Mitigator(Kernels):
     """A method that keeps a network trainable, acting at up to three moments of a training step.
 
     ============  ===========================  =====================================================
@@ -62,10 +32,8 @@ class Mitigator:
     parameters    ``change_parameters``        ``method.after_step(optimizer)`` after its ``step()``
     ============  ===========================  =====================================================
 
-    ``attach(optimizer)`` does the last two on the optimizer's own step. The kernels work in place on dictionaries, by
-    parameter name, of tensors with any leading dimensions: they serve a network, a population and a compiled training
-    step alike. They wait for no result on the host. ``add_gradients`` may take ``step_sizes``, by parameter, as a
-    keyword.
+    ``attach(optimizer)`` does the last two on the optimizer's own step. The kernels work in place on dictionaries of
+    tensors: see :class:`Kernels`.
 
     A parameter whose ``.grad`` is None is left exactly as it is, as torch's optimizers leave it. Parameters in bfloat16
     and float16 are changed in float32 and rounded at random, without bias.
@@ -81,20 +49,6 @@ class Mitigator:
         ValueError: for a strength out of range, and for parameters without finite values.
     """
 
-    largest_strength = math.inf
-    traceable = True
-    """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
-    observes = False
-    """Whether it looks at activations in the forward pass: :meth:`observe` says whose."""
-    works_on_pieces = False
-    """Whether the kernels are right for a parameter that is sharded over ranks: they see the piece that lies here."""
-    goes_by_role = False
-    """Whether a parameter's role decides what is done to it: those of unknown role are then left out."""
-    moves_gradually = True
-    """Whether it moves parameters by small amounts in each step, which half precision would lose in rounding."""
-    needs_step_sizes = False
-    """Whether it must know how far the optimizer steps."""
-
     def __init__(
         self,
         network: nn.Module | Population,
@@ -102,77 +56,12 @@ class Mitigator:
         *,
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
-        self._network, self._role_overrides = network, roles
-        self.acts_on_gradients = type(self).add_gradients is not Mitigator.add_gradients
-        self.acts_on_parameters = type(self).change_parameters is not Mitigator.change_parameters
-        self._members = (len(network),) if isinstance(network, Population) else ()
-        self.strength = strength
-        self.roles = find_roles(network, roles)
-        self._known = {name: parameter for name, parameter, _ in owned_parameters(network)}
-        self._owners = {name: (module, name.rpartition(".")[2]) for name, _, module in owned_parameters(network)}
-        self.parameters = {
-            name: parameter for name, parameter in self._known.items() if name in self.roles and parameter.numel()
-        }
-        self._pieces = pieces(self.roles, self.parameters)
-        if self.goes_by_role:
-            self._leave_out_unknown()
-        if not self.parameters:
-            raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
-        self._shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            if parameter.is_meta or not local(parameter.detach()).isfinite().all():
-                what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
-                raise ValueError(
-                    f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
-                )
-        self._pieces = {name: piece for name, piece in self._pieces.items() if name in self.parameters}
-        if self._pieces and (self._members or not self.works_on_pieces):
-            raise ValueError(
-                f"expected whole parameters, got the sharded {next(iter(self._pieces))!r}: {type(self).__name__} sees "
-                "all of a tensor, so train with DistributedDataParallel, leave sharded parameters out with "
-                "roles={name: None}, or choose a method that works on shards, such as SpectralRegularizer"
-            )
-        self._masked = self.goes_by_role and bool(masks(network))
-        self.takes_step_sizes = "step_sizes" in inspect.signature(self.add_gradients).parameters
-        self.state: State = {}
-        self._generators: tuple[torch.Generator, ...] = ()
-        self._rounding_steps = 0
+        super().__init__(network, strength, roles=roles)
         self._has_warned = False
         self._hooks: list[StepHooks] = []
+        self._held: dict[int, set[int]] = {}
+        """The parameters of each optimizer that it is attached to."""
         self._observed: list[RemovableHandle] = []
-
-    # The kernels, which each method gives where it acts.
-
-    def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        """Add this method's gradient to ``gradients`` and advance ``state``, all in place."""
-
-    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        """Change ``parameters``, which the optimizer has just updated, and advance ``state``, all in place."""
-
-    def _penalty(self, parameters: Tensors) -> Tensor:
-        """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
-        return local(self._first).new_zeros(self._members)
-
-    # The face that a training loop sees.
-
-    @property
-    def strength(self) -> Strength:
-        return self._strength
-
-    @strength.setter
-    def strength(self, value: Strength) -> None:
-        try:
-            tensor = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"expected a strength that is a number or a tensor, got {value!r}") from error
-        if tensor.shape not in ((), self._members):
-            expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
-            raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
-        if not (tensor.isfinite() & (tensor >= 0) & (tensor <= self.largest_strength)).all():
-            raise ValueError(
-                f"expected a finite strength from 0 to {self.largest_strength}, got {value}: 0 switches the method off"
-            )
-        self._strength = tensor if tensor.ndim or isinstance(value, Tensor) else float(value)
 
     def penalty(self) -> Tensor:
         """What the method adds to the loss, times strength: differentiable, one value a member.
@@ -187,7 +76,7 @@ class Mitigator:
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the gradient of :meth:`penalty` to each ``.grad`` that there is, in a loop without ``attach``."""
-        add_gradients(self, self._trainable())
+        self._add_to_gradients(self._trainable())
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
@@ -234,7 +123,7 @@ class Mitigator:
         self._check(found)
         if not self._has_warned:
             self._has_warned = self._warn_of_changes(found)
-        self._hooks += [StepHooks(self, inner) for inner in found]
+        self._hooks += [self._hooks_on(inner) for inner in found]
         if not self._observed:
             self.observe()
         return self
@@ -261,57 +150,9 @@ class Mitigator:
         for hooks in self._hooks:
             hooks.remove()
         self._hooks.clear()
+        self._held.clear()
         self._observed.clear()
         return self
-
-    def state_dict(self) -> State:
-        """A copy of everything that the method remembers between steps."""
-        state = {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
-        if self._generators:
-            state.setdefault(GLOBAL, {})["random"] = torch.stack([random.get_state() for random in self._generators])
-        if self._rounding_steps:
-            state.setdefault(GLOBAL, {})[_ROUNDING] = torch.tensor(self._rounding_steps)
-        for name, value in self._options().items():
-            state.setdefault(GLOBAL, {})[name] = torch.tensor(value, dtype=torch.float64)
-        return state
-
-    @torch.no_grad()
-    def load_state_dict(self, state: State) -> None:
-        """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
-
-        Raises:
-            TypeError: naming the first entry that is no tensor, or one of another type.
-            ValueError: naming the first entry that is missing, unknown or of another shape, or the option that is
-                another. Whatever is refused, nothing is changed.
-        """
-        mine = self.state_dict()
-        mine.setdefault(GLOBAL, {}).setdefault(_ROUNDING, torch.tensor(0))
-        kind = type(self).__name__
-        _check_tensors(state, mine, kind)
-        for option, value in self._options().items():
-            other = state.get(GLOBAL, {}).get(option)
-            if other is None or other.ndim or float(other) != value:
-                raise ValueError(
-                    f"expected the state of a {kind} with {_shown(option, value)}, got one with "
-                    f"{_shown(option, other)}: load it into a method with the same options"
-                )
-        expected, shapes = _shapes(mine), _shapes(state)
-        shapes.setdefault(f"{GLOBAL}/{_ROUNDING}", ())  # absent where nothing was rounded
-        for entry in sorted(expected.keys() | shapes.keys()):
-            if expected.get(entry) != shapes.get(entry):
-                raise ValueError(
-                    f"expected a state with {entry} of shape {expected.get(entry)}, got {shapes.get(entry)}: "
-                    f"load it into a {kind} with the same options on the same architecture"
-                )
-        randoms = state[GLOBAL]["random"].cpu() if self._generators else ()
-        for random in randoms:
-            _set_random(torch.Generator(), random)
-        for generator, random in zip(self._generators, randoms, strict=True):
-            _set_random(generator, random)
-        self._rounding_steps = int(state.get(GLOBAL, {}).get(_ROUNDING, 0))
-        for name, entries in self.state.items():
-            for key, tensor in entries.items():
-                copy_whole_or_piece(tensor, state[name][key])
 
     def describe(self) -> str:
         """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
@@ -325,14 +166,10 @@ class Mitigator:
 
         Unchecked, as they fitted: the copy of a network that holds this method itself has no modules yet.
         """
-        self.__dict__.update(state, _hooks=[])
-        self._hooks.extend(StepHooks(self, optimizer, steps) for optimizer, steps in state["_hooks"])
+        self.__dict__.update(state, _hooks=[], _held={})
+        self._hooks.extend(self._hooks_on(optimizer, steps) for optimizer, steps in state["_hooks"])
 
     # What a method may add to these.
-
-    def _options(self) -> dict[str, float]:
-        """Options that a loaded state must agree with, as numbers."""
-        return {}
 
     def _facts(self) -> list[str]:
         """Options that its ``repr`` shows."""
@@ -345,9 +182,86 @@ class Mitigator:
         """Whether it has warned that it is about to change the network much."""
         return False
 
-    # The kernels' surroundings.
+    # What happens around the kernels in a step.
 
-    def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> None:
+    def _hooks_on(self, optimizer: Optimizer, steps: int = 0) -> StepHooks:
+        self._held[id(optimizer)] = held_by(optimizer)
+        return StepHooks(
+            self,
+            optimizer,
+            add=partial(self._add_on, optimizer) if self.acts_on_gradients else None,
+            term=partial(self._term_on, optimizer),
+            change=partial(self._change_on, optimizer) if self.acts_on_parameters else None,
+            steps=steps,
+        )
+
+    @torch.no_grad()
+    def _add_on(self, optimizer: Optimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        # L-BFGS looks along lines, where loss and gradient must belong together: no bound there.
+        looks_ahead = any("max_iter" in group for group in optimizer.param_groups)
+        sizes = None if looks_ahead else sizes_by(reach, optimizer)
+        return self._add_to_gradients(self._selected_on(optimizer), sizes, grad_scale, found_inf)
+
+    @torch.no_grad()
+    def _term_on(self, optimizer: Optimizer) -> Tensor:
+        """The penalty of what an optimizer moves, times strength, summed over members."""
+        parameters = with_gradients(self._selected_on(optimizer))
+        with without_autocast(self._first):
+            return (self.strength * self._penalty(self._here(parameters))).sum()
+
+    @torch.no_grad()
+    def _change_on(self, optimizer: Optimizer) -> bool:
+        parameters = self._selected_on(optimizer)
+        self._act_after_step(optimizer, parameters)
+        return bool(with_gradients(parameters))
+
+    def _selected_on(self, optimizer: Optimizer) -> Tensors:
+        held = held_by(optimizer)
+        if held != self._held[id(optimizer)]:  # a parameter group was added, or something took the optimizer over
+            check_held(self, optimizer, self._held[id(optimizer)] - held)
+            self._held[id(optimizer)] = held
+        return self._select(held)
+
+    def _add_to_gradients(
+        self,
+        parameters: Tensors,
+        step_sizes: dict[int, StepSize | None] | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> bool:
+        """Add the method's gradient to each ``.grad``, which may be multiplied by a ``grad_scale``; if there is any.
+
+        A parameter without a gradient is left without: the optimizer goes on leaving it alone.
+        """
+        if not self.acts_on_gradients:
+            return False
+        for name, parameter in parameters.items():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                raise ValueError(
+                    f"expected a dense gradient, got a sparse one for {name!r}: build its embedding with sparse=False, "
+                    f"or leave it out with roles={{{name!r}: None}}"
+                )
+        parameters = with_gradients(parameters)
+        if not parameters:
+            return False
+        if self._pieces:
+            for parameter in filter(is_sharded, parameters.values()):
+                lay_out_gradient(parameter)
+        known = {name: (step_sizes or {}).get(id(parameter)) for name, parameter in parameters.items()}
+        gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        parameters, gradients = self._here(parameters), self._here(gradients)
+        if grad_scale is not None:  # a power of two: undone and redone without rounding
+            torch._foreach_div_(list(gradients.values()), grad_scale)
+        if found_inf is not None:  # the optimizer will skip this step; what is remembered must not keep its infinities
+            for gradient in gradients.values():
+                gradient.masked_fill_(found_inf.bool(), 0)
+        with without_autocast(self._first):
+            self._add_to(gradients, parameters, known)
+        if grad_scale is not None:
+            torch._foreach_mul_(list(gradients.values()), grad_scale)
+        return True
+
+    def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, StepSize | None]) -> None:
         """Run ``add_gradients``: for pruned parameters on what is left of them, and into that alone."""
         options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
         pruned = self._masks_of(parameters)
@@ -380,126 +294,15 @@ class Mitigator:
         """One for each device, seeded by how often it has been asked: so all that is to be remembered is a count."""
         devices = set(devices)
         self._rounding_steps += bool(devices)
-        return {device: torch.Generator(device).manual_seed(APART + self._rounding_steps) for device in devices}
-
-    def _masks_of(self, parameters: Iterable[str]) -> Tensors:
-        """What pruning multiplies these parameters by, of those that are pruned."""
-        if not self._masked:
-            return {}
-        present = masks(self._network)
-        return {name: present[name] for name in parameters if name in present}
-
-    def _unpruned(self, parameters: Tensors) -> Tensors:
-        """The parameters, those that are pruned as the forward pass sees them."""
-        return parameters | {name: parameters[name] * mask for name, mask in self._masks_of(parameters).items()}
-
-    def _leave_out_unknown(self) -> None:
-        unknown = [name for name in self.parameters if self.roles[name].kind == "unknown"]
-        self.parameters = {
-            name: p for name, p in self.parameters.items() if self.roles[name].kind not in ("other", "unknown")
-        }
-        if unknown:
-            shown = ", ".join(f"{name!r}: None" for name in unknown[:20]) + (", ..." if len(unknown) > 20 else "")
-            logging.getLogger("supple").warning(
-                f"{type(self).__name__} leaves out {len(unknown)} parameters of module types that it does not know. "
-                f"Say what they are with roles={{{shown}}}, where None leaves out in silence and 'matrix', 'vector' or "
-                "'scale' takes in; or tell it of a whole type with supple.roles.register()."
-            )
-
-    @property
-    def _first(self) -> nn.Parameter:
-        return next(iter(self.parameters.values()))
-
-    def _trainable(self) -> Tensors:
-        self._follow_devices()
-        for name, parameter in self.parameters.items():
-            owner, own_name = self._owners[name]
-            # After a forward pass FSDP2 shows whole parameters in the place of the shards.
-            if owner._parameters.get(own_name) is not parameter and not is_sharded(parameter):
-                raise ValueError(
-                    f"expected the network that this {type(self).__name__} was built with, got another {name!r} or "
-                    "none (pruning, parametrizations, adapters): build the method after such changes"
-                )
-            if parameter.shape != self._shapes[name]:
-                raise ValueError(
-                    f"expected {name!r} of shape {tuple(self._shapes[name])} as when this {type(self).__name__} was "
-                    f"built, got {tuple(parameter.shape)}: resize embeddings first, then build method and optimizer"
-                )
-        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+        return {device: torch.Generator(device).manual_seed(SEED_OFFSET + self._rounding_steps) for device in devices}
 
     def _select(self, held: Collection[int]) -> Tensors:
         """The trainable parameters among those with these identities."""
         return {name: parameter for name, parameter in self._trainable().items() if id(parameter) in held}
 
-    def _here(self, tensors: Tensors) -> Tensors:
-        """Those of an ordinary network as they are; of a sharded one, the pieces that lie on this rank."""
-        return {name: local(tensor) for name, tensor in tensors.items()} if self._pieces else tensors
 
-    def _state_here(self) -> State:
-        return {name: self._here(entry) for name, entry in self.state.items()} if self._pieces else self.state
-
-    def _over_ranks(self, sums: Tensors) -> Tensors:
-        """Sums over each parameter's entries, made complete where some of them lie on other ranks."""
-        if not self._pieces:
-            return sums
-        totals = together(self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums)
-        return dict(zip(sums, totals, strict=True))
-
-    def _follow_devices(self) -> None:
-        """A network may be moved at any time; what is remembered of it goes along."""
-        first = self._first.device
-        for name, entry in self.state.items():
-            device = self.parameters[name].device if name in self.parameters else first
-            for key, tensor in entry.items():
-                if tensor.device != device and name != GLOBAL:
-                    entry[key] = tensor.to(device)
-        if isinstance(self.strength, Tensor):
-            self._strength = self.strength.to(first)
-
-    def _act_on(self, names: Iterable[str], what: str) -> None:
-        """Leave all parameters alone but these."""
-        self.parameters = {name: self.parameters[name] for name in names}
-        if not self.parameters:
-            raise ValueError(f"expected {what}, got a network with none: name one in roles as 'matrix'")
-
-    def _seed(self, seed: int) -> None:
-        """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""
-        seeds = self._network.seeds if isinstance(self._network, Population) else (0,)
-        self._generators = tuple(torch.Generator().manual_seed(APART + seed + member) for member in seeds)
-
-    def _random(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
-        """A tensor like ``like`` that ``draw(part, generator)`` has filled in place, member by member."""
-        drawn = torch.empty_like(like, device="cpu")
-        for part, generator in zip(drawn if self._members else (drawn,), self._generators, strict=True):
-            draw(part, generator)
-        return drawn.to(like.device, non_blocking=True)
-
-
-def per_member(strength: Strength, ndim: int) -> Strength:
-    """``strength`` shaped so as to multiply a tensor of ``ndim`` dimensions of which the first is the members'."""
-    if isinstance(strength, Tensor) and strength.ndim:
-        return strength.reshape(-1, *(1,) * (ndim - 1))
-    return strength
-
-
-def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
-    """Take ``tensor`` the share ``strength`` of the way to ``target``, in place and in one pass over the memory."""
-    share = per_member(strength, tensor.ndim)
-    tensor.lerp_(target.to(tensor), share.to(tensor.dtype) if isinstance(share, Tensor) else share)
-
-
-def is_due(steps: Tensor, every: int, update: Update) -> bool:
-    """Count a step on the host, in place; whether it is one of every so many.
-
-    A step that a fused optimizer skipped would lose what was due for a whole period: then the next one is due. The
-    device is asked only where it matters.
-    """
-    if int(steps.add_(1)) % every:
-        return False
-    if update.skipped is not None and bool(update.skipped):
-        steps.sub_(1)
-        return False
-    return True
+def with_gradients(parameters: Tensors) -> Tensors:
+    return {name: parameter for name, parameter in parameters.items() if parameter.grad is not None}
 
 
 def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None) -> Update:
@@ -512,55 +315,3 @@ def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None
     }
     present = {name: size for name, parameter in parameters.items() if (size := sizes[id(parameter)]) is not None}
     return Update(present, moments, memory, skipped, idle)
-
-
-def _check_tensors(state: Any, mine: State, kind: str) -> None:
-    """Make sure that a state is tensors, by name by name, that can be copied into mine."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"expected the state_dict() of a {kind}, got {type(state).__name__}: load what it returned")
-    for name, entry in state.items():
-        if not isinstance(entry, Mapping):
-            raise TypeError(
-                f"expected a dictionary of tensors for {name!r} in the state of a {kind}, got {type(entry).__name__}: "
-                "load what its state_dict() returned"
-            )
-        for key, tensor in entry.items():
-            own, found = mine.get(name, {}).get(key), type(tensor).__name__
-            if isinstance(tensor, Tensor):
-                if _fits(tensor, own):
-                    continue
-                found = f"a {found} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise TypeError(
-                f"expected a plain tensor{'' if own is None else f' of {own.dtype}'} for {name}/{key} in the state of "
-                f"a {kind}, got {found}: load what its state_dict() returned"
-            )
-
-
-def _fits(tensor: Tensor, own: Tensor | None) -> bool:
-    """Whether it holds numbers, whole or in pieces as ours do, and of a type that can be copied into ours."""
-    is_plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
-    if not is_plain or own is None:
-        return is_plain
-    return torch.can_cast(tensor.dtype, own.dtype) and (is_sharded(own) or not is_sharded(tensor))
-
-
-def _set_random(generator: torch.Generator, state: Tensor) -> None:
-    try:
-        generator.set_state(state.clone())  # torch dies of one that lies within another tensor
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"expected the state of a random generator in {GLOBAL}/random, got one that torch refuses ({error}): load "
-            "what state_dict() returned"
-        ) from error
-
-
-def _shown(option: str, value: Tensor | float | None) -> str:
-    if value is None:
-        return f"no {option}"
-    if isinstance(value, Tensor) and value.ndim:
-        return f"{option} of shape {tuple(value.shape)}"
-    return f"{option} 'initial'" if option == "target" and value < 0 else f"{option} {float(value):g}"
-
-
-def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    return {f"{name}/{key}": tuple(tensor.shape) for name, entry in state.items() for key, tensor in entry.items()}

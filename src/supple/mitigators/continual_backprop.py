@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.base import GLOBAL, State, Strength, Tensors
+from supple.mitigators.kernels import Strength
+from supple.mitigators.states import GLOBAL, State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.population import Population
 from supple.power_iteration import working_dtype

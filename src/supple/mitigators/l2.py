@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from supple.mitigators.base import State
 from supple.mitigators.squared_distance import SquaredDistance
+from supple.mitigators.states import State
 
 
 class L2Regularizer(SquaredDistance):

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from supple.mitigators.base import State, Strength
+from supple.mitigators.kernels import Strength
 from supple.mitigators.squared_distance import SquaredDistance
+from supple.mitigators.states import State
 from supple.population import Population
 from supple.roles import Kind, Role
 

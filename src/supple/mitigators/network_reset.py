@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import known
-from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, is_due, per_member
+from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
+from supple.mitigators.kernels import Strength, Update, is_due, per_member
+from supple.mitigators.states import GLOBAL, State, Tensors
 from supple.population import Population
 from supple.roles import Kind, Role
 from supple.units import check_moments

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.base import Mitigator
+from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.states import State, Tensors
 from supple.population import Population
 from supple.power_iteration import TINY, working_dtype
 from supple.roles import Kind, Role

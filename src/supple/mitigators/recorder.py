@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.parallel import DistributedDataParallel
 
-from supple.mitigators.base import Tensors
+from supple.mitigators.states import Tensors
 from supple.population import outside_vmap
 from supple.units import UnitGroup
 

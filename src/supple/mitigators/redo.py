@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from supple.mitigators.base import State, Strength, Tensors
+from supple.mitigators.kernels import Strength
+from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.population import Population
 from supple.roles import Kind, Role

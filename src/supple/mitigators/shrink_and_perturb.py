@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from supple.errors import known
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, move_towards, per_member
+from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
+from supple.mitigators.kernels import Strength, Update, move_towards, per_member
+from supple.mitigators.states import State, Tensors
 from supple.population import Population
 from supple.roles import Kind, Role
 

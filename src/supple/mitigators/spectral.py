@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import known
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.base import Mitigator
 from supple.mitigators.flat_step import FlatStep
 from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
-from supple.mitigators.step_hooks import largest_step_sizes
+from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.states import State, Tensors
 from supple.mitigators.stretch import Pull, Target, check_target
+from supple.optimizers import largest_step_sizes
 from supple.pieces import Piece
 from supple.population import Population
 from supple.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
@@ -45,10 +47,11 @@ class SpectralRegularizer(Mitigator):
             0.1, 1 and 10 on MNIST. Small networks want 1e-3 to 1e-2 of the coupled form.
         exponent: k, a whole number of at least 1; 2 balanced stability and effect in the paper (App. C.1).
         target: where stretches are pulled to. A number τ of at least 0 is for matrices and gains, vectors are pulled to
-            0: 1 is the paper's; 0 with k = 1 penalises σ₁². A mapping from parameter name to number may name vectors
-            too; what it leaves out is as with 1. ``"initial"``, for networks that are trained already, is a ceiling for
-            each matrix, vector and gain: the larger of 1 and what it is when this is built (exactly; some seconds for
-            large networks), for a vector its norm then; what stays below its ceiling is left alone.
+            0: 1 is the paper's; 0 with k = 1 penalises σ₁². Just above 0 the penalty is very steep. A mapping from
+            parameter name to number may name vectors too; what it leaves out is as with 1. ``"initial"``, for networks
+            that are trained already, is a ceiling for each matrix, vector and gain: the larger of 1 and what it is when
+            this is built (exactly; some seconds for large networks), for a vector its norm then; what stays below its
+            ceiling is left alone.
         one_sided: pull down only what is above its target, with any target; always so with ``"initial"``.
         power_iterations: how many a step; one is enough (Yoshida & Miyato, 2017).
         decoupled: take the gradient from the parameters after the optimizer's step instead, times the step size, as

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from supple.mitigators.base import Strength
+from supple.mitigators.kernels import Strength
 from supple.mitigators.spectral import SpectralRegularizer
 from supple.population import Population
 from supple.roles import Kind, Role, find_roles

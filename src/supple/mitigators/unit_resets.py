@@ -11,9 +11,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from supple.mitigators.base import GLOBAL, Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.base import Mitigator
+from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.recorder import Recorder
-from supple.mitigators.step_hooks import held_by
+from supple.mitigators.states import GLOBAL, State, Tensors
+from supple.optimizers import held_by
 from supple.population import Population
 from supple.power_iteration import working_dtype
 from supple.roles import Kind, Role

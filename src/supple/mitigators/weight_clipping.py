@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from supple.mitigators.base import Mitigator, State, Strength, Tensors, Update, per_member
+from supple.mitigators.base import Mitigator
 from supple.mitigators.forecast import MUCH, Change, looks_fresh, warn
-from supple.mitigators.step_hooks import held_by
+from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.states import State, Tensors
+from supple.optimizers import held_by
 from supple.population import Population
 from supple.power_iteration import TINY
 from supple.roles import Kind, Role, owner_of

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
-from supple.mitigators.base import Mitigator, Tensors, Update
+from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
+from supple.mitigators.kernels import Update
+from supple.mitigators.states import Tensors
 from supple.optimizers import adam, adam_moments
 from supple.population import Population
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import softplus
 
-from supple.mitigators.base import Mitigator, Tensors
+from supple.mitigators.base import Mitigator
+from supple.mitigators.states import Tensors
 from supple.optimizers import adam, adam_moments
 from supple.population import Population
 from supple.rl.learner import Learner, copy_into

@@ -1,0 +1,134 @@
+"""Whether a method can act on an optimizer's steps, found out before it is attached."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from supple.mitigators.hooks import all_on
+from supple.mitigators.kernels import Kernels
+from supple.optimizers import held_by, inner_optimizers, parameters_in, step_sizes
+from supple.roles import owned_parameters
+
+_REBUILD = (
+    "DAdaptSGD",
+    "DAdaptAdaGrad",
+    "FTRL",
+    "SGDScheduleFreeReference",
+    "AdamWScheduleFreeReference",
+    "RAdamScheduleFreeReference",
+)
+"""Optimizers that compute parameters anew in each step, from sums or averages that they keep."""
+
+
+def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
+    """The optimizers inside ``optimizer`` that hold parameters of the method's, which may act on their steps.
+
+    Raises:
+        TypeError: for what is no optimizer.
+        ValueError: when none holds the parameters that the method knows, when they maximize, when they run no hooks,
+            or when they do not say how far they step and the method must know.
+        RuntimeError: when this method is on the optimizer already, or another of its kind for the same parameters.
+    """
+    found, ours = inner_optimizers(optimizer), _identities(method)
+    found = [inner for inner in found if held_by(inner) & ours] or found[:1]
+    held = set[int]().union(*map(held_by, found))
+    for inner in found:
+        _check_parameters(method, held_by(inner), (parameters_in(optimizer) & ours) - held)
+        if any(group.get("maximize") for group in inner.param_groups):
+            raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+        check_step_sizes(method, inner)
+        _check_master_copies(method, inner)
+        _check_company(method, inner)
+    return found
+
+
+def check_held(method: Kernels, optimizer: Optimizer, lost: set[int]) -> None:
+    """The same for an optimizer whose parameters have changed since; it has ``lost`` some."""
+    _check_parameters(method, held_by(optimizer), lost & _identities(method))
+    check_step_sizes(method, optimizer)
+
+
+def _identities(method: Kernels) -> set[int]:
+    return {id(parameter) for parameter in method.parameters.values()}
+
+
+def _check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
+    """Make sure that the optimizer's parameters are the network's, and those that the method was built with.
+
+    ``lost`` are parameters that it was given, and does not move itself.
+    """
+    now = {id(parameter): name for name, parameter, _ in owned_parameters(method._network)}
+    known = {id(parameter): name for name, parameter in method._known.items()}
+    for changed, verb in (((held & now.keys()) - known.keys(), "new"), ((held & known.keys()) - now.keys(), "gone")):
+        if changed:
+            name = min((now | known)[parameter] for parameter in changed)
+            raise ValueError(
+                f"expected the parameters that this {type(method).__name__} was built with, got {name!r}, which is "
+                f"{verb} in the network: build method and optimizer when nothing adds or replaces parameters any more "
+                "(new layers, parametrizations, adapters, to_empty(), load_state_dict(assign=True), sharding)"
+            )
+    if lost or not held & _identities(method):
+        what = (
+            f"that holds none of them{' any more' if lost else ''}"
+            if not held & _identities(method)
+            else (f"that holds {min(name for name, p in method.parameters.items() if id(p) in lost)!r} as a copy")
+        )
+        raise ValueError(
+            f"expected an optimizer of this network's parameters, got one {what}: build the optimizer from the same "
+            "network's parameters(). One that moves copies of them (float32 master weights or flat partitions, as "
+            "DeepSpeed, Megatron and Apex keep them) moves nothing that this method knows: there, add penalty().sum() "
+            "to the loss instead"
+        )
+
+
+def check_step_sizes(method: Kernels, optimizer: Optimizer) -> None:
+    """A method that steps by itself needs to know how far the optimizer does."""
+    if not method.needs_step_sizes:
+        return
+    sizes = step_sizes(optimizer)
+    for name, parameter in method.parameters.items():
+        if id(parameter) in sizes and sizes[id(parameter)] is None:
+            raise ValueError(
+                f"expected a step size (lr) for {name!r}, got none that {type(optimizer).__name__} tells: give it a "
+                "fixed lr (Adafactor: lr=..., relative_step=False), or choose the form of the method that acts on "
+                "gradients (such as decoupled=False)"
+            )
+
+
+def _check_master_copies(method: Kernels, optimizer: Optimizer) -> None:
+    """Apex and Transformer Engine may keep float32 copies, from which a step overwrites the parameters; others average.
+
+    Known by their names and attributes: the copies may come to be in the first step only.
+    """
+    has_copies = (
+        getattr(optimizer, "master_weights", False) is True
+        or bool(parameters_in(getattr(optimizer, "param_groups_master", None)))
+        or hasattr(optimizer, "param_groups_full_precision")
+        or type(optimizer).__name__ in _REBUILD
+    )
+    if has_copies and method.acts_on_parameters:
+        raise ValueError(
+            f"expected an optimizer that moves parameters from where they are, got a {type(optimizer).__name__}, which "
+            f"computes them from copies of its own and would overwrite what {type(method).__name__} does after a "
+            "step: switch its master weights off, or choose the form of the method that acts on gradients (such as "
+            "decoupled=False)"
+        )
+    if "buckets" in optimizer.state:  # Apex' DistributedFusedAdam
+        raise ValueError(
+            f"expected an optimizer that reads the parameters' .grad, got a {type(optimizer).__name__}, which keeps "
+            "gradients in buffers of its own: add penalty().sum() to the loss instead"
+        )
+
+
+def _check_company(method: Kernels, optimizer: Optimizer) -> None:
+    """Make sure that nothing on the optimizer does the same already."""
+    for hooks in all_on(optimizer):
+        if hooks.owner is method:
+            raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")
+        theirs = {id(parameter) for parameter in hooks.owner.parameters.values()}
+        ours = {id(parameter) for parameter in method.parameters.values()}
+        if type(hooks.owner) is type(method) and theirs & ours & held_by(optimizer):
+            raise RuntimeError(
+                f"expected one {type(method).__name__} of these parameters on an optimizer, got a second, which "
+                "would add to the first: detach() that one, or change its strength"
+            )

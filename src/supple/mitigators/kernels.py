@@ -1,0 +1,284 @@
+"""The contract that every method fulfils, and what it holds: parameters, their roles, strength, state."""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supple.mitigators.states import GLOBAL, ROUNDING, State, Tensors, check_state, set_random
+from supple.pieces import pieces
+from supple.population import Population
+from supple.roles import Kind, Role, find_roles, masks, owned_parameters
+from supple.sharding import copy_whole_or_piece, is_sharded, local, together
+
+Strength = float | Tensor
+SEED_OFFSET = 2_654_435_769  # torch looks at the last 32 bits of a seed
+"""Keeps a method that is seeded like its network from drawing the network's own initial weights."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a method may want to know of the optimizer's step that has just been taken, by parameter."""
+
+    step_sizes: Mapping[str, Strength]
+    """The optimizer's present step size: its ``lr``, times the ``d`` that Prodigy and D-Adaptation estimate."""
+    moments: Mapping[str, Tensors]
+    """What the optimizer remembers (Adam's ``exp_avg``, momentum, ...): the live tensors. Those without dimensions,
+    such as Adam's ``step``, belong to the parameter as a whole."""
+    memory: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """The live dictionaries that hold these tensors; some optimizers count steps there in numbers."""
+    skipped: Tensor | None = None
+    """1 on the device where GradScaler made a fused optimizer skip this step, which the strength is then 0 for."""
+    idle: Mapping[str, Tensor] = field(default_factory=dict)
+    """The optimizer's other parameters, to read: they have no gradient in this step, so they must stay as they are.
+    What a method counts for them goes on."""
+
+
+class Kernels:
+    """What a method does in a training step, as functions over dictionaries of tensors, and what it holds.
+
+    The kernels work in place on dictionaries, by parameter name, of tensors with any leading dimensions: they serve a
+    network, a population and a compiled training step alike. They wait for no result on the host. ``add_gradients``
+    may take ``step_sizes``, by parameter, as a keyword.
+    """
+
+    largest_strength = math.inf
+    traceable = True
+    """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
+    observes = False
+    """Whether it looks at activations in the forward pass: :meth:`observe` says whose."""
+    works_on_pieces = False
+    """Whether the kernels are right for a parameter that is sharded over ranks: they see the piece that lies here."""
+    goes_by_role = False
+    """Whether a parameter's role decides what is done to it: those of unknown role are then left out."""
+    moves_gradually = True
+    """Whether it moves parameters by small amounts in each step, which half precision would lose in rounding."""
+    needs_step_sizes = False
+    """Whether it must know how far the optimizer steps."""
+
+    def __init__(
+        self,
+        network: nn.Module | Population,
+        strength: Strength,
+        *,
+        roles: Mapping[str, Kind | Role | None] | None = None,
+    ) -> None:
+        self._network, self._role_overrides = network, roles
+        self.acts_on_gradients = type(self).add_gradients is not Kernels.add_gradients
+        self.acts_on_parameters = type(self).change_parameters is not Kernels.change_parameters
+        self._members = (len(network),) if isinstance(network, Population) else ()
+        self.strength = strength
+        self.roles = find_roles(network, roles)
+        self._known = {name: parameter for name, parameter, _ in owned_parameters(network)}
+        self._owners = {name: (module, name.rpartition(".")[2]) for name, _, module in owned_parameters(network)}
+        self.parameters = {
+            name: parameter for name, parameter in self._known.items() if name in self.roles and parameter.numel()
+        }
+        self._pieces = pieces(self.roles, self.parameters)
+        if self.goes_by_role:
+            self._leave_out_unknown()
+        if not self.parameters:
+            raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
+        self._shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            if parameter.is_meta or not local(parameter.detach()).isfinite().all():
+                what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
+                raise ValueError(
+                    f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
+                )
+        self._pieces = {name: piece for name, piece in self._pieces.items() if name in self.parameters}
+        if self._pieces and (self._members or not self.works_on_pieces):
+            raise ValueError(
+                f"expected whole parameters, got the sharded {next(iter(self._pieces))!r}: {type(self).__name__} sees "
+                "all of a tensor, so train with DistributedDataParallel, leave sharded parameters out with "
+                "roles={name: None}, or choose a method that works on shards, such as SpectralRegularizer"
+            )
+        self._masked = self.goes_by_role and bool(masks(network))
+        self.takes_step_sizes = "step_sizes" in inspect.signature(self.add_gradients).parameters
+        self.state: State = {}
+        self._generators: tuple[torch.Generator, ...] = ()
+        self._rounding_steps = 0
+
+    def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
+        """Add this method's gradient to ``gradients`` and advance ``state``, all in place."""
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        """Change ``parameters``, which the optimizer has just updated, and advance ``state``, all in place."""
+
+    def _penalty(self, parameters: Tensors) -> Tensor:
+        """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
+        return local(self._first).new_zeros(self._members)
+
+    @property
+    def strength(self) -> Strength:
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: Strength) -> None:
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"expected a strength that is a number or a tensor, got {value!r}") from error
+        if tensor.shape not in ((), self._members):
+            expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
+            raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
+        if not (tensor.isfinite() & (tensor >= 0) & (tensor <= self.largest_strength)).all():
+            raise ValueError(
+                f"expected a finite strength from 0 to {self.largest_strength}, got {value}: 0 switches the method off"
+            )
+        self._strength = tensor if tensor.ndim or isinstance(value, Tensor) else float(value)
+
+    def state_dict(self) -> State:
+        """A copy of everything that the method remembers between steps."""
+        state = {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
+        if self._generators:
+            state.setdefault(GLOBAL, {})["random"] = torch.stack([random.get_state() for random in self._generators])
+        if self._rounding_steps:
+            state.setdefault(GLOBAL, {})[ROUNDING] = torch.tensor(self._rounding_steps)
+        for name, value in self._options().items():
+            state.setdefault(GLOBAL, {})[name] = torch.tensor(value, dtype=torch.float64)
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: State) -> None:
+        """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
+
+        Raises:
+            TypeError: naming the first entry that is no tensor, or one of another type.
+            ValueError: naming the first entry that is missing, unknown or of another shape, or the option that is
+                another. Whatever is refused, nothing is changed.
+        """
+        check_state(state, self.state_dict(), self._options(), type(self).__name__)
+        randoms = state[GLOBAL]["random"].cpu() if self._generators else ()
+        for random in randoms:
+            set_random(torch.Generator(), random)
+        for generator, random in zip(self._generators, randoms, strict=True):
+            set_random(generator, random)
+        self._rounding_steps = int(state.get(GLOBAL, {}).get(ROUNDING, 0))
+        for name, entries in self.state.items():
+            for key, tensor in entries.items():
+                copy_whole_or_piece(tensor, state[name][key])
+
+    def _options(self) -> dict[str, float]:
+        """Options that a loaded state must agree with, as numbers."""
+        return {}
+
+    def _masks_of(self, parameters: Iterable[str]) -> Tensors:
+        """What pruning multiplies these parameters by, of those that are pruned."""
+        if not self._masked:
+            return {}
+        present = masks(self._network)
+        return {name: present[name] for name in parameters if name in present}
+
+    def _unpruned(self, parameters: Tensors) -> Tensors:
+        """The parameters, those that are pruned as the forward pass sees them."""
+        return parameters | {name: parameters[name] * mask for name, mask in self._masks_of(parameters).items()}
+
+    def _leave_out_unknown(self) -> None:
+        unknown = [name for name in self.parameters if self.roles[name].kind == "unknown"]
+        self.parameters = {
+            name: p for name, p in self.parameters.items() if self.roles[name].kind not in ("other", "unknown")
+        }
+        if unknown:
+            shown = ", ".join(f"{name!r}: None" for name in unknown[:20]) + (", ..." if len(unknown) > 20 else "")
+            logging.getLogger("supple").warning(
+                f"{type(self).__name__} leaves out {len(unknown)} parameters of module types that it does not know. "
+                f"Say what they are with roles={{{shown}}}, where None leaves out in silence and 'matrix', 'vector' or "
+                "'scale' takes in; or tell it of a whole type with supple.roles.register()."
+            )
+
+    @property
+    def _first(self) -> nn.Parameter:
+        return next(iter(self.parameters.values()))
+
+    def _trainable(self) -> Tensors:
+        self._follow_devices()
+        for name, parameter in self.parameters.items():
+            owner, own_name = self._owners[name]
+            # After a forward pass FSDP2 shows whole parameters in the place of the shards.
+            if owner._parameters.get(own_name) is not parameter and not is_sharded(parameter):
+                raise ValueError(
+                    f"expected the network that this {type(self).__name__} was built with, got another {name!r} or "
+                    "none (pruning, parametrizations, adapters): build the method after such changes"
+                )
+            if parameter.shape != self._shapes[name]:
+                raise ValueError(
+                    f"expected {name!r} of shape {tuple(self._shapes[name])} as when this {type(self).__name__} was "
+                    f"built, got {tuple(parameter.shape)}: resize embeddings first, then build method and optimizer"
+                )
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+
+    def _here(self, tensors: Tensors) -> Tensors:
+        """Those of an ordinary network as they are; of a sharded one, the pieces that lie on this rank."""
+        return {name: local(tensor) for name, tensor in tensors.items()} if self._pieces else tensors
+
+    def _state_here(self) -> State:
+        return {name: self._here(entry) for name, entry in self.state.items()} if self._pieces else self.state
+
+    def _over_ranks(self, sums: Tensors) -> Tensors:
+        """Sums over each parameter's entries, made complete where some of them lie on other ranks."""
+        if not self._pieces:
+            return sums
+        totals = together(self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums)
+        return dict(zip(sums, totals, strict=True))
+
+    def _follow_devices(self) -> None:
+        """A network may be moved at any time; what is remembered of it goes along."""
+        first = self._first.device
+        for name, entry in self.state.items():
+            device = self.parameters[name].device if name in self.parameters else first
+            for key, tensor in entry.items():
+                if tensor.device != device and name != GLOBAL:
+                    entry[key] = tensor.to(device)
+        if isinstance(self.strength, Tensor):
+            self._strength = self.strength.to(first)
+
+    def _act_on(self, names: Iterable[str], what: str) -> None:
+        """Leave all parameters alone but these."""
+        self.parameters = {name: self.parameters[name] for name in names}
+        if not self.parameters:
+            raise ValueError(f"expected {what}, got a network with none: name one in roles as 'matrix'")
+
+    def _seed(self, seed: int) -> None:
+        """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""
+        seeds = self._network.seeds if isinstance(self._network, Population) else (0,)
+        self._generators = tuple(torch.Generator().manual_seed(SEED_OFFSET + seed + member) for member in seeds)
+
+    def _random(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+        """A tensor like ``like`` that ``draw(part, generator)`` has filled in place, member by member."""
+        drawn = torch.empty_like(like, device="cpu")
+        for part, generator in zip(drawn if self._members else (drawn,), self._generators, strict=True):
+            draw(part, generator)
+        return drawn.to(like.device, non_blocking=True)
+
+
+def per_member(strength: Strength, ndim: int) -> Strength:
+    """``strength`` shaped so as to multiply a tensor of ``ndim`` dimensions of which the first is the members'."""
+    if isinstance(strength, Tensor) and strength.ndim:
+        return strength.reshape(-1, *(1,) * (ndim - 1))
+    return strength
+
+
+def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
+    """Take ``tensor`` the share ``strength`` of the way to ``target``, in place and in one pass over the memory."""
+    share = per_member(strength, tensor.ndim)
+    tensor.lerp_(target.to(tensor), share.to(tensor.dtype) if isinstance(share, Tensor) else share)
+
+
+def is_due(steps: Tensor, every: int, update: Update) -> bool:
+    """Count a step on the host, in place; whether it is one of every so many.
+
+    A step that a fused optimizer skipped would lose what was due for a whole period: then the next one is due. The
+    device is asked only where it matters.
+    """
+    if int(steps.add_(1)) % every:
+        return False
+    if update.skipped is not None and bool(update.skipped):
+        steps.sub_(1)
+        return False
+    return True

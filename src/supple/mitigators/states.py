@@ -1,0 +1,99 @@
+"""Whether a state that is loaded fits a method, entry by entry, before anything is changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supple.sharding import is_sharded
+
+Tensors = dict[str, Tensor]
+State = dict[str, Tensors]
+"""What a method remembers: for each parameter's name, named tensors."""
+GLOBAL = ""
+"""The entry of a state for what belongs to no parameter; it stays on the host."""
+ROUNDING = "rounding steps"
+"""There: in how many steps half precision was rounded at random. Absent where nothing was."""
+
+
+def check_state(state: Any, mine: State, options: Mapping[str, float], kind: str) -> None:
+    """Make sure that ``state`` is one of a method of this kind with these options, shaped like ``mine``.
+
+    Raises:
+        TypeError: naming the first entry that is no tensor, or one of another type.
+        ValueError: naming the first option that is another, and the first entry that is missing, unknown or of another
+            shape.
+    """
+    _check_tensors(state, mine, kind)
+    for option, value in options.items():
+        other = state.get(GLOBAL, {}).get(option)
+        if other is None or other.ndim or float(other) != value:
+            raise ValueError(
+                f"expected the state of a {kind} with {_shown(option, value)}, got one with "
+                f"{_shown(option, other)}: load it into a method with the same options"
+            )
+    expected, shapes = ({f"{GLOBAL}/{ROUNDING}": ()} | _shapes(each) for each in (mine, state))
+    for entry in sorted(expected.keys() | shapes.keys()):
+        if expected.get(entry) != shapes.get(entry):
+            raise ValueError(
+                f"expected a state with {entry} of shape {expected.get(entry)}, got {shapes.get(entry)}: "
+                f"load it into a {kind} with the same options on the same architecture"
+            )
+
+
+def set_random(generator: torch.Generator, state: Tensor) -> None:
+    """Let a generator go on from a state.
+
+    Raises:
+        ValueError: for what torch refuses.
+    """
+    try:
+        generator.set_state(state.clone())  # torch dies of one that lies within another tensor
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"expected the state of a random generator in {GLOBAL}/random, got one that torch refuses ({error}): load "
+            "what state_dict() returned"
+        ) from error
+
+
+def _check_tensors(state: Any, mine: State, kind: str) -> None:
+    """Make sure that a state is tensors, by name by name, that can be copied into mine."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected the state_dict() of a {kind}, got {type(state).__name__}: load what it returned")
+    for name, entry in state.items():
+        if not isinstance(entry, Mapping):
+            raise TypeError(
+                f"expected a dictionary of tensors for {name!r} in the state of a {kind}, got {type(entry).__name__}: "
+                "load what its state_dict() returned"
+            )
+        for key, tensor in entry.items():
+            own, found = mine.get(name, {}).get(key), type(tensor).__name__
+            if isinstance(tensor, Tensor):
+                if _fits(tensor, own):
+                    continue
+                found = f"a {found} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise TypeError(
+                f"expected a plain tensor{'' if own is None else f' of {own.dtype}'} for {name}/{key} in the state of "
+                f"a {kind}, got {found}: load what its state_dict() returned"
+            )
+
+
+def _fits(tensor: Tensor, own: Tensor | None) -> bool:
+    """Whether it holds numbers, whole or in pieces as ours do, and of a type that can be copied into ours."""
+    is_plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
+    if not is_plain or own is None:
+        return is_plain
+    return torch.can_cast(tensor.dtype, own.dtype) and (is_sharded(own) or not is_sharded(tensor))
+
+
+def _shown(option: str, value: Tensor | float | None) -> str:
+    if value is None:
+        return f"no {option}"
+    if isinstance(value, Tensor) and value.ndim:
+        return f"{option} of shape {tuple(value.shape)}"
+    return f"{option} 'initial'" if option == "target" and value < 0 else f"{option} {float(value):g}"
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/{key}": tuple(tensor.shape) for name, entry in state.items() for key, tensor in entry.items()}
