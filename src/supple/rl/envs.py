@@ -1,6 +1,9 @@
 """Environments with continuous actions: tasks of the DeepMind Control Suite, and Gymnasium's."""
 
+import math
 import os
+import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +16,8 @@ from supple.runs.streams import Stream, number
 
 UNLIMITED = 1e10
 """What the suite writes for an actuator without limits."""
+LONGEST_EPISODE = 10_000
+"""Steps after which an episode ends that must end somewhere, in an environment that states no time limit."""
 
 
 class Step(NamedTuple):
@@ -84,12 +89,21 @@ class DmControl:
 
 
 class Gymnasium:
-    """Any environment of Gymnasium with a box of bounded actions."""
+    """Any environment of Gymnasium with a box of bounded actions.
 
-    def __init__(self, name: str, **options: Any) -> None:
+    Args:
+        name: an id, or ``module:id`` for one that a module of your own registers.
+        limited: whether every episode must end: one without a time limit gets that of ``LONGEST_EPISODE``.
+        **options: of the environment.
+    """
+
+    def __init__(self, name: str, *, limited: bool = False, **options: Any) -> None:
         import gymnasium
 
-        environment = gymnasium.make(name, **options)
+        self._name = name
+        environment = self._ask(gymnasium.make, name, **options)
+        if limited and environment.spec.max_episode_steps is None:
+            environment = gymnasium.wrappers.TimeLimit(environment, LONGEST_EPISODE)
         actions, observations = environment.action_space, environment.observation_space
         if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
             raise ValueError(f"expected an environment with continuous bounded actions, got {name!r} with {actions}")
@@ -100,15 +114,42 @@ class Gymnasium:
         self._flatten = gymnasium.spaces.flatten
 
     def begin(self, seed: int) -> np.ndarray:
-        return self._flat(self._environment.reset(seed=seed)[0])
+        found: np.ndarray = self._ask(lambda: self._flat(self._environment.reset(seed=seed)[0]))
+        self._check(found, 0.0)
+        return found
 
     def step(self, action: np.ndarray) -> Step:
-        action = self._low + (action.reshape(self._shape) + 1) * self._range
+        found: Step = self._ask(self._step, self._low + (action.reshape(self._shape) + 1) * self._range)
+        self._check(found.observation, found.reward)
+        return found
+
+    def _step(self, action: np.ndarray) -> Step:
         observation, reward, terminated, truncated, _ = self._environment.step(action)
         return Step(self._flat(observation), float(reward), terminated, terminated or truncated)
 
     def _flat(self, observation: Any) -> np.ndarray:
         return np.asarray(self._flatten(self._space, observation), np.float32)
+
+    def _check(self, observation: np.ndarray, reward: float) -> None:
+        """Not-a-number from here would break an agent's networks, and look like a failure of its method."""
+        whole = observation.shape == (self.observation_size,) and np.isfinite(observation).all()
+        if not (whole and math.isfinite(reward)):
+            raise ValueError(
+                f"expected {self.observation_size} finite numbers and a finite reward from the environment "
+                f"{self._name!r}, got {observation} and {reward}: no method has a part in that, so look for the cause "
+                "in the environment"
+            )
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What the environment's own code answers; what it raises is told with its name and place."""
+        try:
+            return question(*arguments, **options)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(
+                f"expected an environment of Gymnasium that can be played, got {self._name!r}, which raises "
+                f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+            ) from error
 
 
 @dataclass
@@ -166,8 +207,12 @@ def tasks() -> dict[str, Callable[[], Environment]]:
     return {f"{domain}-{task}": partial(DmControl, domain, task) for domain, task in suite.ALL_TASKS}
 
 
-def make(name: str) -> Environment:
-    """The environment of a name: ``domain-task`` of the suite, or a Gymnasium id.
+def make(name: str, *, limited: bool = False) -> Environment:
+    """The environment of a name: ``domain-task`` of the suite, a Gymnasium id, or ``module:id``.
+
+    Args:
+        name: of the environment.
+        limited: whether every episode must end, also where the environment states no time limit.
 
     Raises:
         ValueError: for an unknown name, with the nearest of the known ones.
@@ -176,10 +221,11 @@ def make(name: str) -> Environment:
         import gymnasium
     except ModuleNotFoundError as error:
         raise ValueError(f"expected the packages of control, found no {error.name}: pip install 'supple[rl]'") from None
-    if name in gymnasium.registry:
-        return Gymnasium(name)
+    if name in gymnasium.registry or re.fullmatch(r"[\w.]+:[^:]+", name):
+        return Gymnasium(name, limited=limited)
     table = tasks()
-    return table[known(name, table, "task of the suite, or a Gymnasium id")]()
+    known(name, [*table, *gymnasium.registry], "task of the suite, a Gymnasium id or module:id")
+    return table[name]()
 
 
 def _suite() -> Any:

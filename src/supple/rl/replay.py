@@ -1,5 +1,6 @@
 """The replay buffer: the last transitions of every member, in memory or in a file that grows with them."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,17 @@ from torch import Tensor
 from supple.rl.sac import Batch
 
 
+class ChangedRowsError(ValueError):
+    """The file of a buffer does not hold the rows that a checkpoint counts."""
+
+
 class Replay:
     """The last ``capacity`` transitions of every member, each as one row of 32-bit numbers.
 
     A row holds observation, action, reward, terminal and next observation side by side, so that a minibatch is gathered
-    in one go. In a file the rows are where they will be found again: a checkpoint need only say how many there are.
+    in one go. In a file the rows stay where they are: a checkpoint only holds how many there are, and a checksum of
+    those that can still be drawn. The checksum is the sum of one number for each row, its CRC-32 with its place in
+    time: a row that comes adds its number, a row that goes takes its own away, and no checkpoint reads the buffer.
     What is written after a checkpoint goes first to ``spare`` rows beyond the capacity, and overwrites nothing that the
     checkpoint still counts.
 
@@ -24,7 +31,7 @@ class Replay:
         observation_size: numbers in an observation.
         action_size: numbers in an action.
         spare: how many transitions a member may be added between two checkpoints.
-        path: the file; in memory when left out.
+        path: the file, which is given the size of the buffer; in memory when left out.
     """
 
     def __init__(
@@ -39,23 +46,27 @@ class Replay:
     ) -> None:
         self.capacity = capacity
         self.count, self.first = 0, 0  # rows written so far, and the first of them that has not been dropped
+        self._checksum = 0
         self._sizes = [observation_size, action_size, 1, 1, observation_size]
         shape = members, capacity + spare, sum(self._sizes)
         size = 4 * members * shape[1] * shape[2]
-        self.found = path is not None and path.exists() and path.stat().st_size == size
-        """Whether the file was there already, of the right size."""
-        self._rows: np.ndarray
+        self._had_size = False  # whether the file had this size before
+        self._file: np.memmap | None = None
         if path is None:
             self._rows = np.zeros(shape, np.float32)  # memory that is not written to is not taken
         else:
-            self._rows = np.memmap(path, np.float32, "r+" if self.found else "w+", shape=shape)
+            with path.open("ab") as file:
+                self._had_size = file.tell() == size
+                file.truncate(size)
+            self._file = np.memmap(path, np.float32, "r+", shape=shape)
+            self._rows = np.asarray(self._file)
 
     def __len__(self) -> int:
         return min(self.count - self.first, self.capacity)
 
     def drop(self) -> None:
         """Forget everything."""
-        self.first = self.count
+        self.first, self._checksum = self.count, 0
 
     def add(
         self,
@@ -66,9 +77,12 @@ class Replay:
         next_observation: np.ndarray,
     ) -> None:
         """One transition of each member: ``(members, size)``, and ``(members,)`` for reward and terminal."""
+        if len(self) == self.capacity:
+            self._checksum -= self._number(self.count - self.capacity)
         row = self._rows[:, self.count % self._rows.shape[1]]
         parts = observation, action, reward[:, None], terminal[:, None], next_observation
         np.concatenate(parts, axis=1, out=row, casting="same_kind")
+        self._checksum += self._number(self.count)
         self.count += 1
 
     def sample(self, generators: Sequence[np.random.Generator], updates: int, size: int) -> Batch:
@@ -87,13 +101,37 @@ class Replay:
 
     def flush(self) -> None:
         """What is in the file so far is on the disk when this returns."""
-        if isinstance(self._rows, np.memmap):
-            self._rows.flush()
+        if self._file is not None:
+            self._file.flush()
+
+    def state_dict(self) -> list[int]:
+        """How many rows were written, the first that was not dropped, and the checksum of those that can be drawn."""
+        return [self.count, self.first, self._checksum]
+
+    def load_state_dict(self, state: Sequence[int]) -> None:
+        """Go on with the rows that a state counts; all of them are read.
+
+        Raises:
+            ChangedRowsError: when these are not the rows of that state; nothing is changed then.
+        """
+        count, first, *checksum = state
+        found = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
+        # States of the first versions have no checksum: only the file's size can be compared.
+        if (checksum != [found]) if checksum else not self._had_size:
+            raise ChangedRowsError(f"expected the {count - first:,} last rows of the replay buffer, got others")
+        self.count, self.first, self._checksum = count, first, found
 
     @property
     def nbytes(self) -> int:
         """The size of the rows, those not yet filled included."""
         return self._rows.nbytes
+
+    def _number(self, step: int) -> int:
+        """What the rows of a step add to the checksum: it depends on their step, their order and every bit of them."""
+        found = step
+        for row in self._rows[:, step % self._rows.shape[1]]:
+            found = zlib.crc32(row, found)
+        return found
 
     def _split(self, rows: Tensor) -> Batch:
         observation, action, reward, terminal, following = rows.split(self._sizes, -1)

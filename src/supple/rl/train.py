@@ -17,7 +17,7 @@ from torch import Tensor
 from supple.rl import inside
 from supple.rl.envs import Environment, Episodes, Step, make
 from supple.rl.methods import METHODS
-from supple.rl.replay import Replay
+from supple.rl.replay import ChangedRowsError, Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
@@ -126,18 +126,22 @@ class Training:
         return {
             "agent": self.agent.state_dict(),
             "plays": [play.state_dict() for play in self.plays],
-            "replay": [self.replay.count, self.replay.first],
+            "replay": self.replay.state_dict(),
             "counts": [self.step, self.updates, self.resets],
             "stopped": dict(self.stopped),
             "returns": self.returns,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Go on from what :meth:`state_dict` returned.
+
+        Raises:
+            ChangedRowsError: when the buffer does not hold the rows that it held then; nothing is changed.
+        """
+        self.replay.load_state_dict(state["replay"])
         self.agent.load_state_dict(state["agent"])
         for play, where in zip(self.plays, state["plays"], strict=True):
             play.load_state_dict(where)
-        self.replay.count, self.replay.first = state["replay"]
         self.step, self.updates, self.resets = state["counts"]
         self.stopped, self.returns = dict(state["stopped"]), [list(each) for each in state["returns"]]
 
@@ -201,7 +205,7 @@ class Training:
     def _evaluate(self) -> np.ndarray:
         """Returns ``(members, episodes)`` of the policies' means, in episodes of their own, all played side by side."""
         if not self._judges:
-            self._judges = [[make(self.run.problem) for _ in range(self.run.episodes)] for _ in self.plays]
+            self._judges = [[make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.plays]
         observations = np.stack(
             [
                 [world.begin(number(Stream.EVALUATION, seed, self.step, k)) for k, world in enumerate(judges)]
@@ -265,11 +269,13 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         checkpoint = folder.begin(flush_denormal=flushed, device=device, **_versions())
         training = Training(run, buffer=Path(folder.path) / "replay.bin", device=device)
         rows, seconds = NO_ROWS, 0.0
-        if checkpoint and not training.replay.found:
-            warnings.warn(f"the replay buffer in {folder.path} is not whole, the run starts again", stacklevel=2)
-        elif checkpoint:
-            _, state, rows, seconds = checkpoint
-            training.load_state_dict(state)
+        if checkpoint:
+            try:
+                training.load_state_dict(checkpoint.state)
+                rows, seconds = checkpoint.rows, checkpoint.seconds
+            except ChangedRowsError as error:
+                folder.forget()
+                warnings.warn(f"{folder.path} has not the buffer of its checkpoint, it starts again: {error}", stacklevel=2)
         began = time.monotonic() - seconds
         while training.step < run.steps:
             training.advance(report)

@@ -124,6 +124,10 @@ class RunFolder:
             warnings.warn(f"{path} can't be read, the run starts again: {error}", stacklevel=3)
             return None
 
+    def forget(self) -> None:
+        """Remove the checkpoint, before a run starts again that could no longer go on from it."""
+        self._files.rm_file(f"{self.path}/checkpoint.pt")
+
     def _write_environment(self, seconds: float) -> None:
         facts = self._facts | {"seconds": round(seconds, 1)}
         self._write("environment.json", json.dumps(facts, indent=2).encode())
