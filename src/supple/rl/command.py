@@ -1,6 +1,7 @@
 """The command ``supple rl``."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from supple.rl.run import Run
 
+MOST_SEEDS = 1_000
+
 # Everything heavy is imported where it is used, so that a help text appears at once.
 
 
@@ -25,7 +28,8 @@ class Control:
     """
 
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
-    """A task of the DeepMind Control Suite, such as `quadruped-run`, or the id of any Gymnasium environment."""
+    """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of any Gymnasium environment, or
+    `module:id` of one that a module of your own registers."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(name="method")] = ("spectral",)
     """What to train with, one or more of: none, resets, spectral, decoupled-spectral, spectral-norm, l2, l2-init,
     wasserstein, parseval, streaming-ewc, shrink-and-perturb, weight-clipping, hare-and-tortoise, upgd, redo,
@@ -61,7 +65,8 @@ class Control:
     evaluate_every: int = 5_000
     """Steps from one evaluation and checkpoint to the next."""
     episodes: int = 10
-    """In each evaluation, with the policy's mean."""
+    """In each evaluation, with the policy's mean. In an environment without a time limit they end after 10,000 steps at
+    the latest."""
     inside: bool = False
     """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
     video: bool = False
@@ -80,10 +85,16 @@ class Control:
         from rich.console import Console
 
         from supple.rl.charts import returns_over_steps, with_steps
+        from supple.rl.train import rehearse
         from supple.runs.charts import save
         from supple.runs.store import load
 
         runs, console = self._runs(), Console()
+        rehearse(runs[0], root=self.out, device=self.device)
+        if self.video:
+            from supple.rl import video
+
+            video.rehearse(self.task)
         if any(run.resets and not run.is_reset for run in runs):
             console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
         self._train([run for run in runs if not run.folder(self.out).finished(run.evaluations)])
@@ -97,12 +108,10 @@ class Control:
             f"{self.task}{primed}",
             f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
         )
-        for path in save(chart, self.out, f"chart-{self.task.replace('/', '-')}"):
+        for path in save(chart, self.out, "chart-" + re.sub(r"[^\w-]", "-", self.task)):
             console.print(f"chart: {path}", highlight=False, soft_wrap=True)
         if self.video:
-            from supple.rl.video import strip
-
-            console.print(f"video: {strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
+            console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
         console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
 
     def _train(self, runs: "Sequence[Run]") -> None:
@@ -116,14 +125,23 @@ class Control:
                 work_through(runs, work, workers=self.workers, report=report)
 
     def _runs(self) -> "list[Run]":
-        from supple.rl.envs import make
+        from supple.errors import known
+        from supple.mitigators import Mitigator
+        from supple.rl.methods import METHODS
+        from supple.rl.presets import check
         from supple.rl.run import Run
 
-        make(self.task)  # an unknown task is told here, and not by a worker
-        if self.seeds < 1:
-            raise ValueError(f"expected at least one seed, got {self.seeds}")
-        apart = [[seed] for seed in range(self.seeds)] if self.device == "cpu" else [list(range(self.seeds))]
+        check("seeds", self.seeds, 1, MOST_SEEDS)
+        check("methods", len(self.methods), 1)
+        tried = [METHODS[known(method, METHODS, "method")] for method in self.methods]
+        strengths = [value for value in (self.strength, self.actor_strength) if value is not None]
+        if strengths and all(method.mitigator is Mitigator for method in tried):
+            raise ValueError(f"expected methods with a strength, got {', '.join(self.methods)}: leave --strength out")
         resets = {name: getattr(self, f"reset_{name}") for name in ("every", "unit", "parts", "layers")}
+        given = [name for name, value in resets.items() if value is not None]
+        if given and not any(method.resets for method in tried):
+            raise ValueError(f"expected --method resets with --reset-{given[0]}, got {', '.join(self.methods)}: add it")
+        apart = [[seed] for seed in range(self.seeds)] if self.device == "cpu" else [list(range(self.seeds))]
         return [
             Run.of(
                 self.task,

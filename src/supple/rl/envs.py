@@ -110,7 +110,7 @@ class Gymnasium:
         self._environment, self._space = environment, observations
         self._low, self._range, self._shape = actions.low, (actions.high - actions.low) / 2, actions.shape
         self.action_size = int(np.prod(actions.shape))
-        self.observation_size = gymnasium.spaces.flatdim(observations)
+        self.observation_size = self._ask(gymnasium.spaces.flatdim, observations)
         self._flatten = gymnasium.spaces.flatten
 
     def begin(self, seed: int) -> np.ndarray:

@@ -58,6 +58,11 @@ class Resets:
             raise ValueError(f"expected a reset of 1 or more layers every 1 or more {self.unit}, got {self}")
         if unknown := set(self.parts) - {*PARTS, "buffer"}:
             raise ValueError(f"expected parts among {', '.join(PARTS)} and buffer, got {', '.join(sorted(unknown))}")
+        if set(self.parts) <= {"optimizer"}:
+            raise ValueError(
+                "expected parts to reset, of which the optimizer is only the memory, got "
+                f"{' '.join(self.parts) or 'none'}: name some among {', '.join(PARTS)} and buffer"
+            )
 
     def periods(self, steps: int, updates: int) -> int:
         """How many have passed after so many steps and updates."""

@@ -1,8 +1,11 @@
 """The constants of soft actor-critic, and the sets of them that published programs use."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from supple.errors import known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,30 @@ class Constants:
     """The target entropy over the number of action dimensions."""
     temperature_loss: Literal["temperature", "logarithm"] = "temperature"
     """What multiplies (entropy − target) in the temperature's loss: α or log α."""
+
+    def __post_init__(self) -> None:
+        check("updates a step", self.replay_ratio, 1, 1_000)
+        check("random steps", self.random_steps, 0)
+        check("transitions in a batch", self.batch_size, 1)
+        check("transitions in the buffer, a batch or more,", self.capacity, self.batch_size, 10**9)
+        check("hidden layers", len(self.hidden), 1)
+        check("units in each hidden layer", min(self.hidden), 1)
+        check("critics", self.critics, 1)
+        check("a discount", self.discount, 0, 1)
+        check("an average's share", self.averaging, 0, 1)
+        for name in ("actor_step_size", "critic_step_size", "temperature_step_size", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"expected a positive {name}, got {getattr(self, name)}: choose another number")
+        for name, kind in get_type_hints(Constants).items():
+            if get_origin(kind) is Literal:
+                known(getattr(self, name), get_args(kind), name)
+
+
+def check(what: str, value: float, least: float, most: float = math.inf) -> None:
+    """Make sure that a number is in its range."""
+    if not (math.isfinite(value) and least <= value <= most):
+        limits = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
+        raise ValueError(f"expected {what} {limits}, got {value:,}: choose another number")
 
 
 @dataclass(frozen=True, kw_only=True)

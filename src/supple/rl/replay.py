@@ -118,7 +118,9 @@ class Replay:
         found = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
         # States of the first versions have no checksum: only the file's size can be compared.
         if (checksum != [found]) if checksum else not self._had_size:
-            raise ChangedRowsError(f"expected the {count - first:,} last rows of the replay buffer, got others")
+            raise ChangedRowsError(
+                "expected the replay buffer that the checkpoint was written with, got another content"
+            )
         self.count, self.first, self._checksum = count, first, found
 
     @property

@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 from supple.errors import known
 from supple.rl.methods import METHODS, Resets
-from supple.rl.presets import PRESETS, Constants
+from supple.rl.presets import PRESETS, Constants, check
 from supple.runs.store import RunFolder
 
 PAPER_STEPS = 1_000_000
+PRIMED_ON = 100
+"""Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
+LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +93,26 @@ class Run:
         return run
 
     def _check(self) -> None:
-        """Make sure that there is something to train, and that resets come when they are asked for."""
-        ratio = self.constants.replay_ratio
-        if not self.seeds or min(self.steps, self.evaluate_every, self.episodes, ratio) < 1:
+        """Make sure that there is something to train, and that everything comes that is asked for."""
+        constants, ratio = self.constants, self.constants.replay_ratio
+        if not self.seeds:
+            raise ValueError("expected at least one seed, got none: nothing would be trained")
+        for seed in self.seeds:
+            check("seeds", seed, 0, LARGEST_SEED)
+        check("steps", self.steps, 1)
+        check("steps from one evaluation to the next", self.evaluate_every, 1)
+        check("episodes in an evaluation", self.episodes, 1, 1_000)
+        check("updates for priming", self.prime, 0)
+        for strength in (self.strength, self.actor_strength):
+            check(f"a strength of {self.method}", strength, 0, METHODS[self.method].mitigator.largest_strength)
+        if self.prime and min(self.steps, constants.capacity) < PRIMED_ON:
             raise ValueError(
-                f"expected at least one seed, step, update a step and evaluation episode, got {len(self.seeds)}, "
-                f"{self.steps}, {ratio} and {self.episodes}, with an evaluation every {self.evaluate_every}"
+                f"expected {PRIMED_ON} steps and a buffer for as many transitions, on which priming begins, got "
+                f"{self.steps:,} and {constants.capacity:,}: take more of them, or no priming"
             )
         if not self.updates:
             raise ValueError(
-                f"expected more steps than the {self.constants.random_steps:,} at random before the first update, got "
+                f"expected more steps than the {constants.random_steps:,} at random before the first update, got "
                 f"{self.steps:,}: nothing would be learned; take more, or fewer random ones (--random-steps)"
             )
         if self.resets and self.resets.every < self.evaluate_every * (ratio if self.resets.unit == "updates" else 1):
@@ -107,6 +120,12 @@ class Run:
                 "expected resets no more often than evaluations, after which they come, got one every "
                 f"{self.resets.every:,} {self.resets.unit} and an evaluation every {self.evaluate_every:,} steps of "
                 f"{ratio} updates: evaluate more often (--evaluate-every)"
+            )
+        layers = len(constants.hidden) + 1
+        if self.resets and (self.resets.layers or 1) > layers:
+            raise ValueError(
+                f"expected resets of at most the {layers} layers that the networks have, got {self.resets.layers}: "
+                "leave the number out to reset all"
             )
 
     def folder(self, root: str) -> RunFolder:

@@ -18,15 +18,13 @@ from supple.rl import inside
 from supple.rl.envs import Environment, Episodes, Step, make
 from supple.rl.methods import METHODS
 from supple.rl.replay import ChangedRowsError, Replay
-from supple.rl.run import Run
+from supple.rl.run import PRIMED_ON, Run
 from supple.rl.sac import SAC, Batch
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
 from supple.runs.streams import Stream, generator, number
 
 COMPILE_FROM = 20_000
 """Member-updates in a run from which compiling pays: it costs 20 to 60 s and saves about three milliseconds each."""
-PRIMED_ON = 100
-"""Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 
 Report = Callable[[float], None]
 Row = tuple[int, int, str, float]
@@ -65,7 +63,8 @@ class Training:
             compiled=compiled,
             device=device,
         )
-        self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=run.evaluate_every, path=buffer)
+        spare = min(run.evaluate_every, run.steps)
+        self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=spare, path=buffer)
         self.step, self.updates = 0, 0
         self.resets = 0
         """How many periods of the schedule had passed at the last one."""
@@ -205,7 +204,9 @@ class Training:
     def _evaluate(self) -> np.ndarray:
         """Returns ``(members, episodes)`` of the policies' means, in episodes of their own, all played side by side."""
         if not self._judges:
-            self._judges = [[make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.plays]
+            self._judges = [
+                [make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.plays
+            ]
         observations = np.stack(
             [
                 [world.begin(number(Stream.EVALUATION, seed, self.step, k)) for k, world in enumerate(judges)]
@@ -257,8 +258,7 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         root: the folder of all runs, on a disk: the buffer is a file that is mapped into memory.
         device: where the agents live.
     """
-    if not isinstance(files_at(root)[0], LocalFileSystem):
-        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
+    rehearse(run, root=root, device=device)
     # Weights driven towards zero become subnormal numbers, which make an update ten times slower: they count as zero.
     flushed = torch.set_flush_denormal(True)
     folder = run.folder(root)
@@ -275,7 +275,7 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
                 rows, seconds = checkpoint.rows, checkpoint.seconds
             except ChangedRowsError as error:
                 folder.forget()
-                warnings.warn(f"{folder.path} has not the buffer of its checkpoint, it starts again: {error}", stacklevel=2)
+                warnings.warn(f"{error}, in {folder.path}: the run starts again", stacklevel=2)
         began = time.monotonic() - seconds
         while training.step < run.steps:
             training.advance(report)
@@ -287,6 +287,24 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
                 training.replay.flush()
                 state = training.state_dict()
                 folder.save(Checkpoint(training.evaluations, state, rows, time.monotonic() - began))
+
+
+def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
+    """Find out what can be wrong with the folder, the device and the environment before anything is written.
+
+    Raises:
+        ValueError: for what is wrong with them.
+    """
+    if not isinstance(files_at(root)[0], LocalFileSystem):
+        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device has its own
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"expected a device of this machine, got {device!r}: {why}") from error
+    world = make(run.problem)
+    world.begin(0)
+    world.step(np.zeros(world.action_size, np.float32))
 
 
 def can_compile(device: str) -> bool:

@@ -31,11 +31,7 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
         raise FileNotFoundError(f"expected a trained run in {folder.path}, found no checkpoint: train it first")
     training = Training(run, compiled=False)
     training.agent.load_state_dict(checkpoint.state["agent"])
-    world = make(run.problem)
-    if not isinstance(world, DmControl):
-        raise ValueError(
-            f"expected a task of the suite to draw, got {run.problem!r}: watch it with Gymnasium's wrappers"
-        )
+    world = _stage(run.problem)
     observation = world.begin(number(Stream.EVALUATION, run.seeds[0], 0, 0))
     shown: list[np.ndarray] = []
     step, last = 0, False
@@ -48,6 +44,24 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
     path = Path(folder.path) / "episode.png"
     Image.fromarray(np.concatenate(chosen, axis=1)).save(path)
     return path
+
+
+def rehearse(problem: str) -> None:
+    """Make sure, before hours of training, that pictures of this task can be drawn.
+
+    Raises:
+        ValueError: when they can't.
+    """
+    world = _stage(problem)
+    world.begin(0)
+    _drawn(world, 8)
+
+
+def _stage(problem: str) -> DmControl:
+    world = make(problem)
+    if not isinstance(world, DmControl):
+        raise ValueError(f"expected a task of the suite to draw, got {problem!r}: watch it with Gymnasium's wrappers")
+    return world
 
 
 def _drawn(world: DmControl, size: int) -> np.ndarray:
