@@ -471,6 +471,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method, model, moment, whole, br
     assert reports == ([3] if done == 3 else [task + part for task in range(done, 3) for part in (50 / 60, 1)])
 
 
+def test_the_generator_of_a_gpu_goes_on_where_it_was(monkeypatch):
+    """Pretended; on a machine with a GPU the run with dropout above shows it."""
+    there = {"cuda": torch.ByteTensor([1, 2, 3])}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: there[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: there.update({device: state}))
+    trainer = Trainer(run_of("none"), device="cpu")
+    without = trainer.state_dict()
+    trainer.device = "cuda"
+    state = trainer.state_dict()
+    for given, expected in ((state, [1, 2, 3]), (without, [0]), ({**without, "random_cuda": None}, [0])):
+        there["cuda"] = torch.ByteTensor([0])
+        trainer.load_state_dict(given)
+        assert there["cuda"].tolist() == expected
+
+
 def test_a_run_that_is_taken_up_with_other_images_starts_again(whole, broken, monkeypatch):
     run, load = long_run("l2"), datasets.load
     with pytest.raises(StoppedError):

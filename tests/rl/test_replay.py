@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from supple.rl.replay import Replay
+from supple.rl.replay import ChangedRowsError, Replay
 
 
 def transition(step, members=2):
@@ -62,13 +62,89 @@ def test_what_a_checkpoint_counts_survives_in_the_file(tmp_path):
     spare, path = 3, tmp_path / "replay"
     first = filled(12, spare=spare, path=path)
     first.flush()
-    expected = first.sample(generators(3), 4, 6)
+    state, expected = first.state_dict(), first.sample(generators(3), 4, 6)
     for step in range(12, 12 + spare):  # written, and lost
         first.add(*(part * 0 - 1 for part in transition(step)))
     second = Replay(2, 5, 2, 1, spare=spare, path=path)
-    second.count = 12
+    second.load_state_dict(state)
     for mine, theirs in zip(second.sample(generators(3), 4, 6), expected, strict=True):
         assert (mine == theirs).all()
+
+
+def flip(content):
+    """One bit of the last step's row of the second member changes: 14 steps in 8 rows, 7 numbers each."""
+    content[4 * 7 * (8 + 13 % 8) + 9] ^= 1 << 5
+
+
+DAMAGES = {
+    "lost": lambda content: content.clear(),
+    "cut short": lambda content: content.__delitem__(slice(len(content) * 2 // 3, None)),
+    "a bit flipped": flip,
+    "zeros": lambda content: content.__setitem__(slice(None), bytes(len(content))),
+    "moved": lambda content: content.__setitem__(slice(None), content[28:] + content[:28]),
+    "members exchanged": lambda content: content.__setitem__(slice(None), content[224:] + content[:224]),
+}
+
+
+def saved(path, drop_at=None, start=0):
+    """The state after 14 steps in 5 + 3 rows, with one more step behind it."""
+    replay = Replay(2, 5, 2, 1, spare=3, path=path)
+    for step in range(14):
+        if step == drop_at:
+            replay.drop()
+        replay.add(*transition(start + step))
+    state = replay.state_dict()
+    replay.add(*transition(start + 14))
+    return state
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("drop_at", [None, 12])
+def test_a_file_that_has_changed_is_noticed(damage, drop_at, tmp_path):
+    path = tmp_path / "replay"
+    state, content = saved(path, drop_at=drop_at), bytearray(path.read_bytes())
+    Replay(2, 5, 2, 1, spare=3, path=path).load_state_dict(state)
+    DAMAGES[damage](content)
+    path.write_bytes(content)
+    changed = Replay(2, 5, 2, 1, spare=3, path=path)
+    with pytest.raises(ChangedRowsError, match="expected the replay buffer"):
+        changed.load_state_dict(state)
+    assert (len(changed), changed.count) == (0, 0), "nothing is changed"
+
+
+def test_the_buffer_of_another_run_is_noticed(tmp_path):
+    mine = saved(tmp_path / "mine")
+    saved(tmp_path / "theirs", start=1)
+    with pytest.raises(ChangedRowsError):
+        Replay(2, 5, 2, 1, spare=3, path=tmp_path / "theirs").load_state_dict(mine)
+
+
+def test_what_can_not_be_drawn_may_change(tmp_path):
+    """Bytes behind the end, and rows that are no longer counted, or not yet."""
+    path = tmp_path / "replay"
+    state = saved(path)
+    content = bytearray(path.read_bytes())
+    for member in range(2):
+        for step in (6, 7, 8):
+            place = 28 * (8 * member + step % 8)
+            content[place : place + 28] = bytes(28)
+    path.write_bytes(content + b"more")
+    again = Replay(2, 5, 2, 1, spare=3, path=path)
+    again.load_state_dict(state)
+    assert path.stat().st_size == len(content)
+    assert sorted(set(again.sample(generators(), 20, 10).observation[:, 0, :, 0].flatten().tolist())) == [*range(9, 14)]
+
+
+def test_a_checkpoint_without_a_checksum_goes_by_the_size(tmp_path):
+    """Those of the first versions."""
+    path = tmp_path / "replay"
+    *state, _ = saved(path)
+    again = Replay(2, 5, 2, 1, spare=3, path=path)
+    again.load_state_dict(state)
+    again.load_state_dict(again.state_dict())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ChangedRowsError):
+        Replay(2, 5, 2, 1, spare=3, path=path).load_state_dict(state)
 
 
 def test_its_size_is_that_of_the_numbers():

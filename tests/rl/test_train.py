@@ -417,17 +417,34 @@ def test_a_folder_of_runs_is_read_like_any_other(tmp_path):
     assert config.folder(str(tmp_path)).finished(3)
 
 
-def test_a_run_that_lost_its_buffer_starts_again(tmp_path):
+def cut_short(path):
+    os.truncate(path, 100)
+
+
+def changed_in_place(path):
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1  # in a row that the checkpoint counts
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut_short, changed_in_place])
+def test_a_run_that_lost_its_buffer_starts_again(damage, tmp_path):
+    """Also where it is killed once more before its next checkpoint: it does not go on from the old one."""
     config = run("none", steps=40, evaluate_every=20)
 
-    def stop(step):
-        if step == 30:
-            raise KeyboardInterrupt
+    def stop_at(moment):
+        def stop(step):
+            if step == moment:
+                raise KeyboardInterrupt
+
+        return stop
 
     train(config, root=str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        train(config, stop, root=str(tmp_path / "lost"))
-    os.truncate(tmp_path / "lost" / config.folder("").name / "replay.bin", 100)
-    with pytest.warns(UserWarning, match="the replay buffer in .* is not whole"):
-        train(config, root=str(tmp_path / "lost"))
+        train(config, stop_at(30), root=str(tmp_path / "lost"))
+    damage(tmp_path / "lost" / config.folder("").name / "replay.bin")
+    with pytest.warns(UserWarning, match="expected the replay buffer .* the run starts again"), pytest.raises(KeyboardInterrupt):
+        train(config, stop_at(10), root=str(tmp_path / "lost"))
+    assert not config.folder(str(tmp_path / "lost")).checkpoint()
+    train(config, root=str(tmp_path / "lost"))
     assert same(*(checkpoint(config.folder(str(tmp_path / name))) for name in ("whole", "lost")))

@@ -116,7 +116,10 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next task depends on."""
+        """Everything that the next task depends on.
+
+        The global generators matter to networks and methods of one's own alone, such as those with dropout.
+        """
         return {
             "data": self._fingerprint,
             "parameters": self.parameters,
@@ -125,6 +128,7 @@ class Trainer:
             "mitigator": self.mitigator.state_dict(),
             "probe": self.probe.state_dict(),
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self._is_cuda else None,
         }
 
     def learns_from(self, state: dict[str, Any]) -> bool:
@@ -143,6 +147,12 @@ class Trainer:
         self.mitigator.load_state_dict(state["mitigator"])
         self.probe.load_state_dict(state["probe"])
         torch.set_rng_state(state["random"])
+        if self._is_cuda and state.get("random_cuda") is not None:  # the first versions had none
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+    @property
+    def _is_cuda(self) -> bool:
+        return torch.device(self.device).type == "cuda"
 
     def _batches(self, tasks: Sequence[Task], task: int) -> tuple[Tensor, Tensor]:
         """Every member's label of each image ``(members, examples)``, and its batches ``(steps, members, batch)``."""
