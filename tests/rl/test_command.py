@@ -122,13 +122,18 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
         (["cartpol-swingup"], "did you mean 'cartpole-swingup'?"),
         (["cartpole-swingup", "--method", "spektral"], "did you mean 'spectral'?"),
         (["cartpole-swingup", "--preset", "papper"], "did you mean 'paper'?"),
-        (["cartpole-swingup", "--seeds", 0], "at least one seed"),
+        (["cartpole-swingup", "--seeds", 0], "seeds from 1 to 1,000, got 0"),
+        (["Pendulum-v1", "--reset-every", 9], "--method resets with --reset-every, got spectral"),
+        (["Pendulum-v1", "--method", "none", "--strength", 1], "methods with a strength, got none"),
+        (["Pendulum-v1", "--video"], "a task of the suite to draw, got 'Pendulum-v1'"),
+        (["Pendulum-v1", "--device", "nowhere"], "a device of this machine, got 'nowhere'"),
     ],
 )
-def test_what_is_not_known(supple, typed, message):
+def test_what_is_not_known(supple, typed, message, tmp_path):
     with pytest.raises(SystemExit, match="supple: expected") as caught:
         supple(*typed)
     assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
@@ -143,10 +148,10 @@ def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
     supple("cartpole-balance", "--seeds", 1, "--video", *SHORT)
     (path,) = tmp_path.glob("*/episode.png")
     assert f"video: {path}" in capsys.readouterr().out
+    assert len(drawn) == 1 + 100  # one to see that it can be drawn, then every tenth of 1,000 steps
     picture = np.asarray(Image.open(path))
     assert picture.shape == (240, 8 * 240, 3)
-    assert len(drawn) == 100  # every tenth of 1,000 steps
-    assert picture[0, ::240, 0].tolist() == [round(index) for index in np.linspace(0, 99, 8)]
+    assert picture[0, ::240, 0].tolist() == [1 + round(index) for index in np.linspace(0, 99, 8)]
 
 
 def test_without_a_gl_library_training_does_not_mind_and_pictures_say_so():

@@ -103,8 +103,32 @@ def test_any_gymnasium_environment(ends):
     assert [(step.terminal, step.last) for step in found] == [(False, False), (False, False), (ends, True)]
 
 
+def test_a_module_of_ones_own_registers_its_environment(tmp_path, monkeypatch):
+    (tmp_path / "worlds.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv\n"
+        "class Broken(PendulumEnv):\n    def step(self, action):\n        raise KeyError('wind')\n"
+        "gymnasium.register('Own-v0', PendulumEnv)\ngymnasium.register('Broken-v0', Broken)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert make("worlds:Own-v0").begin(0).shape == (3,)
+        broken = make("worlds:Broken-v0")
+        broken.begin(0)
+        with pytest.raises(ValueError, match=r"got 'worlds:Broken-v0', which raises KeyError: 'wind' .*worlds.py:5"):
+            broken.step(np.zeros(1, np.float32))
+        with pytest.raises(ValueError, match=r"got 'worlds:Owl-v0', which raises NameNotFound: .*`Owl`"):
+            make("worlds:Owl-v0")
+    finally:
+        for name in ("Own-v0", "Broken-v0"):
+            gymnasium.registry.pop(name, None)
+    with pytest.raises(ValueError, match="No module named 'wurlds'"):
+        make("wurlds:Own-v0")
+
+
 def test_unknown_and_unfit_names():
     assert "quadruped-run" in tasks()
+    with pytest.raises(ValueError, match=r"got 'Pendulum': did you mean 'Pendulum-v1'\?"):
+        make("Pendulum")
 
 
 def test_tasks_that_nobody_can_act_in_are_refused():

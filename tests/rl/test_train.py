@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 
+from supple.rl import envs
 from supple.rl import train as module
 from supple.rl.charts import with_steps
 from supple.rl.methods import METHODS, PARTS, Resets
@@ -231,7 +232,7 @@ def test_training_returns_are_those_of_the_episodes():
 
 def test_priming_is_so_many_updates_on_the_first_transitions(monkeypatch):
     monkeypatch.setattr(module, "PRIMED_ON", 10)
-    training = Training(run(prime=7))
+    training = Training(run(prime=7, steps=100, capacity=100))
     for _ in range(10):
         training.advance()
     assert training.updates == 7
@@ -327,25 +328,66 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
     assert training.updates == updates + 2
 
 
-def test_what_is_asked_for_must_make_sense():
-    with pytest.raises(ValueError, match="did you mean 'spectral'"):
-        run("spectrl")
-    with pytest.raises(ValueError, match="did you mean 'doro'"):
-        run(preset="d'oro")
-    with pytest.raises(ValueError, match="of the method 'resets' alone"):
-        run("spectral", resets={"every": 5})
-    with pytest.raises(ValueError, match="no more often than evaluations"):
-        run("resets", resets={"every": 39})
-    with pytest.raises(ValueError, match=r"more steps than the 20 at random .* got 19"):
-        run(steps=19)
-    with pytest.raises(ValueError, match="parts among actor"):
-        Resets(parts=("actr",))
-    with pytest.raises(ValueError, match="1 or more"):
-        Resets(every=0)
-    with pytest.raises(ValueError, match="at least one seed"):
-        run(seeds=())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "spectrl"}, "did you mean 'spectral'"),
+        ({"preset": "d'oro"}, "did you mean 'doro'"),
+        ({"method": "spectral", "resets": {"every": 5}}, "of the method 'resets' alone"),
+        ({"method": "resets", "resets": {"every": 39}}, "no more often than evaluations"),
+        ({"method": "resets", "resets": {"layers": 3}}, "at most the 2 layers that the networks have, got 3"),
+        ({"method": "resets", "resets": {"parts": ("actr",)}}, "parts among actor"),
+        ({"method": "resets", "resets": {"parts": ("optimizer",)}}, "parts to reset, .* got optimizer"),
+        ({"method": "resets", "resets": {"parts": ()}}, "parts to reset, .* got none"),
+        ({"method": "resets", "resets": {"every": 0}}, "1 or more"),
+        ({"method": "spectral", "strength": -1.0}, "a strength of spectral of at least 0, got -1"),
+        ({"method": "spectral", "actor_strength": math.inf}, "a strength of spectral of at least 0, got inf"),
+        ({"method": "continual-backprop", "strength": 2.0}, "a strength of continual-backprop from 0 to 1.0, got 2"),
+        ({"steps": 19}, r"more steps than the 20 at random .* got 19"),
+        ({"steps": 0}, "steps of at least 1, got 0"),
+        ({"evaluate_every": 0}, "to the next of at least 1, got 0"),
+        ({"episodes": 10**9}, "episodes in an evaluation from 1 to 1,000, got 1,000,000,000"),
+        ({"prime": -1}, "priming of at least 0, got -1"),
+        ({"prime": 5}, "100 steps and a buffer for as many transitions, .* got 60 and 40"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"seeds": (0, -1)}, "seeds from 0 to 2,147,483,647, got -1"),
+        ({"seeds": (2**31,)}, "seeds from 0 to 2,147,483,647"),
+        ({"capacity": 7}, "a batch or more, from 8 to 1,000,000,000, got 7"),
+        ({"capacity": 10**12}, "a batch or more, from 8"),
+        ({"batch_size": 0}, "transitions in a batch of at least 1, got 0"),
+        ({"random_steps": -1}, "random steps of at least 0, got -1"),
+        ({"replay_ratio": 0}, "updates a step from 1 to 1,000, got 0"),
+        ({"hidden": ()}, "hidden layers of at least 1, got 0"),
+        ({"discount": math.nan}, "a discount from 0 to 1, got nan"),
+        ({"critic_step_size": 0.0}, "a positive critic_step_size, got 0"),
+        ({"bounded_by": "tan"}, "did you mean 'tanh'"),
+    ],
+)
+def test_what_is_asked_for_must_make_sense(changes, message):
+    with pytest.raises(ValueError, match=f"expected .*{message}" if "mean" not in message else message):
+        run(**changes)
+
+
+def test_what_does_not_work_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a folder on this machine, got 'memory://runs'"):
         train(run(), root="memory://runs")
+    with pytest.raises(ValueError, match="a device of this machine, got 'cuda:99'"):
+        train(run(), root=str(tmp_path), device="cuda:99")
+    monkeypatch.setattr(Short, "step", lambda self, action: (np.float32([0, math.nan, 0]), 0.0, False, False, {}))
+    with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* no method has a part in"):
+        train(run(), root=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_ends_where_the_environment_never_does(monkeypatch):
+    """Training goes on in its one episode."""
+    monkeypatch.setattr(envs, "LONGEST_EPISODE", 12)
+    monkeypatch.setattr(Short, "step", lambda self, action: (self.place, 1.0, False, False, {}))
+    training = Training(run(inside=True))
+    for _ in range(30):
+        training.advance()
+    assert {row[3] for row in training.measure().rows() if row[2] == "return"} == {12}
+    assert (training.plays[0].number, len(training.plays[0].actions)) == (0, 30)
 
 
 @pytest.mark.parametrize("method", ["redo", "continual-backprop", "self-normalized-resets"])
@@ -369,10 +411,15 @@ def test_new_units_are_drawn_as_the_networks_were():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method):
+    """And draws nothing from a global generator, of which a checkpoint of an agent therefore holds no state."""
+    state = torch.get_rng_state()
     resets = {"every": 40} if method == "resets" else None
-    training = Training(run(method, seeds=(0, 1), resets=resets))
+    training = Training(run(method, seeds=(0, 1), resets=resets, inside=True))
     for _ in range(24):
         training.advance()
+    training.measure()
+    Resets().reset(training.agent, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    assert torch.equal(torch.get_rng_state(), state)
     assert training.updates == training.run._updates_until(24) == 10
     assert not training.stopped
     assert all(parameter.isfinite().all() for parameter in training.agent.actor.parameters.values())
@@ -443,7 +490,10 @@ def test_a_run_that_lost_its_buffer_starts_again(damage, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(config, stop_at(30), root=str(tmp_path / "lost"))
     damage(tmp_path / "lost" / config.folder("").name / "replay.bin")
-    with pytest.warns(UserWarning, match="expected the replay buffer .* the run starts again"), pytest.raises(KeyboardInterrupt):
+    with (
+        pytest.warns(UserWarning, match="expected the replay buffer .* the run starts again"),
+        pytest.raises(KeyboardInterrupt),
+    ):
         train(config, stop_at(10), root=str(tmp_path / "lost"))
     assert not config.folder(str(tmp_path / "lost")).checkpoint()
     train(config, root=str(tmp_path / "lost"))

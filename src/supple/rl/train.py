@@ -274,8 +274,8 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
                 training.load_state_dict(checkpoint.state)
                 rows, seconds = checkpoint.rows, checkpoint.seconds
             except ChangedRowsError as error:
-                folder.forget()
                 warnings.warn(f"{error}, in {folder.path}: the run starts again", stacklevel=2)
+                folder.forget()
         began = time.monotonic() - seconds
         while training.step < run.steps:
             training.advance(report)
