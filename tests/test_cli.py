@@ -18,12 +18,12 @@ from supple.lab.datasets import DATASETS
 from supple.lab.grid import TUNING_SEEDS, alone
 from supple.lab.methods import METHODS
 from supple.lab.models import MODELS
-from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS
 from supple.runs import cluster, sweep
 from supple.runs.store import load
+from supple.training.optimizers import OPTIMIZERS
 
 DIGITS = "random-label-digits"
 

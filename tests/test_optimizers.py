@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supple.optimizers import adam, adam_moments, written_out
+from supple.training.optimizers import adam, adam_moments, written_out
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,)}
 STEPS = 20

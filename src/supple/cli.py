@@ -211,9 +211,9 @@ class List:
         from supple.lab.datasets import DATASETS
         from supple.lab.methods import METHODS
         from supple.lab.models import MODELS
-        from supple.lab.optimizers import OPTIMIZERS
         from supple.lab.problems import PROBLEMS
         from supple.lab.shifts import SHIFTS
+        from supple.training.optimizers import OPTIMIZERS
 
         problems = Table("problem", "scales", "tasks", "what it is", title="Problems", title_justify="left")
         for name, problem in PROBLEMS.items():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supple.lab.optimizers import OPTIMIZERS
+from supple.training.optimizers import OPTIMIZERS
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,), "kernel": (3, 2, 3, 3), "middle": (9, 7), "head": (4, 9)}
 HIDDEN = ("weight", "middle")

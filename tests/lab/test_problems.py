@@ -10,10 +10,10 @@ from supple.lab import problems
 from supple.lab.datasets import DATASETS
 from supple.lab.methods import METHODS
 from supple.lab.models import MODELS
-from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.problems import PROBLEMS, Problem
 from supple.lab.run import USUAL_DIAGNOSTICS, Run
 from supple.lab.shifts import SHIFTS
+from supple.training.optimizers import OPTIMIZERS
 
 DIGITS = "random-label-digits"
 SCALES = [(name, scale) for name, problem in PROBLEMS.items() for scale in problem.scales]

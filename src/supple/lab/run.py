@@ -10,9 +10,9 @@ from typing import Any, get_args
 from supple.diagnostics import DIAGNOSTICS
 from supple.errors import known
 from supple.lab import methods, problems
-from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.problems import Scale
 from supple.runs.store import RunFolder
+from supple.training.optimizers import OPTIMIZERS
 
 USUAL_DIAGNOSTICS = (
     "spectral_norm",

@@ -20,12 +20,12 @@ from supple.errors import known
 from supple.lab import datasets, methods, models, shifts
 from supple.lab.measure import Probe, evaluate
 from supple.lab.operations import operations
-from supple.lab.optimizers import OPTIMIZERS
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
 from supple.mitigators.kernels import Update
 from supple.population import Population
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint
+from supple.training.optimizers import OPTIMIZERS
 
 COMPILE_FROM = 30_000
 """Member-steps in a run from which compiling pays: it costs 10 to 20 s and saves about half a millisecond each."""

@@ -15,8 +15,8 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Update
 from supple.mitigators.states import Tensors
-from supple.optimizers import adam, adam_moments
 from supple.population import Population
+from supple.training.optimizers import adam, adam_moments
 
 Loss = Callable[..., tuple[Tensor, Any]]
 """From one member's network and whatever else to a loss, and what is to be kept beside it."""

@@ -14,12 +14,12 @@ from torch.nn.functional import softplus
 
 from supple.mitigators.base import Mitigator
 from supple.mitigators.states import Tensors
-from supple.optimizers import adam, adam_moments
 from supple.population import Population
 from supple.rl.learner import Learner, copy_into
 from supple.rl.networks import Actor, Critic
 from supple.rl.presets import Constants
 from supple.runs.streams import Stream, number
+from supple.training.optimizers import adam, adam_moments
 
 Method = Callable[[Population], Mitigator]
 Network = Callable[..., Any]

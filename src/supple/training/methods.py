@@ -1,0 +1,220 @@
+"""The table of methods: what each is, how strong, and how it is shown. Commands, charts and documents read it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from supple.mitigators import (
+    UPGD,
+    ContinualBackprop,
+    HareAndTortoise,
+    L2InitRegularizer,
+    L2Regularizer,
+    Mitigator,
+    NetworkReset,
+    NormalizeAndProject,
+    ParsevalRegularizer,
+    ReDo,
+    SelfNormalizedResets,
+    ShrinkAndPerturb,
+    SpectralNormRegularizer,
+    SpectralRegularizer,
+    StreamingEWC,
+    WassersteinRegularizer,
+    WeightClipping,
+)
+from supple.mitigators.kernels import Strength
+from supple.population import Population
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way of keeping a network plastic: a mitigator, a change to the network, or both."""
+
+    title: str
+    """What charts and tables call it."""
+    summary: str
+    mitigator: type[Mitigator] = Mitigator
+    """The default does nothing."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the mitigator."""
+    strength: float = 0.0
+    """The default: the best of those tried on digits, on a seed that is not reported; untried, the source's."""
+    control_strength: float | None = None
+    """The default in control where it is another: there nothing was tuned, and regularizers have the paper's 1e-4."""
+    network: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the network."""
+    colour: str = ""
+    """Of its curves; methods of one's own are given one of those that are left."""
+
+    def on(self, population: Population, strength: Strength, **options: Any) -> Mitigator:
+        """The mitigator of a population."""
+        return self.mitigator(population, strength, **{**self.options, **options})
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether there is anything to set: networks alone have no dial."""
+        return self.mitigator is not Mitigator
+
+    @property
+    def largest_strength(self) -> float:
+        """What the mitigator takes at most."""
+        return float(self.mitigator.largest_strength)
+
+
+METHODS: dict[str, Method] = {
+    "none": Method(
+        title="no mitigation",
+        summary="no mitigation: what loses plasticity",
+        colour="#000000",
+    ),
+    "l2": Method(
+        title="L2",
+        summary="parameters towards zero",
+        mitigator=L2Regularizer,
+        strength=1e-4,
+        colour="#E69F00",
+    ),
+    "l2-init": Method(
+        title="L2 init",
+        summary="parameters towards their initial values (Kumar et al., 2023)",
+        mitigator=L2InitRegularizer,
+        strength=1e-3,
+        control_strength=1e-4,
+        colour="#56B4E9",
+    ),
+    "layer-norm": Method(
+        title="LayerNorm",
+        summary="LayerNorm before each non-linearity (Ba et al., 2016)",
+        network={"layer_norm": True},
+        colour="#CC79A7",
+    ),
+    "crelu": Method(
+        title="CReLU",
+        summary="units pass on their positive and their negative part (Abbas et al., 2023)",
+        network={"activation": "crelu"},
+        colour="#F0E442",
+    ),
+    "spectral-normalization": Method(
+        title="spectral normalization",
+        summary="weights divided by their largest singular value in the forward pass (Miyato et al., 2018)",
+        network={"spectral_normalization": True},
+        colour="#6699CC",
+    ),
+    "spectral": Method(
+        title="spectral",
+        summary="each layer's largest singular value towards one (Lewandowski et al., 2025)",
+        mitigator=SpectralRegularizer,
+        strength=1e-3,
+        control_strength=1e-4,
+        colour="#0072B2",
+    ),
+    "decoupled-spectral": Method(
+        title="decoupled spectral",
+        summary="the same, applied after the optimizer's step as AdamW does with weight decay",
+        mitigator=SpectralRegularizer,
+        options={"decoupled": True},
+        strength=1.0,
+        colour="#D55E00",
+    ),
+    "wasserstein": Method(
+        title="Wasserstein",
+        summary="each tensor's distribution of values towards its initial one (Lewandowski et al., 2023)",
+        mitigator=WassersteinRegularizer,
+        strength=1e-2,
+        control_strength=1e-4,
+        colour="#009E73",
+    ),
+    "spectral-norm": Method(
+        title="spectral norm",
+        summary="each weight's largest singular value towards zero (Yoshida & Miyato, 2017)",
+        mitigator=SpectralNormRegularizer,
+        strength=1e-2,
+        control_strength=1e-4,
+        colour="#44AA99",
+    ),
+    "parseval": Method(
+        title="Parseval",
+        summary="every singular value of hidden weights towards one (Chung et al., 2024)",
+        mitigator=ParsevalRegularizer,
+        strength=1e-3,
+        control_strength=1e-4,
+        colour="#AA4499",
+    ),
+    "streaming-ewc": Method(
+        title="streaming EWC",
+        summary="important weights stay near their moving average (Elsayed & Mahmood, 2024)",
+        mitigator=StreamingEWC,
+        strength=1e4,
+        control_strength=1e-2,
+        colour="#999933",
+    ),
+    "shrink-and-perturb": Method(
+        title="shrink and perturb",
+        summary="each step a little towards a fresh initialisation (Ash & Adams, 2020; Kumar et al., 2023)",
+        mitigator=ShrinkAndPerturb,
+        strength=1e-3,
+        control_strength=1e-4,
+        colour="#882255",
+    ),
+    "upgd": Method(
+        title="UPGD",
+        summary="useful weights move little, others wander (Elsayed & Mahmood, 2024)",
+        mitigator=UPGD,
+        strength=1.0,
+        colour="#DDCC77",
+    ),
+    "normalize-and-project": Method(
+        title="normalize and project",
+        summary="LayerNorm, and each weight matrix kept at its initial norm (Lyle et al., 2024)",
+        mitigator=NormalizeAndProject,
+        strength=1.0,
+        network={"layer_norm": True},
+        colour="#CC6677",
+    ),
+    "weight-clipping": Method(
+        title="weight clipping",
+        summary="weights clamped to about the range of their initialisation (Elsayed et al., 2024)",
+        mitigator=WeightClipping,
+        strength=1.0,
+        colour="#117733",
+    ),
+    "hare-and-tortoise": Method(
+        title="hare and tortoise",
+        summary="set back every 1,000 steps to a slow average (Lee et al., 2024)",
+        mitigator=HareAndTortoise,
+        strength=1.0,
+        colour="#888888",
+    ),
+    "redo": Method(
+        title="ReDo",
+        summary="every 1,000 steps, dormant units are reinitialized (Sokar et al., 2023)",
+        mitigator=ReDo,
+        strength=0.1,
+        colour="#661100",
+    ),
+    "continual-backprop": Method(
+        title="continual backprop",
+        summary="each step a few of the least useful units are reinitialized (Dohare et al., 2024)",
+        mitigator=ContinualBackprop,
+        strength=1e-3,
+        control_strength=1e-4,
+        colour="#332288",
+    ),
+    "self-normalized-resets": Method(
+        title="self-normalized resets",
+        summary="reinitializes units that are silent for longer than they used to be (Farias & Jozefiak, 2024)",
+        mitigator=SelfNormalizedResets,
+        strength=0.01,
+        control_strength=0.02,
+        colour="#88CCEE",
+    ),
+    "network-reset": Method(
+        title="network reset",
+        summary="every 1,000 steps, the whole network is reinitialized (Nikishin et al., 2022; D'Oro et al., 2022)",
+        mitigator=NetworkReset,
+        options={"every": 1000},
+        strength=1.0,
+        colour="#A0A000",
+    ),
+}
