@@ -10,9 +10,9 @@ from scipy.integrate import quad
 
 from naive_sac import NaiveSAC
 from supple import ReDo, SpectralRegularizer
-from supple.rl.learner import Learner
 from supple.rl.presets import PRESETS, Constants
 from supple.rl.sac import SAC, Batch, squashed
+from supple.training.learner import Learner
 from waits import Waits
 
 SMALL = Constants(hidden=(32, 32), actor_step_size=1e-2, critic_step_size=1e-2, averaging=0.2)
@@ -163,7 +163,7 @@ def parameters_of(network):
 def test_ten_updates_as_the_transcription_makes_them(preset, mitigate, path, monkeypatch):
     """Each member as an agent of its own, whichever way the gradients are found."""
     if path == "transform":
-        monkeypatch.setattr(Learner, "_one_by_one", Learner._vectorised)
+        monkeypatch.setattr(Learner, "_one_by_one", Learner._vectorized)
     constants = dataclasses.replace(Constants(**PRESETS[preset].changes), hidden=(16, 16), averaging=0.05)
     methods = {"actor_method": mitigate, "critic_method": mitigate} if mitigate else {}
     agent = SAC(5, 3, constants, [0, 1], **methods)

@@ -17,7 +17,8 @@ import torch
 from supple.rl import envs
 from supple.rl import train as module
 from supple.rl.charts import with_steps
-from supple.rl.methods import METHODS, PARTS, Resets
+from supple.rl.methods import METHODS
+from supple.rl.resets import PARTS, Resets
 from supple.rl.run import Run
 from supple.rl.train import Training, train
 from supple.runs.store import load

@@ -4,7 +4,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from supple.rl.methods import METHODS, Resets
+from supple.rl.methods import find, usual_strength
+from supple.rl.resets import Resets
 from supple.runs.charts import COLOURS
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 
@@ -143,7 +144,8 @@ def _sensitivity(rows: pl.DataFrame, method: str, dial: str, name: str) -> alt.L
 def _defaults(rows: pl.DataFrame) -> pl.DataFrame:
     """Of each method, the strength and the options that most agents have; of as many, the usual ones."""
     dials = ["method", "strength", "options"]
-    strength = pl.col("method").replace_strict({name: method.strength for name, method in METHODS.items()})
+    usual = {name: usual_strength(find(name)) for name in rows["method"].unique()}
+    strength = pl.col("method").replace_strict(usual, return_dtype=pl.Float64)
     best = (
         rows.group_by(dials, maintain_order=True)
         .agg(agents=pl.struct("run", "seed").n_unique())

@@ -125,21 +125,18 @@ class Control:
                 work_through(runs, work, workers=self.workers, report=report)
 
     def _runs(self) -> "list[Run]":
-        from supple.errors import known
-        from supple.mitigators import Mitigator
-        from supple.rl.methods import METHODS
+        from supple.rl.methods import RESETS, find
         from supple.rl.presets import check
         from supple.rl.run import Run
 
         check("seeds", self.seeds, 1, MOST_SEEDS)
         check("methods", len(self.methods), 1)
-        tried = [METHODS[known(method, METHODS, "method")] for method in self.methods]
         strengths = [value for value in (self.strength, self.actor_strength) if value is not None]
-        if strengths and all(method.mitigator is Mitigator for method in tried):
+        if strengths and not any(find(method).has_strength for method in self.methods):
             raise ValueError(f"expected methods with a strength, got {', '.join(self.methods)}: leave --strength out")
         resets = {name: getattr(self, f"reset_{name}") for name in ("every", "unit", "parts", "layers")}
         given = [name for name, value in resets.items() if value is not None]
-        if given and not any(method.resets for method in tried):
+        if given and RESETS not in self.methods:
             raise ValueError(f"expected --method resets with --reset-{given[0]}, got {', '.join(self.methods)}: add it")
         apart = [[seed] for seed in range(self.seeds)] if self.device == "cpu" else [list(range(self.seeds))]
         return [
@@ -151,7 +148,7 @@ class Control:
                 preset=self.preset,
                 strength=self.strength,
                 actor_strength=self.actor_strength,
-                resets=resets if method == "resets" else None,
+                resets=resets if method == RESETS else None,
                 evaluate_every=self.evaluate_every,
                 episodes=self.episodes,
                 prime=self.prime,

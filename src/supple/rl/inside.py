@@ -29,10 +29,10 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {"temperature": agent.alpha}
     alpha, actor, critic = agent.alpha, agent.actor.parameters, agent.critic.parameters
-    with agent.critic.unheard():
-        critic_gradient, _ = agent.critic.gradient(agent.critic_loss, agent.target, actor, alpha, batch, noise[0])
-    with agent.actor.unheard():
-        actor_gradient, _ = agent.actor.gradient(agent.actor_loss, critic, alpha, batch.observation, noise[1])
+    with agent.critic.unobserved():
+        critic_gradient, _ = agent.critic.gradients(agent.critic_loss, agent.target, actor, alpha, batch, noise[0])
+    with agent.actor.unobserved():
+        actor_gradient, _ = agent.actor.gradients(agent.actor_loss, critic, alpha, batch.observation, noise[1])
     for name, learner, gradient, inputs in (
         ("actor", agent.actor, actor_gradient, (batch.observation,)),
         ("critic", agent.critic, critic_gradient, (batch.observation, batch.action)),

@@ -54,9 +54,10 @@ class Constants:
         check("critics", self.critics, 1)
         check("a discount", self.discount, 0, 1)
         check("an average's share", self.averaging, 0, 1)
-        for name in ("actor_step_size", "critic_step_size", "temperature_step_size", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"expected a positive {name}, got {getattr(self, name)}: choose another number")
+        for name in ("actor_step_size", "critic_step_size", "temperature_step_size"):
+            check(name, getattr(self, name), 0)  # 0 keeps what it would move
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"expected a positive temperature, got {self.temperature}: choose another number")
         for name, kind in get_type_hints(Constants).items():
             if get_origin(kind) is Literal:
                 known(getattr(self, name), get_args(kind), name)

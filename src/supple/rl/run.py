@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from supple.errors import known
-from supple.rl.methods import METHODS, Resets
+from supple.rl.methods import RESETS, find, usual_strength
 from supple.rl.presets import PRESETS, Constants, check
+from supple.rl.resets import Resets
 from supple.runs.store import RunFolder
 
 PAPER_STEPS = 1_000_000
@@ -67,13 +68,13 @@ class Run:
         Raises:
             ValueError: for an unknown name, with the nearest known one, or nothing to train.
         """
-        chosen = METHODS[known(method, METHODS, "method")]
+        chosen = find(method)
         given = {name: value for name, value in (resets or {}).items() if value is not None}
-        if given and not chosen.resets:
+        if given and method != RESETS:
             raise ValueError(f"expected resets of the method 'resets' alone, got {sorted(given)} for {method!r}")
         changes = dict(PRESETS[known(preset, PRESETS, "preset")].changes)
         changes |= {name: value for name, value in constants.items() if value is not None}
-        strength = float(chosen.strength if strength is None else strength)
+        strength = float(usual_strength(chosen) if strength is None else strength)
         run = cls(
             problem=problem,
             method=method,
@@ -85,7 +86,7 @@ class Run:
             steps=steps,
             evaluate_every=evaluate_every,
             episodes=episodes,
-            resets=dataclasses.replace(chosen.resets, **given) if chosen.resets else None,
+            resets=Resets(**given) if method == RESETS else None,
             prime=prime,
             inside=inside,
         )
@@ -104,7 +105,7 @@ class Run:
         check("episodes in an evaluation", self.episodes, 1, 1_000)
         check("updates for priming", self.prime, 0)
         for strength in (self.strength, self.actor_strength):
-            check(f"a strength of {self.method}", strength, 0, METHODS[self.method].mitigator.largest_strength)
+            check(f"a strength of {self.method}", strength, 0, find(self.method).largest_strength)
         if self.prime and min(self.steps, constants.capacity) < PRIMED_ON:
             raise ValueError(
                 f"expected {PRIMED_ON} steps and a buffer for as many transitions, on which priming begins, got "
@@ -141,7 +142,7 @@ class Run:
         apart = ("strength", "actor_strength", "constants", "resets")
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
         flat |= dataclasses.asdict(self.constants)
-        usual = METHODS[self.method].resets
+        usual = Resets()
         resets = dataclasses.asdict(self.resets) if self.resets else {}
         options = {key: value for key, value in resets.items() if value != getattr(usual, key)}
         if self.actor_strength != self.strength:

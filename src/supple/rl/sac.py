@@ -15,10 +15,10 @@ from torch.nn.functional import softplus
 from supple.mitigators.base import Mitigator
 from supple.mitigators.states import Tensors
 from supple.population import Population
-from supple.rl.learner import Learner, copy_into
 from supple.rl.networks import Actor, Critic
 from supple.rl.presets import Constants
 from supple.runs.streams import Stream, number
+from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import adam, adam_moments
 
 Method = Callable[[Population], Mitigator]
@@ -74,22 +74,11 @@ class SAC:
         self.constants = constants
         self.target_entropy = constants.entropy_per_action * action_size
         sizes = observation_size, action_size, constants
-        self.actor = Learner(
-            lambda: Actor(*sizes),
-            [number(Stream.ACTOR, seed) for seed in seeds],
-            actor_method,
-            constants.actor_step_size,
-            compiled=compiled,
-            device=device,
-        )
-        self.critic = Learner(
-            lambda: Critic(*sizes),
-            [number(Stream.CRITIC, seed) for seed in seeds],
-            critic_method,
-            constants.critic_step_size,
-            compiled=compiled,
-            device=device,
-        )
+        actors = Population(lambda: Actor(*sizes), [number(Stream.ACTOR, seed) for seed in seeds]).to(device)
+        critics = Population(lambda: Critic(*sizes), [number(Stream.CRITIC, seed) for seed in seeds]).to(device)
+        steps = constants.actor_step_size, constants.critic_step_size
+        self.actor = Learner(actors, actor_method(actors), steps[0], compiled=compiled)
+        self.critic = Learner(critics, critic_method(critics), steps[1], compiled=compiled)
         self.target: Tensors = {name: parameter.clone() for name, parameter in self.critic.parameters.items()}
         start = torch.full((len(seeds),), math.log(constants.temperature), device=device)
         self.temperature: Tensors = {"logarithm": start}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from supple.rl import inside
 from supple.rl.envs import Environment, Episodes, Step, make
-from supple.rl.methods import METHODS
+from supple.rl.methods import find, put_on
 from supple.rl.replay import ChangedRowsError, Replay
 from supple.rl.run import PRIMED_ON, Run
 from supple.rl.sac import SAC, Batch
@@ -45,12 +45,11 @@ class Training:
     ) -> None:
         self.run, self.device = run, device
         self.plays = [Episodes(make(run.problem), seed) for seed in run.seeds]
-        world, method = self.plays[0].environment, METHODS[run.method]
+        world, method = self.plays[0].environment, find(run.method)
         sizes = world.observation_size, world.action_size
         if compiled is None:
-            compiled = (
-                run.updates * len(run.seeds) >= COMPILE_FROM and not method.mitigator.observes and can_compile(device)
-            )
+            is_long = run.updates * len(run.seeds) >= COMPILE_FROM
+            compiled = is_long and not getattr(method.mitigator, "observes", False) and can_compile(device)
         self.compiled = compiled
         if compiled:
             torch.compiler.reset()  # after eight agents of other kinds the compiler would give up silently
@@ -58,8 +57,8 @@ class Training:
             *sizes,
             run.constants,
             run.seeds,
-            actor_method=lambda actor: method.put_on(actor, run.actor_strength, run.constants),
-            critic_method=lambda critic: method.put_on(critic, run.strength, run.constants),
+            actor_method=lambda actor: put_on(method, actor, run.actor_strength, run.constants),
+            critic_method=lambda critic: put_on(method, critic, run.strength, run.constants),
             compiled=compiled,
             device=device,
         )

@@ -1,7 +1,8 @@
 """The training step: a population of networks, the optimizer and the method that train them."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
 from supple.mitigators.base import Mitigator
+from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Update
 from supple.mitigators.states import Tensors
 from supple.population import Population
@@ -54,6 +56,10 @@ class Learner:
         self.gradients = self._vectorized if compiled else self._one_by_one
         """Of ``loss(network, *others)`` for every member, and what the loss keeps, by member."""
 
+    def __call__(self, parameters: Tensors, *inputs: Tensor) -> Any:
+        """What one member's network makes of ``inputs`` with these parameters; no method observes it."""
+        return self._call(parameters, {}, *inputs)
+
     def learn(self, loss: Loss, *others: Any) -> Any:
         """One step of every member down the gradient of ``loss(network, *others)``; what it keeps, by member.
 
@@ -68,6 +74,33 @@ class Learner:
         self.optimizer.step(self.parameters, gradients, self.moments, self.step_size)
         self._change_parameters(parameters, state, strength, Update(step_sizes, self.moments))
         return kept
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Hide the members' forward passes from methods that observe activations, while the block runs."""
+        for member in self.members:
+            member.eval()
+        try:
+            yield
+        finally:
+            for member in self.members:
+                member.train()
+
+    def reinitialize(self, names: Sequence[str], generators: Sequence[torch.Generator]) -> None:
+        """Draw new initial values for these parameters; one generator a member."""
+        fresh = self._fresh.draw(generators)
+        for name in names:
+            self.parameters[name].copy_(fresh[name])
+
+    @cached_property
+    def _fresh(self) -> FreshParameters:
+        return FreshParameters(self.population, list(self.parameters))
+
+    def clear_moments(self, names: Sequence[str]) -> None:
+        """Reset what the optimizer remembers of these parameters."""
+        for name in names:
+            for moment in self.moments[name].values():
+                moment.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, besides buffers."""

@@ -1,9 +1,12 @@
 """The table of methods: what each is, how strong, and how it is shown. Commands, charts and documents read it."""
 
-from collections.abc import Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from supple.errors import imported, known
 from supple.mitigators import (
     UPGD,
     ContinualBackprop,
@@ -34,8 +37,8 @@ class Method:
     title: str
     """What charts and tables call it."""
     summary: str
-    mitigator: type[Mitigator] = Mitigator
-    """The default does nothing."""
+    mitigator: Callable[..., Mitigator] = Mitigator
+    """Called with the network and the strength; the default does nothing."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of the mitigator."""
     strength: float = 0.0
@@ -59,7 +62,7 @@ class Method:
     @property
     def largest_strength(self) -> float:
         """What the mitigator takes at most."""
-        return float(self.mitigator.largest_strength)
+        return float(getattr(self.mitigator, "largest_strength", math.inf))
 
 
 METHODS: dict[str, Method] = {
@@ -218,3 +221,23 @@ METHODS: dict[str, Method] = {
         colour="#A0A000",
     ),
 }
+
+
+def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
+    """The method of a name: an entry of ``methods``, or ``package.module:Class``, a mitigator of one's own.
+
+    Its strength is then the class's default (NaN where it has none), its summary the first line of the docstring.
+
+    Raises:
+        ValueError: for an unknown name, and for a class that takes no strength.
+    """
+    if ":" not in name:
+        return methods[known(name, methods, "method or package.module:Class")]
+    mitigator = imported(name)
+    taken = inspect.signature(mitigator).parameters
+    if "strength" not in taken:
+        raise ValueError(f"expected a class that takes a network and a strength, got {name}({', '.join(taken)})")
+    default = taken["strength"].default
+    summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
+    strength = float(default) if isinstance(default, int | float) else math.nan
+    return Method(title=name, summary=summary, mitigator=mitigator, strength=strength)
