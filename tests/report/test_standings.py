@@ -8,7 +8,7 @@ import pytest
 
 from supple.report.drawings import Drawings, _packed
 from supple.report.standings import averaged, reported, so_far, standings
-from supple.runs.charts import curves_of
+from supple.runs.charts import lines_over_tasks
 
 
 def rows_of(values, *, tasks, metric="train_accuracy"):
@@ -55,7 +55,7 @@ def test_charts_share_instructions_only_where_their_dashes_mean_the_same():
     options = both.with_columns(strength=pl.when(pl.col("method") == "a").then(0.2).otherwise(0.1))
     drawings = Drawings(["a", "b"])
     for rows in (both, options, both):
-        drawings.add(curves_of(rows, "train_accuracy", ""), "")
+        drawings.add(lines_over_tasks(rows, "train_accuracy"), "")
     page = json.loads(drawings.text())
     titles = [page["specs"][chart["spec"]]["layer"][1]["encoding"]["strokeDash"]["title"] for chart in page["charts"]]
     assert titles == ["options · strength", "options", "options · strength"]

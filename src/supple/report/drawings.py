@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from supple.runs.charts import colour_scale, on_dark
+from supple.runs.charts import Lines, colour_scale, on_dark
 
 DIGITS = 5
 """That count in a chart."""
@@ -36,21 +36,20 @@ class Drawings:
 
     def __init__(self, methods: list[str]) -> None:
         self._colours = {"domain": methods, "range": [f"var(--method-{place})" for place in range(len(methods))]}
-        self._specs: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._specs: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._charts: list[dict[str, Any]] = []
 
-    def add(self, chart: alt.LayerChart, title: str) -> Figure:
-        """Take in lines by method, from :mod:`supple.runs.charts`."""
-        points: Any = chart.data
-        # Titles and colours aside, the instructions for curves depend on no more; other charts have ticks of their own.
-        scaled = chart.layer[0].encoding["y"]["scale"]["type"]
-        dashes = str(chart.layer[1].encoding["strokeDash"]["title"]) if "setting" in points.columns else ""
-        kind = (*points.columns, scaled, dashes, "" if "task" in points.columns else str(len(self._charts)))
+    def add(self, lines: Lines, title: str) -> Figure:
+        """Take in lines by method."""
+        # Titles and colours aside, the instructions depend on no more; an axis of strengths has ticks of its own.
+        strengths = tuple(lines.points["strength"].unique().sort()) if lines.at == "strength" else ()
+        kind = (*lines.points.columns, lines.scale, *lines.within, *strengths)
         if kind not in self._specs:
+            chart = lines.chart()
             chart.data = alt.NamedData("points")
             self._specs[kind] = self._for_the_page(chart.to_dict())
-        columns = {column.name: _packed(column) for column in points}
-        self._charts.append({"spec": list(self._specs).index(kind), "length": len(points), "columns": columns})
+        columns = {column.name: _packed(column) for column in lines.points}
+        self._charts.append({"spec": list(self._specs).index(kind), "length": len(lines.points), "columns": columns})
         return Figure(len(self._charts) - 1, title)
 
     def text(self) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import Drawings, Figure
-from supple.runs.charts import TITLES, curves_of, sensitivity_of
+from supple.runs.charts import TITLES, lines_over_strengths, lines_over_tasks
 from supple.runs.stats import paired, ranking, settings
 from supple.runs.tables import HEADLINES
 
@@ -74,7 +74,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     drawn = averaged(shown, window)
 
     def curves(metric: str, title: str | None = None) -> Figure:
-        return drawings.add(curves_of(drawn, metric, ""), title or _title(metric))
+        return drawings.add(lines_over_tasks(drawn, metric), title or _title(metric))
 
     def headline(metric: str) -> Headline:
         ranked = ranking(so_far(shown), metric, last)
@@ -171,7 +171,7 @@ def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings)
         return None
     best = _best(rows, metric, last, "method", "options", "strength")
     rows = rows.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left").drop("tasks", "step_size")
-    return drawings.add(sensitivity_of(rows, metric, ""), "The same against the strength")
+    return drawings.add(lines_over_strengths(rows, metric), "The same against the strength")
 
 
 def _title(metric: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -130,11 +131,8 @@ def curves_of(
         width: of the axes, in pixels.
         height: likewise.
     """
-    means = by_task(rows, metric).with_columns(pl.col("task") + 1)
-    others = [column for column in varying(rows) if column != series]
-    return _lines(means, "task", metric, series, others).properties(
-        width=width, height=height, title=alt.Title(title, subtitle=subtitle, anchor="start")
-    )
+    chart = lines_over_tasks(rows, metric, series).chart()
+    return chart.properties(width=width, height=height, title=alt.Title(title, subtitle=subtitle, anchor="start"))
 
 
 def sensitivity_of(
@@ -144,71 +142,106 @@ def sensitivity_of(
 
     A strength of zero that was tried among others has no place on an axis of powers of ten, and is left out.
     """
+    chart = lines_over_strengths(rows, metric, series).chart()
+    return chart.properties(width=width, height=height, title=alt.Title(title, anchor="start"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """What a chart of lines with bands shows, before Altair builds it, which takes a hundred times as long."""
+
+    points: pl.DataFrame
+    metric: str
+    at: str
+    """The horizontal axis: ``task`` or ``strength``."""
+    series: str
+    """The setting whose values have a colour each."""
+    others: tuple[str, ...]
+    """The settings that have a line of their own for each combination of their values."""
+    within: tuple[str, ...]
+    """Those of them that differ within one colour: dashes tell them apart."""
+
+    @property
+    def scale(self) -> Literal["symlog", "linear"]:
+        """The scale of the vertical axis."""
+        return "symlog" if self.metric in UNBOUNDED else "linear"
+
+    def chart(self) -> alt.LayerChart:
+        """The chart, without a size and a title."""
+        values = self.points[self.series].unique(maintain_order=True).to_list()
+        colours = colour_scale(values) if self.series == "method" else alt.Scale(domain=values, scheme="viridis")
+        legend = alt.Legend(title=self.series, symbolOpacity=1)
+        picked = alt.selection_point(name=f"picked_{self.series}", fields=[self.series], bind="legend")
+        shown = alt.when(picked)
+        detail = [f"{column}:N" for column in self.others]
+        x, title = alt.X(f"{self.at}:Q", title=self.at), TITLES.get(self.metric, self.metric)
+        if self.at == "strength":
+            title = title.removesuffix(" at the task's end") + ", mean over tasks"
+            x = x.scale(type="log").axis(format="~e", values=self.points["strength"].unique().sort().to_list())
+        else:
+            x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
+        colour = alt.Color(f"{self.series}:N", sort=values, legend=legend).scale(colours)
+        dashes = {}
+        if self.within:
+            dashes["strokeDash"] = alt.StrokeDash(
+                "setting:N",
+                title=" · ".join(self.within).replace("_", " "),
+                legend=alt.Legend(symbolType="stroke", symbolSize=400),
+            )
+        base = alt.Chart(self.points).encode(x=x, color=colour, detail=detail)
+        band = base.mark_area(clip=True).encode(
+            y=alt.Y("low:Q", title=title).scale(type=self.scale),
+            y2="high:Q",
+            opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
+        )
+        line = base.mark_line(clip=True, point=True).encode(
+            **dashes,
+            y=alt.Y("mean:Q").scale(type=self.scale),
+            opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
+            tooltip=[
+                f"{self.series}:N",
+                *detail,
+                f"{self.at}:Q",
+                alt.Tooltip("mean:Q", format=".3f"),
+                alt.Tooltip("error:Q", format=".3f", title="standard error"),
+                "seeds:Q",
+            ],
+        )
+        chart: alt.LayerChart = (band + line).add_params(picked)
+        return chart
+
+
+def lines_over_tasks(rows: pl.DataFrame, metric: str, series: str = "method") -> Lines:
+    """What :func:`curves_of` shows."""
+    means = by_task(rows, metric).with_columns(pl.col("task") + 1)
+    others = [column for column in varying(rows) if column != series]
+    return _lines(means, "task", metric, series, others)
+
+
+def lines_over_strengths(rows: pl.DataFrame, metric: str, series: str = "method") -> Lines:
+    """What :func:`sensitivity_of` shows."""
     means = over_tasks(rows, metric)
     dialled = means.filter(pl.col("strength") > 0)
     ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})
     without = means.filter(pl.col("strength") == 0).join(dialled, on="method", how="anti", maintain_order="left")
     across = without.drop("strength").join(ends, how="cross").select(means.columns)
     others = [column for column in varying(rows) if column not in (series, "strength")]
-    return _lines(pl.concat([across, dialled]), "strength", metric, series, others).properties(
-        width=width, height=height, title=alt.Title(title, anchor="start")
-    )
+    return _lines(pl.concat([across, dialled]), "strength", metric, series, others)
 
 
-def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[str]) -> alt.LayerChart:
-    """A line with its band over ``at`` for each value of ``series`` and each combination of ``others``."""
+def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[str]) -> Lines:
     if "options" in (series, *others):
         told = pl.col("options").str.replace_all(r'[{}"]', "")
         means = means.with_columns(options=pl.when(told == "").then(pl.lit("default")).otherwise(told))
-    values = means[series].unique(maintain_order=True).to_list()
-    scale = colour_scale(values) if series == "method" else alt.Scale(domain=values, scheme="viridis")
-    legend = alt.Legend(title=series, symbolOpacity=1)
-    picked = alt.selection_point(name=f"picked_{series}", fields=[series], bind="legend")
-    shown = alt.when(picked)
-    detail = [f"{column}:N" for column in others]
-    drawn = means.with_columns(
+    points = means.with_columns(
         low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
     ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
-    x, title = alt.X(f"{at}:Q", title=at), TITLES.get(metric, metric)
-    if at == "strength":
-        title = title.removesuffix(" at the task's end") + ", mean over tasks"
-        x = x.scale(type="log").axis(format="~e", values=drawn[at].unique().sort().to_list())
-    else:
-        x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
-    colour = alt.Color(f"{series}:N", sort=values, legend=legend).scale(scale)
-    dashes = {}
     # A method's own default is no setting among others: what differs within one line's colour is.
-    within = [name for name in others if drawn.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
+    within = [name for name in others if points.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
     if within:
-        settings = [" · ".join(_told(value) for value in row) for row in drawn.select(within).rows()]
-        drawn = drawn.with_columns(pl.Series("setting", settings))
-        dashes["strokeDash"] = alt.StrokeDash(
-            "setting:N",
-            title=" · ".join(within).replace("_", " "),
-            legend=alt.Legend(symbolType="stroke", symbolSize=400),
-        )
-    scaled: Literal["symlog", "linear"] = "symlog" if metric in UNBOUNDED else "linear"
-    base = alt.Chart(drawn).encode(x=x, color=colour, detail=detail)
-    band = base.mark_area(clip=True).encode(
-        y=alt.Y("low:Q", title=title).scale(type=scaled),
-        y2="high:Q",
-        opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
-    )
-    line = base.mark_line(clip=True, point=True).encode(
-        **dashes,
-        y=alt.Y("mean:Q").scale(type=scaled),
-        opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
-        tooltip=[
-            f"{series}:N",
-            *detail,
-            f"{at}:Q",
-            alt.Tooltip("mean:Q", format=".3f"),
-            alt.Tooltip("error:Q", format=".3f", title="standard error"),
-            "seeds:Q",
-        ],
-    )
-    chart: alt.LayerChart = (band + line).add_params(picked)
-    return chart
+        settings = [" · ".join(_told(value) for value in row) for row in points.select(within).rows()]
+        points = points.with_columns(pl.Series("setting", settings))
+    return Lines(points=points, metric=metric, at=at, series=series, others=tuple(others), within=tuple(within))
 
 
 def _told(value: object) -> str:
