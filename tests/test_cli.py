@@ -305,7 +305,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         supple("run", DIGITS, "--method", method, "--seeds", 1, "--out", tmp_path)
     next(tmp_path.glob("*-l2-*/metrics.parquet")).write_bytes(b"half")
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="can't be read and is left out"):
+    with pytest.warns(UserWarning, match="its metrics.parquet can't be read"):
         supple("results", tmp_path)
     assert table(capsys.readouterr().out).keys() == {"none"}
 

@@ -159,7 +159,7 @@ class Results:
         from supple.runs.store import load
 
         problems = [reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
-        if self.metric:
+        if self.metric is not None:
             from supple.errors import known
 
             known(self.metric, sorted(pl.concat(problems)["metric"].unique()), "metric")

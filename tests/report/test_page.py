@@ -50,10 +50,25 @@ def runs_of(*methods, **changes):
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path):
-    for root in (tmp_path, tmp_path / "not" / "there"):
-        found = Page(Path(write_page(str(root))).read_text())
-        assert "There are no runs here yet" in found.text
-        assert "supple sweep" in found.text
+    found = Page(Path(write_page(str(tmp_path))).read_text())
+    assert "There are no runs here yet" in found.text
+    assert "supple sweep" in found.text
+
+
+@pytest.mark.parametrize("name", ["not/there", "a file"])
+def test_there_is_no_page_about_no_folder(name, tmp_path):
+    (tmp_path / "a file").touch()
+    for out in (None, str(tmp_path / "pages" / "page.html")):
+        with pytest.raises(FileNotFoundError, match=f"expected a folder of runs, found none at {tmp_path}/{name}"):
+            write_page(str(tmp_path / name), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
+def test_a_page_needs_a_name(tmp_path):
+    store(tmp_path, runs_of("none"), METRICS, plausible)
+    for names in [(str(tmp_path), ""), ("", None)]:
+        with pytest.raises(ValueError, match="expected a folder or an address, got an empty name"):
+            write_page(*names)
 
 
 def test_runs_that_have_only_begun(tmp_path):
@@ -78,7 +93,7 @@ def test_damaged_runs_are_named(tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "run.json").write_text("{")
     found = Page(page(str(tmp_path)))
-    assert "torn/run.json can't be read" in found.text
+    assert "torn is left out: its run.json can't be read (Expecting property name" in found.text
     assert "2 networks trained to the end" in found.text
 
 

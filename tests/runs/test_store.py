@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, RunFolder, configurations, environment, environments, load
+from supple.runs.sealed import BLANK, sealed
+from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, RunFolder, configurations, environment, load, stored
 
-CONFIG = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
+OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
+CONFIG = OLD | {"scale": "quick", "options": "{}"}
 FILES = ("run.json", "environment.json", "metrics.parquet", "checkpoint.pt")
 STATE = {"parameters": {"weight": torch.arange(6.0).view(2, 3)}, "random": torch.arange(3, dtype=torch.uint8)}
 
@@ -72,7 +74,7 @@ def files_in(folder, root):
 def test_a_folder_on_disk_may_have_any_name(name, tmp_path):
     folder = saved(tmp_path / name)
     for root in (f"{tmp_path}/{name}", f"file://{tmp_path}/{name}"):
-        assert list(configurations(root)) == list(environments(root)) == [folder.name]
+        assert list(configurations(root)) == list(stored(root)) == [folder.name]
         assert len(load(root)) == len(rows_of(2))
 
 
@@ -90,7 +92,7 @@ def test_the_order_of_keys_does_not_count(tmp_path):
 
 
 def test_names_never_change(tmp_path):
-    folder = RunFolder(str(tmp_path), CONFIG)
+    folder = RunFolder(str(tmp_path), OLD)
     assert folder.path == f"{tmp_path}/{folder.name}"
     assert folder.name == "p-m-d893759e110d"  # or no run that is on disk would be found again
 
@@ -102,7 +104,7 @@ def test_what_is_saved_comes_back(root):
     folder = RunFolder(root, CONFIG)
     with folder.held():
         assert folder.begin(machine="mine") is None
-        assert not folder.finished(0)
+        assert not folder.finished(2)
         for task in (0, 1):
             assert not folder.finished(2)
             folder.save(checkpoint_of(task + 1))
@@ -239,7 +241,7 @@ def test_files_are_whole_whenever_it_dies(error, dying, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [b"", b"half of", b"\xff\xfe[]", b"[1, 2]", b"{}", b"null"])
+@pytest.mark.parametrize("content", [b"", b"half of", b"\xff\xfe[]", b"[1, 2]", b"{}", b"null", sealed(b"x" + BLANK)])
 def test_a_file_that_was_planted_is_mended(name, content, root):
     folder = saved(root)
     files, _ = fsspec.url_to_fs(root)
@@ -305,6 +307,75 @@ def mends(folder, root, name):
         assert_frame_equal(load(root).select(*SCHEMA), rows_of(2))
 
 
+def parquet(rows):
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
+    return sealed(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("environment.json", b'{"seconds": null}', "expected seconds as a number"),
+        ("environment.json", b'{"seconds": "1"}', "expected seconds as a number"),
+        ("environment.json", b'{"seconds": NaN}', "not JSON compliant"),
+        ("environment.json", b'{"subset": [1]}', "subset as true or false"),
+        ("environment.json", b'{"torch": ["2"]}', "expected one value of each fact, got a list"),
+        ("environment.json", b'{"torch": {"is": 2}}', "expected a plain value as torch"),
+        ("environment.json", b"[" * 10**5, "maximum recursion depth"),
+        ("metrics.parquet", parquet(pl.DataFrame({"a": [1]})), "expected the columns member, task, metric, value"),
+        ("metrics.parquet", parquet(rows_of(2).with_columns(metric=pl.lit(None, pl.String))), "without gaps"),
+        ("metrics.parquet", parquet(rows_of(3)), "expected each task from 0 to 1"),
+        ("metrics.parquet", parquet(rows_of(2).with_columns(pl.col("member") + 1)), "expected each member from 0 to 1"),
+    ],
+)
+def test_one_odd_file_leaves_out_one_folder_and_says_why(name, content, why, tmp_path):
+    odd, sound = saved(tmp_path), saved(tmp_path, model="other")
+    Path(odd.path, name).write_bytes(content)
+    with pytest.warns(UserWarning, match="is left out") as told:
+        assert stored(str(tmp_path)).keys() == {sound.name}
+    (message,) = (str(each.message) for each in told)
+    assert message.startswith(f"{odd.path} is left out: its {name} can't be read (")
+    assert why in message
+    assert not odd.finished(2)
+    odd.begin()
+    assert stored(str(tmp_path)).keys() == {odd.name, sound.name}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tasks": "2"}, {"seeds": 7}, {"seeds": (7,)}, {"seeds": ("7", "1")}, {"strengths": (None, 1)}, {"scale": None}],
+)
+def test_an_odd_configuration_leaves_out_its_folder(change, tmp_path):
+    sound = saved(tmp_path)
+    with RunFolder(str(tmp_path), CONFIG | change).held():
+        RunFolder(str(tmp_path), CONFIG | change).begin()
+    with pytest.warns(UserWarning, match=r"is left out: expected .* in its run.json"):
+        assert configurations(str(tmp_path)).keys() == {sound.name}
+
+
+def test_a_link_to_a_folder_is_a_folder(tmp_path):
+    folder = saved(tmp_path / "runs")
+    Path(folder.path).rename(tmp_path / "elsewhere")
+    Path(folder.path).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "nowhere").symlink_to(tmp_path / "not there")
+    assert len(load(str(tmp_path / "runs"))) == len(rows_of(2))
+    with folder.held():
+        assert folder.finished(2)
+
+
+def test_a_checkpoint_of_something_else_counts_as_none(tmp_path):
+    folder = saved(tmp_path)
+    path = Path(folder.path, "checkpoint.pt")
+    sound = torch.load(path, weights_only=True)
+    for change in ({"finished": "2"}, {"state": None}, {"seconds": [1]}, {"more": 1}):
+        content = io.BytesIO()
+        torch.save(sound | change, content)
+        path.write_bytes(sealed(content.getvalue() + BLANK))
+        with pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
+            assert folder.checkpoint() is None
+
+
 def test_a_damaged_checkpoint_is_said_and_counts_as_none(tmp_path):
     folder = saved(tmp_path)
     Path(folder.path, "checkpoint.pt").write_bytes(b"half")
@@ -312,11 +383,14 @@ def test_a_damaged_checkpoint_is_said_and_counts_as_none(tmp_path):
         assert folder.begin() is None
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
     folder = saved(tmp_path)
     Path(folder.path, ".checkpoint.pt.elsewhere.99").write_bytes(b"half")
+    Path(folder.path, ".notes").write_text("not ours")
+    Path(folder.path, ".run.json.folder.1").mkdir()
     with folder.held():
-        assert set(files_in(folder, str(tmp_path))) == {*FILES, ".lock"}
+        names = {path.name for path in Path(folder.path).iterdir()}
+    assert names == {*FILES, ".lock", ".notes", ".run.json.folder.1"}
 
 
 # Several at once.
@@ -413,16 +487,17 @@ def test_runs_of_another_kind_are_left_out(tmp_path):
     with pytest.warns(UserWarning, match="is left out") as told:
         rows = load(str(tmp_path))
     assert_frame_equal(rows.select(*SCHEMA), rows_of(2))
-    assert [str(each.message).split(" ", 1) for each in told] == [
-        [str(foreign / "run.json"), "can't be read and is left out: run its sweep again to mend it"],
-        [other.path, "is a run of another kind and is left out"],
+    assert [str(each.message) for each in told] == [
+        f"{foreign} is left out: its run.json is of another kind, "
+        "without problem, scale, method, options, tasks, seeds, strengths",
+        f"{other.path} is left out: its run.json is of another kind, without scale, options, tasks, seeds, strengths",
     ]
 
 
 def test_the_configuration_of_another_run_is_no_configuration(tmp_path):
     first, second = saved(tmp_path), saved(tmp_path, model="other")
     Path(first.path, "run.json").write_bytes(Path(second.path, "run.json").read_bytes())
-    with pytest.warns(UserWarning, match=f"{first.name}/run.json can't be read and is left out"):
+    with pytest.warns(UserWarning, match=f"{first.name} is left out: expected the name {second.name}"):
         assert configurations(str(tmp_path)).keys() == {second.name}
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from urllib.parse import quote
 
 import altair as alt
-import fsspec
-import polars as pl
 import vl_convert
 from fsspec.implementations.local import LocalFileSystem
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,7 +16,7 @@ from supple.report import texts
 from supple.report.drawings import Drawings, palette
 from supple.report.overview import hardware, members_of, under_way
 from supple.report.sections import sections_of
-from supple.runs.store import configurations, environments, load, write
+from supple.runs.store import files_at, joined, stored, write
 
 HERE = Path(__file__).parent
 AT_LEAST_EVERY = 10
@@ -29,10 +27,14 @@ def page_of(root: str, out: str | None = None) -> str:
     """Where the page about the runs under ``root`` goes: to ``index.html`` there when nothing else is said.
 
     Raises:
+        FileNotFoundError: when there is no such folder of runs.
         ValueError: when there is a folder in its place, into which the page would go under a hidden name.
     """
-    out = out or f"{root.rstrip('/')}/index.html"
-    files, path = fsspec.url_to_fs(out)
+    files, path = files_at(root)
+    if not files.isdir(path):
+        raise FileNotFoundError(f"expected a folder of runs, found none at {root}: check the name, or run something")
+    out = f"{root.rstrip('/')}/index.html" if out is None else out
+    files, path = files_at(out)
     if files.isdir(path):
         raise ValueError(f"expected a file for the page, got the folder {out}: say {out.rstrip('/')}/index.html")
     return out
@@ -47,7 +49,7 @@ def write_page(root: str, out: str | None = None, *, every: int | None = None) -
         every: the page loads itself anew after so many seconds; never when left out.
     """
     out = page_of(root, out)
-    files, path = fsspec.url_to_fs(out)
+    files, path = files_at(out)
     files.makedirs(os.path.dirname(path), exist_ok=True)
     write(files, path, page(root, _way(root, out), every).encode())
     return out
@@ -77,12 +79,10 @@ def page(root: str, way: str = "", every: int | None = None) -> str:
     """
     with warnings.catch_warnings(record=True) as unreadable:
         warnings.simplefilter("always")
-        configs, environs = configurations(root), environments(root)
-        try:
-            rows = load(root)
-        except FileNotFoundError:
-            rows = pl.DataFrame()
-    members = members_of(configs, environs, rows)
+        runs = stored(root)
+    rows, configs = joined(runs), {name: run.config for name, run in runs.items()}
+    environments = {name: run.environment for name, run in runs.items() if run.environment}
+    members = members_of(configs, environments, rows)
     methods = members["method"].unique(maintain_order=True).sort().to_list() if len(members) else []
     drawings = Drawings(methods)
     sections = sections_of(members, rows, configs, drawings)
@@ -92,7 +92,7 @@ def page(root: str, way: str = "", every: int | None = None) -> str:
         every=every,
         written=time.strftime("%Y-%m-%d %H:%M %z"),
         sections=sections,
-        hardware=hardware(environs),
+        hardware=hardware(environments),
         under_way=under_way(members),
         problems=sorted({section.problem for section in sections}),
         methods=methods,
@@ -120,7 +120,7 @@ def _vega() -> str:
 
 def _way(root: str, out: str) -> str:
     """What leads from the page to the runs' folders."""
-    (runs, folder), (pages, path) = fsspec.url_to_fs(root), fsspec.url_to_fs(out)
+    (runs, folder), (pages, path) = files_at(root), files_at(out)
     if isinstance(runs, LocalFileSystem) and isinstance(pages, LocalFileSystem):
         between = os.path.relpath(folder, os.path.dirname(path))
         return "" if between == "." else quote(between) + "/"

@@ -31,10 +31,10 @@ def commands(run: Run) -> list[str]:
     try:
         usual = methods.load(run.method).strength
         own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
-    except ValueError:  # a problem or a method of another version
+        options = dict(json.loads(run.options))
+    except (Exception, SystemExit):  # of another version, or somebody's own code, which may do anything
         return []
     changed = {name: getattr(run, name) for name in OPTIONS if getattr(run, name) != getattr(own, name)}
-    options = json.loads(run.options)
     if None in changed.values() or not all(map(_typed, options.values())):
         return []
     common = ["supple", "run", run.problem, "--method", run.method]

@@ -8,9 +8,6 @@ import polars as pl
 HARDWARE = ("platform", "processor", "device", "threads", "python", "torch", "supple")
 """What makes two environments different."""
 
-EVERY_RUN = dict.fromkeys(("problem", "scale", "method", "options", "step_size", "tasks"))
-"""What the page asks of every run, whatever kind it is."""
-
 
 def members_of(
     configs: Mapping[str, dict[str, Any]], environments: Mapping[str, dict[str, Any]], rows: pl.DataFrame
@@ -22,15 +19,15 @@ def members_of(
     """
     found = []
     for run, config in configs.items():
-        shared = EVERY_RUN | {name: value for name, value in config.items() if not isinstance(value, list)}
-        environment, seeds = environments.get(run, {}), config.get("seeds", [])
+        shared = {"step_size": None} | {name: value for name, value in config.items() if not isinstance(value, list)}
+        environment, seeds = environments.get(run, {}), config["seeds"]
         shared |= {
             "run": run,
             "subset": environment.get("subset", False),
-            "seconds": environment.get("seconds", 0.0) / max(1, len(seeds)),
+            "seconds": environment.get("seconds", 0.0) / len(seeds),
         }
-        for member, (seed, strength) in enumerate(zip(seeds, config.get("strengths", []), strict=False)):
-            found.append(shared | {"member": member, "seed": seed, "strength": strength})
+        for member, (seed, strength) in enumerate(zip(seeds, config["strengths"], strict=True)):
+            found.append(shared | {"member": member, "seed": seed, "strength": float(strength)})
     if not found:
         return pl.DataFrame()
     members = pl.DataFrame(found, infer_schema_length=None)

@@ -1,7 +1,6 @@
 """Runs on disk: one folder a run, named after the content of its configuration, every file whole or not there."""
 
 import contextlib
-import glob
 import hashlib
 import io
 import json
@@ -11,8 +10,8 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Container, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 import polars as pl
@@ -23,11 +22,19 @@ from fsspec.implementations.local import LocalFileSystem
 import supple
 from supple.runs.sealed import BLANK, checked, sealed
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError)
-"""What reading a file may raise that was cut off, overwritten or changed in any bit."""
+T = TypeVar("T")
+
+DAMAGED = (Exception, pl.exceptions.PanicException)
+"""What reading a file may raise that somebody has changed: torch, polars and JSON have many ways to stumble."""
 
 SCHEMA = {"member": pl.Int64, "task": pl.Int64, "metric": pl.String, "value": pl.Float64}
 NO_ROWS = pl.DataFrame(schema=SCHEMA)
+
+KINDS = {"problem": str, "scale": str, "method": str, "options": str, "tasks": int, "seeds": list, "strengths": list}
+"""What the configuration of every run says, whatever kind it is."""
+
+PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint\.pt)\.[^/]+\.\d+")
+"""The name under which :func:`write` writes a run's file, before it is whole."""
 
 
 class Checkpoint(NamedTuple):
@@ -59,8 +66,7 @@ class RunFolder:
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
         self._config = json.dumps(config, indent=2, sort_keys=True)
-        digest = hashlib.sha256(self._config.encode()).hexdigest()[:12]
-        self.name = re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
+        self.name = _name(config)
         self._files, folder = files_at(root)
         self.path = f"{folder}/{self.name}"
         self._facts: dict[str, Any] = {}
@@ -75,8 +81,8 @@ class RunFolder:
         local = isinstance(self._files, LocalFileSystem)
         with FileLock(f"{self.path}/.lock") if local else contextlib.nullcontext():
             for path in self._files.ls(self.path, detail=False) if local else ():
-                if "/." in path.removeprefix(self.path) and not path.endswith("/.lock"):
-                    self._files.rm_file(path)  # half a file, left by a process that was killed
+                if PARTIAL.fullmatch(path.rpartition("/")[2]) and self._files.isfile(path):
+                    self._files.rm_file(path)  # left by a process that was killed
             yield
 
     def begin(self, **facts: Any) -> Checkpoint | None:
@@ -95,11 +101,9 @@ class RunFolder:
     def finished(self, tasks: int) -> bool:
         """Whether all ``tasks`` have been measured, and what is told of them can be read."""
         try:
-            rows, _ = _measured(self._files, self.path)
-            whole = self._files.cat_file(f"{self.path}/run.json") == self._config.encode()
+            return _stored(self._files, self.path).rows["task"].n_unique() == tasks
         except DAMAGED:
             return False
-        return whole and rows["task"].n_unique() == tasks
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep the state after a finished task, with all rows so far."""
@@ -119,10 +123,13 @@ class RunFolder:
         try:
             content = io.BytesIO(checked(self._files.cat_file(path)))
             found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
-            return Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
+            checkpoint = Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
+            if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
+                raise ValueError("it holds something else")
         except DAMAGED as error:
-            warnings.warn(f"{path} can't be read, the run starts again: {error}", stacklevel=3)
+            warnings.warn(f"{path} can't be read, the run starts again: {_first_line(error)}", stacklevel=3)
             return None
+        return checkpoint
 
     def forget(self) -> None:
         """Remove the checkpoint, before a run starts again that could no longer go on from it."""
@@ -151,6 +158,8 @@ def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
 
 def files_at(root: str) -> tuple[Any, str]:
     """The file system and the folder of an address; what other processes write there is seen at once."""
+    if not root:
+        raise ValueError("expected a folder or an address, got an empty name: say where, such as `runs`")
     files, folder = fsspec.url_to_fs(root, use_listings_cache=False)
     return files, folder
 
@@ -161,50 +170,31 @@ def _parquet(rows: pl.DataFrame) -> bytes:
     return sealed(buffer.getvalue())
 
 
-def _object(content: bytes) -> dict[str, Any]:
-    found = json.loads(content)
-    if not isinstance(found, dict):
-        raise ValueError(f"expected an object, got {type(found).__name__}")
-    return found
+class Stored(NamedTuple):
+    """What a run's folder holds."""
 
-
-def _measured(files: Any, path: str) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """What was measured in a run's folder, and what it ran on."""
-    rows = pl.read_parquet(checked(files.cat_file(f"{path}/metrics.parquet")))
-    return rows, _object(files.cat_file(f"{path}/environment.json"))
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    """What it ran on, and for how many ``seconds``."""
+    rows: pl.DataFrame
+    """What has been measured so far."""
 
 
 def configurations(root: str) -> dict[str, dict[str, Any]]:
-    """What lies under ``root``: folder names with their configurations. Damaged ones are left out with a warning."""
-    files, folder = files_at(root)
-    found = {}
-    for path in sorted(files.glob(f"{glob.escape(folder)}/*/run.json")):
-        name = path.split("/")[-2]
-        try:
-            config = _object(files.cat_file(path))
-            if RunFolder(root, config).name != name:
-                raise ValueError("the folder is named after another content")
-        except DAMAGED:
-            _warn_of(path)
-        else:
-            found[name] = config
-    return found
+    """What lies under ``root``: folder names with their configurations. What can't be read is left out, as below."""
+    return _each(root, _configuration)
 
 
-def environments(root: str) -> dict[str, dict[str, Any]]:
-    """The same with what each of them ran on, and with its ``seconds``."""
-    files, folder = files_at(root)
-    found = {}
-    for path in sorted(files.glob(f"{glob.escape(folder)}/*/environment.json")):
-        try:
-            found[path.split("/")[-2]] = _object(files.cat_file(path))
-        except DAMAGED:
-            _warn_of(path)
-    return found
+def stored(root: str, runs: Container[str] | None = None) -> dict[str, Stored]:
+    """What the folders under ``root`` hold, by their names in their order.
 
+    A folder that can't be read is left out, with one warning that says which and why.
 
-def _warn_of(path: str) -> None:
-    warnings.warn(f"{path} can't be read and is left out: run its sweep again to mend it", stacklevel=3)
+    Args:
+        root: the folder of all runs.
+        runs: the names of the folders to read; all when left out.
+    """
+    return _each(root, _stored, runs)
 
 
 def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
@@ -217,30 +207,126 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
     Raises:
         FileNotFoundError: when there is none.
     """
-    files, folder = files_at(root)
+    rows = joined(stored(root, runs))
+    if rows.is_empty():
+        raise FileNotFoundError(f"expected runs in {root}, found none: make some with `supple run` or `supple sweep`")
+    return rows
+
+
+def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
+    """Every measurement of these, each row with its member's and its run's configuration beside it."""
     frames = []
-    for name, config in configurations(root).items():
-        path = f"{folder}/{name}"
-        if (runs is not None and name not in runs) or not files.exists(f"{path}/metrics.parquet"):
+    for name, (config, facts, rows) in runs.items():
+        if rows.is_empty():
             continue
-        if not config.keys() >= {"seeds", "strengths"}:
-            warnings.warn(f"{path} is a run of another kind and is left out", stacklevel=2)
-            continue
-        try:
-            rows, facts = _measured(files, path)
-            members = pl.DataFrame({"seed": config.pop("seeds"), "strength": config.pop("strengths")})
-        except DAMAGED:
-            _warn_of(path)
-            continue
+        members = pl.DataFrame({"seed": config["seeds"], "strength": config["strengths"]}).cast(
+            {"strength": pl.Float64}
+        )
         rows = rows.join(
             members.with_row_index("member").cast({"member": pl.Int64}), on="member", maintain_order="left"
         )
         scalars = {key: value for key, value in config.items() if not isinstance(value, list)}
         columns = {**scalars, "subset": facts.get("subset", False), "run": name}
         frames.append(rows.with_columns(pl.lit(value).alias(key) for key, value in columns.items()))
-    if not frames:
-        raise FileNotFoundError(f"expected runs in {root}, found none: make some with `supple run` or `supple sweep`")
-    return pl.concat(frames, how="diagonal_relaxed")
+    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+
+
+def _each(root: str, read: Callable[[Any, str], T], runs: Container[str] | None = None) -> dict[str, T]:
+    """``read`` of each folder under ``root`` that has a configuration."""
+    files, folder = files_at(root)
+    try:
+        entries = files.ls(folder, detail=True)
+    except FileNotFoundError:
+        return {}
+    found = {}
+    # A link to a folder is a folder, which no file system says of it.
+    for path in sorted(entry["name"].rstrip("/") for entry in entries if entry["type"] != "file"):
+        name = path.rpartition("/")[2]
+        if (runs is None or name in runs) and files.exists(f"{path}/run.json"):
+            try:
+                found[name] = read(files, path)
+            except DAMAGED as error:
+                warnings.warn(f"{path} is left out: {_first_line(error)}", stacklevel=3)
+    return found
+
+
+def _stored(files: Any, path: str) -> Stored:
+    config = _configuration(files, path)
+    if not files.exists(f"{path}/metrics.parquet"):  # it has only begun
+        there = files.exists(f"{path}/environment.json")
+        return Stored(config, _read(files, path, "environment.json", _environment) if there else {}, NO_ROWS)
+    environment = _read(files, path, "environment.json", _environment)
+    rows = _read(files, path, "metrics.parquet", lambda content: _rows(content, config))
+    return Stored(config, environment, rows)
+
+
+def _configuration(files: Any, path: str) -> dict[str, Any]:
+    config = _read(files, path, "run.json", _object)
+    if missing := [name for name in KINDS if name not in config]:
+        raise ValueError(f"its run.json is of another kind, without {', '.join(missing)}")
+    for name, kind in KINDS.items():
+        if type(config[name]) is not kind:
+            raise ValueError(f"expected {name} in its run.json as {kind.__name__}, got {config[name]!r}")
+    seeds, strengths = config["seeds"], config["strengths"]
+    if (
+        not len(seeds) == len(strengths) > 0
+        or {*map(type, seeds)} != {int}
+        or not {*map(type, strengths)} <= {int, float}
+    ):
+        raise ValueError(f"expected a seed and a strength for each member, got {seeds} and {strengths} in its run.json")
+    name = _name(config)
+    if name != path.rpartition("/")[2]:
+        raise ValueError(f"expected the name {name}, which its run.json stands for: rename it back")
+    return config
+
+
+def _environment(content: bytes) -> dict[str, Any]:
+    facts = _object(content)
+    seconds, subset = facts.get("seconds", 0.0), facts.get("subset", False)
+    if type(seconds) not in (int, float) or type(subset) is not bool:
+        raise ValueError(f"expected seconds as a number and subset as true or false, got {seconds!r} and {subset!r}")
+    if any(isinstance(fact, list) for fact in facts.values()):
+        raise ValueError("expected one value of each fact, got a list")
+    return facts
+
+
+def _rows(content: bytes, config: Mapping[str, Any]) -> pl.DataFrame:
+    rows = pl.read_parquet(checked(content))
+    if rows.schema != SCHEMA or any(rows.null_count().row(0)):
+        raise ValueError(f"expected the columns {', '.join(SCHEMA)} without gaps, got others")
+    for name, count in (("member", len(config["seeds"])), ("task", config["tasks"])):
+        if not rows[name].is_between(0, count - 1).all():
+            raise ValueError(f"expected each {name} from 0 to {count - 1}, got others")
+    return rows
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(config, indent=2, sort_keys=True).encode()).hexdigest()[:12]
+    return re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
+
+
+def _read(files: Any, path: str, name: str, parse: Callable[[bytes], T]) -> T:
+    try:
+        return parse(files.cat_file(f"{path}/{name}"))
+    except DAMAGED as error:
+        raise ValueError(f"its {name} can't be read ({_first_line(error)}): run its sweep again to mend it") from error
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """A JSON object of plain values and lists of them, such as tables and pages can hold."""
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, got {type(found).__name__}")
+    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()  # raises of what is no number and no text
+    for name, value in found.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, list | dict) or (isinstance(each, int) and not -(2**63) <= each < 2**63):
+                raise ValueError(f"expected a plain value as {name}, got {type(each).__name__}")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def environment(**facts: Any) -> dict[str, Any]:
