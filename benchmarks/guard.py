@@ -12,6 +12,7 @@ import torch
 from overhead import Overhead, variants
 from performance import _eager, _stepping, paired, times
 
+from supple.lab import datasets
 from supple.lab.run import Run
 
 MOST = {"spectral": 1.5, "l2-init": 1.4, "redo": 1.4}
@@ -21,6 +22,11 @@ LEAST = 1.5
 
 
 def main() -> None:
+    ten = Run.of("permuted-mnist-kumar", "l2-init", range(10), scale="paper", diagnostics=())
+    try:
+        datasets.load(ten.dataset)
+    except OSError as error:
+        sys.exit(f"guard: {error}")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     steps = variants(Overhead(methods=tuple(MOST)))
@@ -31,7 +37,6 @@ def main() -> None:
         for name, cost in costs.items()
         if cost > MOST[name]
     ]
-    ten = Run.of("permuted-mnist-kumar", "l2-init", range(10), scale="paper", diagnostics=())
     seconds = paired({"eager": _eager("l2-init"), "population": _stepping(ten, 100, compiled=True)}, 8)
     gain = 10 * min(seconds["eager"]) / min(seconds["population"])
     if gain < LEAST:

@@ -88,7 +88,7 @@ def main() -> None:
                 torch.manual_seed(seed)
                 network = models.load(run.model)(datasets.load(run.dataset))
                 frames.append(spectra({name: p.detach() for name, p in network.named_parameters()}, START, seed))
-            trained = run.folder(config.runs).begin()
+            trained = run.folder(config.runs).checkpoint()
             if trained is None:
                 raise FileNotFoundError(f"expected {method} of seed {seed} in {config.runs}: run digits.py first")
             parameters = {name: stacked[0] for name, stacked in trained.state["parameters"].items()}

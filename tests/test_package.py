@@ -1,5 +1,6 @@
 """What is built and installed: it has its types, it needs torch alone, and a user's strict type checker knows it."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -71,6 +72,20 @@ def test_the_wheel_holds_the_library_and_its_types(built):
     assert needed == ["Requires-Dist: torch>=2.8"]
     assert "License-Expression: Apache-2.0" in lines
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_every_package_that_is_imported_is_declared():
+    declared = set(re.findall(r'"([\w-]+)[>=]', (ROOT / "pyproject.toml").read_text()))
+    imported = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {each.name.partition(".")[0] for each in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    named_otherwise = {"PIL": "pillow", "vl_convert": "vl-convert-python"}
+    packages = imported - sys.stdlib_module_names - {"supple"}
+    assert {named_otherwise.get(name, name) for name in packages} <= declared
 
 
 def test_the_source_distribution_can_be_built_and_tested_from(built):

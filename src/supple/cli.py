@@ -42,7 +42,8 @@ class Demo(Engine):
     def __call__(self) -> None:
         from supple.lab.grid import product
 
-        _show(self.train(product("random-label-digits", self.methods, range(self.seeds))), self.out)
+        members = product("random-label-digits", self.methods, range(self.seeds))
+        _show(self.train(members), members, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ class Run(Protocol, Engine):
     """The first of consecutive seeds; `supple sweep --tuning-seeds` takes those from 1000 on."""
 
     def __call__(self) -> None:
-        _show(self.train(self.members()), self.out)
+        members = self.members()
+        _show(self.train(members), members, self.out)
 
     def members(self) -> list["RunConfig"]:
         """Each network's run."""
@@ -105,11 +107,12 @@ class Sweep(Protocol, Engine):
         members = product(self.problem, self.methods, range(self.seeds), **settings)
         if self.tuning_seeds:
             others = range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds)
-            tried = self.train(product(self.problem, self.methods, others, **settings))
-            _show(tried, self.out, "tuning")
+            candidates = product(self.problem, self.methods, others, **settings)
+            tried = self.train(candidates)
+            _show(tried, candidates, self.out, "tuning")
             best = tuned(tried)
             members = [run for run in members if (run.method, run.strengths[0], run.step_size) in best]
-        _show(self.train(members), self.out)
+        _show(self.train(members), members, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,16 +237,18 @@ class List:
         Console().print(problems, methods, parts, sep="\n\n")
 
 
-def _show(rows: "pl.DataFrame", out: str, name: str = "chart") -> None:
-    """Print the tables and draw the curves of one problem."""
+def _show(rows: "pl.DataFrame", members: "list[RunConfig]", out: str, name: str = "chart") -> None:
+    """Print the tables and draw the curves of one problem, in files that are named after what was run."""
     from supple.runs.charts import learning_curves, save
+    from supple.runs.store import digest
     from supple.runs.tables import stamped
 
     seeds = rows["seed"].n_unique()
     metric = _print_tables(rows)
     subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
     problem = rows["problem"][0].replace(":", "-")
-    for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, f"{name}-{problem}"):
+    ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
+    for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, f"{name}-{problem}-{ending}"):
         print(f"chart: {path}")
     print(f"runs:  {out}")
 

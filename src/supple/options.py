@@ -46,6 +46,9 @@ class Engine:
         if self.tensorboard:
             tensorboard.required()  # and not only after hours of training
         runs = missing(members, self.out)
+        wanted = len(set(members))
+        if done := wanted - sum(len(run.seeds) for run in runs):
+            print(f"{done} of {wanted} already done in {self.out}")
         if runs:
             work = partial(train, root=self.out, pieces=2)
             with progress_of({run: (run.method, run.tasks) for run in runs}) as report:

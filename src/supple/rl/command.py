@@ -87,7 +87,7 @@ class Control:
         from supple.rl.charts import returns_over_steps, with_steps
         from supple.rl.train import rehearse
         from supple.runs.charts import save
-        from supple.runs.store import load
+        from supple.runs.store import digest, load
 
         runs, console = self._runs(), Console()
         rehearse(runs[0], root=self.out, device=self.device)
@@ -97,7 +97,10 @@ class Control:
             video.rehearse(self.task)
         if any(run.resets and not run.is_reset for run in runs):
             console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
-        self._train([run for run in runs if not run.folder(self.out).finished(run.evaluations)])
+        left = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
+        if len(left) < len(runs):
+            print(f"{len(runs) - len(left)} of {len(runs)} already done in {self.out}")
+        self._train(left)
         order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
         found = load(self.out, set(order["run"]))
         rows = with_steps(order.join(found, on="run", maintain_order="left_right"))
@@ -108,7 +111,8 @@ class Control:
             f"{self.task}{primed}",
             f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
         )
-        for path in save(chart, self.out, "chart-" + re.sub(r"[^\w-]", "-", self.task)):
+        ending = digest(" ".join(sorted(order["run"])))
+        for path in save(chart, self.out, f"chart-{re.sub(r'[^\w-]', '-', self.task)}-{ending}"):
             console.print(f"chart: {path}", highlight=False, soft_wrap=True)
         if self.video:
             console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import altair as alt
-import fsspec
 import polars as pl
 
 from supple.runs.stats import by_task, over_tasks, varying
+from supple.runs.store import files_at
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
@@ -250,7 +250,7 @@ def _told(value: object) -> str:
 
 def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
     """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return where."""
-    files, root = fsspec.url_to_fs(str(folder))
+    files, root = files_at(str(folder))
     files.makedirs(root, exist_ok=True)
     svg, html, png, pdf = io.StringIO(), io.StringIO(), io.BytesIO(), io.BytesIO()
     chart.save(svg, "svg")

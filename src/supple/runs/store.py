@@ -239,7 +239,7 @@ def _each(root: str, read: Callable[[Any, str], T], runs: Container[str] | None 
     except FileNotFoundError:
         return {}
     found = {}
-    # A link to a folder is a folder, which no file system says of it.
+    # To fsspec, a link to a folder is neither a file nor a folder.
     for path in sorted(entry["name"].rstrip("/") for entry in entries if entry["type"] != "file"):
         name = path.rpartition("/")[2]
         if (runs is None or name in runs) and files.exists(f"{path}/run.json"):
@@ -301,8 +301,13 @@ def _rows(content: bytes, config: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _name(config: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(config, indent=2, sort_keys=True).encode()).hexdigest()[:12]
-    return re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest}"
+    content = json.dumps(config, indent=2, sort_keys=True)
+    return re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest(content)}"
+
+
+def digest(content: str) -> str:
+    """What ends the name of something that is named after its content."""
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _read(files: Any, path: str, name: str, parse: Callable[[bytes], T]) -> T:
