@@ -15,7 +15,7 @@ from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, alone, finished, missing
 from supple.lab.methods import METHODS
 from supple.lab.operations import operations
 from supple.lab.run import Run
-from supple.runs.store import RunFolder
+from supple.runs.store import KINDS, RunFolder
 
 DIGITS = "random-label-digits"
 METRICS = ("train_accuracy", "diverged")
@@ -133,7 +133,9 @@ def test_a_damaged_run_is_missing(name, tmp_path):
 def test_runs_of_another_kind_are_not_ours(tmp_path):
     (run,) = members(["none"], [0])
     planted(tmp_path, [run])
-    for other in ({"problem": "quadruped-run", "method": "none"}, dataclasses.asdict(run) | {"newer": 1}):
+    ours = dataclasses.asdict(run)
+    control = {name: ours[name] for name in KINDS}
+    for other in (control, ours | {"newer": 1}):
         with RunFolder(str(tmp_path), other).held():
             RunFolder(str(tmp_path), other).begin()
     assert finished(str(tmp_path)).keys() == {run}
