@@ -360,7 +360,7 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
         ({"replay_ratio": 0}, "updates a step from 1 to 1,000, got 0"),
         ({"hidden": ()}, "hidden layers of at least 1, got 0"),
         ({"discount": math.nan}, "a discount from 0 to 1, got nan"),
-        ({"critic_step_size": 0.0}, "a positive critic_step_size, got 0"),
+        ({"critic_step_size": -1.0}, "critic_step_size of at least 0, got -1"),
         ({"bounded_by": "tan"}, "did you mean 'tanh'"),
     ],
 )
@@ -490,7 +490,7 @@ def test_a_run_that_lost_its_buffer_starts_again(damage, tmp_path):
     train(config, root=str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         train(config, stop_at(30), root=str(tmp_path / "lost"))
-    damage(tmp_path / "lost" / config.folder("").name / "replay.bin")
+    damage(tmp_path / "lost" / config.folder(str(tmp_path)).name / "replay.bin")
     with (
         pytest.warns(UserWarning, match="expected the replay buffer .* the run starts again"),
         pytest.raises(KeyboardInterrupt),

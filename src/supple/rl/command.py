@@ -111,8 +111,8 @@ class Control:
             f"{self.task}{primed}",
             f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
         )
-        ending = digest(" ".join(sorted(order["run"])))
-        for path in save(chart, self.out, f"chart-{re.sub(r'[^\w-]', '-', self.task)}-{ending}"):
+        name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(' '.join(sorted(order['run'])))}")
+        for path in save(chart, self.out, name):
             console.print(f"chart: {path}", highlight=False, soft_wrap=True)
         if self.video:
             console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
