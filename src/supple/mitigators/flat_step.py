@@ -79,7 +79,8 @@ class FlatStep:
                     prepare_(normalized(half_iteration(weight, v, restart)[1]), restart)
                     for weight, v, restart in zip(weights, starts, restarts, strict=True)
                 ]
-            us = [product(weight, v) for weight, v in zip(weights, starts, strict=True)]
+            # A network may change its data type.
+            us = [product(weight, v.to(weight.dtype)) for weight, v in zip(weights, starts, strict=True)]
             parts = _parts(us)
             inverse = torch.stack(torch._foreach_norm(parts)).clamp_min_(TINY).reciprocal_()
             flat = torch.cat(parts).mul_(inverse.index_select(0, layout.row_stretch))
