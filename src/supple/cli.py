@@ -1,6 +1,8 @@
 """The command line: each command is a dataclass whose field docstrings are its help."""
 
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +13,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
+from supple.errors import known, sentence
 from supple.options import Engine, Protocol
 from supple.rl.command import Control
 
@@ -69,8 +72,11 @@ class Run(Protocol, Engine):
 
     def members(self) -> list["RunConfig"]:
         """Each network's run."""
+        from supple.lab import methods
         from supple.lab.grid import product
 
+        if self.strength is not None and not methods.load(self.method).has_strength:
+            raise ValueError(f"expected no strength of {self.method}, which has none, got {self.strength}: leave it out")
         strengths, step_sizes = ([] if value is None else [value] for value in (self.strength, self.step_size))
         return product(
             self.problem,
@@ -136,8 +142,11 @@ class Figure(Engine):
         from supple.lab.grid import results
         from supple.runs.charts import save
 
+        self.check()
         figure = figures.load(self.number)
         seeds = {"quick": 2, "paper": 10}[self.scale] if self.seeds is None else self.seeds
+        if seeds < 1:
+            raise ValueError(f"expected at least 1 seed, got {seeds}: nothing would be drawn")
         if runs := figure.runs(self.scale, seeds):
             self.train(runs)
         chart = figure.draw(lambda runs: results(runs, self.out), self.scale, seeds)
@@ -283,18 +292,35 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     """The entry point of the ``supple`` command."""
-    if sys.argv[1:] == ["--version"]:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
+    if arguments == ["--version"]:
         print(f"supple {version('supple')}")
         return
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="supple",
-        description="Which methods keep a network trainable while its data changes?",
-        config=(tyro.conf.DisallowNone,),
-    )
-    from supple.errors import LostWorkersError
+    command = None
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="supple",
+            description="Which methods keep a network trainable while its data changes? "
+            "With --traceback, an error shows where it comes from.",
+            args=arguments,
+            config=(tyro.conf.DisallowNone,),
+        )
+        _call(command, with_traceback=len(arguments) < len(sys.argv) - 1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is in a hurry presses Ctrl-C twice
+        end = "no file is half written, and the same command starts again"
+        if isinstance(command, Engine | Control):
+            end = f"finished tasks are kept in {command.out}, and the same command goes on after them"
+        print(f"supple: stopped: {end}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
+
+def _call(command: Callable[[], None], *, with_traceback: bool) -> None:
+    """Call a command; whatever it raises ends the program with one line and status 1."""
     try:
         command()
-    except (ValueError, OSError, LostWorkersError) as error:
-        raise SystemExit(f"supple: {error}") from None
+    except (Exception, SystemExit) as error:  # somebody's own code may exit
+        if with_traceback:
+            traceback.print_exception(error)
+        raise SystemExit(f"supple: {sentence(error)}") from None

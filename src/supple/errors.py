@@ -1,13 +1,62 @@
 """Names that users give: what they stand for, or an error that helps."""
 
 import pkgutil
+import sysconfig
+import traceback
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+
+PACKAGE = Path(__file__).parent
+INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class LostWorkersError(RuntimeError):
     """Workers die one after the other, and no work goes further."""
+
+
+class FailedWorkError(RuntimeError):
+    """What went wrong in a worker, in one sentence: not every exception can be sent from there."""
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong in one line.
+
+    What supple itself says stays as it is, and so do a machine's errors. Of any other exception the line says what it
+    is and whose code raised it: the user's own, if there is any on the way, or supple's.
+    """
+    text, own = " ".join(str(error).split()), own_frame(error)
+    if is_told(error) or (isinstance(error, OSError) and not own):
+        return text
+    if isinstance(error, ImportError) and not own:
+        return f"expected a package, got none: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    frame = own or (inside or frames)[-1]
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    remedy = "correct it there, --traceback shows the rest" if own else "report it with what --traceback shows"
+    return f"expected no error in {frame.filename}:{frame.lineno} ({frame.name}), got {what}: {remedy}"
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether the exception's own text is a sentence for the user."""
+    return isinstance(error, LostWorkersError | FailedWorkError) or (
+        isinstance(error, Exception) and str(error).startswith("expected ")
+    )
+
+
+def own_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Where in the user's own code an exception was raised, or on its way: the last such place."""
+    if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
+        return traceback.FrameSummary(error.filename, error.lineno, "<module>")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    return frames[-1] if frames else None
+
+
+def _is_own(filename: str) -> bool:
+    path = Path(filename)
+    return path.is_absolute() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *INSTALLED))
 
 
 def known(name: str, names: Collection[str], kind: str) -> str:
@@ -26,6 +75,8 @@ def imported(name: str) -> Callable[..., Any]:
     try:
         function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
+        if own_frame(error):  # the module is there, and has a fault
+            raise
         raise ValueError(
             f"expected package.module:function, got {name!r} ({error}): "
             "check the spelling, and put the folder that holds it on PYTHONPATH"

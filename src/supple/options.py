@@ -33,22 +33,24 @@ class Engine:
     """Mirror what was measured as TensorBoard events in this folder, a run for each network."""
 
     def train(self, members: Sequence["Run"]) -> "pl.DataFrame":
-        """Train what is missing of these members and return all that was measured of them."""
+        """Train what is missing of these members and return all that was measured of them.
+
+        Everything that can be wrong is tried before anything is written or started.
+        """
         from functools import partial
 
         from supple.lab.grid import missing, results
+        from supple.lab.rehearsal import rehearse
         from supple.lab.trainer import train
         from supple.runs import cluster, sweep, tensorboard
         from supple.runs.progress import progress_of
 
-        if self.threads < 1:
-            raise ValueError(f"expected at least 1 thread a process, got {self.threads}: nothing would be trained")
-        if self.tensorboard:
-            tensorboard.required()  # and not only after hours of training
+        self.check()
         runs = missing(members, self.out)
         wanted = len(set(members))
         if done := wanted - sum(len(run.seeds) for run in runs):
             print(f"{done} of {wanted} already done in {self.out}")
+        rehearse(runs)
         if runs:
             work = partial(train, root=self.out, pieces=2)
             with progress_of({run: (run.method, run.tasks) for run in runs}) as report:
@@ -57,9 +59,24 @@ class Engine:
                     engine = partial(cluster.work_through, gpus=self.gpus, address=self.address)
                 engine(runs, work, workers=self.workers, threads=self.threads, report=report)
         rows = results(members, self.out)
-        if self.tensorboard:
+        if self.tensorboard is not None:
             tensorboard.mirror(rows, self.tensorboard)
         return rows
+
+    def check(self) -> None:
+        """Make sure that there is what these options name."""
+        from supple.runs import cluster, sweep, tensorboard
+        from supple.runs.store import check_writable
+
+        check_writable(self.out)
+        if self.tensorboard is not None:
+            tensorboard.check(self.tensorboard)
+        if self.engine == "ray":
+            cluster.check(self.gpus, self.address)
+        elif self.gpus or self.address is not None:
+            raise ValueError("expected --engine ray with --gpus or --address, got the local engine: leave them out")
+        if self.address is None:
+            sweep.check(self.workers, self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
+
+from supple.errors import is_told
 
 if TYPE_CHECKING:
     import datasets
@@ -168,13 +170,8 @@ def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | N
     import datasets
 
     datasets.disable_progress_bars()  # of what takes no time
-    tables = {
-        # Not load_dataset, which reports each use over the network.
-        split: datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(scratch / split))
-        for split, paths in files.items()
-        if paths
-    }
-    splits = {split: (_images(table, split, size), _labels(table)) for split, table in tables.items()}
+    tables = {split: {path: _table(path, scratch) for path in paths} for split, paths in files.items() if paths}
+    splits = {split: (_images(found, split, size), _labels(found)) for split, found in tables.items()}
     channels = max(images.shape[1] for images, _ in splits.values())
     splits = {split: (images.expand(-1, channels, -1, -1), labels) for split, (images, labels) in splits.items()}
     if len({images.shape[1:] for images, _ in splits.values()}) > 1:
@@ -182,15 +179,32 @@ def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | N
             f"{images.shape[2]}x{images.shape[3]} in {split}" for split, (images, _) in splits.items()
         )
         raise ValueError(f"expected images of one size, got {shapes}: resize them")
-    feature = tables["train"].features[_column(tables["train"], LABELS)]
-    names = getattr(feature, "names", None) or [str(label) for label in range(int(splits["train"][1].max()) + 1)]
+    features = [table.features[_column(table, LABELS)] for found in tables.values() for table in found.values()]
+    if len(named := {tuple(getattr(feature, "names", None) or ()) for feature in features}) > 1:
+        raise ValueError(f"expected files with the same classes, got {' and '.join(map(str, named))}: write them again")
+    names = named.pop() or tuple(str(label) for label in range(int(splits["train"][1].max()) + 1))
     for split, (_, labels) in splits.items():
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(
                 f"expected labels from 0 to {len(names) - 1}, got {labels.min()} to {labels.max()} in {split}: "
                 "leave out what has no label, and number the classes from 0"
             )
-    return Decoded(splits["train"], splits.get("test"), tuple(names), *channel_statistics(splits["train"][0]))
+    return Decoded(splits["train"], splits.get("test"), names, *channel_statistics(splits["train"][0]))
+
+
+def _table(path: Path, scratch: Path) -> "datasets.Dataset":
+    """The rows of a file, of which there is at least one."""
+    import datasets
+
+    try:
+        # Not load_dataset, which reports each use over the network.
+        table = datasets.Dataset.from_parquet(str(path), cache_dir=str(scratch / "tables"))
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        cause = error.__cause__ or error
+        raise ValueError(f"expected a parquet file with rows, got {path} ({cause}): make it again") from error
+    if not len(table):
+        raise ValueError(f"expected a parquet file with rows, got none in {path}: leave it out")
+    return table
 
 
 def _column(table: "datasets.Dataset", names: Sequence[str]) -> str:
@@ -200,34 +214,56 @@ def _column(table: "datasets.Dataset", names: Sequence[str]) -> str:
     raise ValueError(f"expected a column {' or '.join(names)}, got {', '.join(table.column_names)}: rename yours")
 
 
-def _labels(table: "datasets.Dataset") -> Tensor:
-    column = _column(table, LABELS)
-    labels = table.with_format("numpy")[column][:]
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"expected integers in column {column}, got {labels.dtype}: number the classes from 0")
-    return torch.from_numpy(labels.astype(np.int64))
+def _labels(tables: Mapping[Path, "datasets.Dataset"]) -> Tensor:
+    found = []
+    for path, table in tables.items():
+        column = _column(table, LABELS)
+        for row, missing in enumerate(table.data.column(column).is_null().to_pylist()):
+            if missing:
+                raise ValueError(f"expected a label in each row, got none in row {row} of {path}: leave that row out")
+        labels = table.with_format("numpy")[column][:]
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"expected integers in column {column}, got {labels.dtype} in {path}: number the classes from 0"
+            )
+        found.append(torch.from_numpy(labels.astype(np.int64)))
+    return torch.cat(found)
 
 
-def _images(table: "datasets.Dataset", split: str, size: int | None) -> Tensor:
+def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | None) -> Tensor:
     """uint8 ``(n, channels, height, width)``: one channel where all images are grey, otherwise three."""
-    import datasets
     from rich.console import Console
     from rich.progress import track
 
-    column, console = _column(table, IMAGES), Console(stderr=True)
-    images = table.cast_column(column, datasets.Image())[column]
+    console, total = Console(stderr=True), sum(len(table) for table in tables.values())
     bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
     pixels, grey = np.empty(0), True
-    for index, image in enumerate(bar(images, split, total=len(table))):
-        found, one_channel = _pixels(image, size)
+    for index, (found, one_channel) in enumerate(bar(_decoded(tables, size), split, total=total)):
         if not index:
-            pixels = np.empty((len(table), *found.shape), np.uint8)
+            pixels = np.empty((total, *found.shape), np.uint8)
         if found.shape != pixels.shape[1:]:
             shapes = " and ".join("x".join(map(str, shape[:2])) for shape in (pixels.shape[1:], found.shape))
             raise ValueError(f"expected images of one size, got {shapes} in {split}: resize them")
         pixels[index] = found
         grey &= one_channel
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if grey else 3].contiguous()
+
+
+def _decoded(tables: Mapping[Path, "datasets.Dataset"], size: int | None) -> Iterator[tuple[Any, bool]]:
+    """What :func:`_pixels` makes of each image, in the order of the files."""
+    import datasets
+
+    image = datasets.Image()
+    for path, table in tables.items():
+        row, column = 0, _column(table, IMAGES)
+        try:
+            for row, encoded in enumerate(table.cast_column(column, datasets.Image(decode=False))[column]):
+                if encoded is None:
+                    raise ValueError("expected an image, got none")
+                yield _pixels(image.decode_example(encoded), size)
+        except Exception as error:  # of many kinds, by what is wrong with the image
+            text = error if is_told(error) else f"expected an image, got {type(error).__name__}: {error}"
+            raise ValueError(f"{text} (row {row} of {path})") from error
 
 
 def _pixels(image: "Image", size: int | None) -> tuple[Any, bool]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -46,6 +47,9 @@ def product(
         step_sizes: the problem's when left out.
         changes: to the protocol, as :meth:`Run.of` takes them.
     """
+    seeds = [*islice(seeds, TUNING_SEEDS + 1)]
+    if len(seeds) > TUNING_SEEDS:
+        raise ValueError(f"expected at most {TUNING_SEEDS} seeds, got more: those from {TUNING_SEEDS} on are for tuning")
     members = [
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds

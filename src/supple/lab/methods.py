@@ -163,3 +163,14 @@ def load(name: str) -> Method:
     summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
     strength = float(default) if isinstance(default, int | float) else math.nan
     return Method(summary=summary, mitigator=mitigator, strength=strength)
+
+
+def checked(mitigator: object, name: str) -> Mitigator:
+    """What a method's class or function returned, if it is a mitigator.
+
+    Raises:
+        ValueError: otherwise, naming the method.
+    """
+    if not isinstance(mitigator, Mitigator):
+        raise ValueError(f"expected a Mitigator from {name}, got {type(mitigator).__name__}: return one")
+    return mitigator

@@ -205,6 +205,33 @@ def load(name: str) -> Callable[..., nn.Module]:
     return imported(name) if ":" in name else MODELS[known(name, MODELS, "model or package.module:function")]
 
 
+def checked(network: object, name: str) -> nn.Module:
+    """What a model's function returned, if it is a network that can be trained.
+
+    Raises:
+        ValueError: otherwise, naming the model.
+    """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"expected a network from {name}, got {type(network).__name__}: return an nn.Module")
+    frozen = [key for key, parameter in network.named_parameters() if not parameter.requires_grad]
+    if frozen or not any(True for _ in network.parameters()):
+        got = f"{frozen[0]!r}, which is frozen" if frozen else "none"
+        raise ValueError(f"expected parameters to train in {name}, got {got}: the laboratory trains every parameter")
+    return network
+
+
+def check_outputs(outputs: object, images: int, classes: int, name: str) -> None:
+    """Make sure that a network gives a logit for each class.
+
+    Raises:
+        ValueError: otherwise, naming the model.
+    """
+    if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == images and outputs.shape[1] >= classes:
+        return
+    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise ValueError(f"expected logits ({images}, {classes}) from {name}, got {got}: give one for each class")
+
+
 def _of_equal_size(
     build: Callable[[int, Activation], nn.Sequential], width: int, activation: Activation
 ) -> nn.Sequential:

@@ -20,9 +20,10 @@ def operations(run: Run) -> float:
         nonlocal counted
         counted += 2 * output.numel() * layer.weight[0].numel()
 
-    with torch.random.fork_rng(devices=()), torch.no_grad():
+    with run.blamed(), torch.random.fork_rng(devices=()), torch.no_grad():
         options = methods.load(run.method).model
-        network = models.load(run.model)(replace(data, classes=shift.outputs(data)), **options).eval()
+        made = models.load(run.model)(replace(data, classes=shift.outputs(data)), **options)
+        network = models.checked(made, run.model).eval()
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.register_forward_hook(count)

@@ -181,6 +181,8 @@ PROBLEMS: dict[str, Problem] = {
 def load(name: str) -> Problem:
     """What a name stands for: an entry of ``PROBLEMS``, or ``package.module:function`` that returns a problem."""
     if ":" in name:
-        made: Problem = imported(name)()
+        made = imported(name)()
+        if not isinstance(made, Problem):
+            raise ValueError(f"expected a Problem from {name}, got {type(made).__name__}: return one")
         return made
     return PROBLEMS[known(name, PROBLEMS, "problem or package.module:function")]

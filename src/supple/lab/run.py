@@ -3,12 +3,14 @@
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from supple.diagnostics import DIAGNOSTICS
-from supple.errors import known
+from supple.errors import is_told, known, own_frame
 from supple.lab import methods, problems
 from supple.lab.problems import Scale
 from supple.runs.store import RunFolder
@@ -29,6 +31,8 @@ USUAL_DIAGNOSTICS = (
     "gradient_effective_rank",
 )
 """Those of :data:`supple.diagnostics.DIAGNOSTICS` that are measured when nothing else is said."""
+
+LARGEST_SEED = 2**31 - 1
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 """What ``torch.set_float32_matmul_precision`` takes."""
@@ -95,10 +99,13 @@ class Run:
         names = [name for name in takes if name not in ("network", "strength")]
         for name, value in (options or {}).items():
             taken = takes[known(name, names, f"keyword of {method}")]
-            texts = [text for kind in get_args(taken.annotation) for text in get_args(kind)]
-            if isinstance(value, str) and isinstance(taken.default, int | float) and value not in texts:
-                raise ValueError(f"expected {name} of {method} to be like {taken.default!r}, got {value!r}")
+            if not _fits(value, taken.annotation):
+                like = "left out" if taken.default is None else f"like {taken.default!r}"
+                raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
         seeds = tuple(seeds)
+        for seed in seeds:
+            if not 0 <= seed <= LARGEST_SEED:
+                raise ValueError(f"expected seeds from 0 to {LARGEST_SEED}, got {seed}: choose others")
         measured = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
         run = cls(
             problem=problem,
@@ -113,14 +120,40 @@ class Run:
             **protocol.protocol(scale) | {name: value for name, value in changes.items() if value is not None},
         )
         known(run.optimizer, OPTIMIZERS, "optimizer")
-        if not 0 < run.step_size < math.inf:
+        if not (isinstance(run.step_size, int | float) and 0 < run.step_size < math.inf):
             raise ValueError(f"expected a positive step size, got {run.step_size}: the problem's own is a good start")
         counts = {"seeds": len(seeds), "tasks": run.tasks, "epochs": run.epochs, "images a batch": run.batch_size}
         for what, count in counts.items():
-            if count < 1:
+            if not isinstance(count, int) or count < 1:
                 raise ValueError(f"expected at least 1 of {what}, got {count}: nothing would be trained")
         return replace(run, step_size=float(run.step_size))
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Errors of torch in this block are those of the user's own parts, where the run has any."""
+        try:
+            yield
+        except Exception as error:
+            parts = [part for part in (self.dataset, self.shift, self.model, self.method) if ":" in part]
+            if is_told(error) or own_frame(error) or not parts:
+                raise
+            raise ValueError(
+                f"expected {' and '.join(parts)} to work on {self.problem}, got {type(error).__name__}: {error}: "
+                "correct it, --traceback shows where"
+            ) from error
 
     def folder(self, root: str) -> RunFolder:
         """Where under ``root`` the run's results belong."""
         return RunFolder(root, asdict(self))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a number, a text or a truth is of an annotated kind; of what is not annotated nothing is said."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    kind = get_origin(kind) or kind
+    if kind in (int, float):
+        return type(value) in (int, kind)  # and no bool
+    return kind in (Any, inspect.Parameter.empty) or not isinstance(kind, type) or isinstance(value, kind)

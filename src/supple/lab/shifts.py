@@ -185,3 +185,32 @@ SHIFTS: dict[str, Shift] = {
 def load(name: str) -> Shift:
     """What a name stands for: an entry of ``SHIFTS``, or ``package.module:function``, called as :attr:`Shift.task`."""
     return Shift(imported(name)) if ":" in name else SHIFTS[known(name, SHIFTS, "shift or package.module:function")]
+
+
+def checked(task: object, data: Dataset, outputs: int, name: str) -> Task:
+    """A shift's task, if it is one that a network with so many outputs can learn from these data.
+
+    Raises:
+        ValueError: otherwise, naming the shift.
+    """
+    if not isinstance(task, Task):
+        raise ValueError(f"expected a Task from the shift {name}, got {type(task).__name__}: return a Task")
+    if task.labels is not None and task.labels.shape != data.train.labels.shape:
+        raise ValueError(
+            f"expected {len(data.train)} labels from the shift {name}, got shape {tuple(task.labels.shape)}: "
+            "give one for each training image"
+        )
+    if task.classes.shape != (data.classes,):
+        raise ValueError(
+            f"expected labels of {data.classes} classes from the shift {name}, got shape {tuple(task.classes.shape)}: "
+            "give one for each class"
+        )
+    given = task.classes[task.classes != ABSENT] if task.labels is None else task.labels
+    if len(given) and not 0 <= given.min() <= given.max() < outputs:
+        raise ValueError(
+            f"expected labels from 0 to {outputs - 1} from the shift {name}, got {given.min()} to {given.max()}: "
+            "number the classes from 0"
+        )
+    if task.pixels is not None and task.pixels.sort().values.tolist() != list(range(_positions(data))):
+        raise ValueError(f"expected each of {_positions(data)} pixels once from the shift {name}: give a permutation")
+    return task

@@ -63,7 +63,10 @@ class Trainer:
                 f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
             )
         shown = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
-        self.population = Population(lambda: make_model(shown, **method.model), run.seeds).to(self.device)
+        self.population = Population(
+            lambda: models.checked(make_model(shown, **method.model), run.model), run.seeds
+        ).to(self.device)
+        self._classes = shown.classes
         self.members = [self.population.member(index, share=True) for index in range(len(run.seeds))]
         self._members_parameters = [list(member.parameters()) for member in self.members]
         self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
@@ -73,7 +76,9 @@ class Trainer:
         self.moments = self.optimizer.moments(self.parameters)
         same = len(set(run.strengths)) == 1
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
-        self.mitigator = method.mitigator(self.population, strength, **json.loads(run.options))
+        self.mitigator = methods.checked(
+            method.mitigator(self.population, strength, **json.loads(run.options)), run.method
+        )
         self.mitigator.observe(self.members)
         if compiled is None:
             steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
@@ -92,10 +97,7 @@ class Trainer:
 
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
         """Train on one task to its end and return what was measured there, in the store's schema."""
-        tasks = [self.shift.task(self.data, seed, task).to(self.device) for seed in self.run.seeds]
-        labels, batches = self._batches(tasks, task)
-        orders = [each.pixels for each in tasks if each.pixels is not None]
-        pixels = torch.stack(orders) if orders else None
+        tasks, labels, batches, pixels = self._begin(task)
         if self.optimizer.restarts:
             for tensor in tree_leaves(self.moments):
                 tensor.zero_()
@@ -153,6 +155,22 @@ class Trainer:
     @property
     def _is_cuda(self) -> bool:
         return torch.device(self.device).type == "cuda"
+
+    def rehearse(self) -> None:
+        """One step on two images of the first task."""
+        _, labels, batches, pixels = self._begin(0)
+        batch = batches[0, :, :2]
+        inputs = self._inputs(batch, pixels)
+        for member, images in zip(self.members, inputs, strict=True):
+            models.check_outputs(member(images), len(images), self._classes, self.run.model)
+        self._step(inputs, labels.gather(1, batch))
+
+    def _begin(self, task: int) -> tuple[list[Task], Tensor, Tensor, Tensor | None]:
+        """Every member's task, with its labels and batches as below, and its pixels ``(members, positions)``."""
+        made = (self.shift.task(self.data, seed, task) for seed in self.run.seeds)
+        tasks = [shifts.checked(each, self.data, self._classes, self.run.shift).to(self.device) for each in made]
+        orders = [each.pixels for each in tasks if each.pixels is not None]
+        return tasks, *self._batches(tasks, task), torch.stack(orders) if orders else None
 
     def _batches(self, tasks: Sequence[Task], task: int) -> tuple[Tensor, Tensor]:
         """Every member's label of each image ``(members, examples)``, and its batches ``(steps, members, batch)``."""
@@ -239,12 +257,11 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
     # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
     flushed = torch.set_flush_denormal(True)
     torch.manual_seed(run.seeds[0])
-    folder = run.folder(root)
+    folder, trainer = run.folder(root), Trainer(run)  # what is wrong with a run leaves no folder
     with folder.held():
         if folder.finished(run.tasks):  # by another sweep, while this one waited
             report(run.tasks)
             return False
-        trainer = Trainer(run)
         checkpoint = folder.begin(flush_denormal=flushed, device=trainer.device, subset=trainer.data.subset)
         finished, rows, seconds = 0, NO_ROWS, 0.0
         if checkpoint and not trainer.learns_from(checkpoint.state):

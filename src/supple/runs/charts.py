@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 
 from supple.runs.stats import by_task, over_tasks, varying
-from supple.runs.store import files_at
+from supple.runs.store import files_at, write
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
@@ -260,5 +260,5 @@ def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
     text = {f"{name}.svg": svg.getvalue().encode(), f"{name}.html": html.getvalue().encode()}
     written = text | {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue()}
     for file, content in written.items():
-        files.pipe_file(f"{root}/{file}", content)
+        write(files, f"{root}/{file}", content)
     return [f"{folder}/{file}" for file in written]

@@ -14,6 +14,7 @@ from supple.runs.sweep import (
     Report,
     Work,
     available_cores,
+    done_or_told,
     environment,
 )
 
@@ -68,7 +69,7 @@ def work_through(
             try:
                 done, more = ray.get(first)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+                raise error.cause from error
             except ray.exceptions.WorkerCrashedError as error:
                 raise LostWorkersError(
                     f"expected workers to live, but {RETRIES + 1} died one after the other at {job}: "
@@ -85,5 +86,5 @@ def _do(work: Work[Job], job: Job, threads: int) -> tuple[float, bool | None]:
     """One piece of a job: how much of it is done, and whether there is more."""
     torch.set_num_threads(threads)
     reports = [0.0]
-    more = work(job, reports.append)
+    more = done_or_told(work, job, reports.append)
     return reports[-1], more

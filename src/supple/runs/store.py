@@ -8,9 +8,11 @@ import os
 import platform
 import re
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
@@ -18,8 +20,10 @@ import polars as pl
 import torch
 from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 import supple
+from supple.errors import is_told
 from supple.runs.sealed import BLANK, checked, sealed
 
 T = TypeVar("T")
@@ -144,7 +148,13 @@ class RunFolder:
 
 
 def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """All of the file or nothing: a reader and a kill at any moment see the old one or the new one."""
+    """All of the file or nothing: a reader and a kill at any moment see the old one or the new one.
+
+    Raises:
+        ValueError: when there is something in its place that is no file: a folder, a device, a socket.
+    """
+    if isinstance(files, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"expected a file to write, got {path}, which is something else: choose another name")
     folder, _, name = path.rpartition("/")
     partial = f"{folder}/.{name}.{socket.gethostname()}.{os.getpid()}"
     try:
@@ -156,11 +166,40 @@ def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
         raise
 
 
+def check_writable(root: str) -> None:
+    """Make sure that what is written there can be read by other processes, without leaving anything there.
+
+    Raises:
+        ValueError: when it can't.
+    """
+    try:
+        files, folder = files_at(root)
+        if isinstance(files, LocalFileSystem):
+            there = Path(folder)
+            while not there.exists():
+                there = there.parent
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        elif isinstance(files, MemoryFileSystem):
+            raise ValueError("no other process sees this one's memory")
+        else:
+            probe = f"{folder}/.{socket.gethostname()}.{os.getpid()}"
+            files.pipe_file(probe, b"")
+            files.rm_file(probe)
+    except Exception as error:  # each file system has its own
+        if is_told(error):
+            raise
+        raise ValueError(f"expected a folder or an address to write to, got {root!r} ({error}): choose another") from error
+
+
 def files_at(root: str) -> tuple[Any, str]:
     """The file system and the folder of an address; what other processes write there is seen at once."""
     if not root:
         raise ValueError("expected a folder or an address, got an empty name: say where, such as `runs`")
-    files, folder = fsspec.url_to_fs(root, use_listings_cache=False)
+    try:
+        files, folder = fsspec.url_to_fs(root, use_listings_cache=False)
+    except (ImportError, ValueError) as error:  # a package is missing, or no file system has this name
+        raise ValueError(f"expected a folder or an address that fsspec opens, got {root!r}: {error}") from error
     return files, folder
 
 

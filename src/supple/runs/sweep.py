@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from supple.errors import LostWorkersError
+from supple.errors import FailedWorkError, LostWorkersError, sentence
 
 Job = TypeVar("Job")
 Report = Callable[[Job, float], None]
@@ -40,7 +41,8 @@ def work_through(
 
     A job of which more is left goes to the end of the queue, so that jobs in pieces end at about the same time.
     Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another, at
-    most ``RETRIES`` times without any progress. The first error that is raised stops the rest and is raised here.
+    most ``RETRIES`` times without any progress. The first error that is raised stops the rest and is raised here, as a
+    :class:`~supple.errors.FailedWorkError` that says what it was.
 
     Args:
         jobs: hashable descriptions, sent to the workers.
@@ -74,9 +76,9 @@ def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, 
     context = multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()  # its put() is done when it returns: no report is lost when a worker ends
     before = multiprocessing.active_children()
-    with environment(KEEP_FREED_MEMORY):
-        pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(messages, threads))
-        jobs = tuple(left)  # in messages they are numbers: so short that a worker is never killed within one
+    jobs = tuple(left)  # in messages they are numbers: so short that a worker is never killed within one
+    with environment(KEEP_FREED_MEMORY), _interrupts_blocked():
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(messages, threads))
         waiting = {pool.submit(_do, work, job, number): number for number, job in enumerate(jobs)}
     try:
         while waiting:
@@ -97,6 +99,14 @@ def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, 
         for process in set(multiprocessing.active_children()) - set(before):
             process.terminate()
         raise
+
+
+def check(workers: int | None, threads: int = 1) -> None:
+    """Make sure that so many processes, and threads in each, are no more than there are cores."""
+    cores = available_cores()
+    for what, count in (("workers", workers), ("threads", threads)):
+        if count is not None and not 1 <= count <= cores:
+            raise ValueError(f"expected 1 to {cores} {what}, as there are {cores} cores, got {count}: choose --{what}")
 
 
 def available_cores() -> int:
@@ -133,10 +143,31 @@ def _do(work: Work[Job], job: Job, number: int) -> bool | None:
             _messages.put((number, held.pop()))
             sent = time.monotonic()
 
-    more = work(job, report)
+    more = done_or_told(work, job, report)
     if held:
         _messages.put((number, held.pop()))
     return more
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started in between never see Ctrl-C, which a terminal sends to all: their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile is seen now
+
+
+def done_or_told(work: Work[Job], job: Job, report: Callable[[float], None]) -> bool | None:
+    """Do the work; what goes wrong with it is told here, where its traceback is, in an exception that can be sent."""
+    try:
+        return work(job, report)
+    except (Exception, SystemExit) as error:
+        raise FailedWorkError(sentence(error)) from error
 
 
 @contextmanager

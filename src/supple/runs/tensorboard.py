@@ -6,11 +6,14 @@ from pathlib import Path
 
 import polars as pl
 
+from supple.runs.store import check_writable
 
-def required() -> None:
-    """Raise what to do where TensorBoard is not installed."""
+
+def check(folder: str) -> None:
+    """Make sure, before hours of training, that TensorBoard is installed and can write there."""
     if find_spec("tensorboard") is None:
         raise ValueError("expected the package tensorboard, got none: pip install tensorboard")
+    check_writable(folder)
 
 
 def mirror(rows: pl.DataFrame, folder: str | Path) -> None:
@@ -23,9 +26,9 @@ def mirror(rows: pl.DataFrame, folder: str | Path) -> None:
         folder: what ``tensorboard --logdir`` is given; a member's events are in ``<run>/<member>-seed-<seed>`` there.
 
     Raises:
-        ValueError: where TensorBoard is not installed.
+        ValueError: where TensorBoard is not installed, or can't write.
     """
-    required()
+    check(str(folder))
     from torch.utils.tensorboard import SummaryWriter
 
     for (run, member, seed), measured in rows.group_by("run", "member", "seed", maintain_order=True):
