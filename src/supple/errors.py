@@ -85,3 +85,14 @@ def imported(name: str) -> Callable[..., Any]:
         raise ValueError(f"expected a function, got {type(function).__name__} at {name!r}: name a function")
     made: Callable[..., Any] = function
     return made
+
+
+def called(name: str) -> object:
+    """What the function that ``package.module:function`` names returns, called without arguments."""
+    function = imported(name)
+    try:
+        return function()
+    except TypeError as error:
+        if own_frame(error):
+            raise
+        raise ValueError(f"expected a function that needs no arguments, got {name} ({error}): give it defaults") from error

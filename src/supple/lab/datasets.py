@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supple.errors import imported, known
+from supple.errors import called, known
 from supple.lab.files import Decoded, Source, channel_statistics, decoded, from_folder, local
 
 
@@ -213,7 +213,7 @@ def load(name: str) -> Dataset:
         return _dataset(from_folder(Path(name)))
     if ":" not in name:
         known(name, DATASETS, "data set, folder of train-*.parquet or package.module:function")
-    match imported(name)():
+    match called(name):
         case Dataset() as data:
             for examples in (data.train, data.validation, data.test):
                 if examples is not None:
@@ -226,7 +226,9 @@ def load(name: str) -> Dataset:
             names = tuple(str(label) for label in range(classes))
             return _dataset(Decoded((images, labels), None, names, *channel_statistics(images)))
         case other:
-            raise ValueError(f"expected a Dataset or tensors (images, labels) from {name}, got {type(other).__name__}")
+            raise ValueError(
+                f"expected a Dataset or tensors (images, labels) from {name}, got {type(other).__name__}: return those"
+            )
 
 
 def _dataset(found: Decoded) -> Dataset:

@@ -14,14 +14,14 @@ def operations(run: Run) -> float:
 
     Those of linear maps and convolutions alone; torch's own counter sees more, and takes half a second to import.
     """
-    data, shift, counted = datasets.load(run.dataset), shifts.load(run.shift), 0
+    counted = 0
 
     def count(layer: nn.Linear | nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal counted
         counted += 2 * output.numel() * layer.weight[0].numel()
 
     with run.blamed(), torch.random.fork_rng(devices=()), torch.no_grad():
-        options = methods.load(run.method).model
+        data, shift, options = datasets.load(run.dataset), shifts.load(run.shift), methods.load(run.method).model
         made = models.load(run.model)(replace(data, classes=shift.outputs(data)), **options)
         network = models.checked(made, run.model).eval()
         for layer in network.modules():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from supple.errors import imported, known
+from supple.errors import called, known
 
 Scale = Literal["quick", "paper"]
 
@@ -181,7 +181,7 @@ PROBLEMS: dict[str, Problem] = {
 def load(name: str) -> Problem:
     """What a name stands for: an entry of ``PROBLEMS``, or ``package.module:function`` that returns a problem."""
     if ":" in name:
-        made = imported(name)()
+        made = called(name)
         if not isinstance(made, Problem):
             raise ValueError(f"expected a Problem from {name}, got {type(made).__name__}: return one")
         return made

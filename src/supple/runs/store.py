@@ -173,6 +173,8 @@ def check_writable(root: str) -> None:
         ValueError: when it can't.
     """
     try:
+        if not root:
+            raise ValueError("no name")
         files, folder = files_at(root)
         if isinstance(files, LocalFileSystem):
             there = Path(folder)
@@ -189,7 +191,8 @@ def check_writable(root: str) -> None:
     except Exception as error:  # each file system has its own
         if is_told(error):
             raise
-        raise ValueError(f"expected a folder or an address to write to, got {root!r} ({error}): choose another") from error
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"expected a folder or an address to write to, got {root!r} ({why}): choose another") from error
 
 
 def files_at(root: str) -> tuple[Any, str]:
