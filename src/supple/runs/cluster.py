@@ -1,11 +1,11 @@
 """The same on a Ray cluster: one task a job, each with its share of cores and GPUs, begun again where one is lost."""
 
 import logging
-import socket
+import subprocess
+import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -20,6 +20,9 @@ from supple.runs.sweep import (
     done_or_told,
     environment,
 )
+
+PATIENCE = 20
+"""Seconds that a cluster has to answer: Ray itself waits for minutes, and then ends the process."""
 
 
 def work_through(
@@ -50,16 +53,13 @@ def work_through(
 
     cores = None if address else (workers or max(1, available_cores() // threads)) * threads
     with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # nothing leaves these machines unasked
-        try:
-            ray.init(
-                address or "local",
-                num_cpus=cores,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (Exception, SystemExit) as error:  # each connection fails in a way of its own
-            raise ValueError(f"expected a Ray cluster at {address or 'local'}, got {error}: see `ray status`") from error
+        ray.init(
+            address or "local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
         if not any(machine.get("CPU", 0) >= threads and machine.get("GPU", 0) >= gpus for machine in machines):
@@ -95,30 +95,27 @@ def check(gpus: float, address: str | None) -> None:
     """Make sure that Ray is installed, that each job can take this share of a GPU, and that the cluster answers.
 
     Raises:
-        ValueError: otherwise. Ray itself waits for minutes, or for ever.
+        ValueError: otherwise.
     """
     if find_spec("ray") is None:
         raise ValueError("expected Ray, got no such package: pip install 'supple[ray]'")
     if not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
         raise ValueError(f"expected a share of a GPU from 0 to 1, or a whole number of them, got {gpus}: choose --gpus")
-    if address is None or address in ("auto", "local"):
+    if address is None:
         return
+    connect = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1])", address or "none"]
     try:
-        place = urlsplit(address if "://" in address else f"//{address}")
-        if not place.hostname:
-            raise ValueError("no host")
-        default = 10001 if place.scheme == "ray" else 6379
-        with socket.create_connection((place.hostname, place.port or default), timeout=10) as connection:
-            # How gRPC begins. It replies with its settings (4), or, where it wants TLS, with an alert or nothing.
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
-            reply = connection.recv(9)
-            if reply[3:4] != b"\x04" and reply[:1] not in (b"", b"\x15"):
-                raise ValueError("something else answers there")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"expected the address of a running Ray cluster, such as auto or host:6379, got {address!r} ({error}): "
-            "start it, or correct --address"
-        ) from error
+        subprocess.run(connect, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {PATIENCE} seconds"
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.split("\n\n")[0].strip().splitlines() or ["no reason"])[-1]
+    else:
+        return
+    raise ValueError(
+        f"expected the address of a Ray cluster at work, such as auto or host:6379, got {address!r} ({why}): start it, "
+        "or correct --address"
+    )
 
 
 def _do(work: Work[Job], job: Job, threads: int) -> tuple[float, bool | None]:
