@@ -1,6 +1,7 @@
 """Functions that tests name as ``package.module:function``, or that run in processes of their own."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -8,13 +9,17 @@ from pathlib import Path
 
 import torch
 
+from supple.errors import FailedWorkError
 from supple.runs.sweep import work_through
 
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 class UnluckyError(Exception):
-    """Its own type, so that a test can tell that it arrives as what it is."""
+    """One that can't be sent to another process."""
+
+    def __init__(self, luck, day) -> None:
+        super().__init__(f"{luck} {day}")
 
 
 def notes(job, report):
@@ -29,7 +34,7 @@ def notes(job, report):
 def fails_first(job, report):
     folder, name = job
     if name == "0":
-        raise UnluckyError("no luck today")
+        raise UnluckyError("no luck", "today")
     time.sleep(0.2)
     Path(folder, name).touch()
 
@@ -47,7 +52,7 @@ def fails_beside_long_work(job, report):
     _, name = job
     if name == "0":
         time.sleep(1)  # until the other one has begun
-        raise UnluckyError("no luck today")
+        raise UnluckyError("no luck", "today")
     time.sleep(600)
 
 
@@ -121,8 +126,8 @@ def in_its_own_process(name, folder):
     done = {(folder, str(number)): 0.0 for number in range(2)}
     try:
         work_through(done, globals()[name], workers=2, report=done.__setitem__)
-    except UnluckyError as error:
-        print("error:", error)
+    except FailedWorkError as error:
+        print(re.sub("expected .*lab_workers.py:[0-9]+ |: correct it .*", "", str(error)))
     print(list(done.values()))
 
 

@@ -3,13 +3,17 @@
 import dataclasses
 import errno
 import itertools
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import metadata
+from unittest.mock import Mock
 
 import pytest
 import torch
+from fsspec.registry import known_implementations
 
 from stores import plausible, store
 from supple import cli
@@ -170,6 +174,8 @@ def test_engine_options_reach_the_engine(supple, monkeypatch, tmp_path):
 
         return work_through
 
+    monkeypatch.setattr(sweep, "available_cores", lambda: 4)
+    monkeypatch.setattr(cluster, "check", lambda gpus, address: None)
     monkeypatch.setattr(sweep, "work_through", engine("local"))
     monkeypatch.setattr(cluster, "work_through", engine("ray"))
     short = ("run", DIGITS, "--tasks", 1, "--epochs", 1, "--examples", 300, "--seeds", 1)
@@ -341,18 +347,118 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--seeds", 0), "seed"),
         (("demo", "--seeds", 0), "seed"),
         (("figure", 4, "--seeds", 0), "seed"),
-        (("run", DIGITS, "--threads", 0), "thread"),
+        (("run", DIGITS, "--threads", 0), "1 to 2 threads"),
+        (("run", DIGITS, "--threads", 100_000), "1 to 2 threads"),
+        (("run", DIGITS, "--workers", 0), "1 to 2 workers"),
+        (("figure", 6, "--workers", 100_000), "1 to 2 workers"),
+        (("run", DIGITS, "--gpus", 1), "--engine ray"),
+        (("run", DIGITS, "--engine", "ray", "--gpus", "nan"), "a share of a GPU"),
+        (("run", DIGITS, "--engine", "ray", "--gpus", 1.5), "a share of a GPU"),
+        (("run", DIGITS, "--first-seed", -1), "seeds from 0"),
+        (("run", DIGITS, "--first-seed", 2**64), "seeds from 0"),
+        (("demo", "--seeds", 10**9), "at most 1000 seeds"),
+        (("run", DIGITS, "--batch-size", 5000), "at least one batch of 5000"),
+        (("run", DIGITS, "--examples", -5), "1797 training examples, got -5"),
+        (("run", DIGITS, "--method", "none", "--strength", 1), "no strength of none"),
+        (("run", DIGITS, "--option", "power_iterations", 1.5), "power_iterations of spectral to be like 1, got 1.5"),
+        (("run", DIGITS, "--option", "exponent", "true"), "exponent of spectral to be like 2, got True"),
+        (("run", DIGITS, "--option", "roles", 3), "roles of spectral to be left out, got 3"),
+        (("run", DIGITS, "--option", "exponent", 0), "at least 1, got 0"),
+        (("run", DIGITS, "--tensorboard", "/proc/events"), "a folder or an address to write to"),
+        (("run", "own_mistakes:nothing"), "a Problem from own_mistakes:nothing, got NoneType"),
+        (("run", "own_mistakes:broken"), "own_mistakes.py:13 (broken), got KeyError: 'my own mistake': correct it"),
+        (("run", "own_mistakes:leaves"), "own_mistakes.py:17 (leaves), got SystemExit: correct it"),
+        (("run", "own_mistakes:needs_more"), "a function that needs no arguments"),
+        (("run", DIGITS, "--data", "own_mistakes:needs_more"), "a function that needs no arguments"),
+        (("run", DIGITS, "--model", "own_mistakes:nothing"), "a network from own_mistakes:nothing, got NoneType"),
+        (("run", DIGITS, "--model", "own_mistakes:without_parameters"), "parameters to train"),
+        (("run", DIGITS, "--model", "own_mistakes:with_three_outputs"), "logits (2, 10) from own_m"),
+        (("run", DIGITS, "--model", "own_mistakes:for_other_images"), "own_mistakes:for_other_images to work on"),
+        (("run", DIGITS, "--model", "own_mistakes:needs_more"), "own_mistakes:needs_more to work on"),
+        (("run", DIGITS, "--method", "own_mistakes:no_method"), "a Mitigator from own_mistakes:no_method"),
+        (("run", DIGITS, "--method", "own_mistakes:Broken"), "(change_parameters), got KeyError"),
+        (("run", DIGITS, "--shift", "own_mistakes:nothing"), "a Task from the shift own_mistakes:nothing"),
+        (("run", DIGITS, "--shift", "own_mistakes:beyond_the_classes"), "labels from 0 to 9 from the shift"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path):
+def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path, monkeypatch):
+    """Found before anything is written."""
+    monkeypatch.setattr(sweep, "available_cores", lambda: 2)
     store(tmp_path, [Run.of(DIGITS, "none", [0])], ["train_accuracy"], plausible)  # the folder is not empty
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as error:
         supple(*arguments, "--out", tmp_path)
     message = error.value.code
     assert message.startswith("supple: expected ")
     assert expected in message
     assert "\n" not in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [("run", DIGITS), ("figure", 6)], ids=["run", "figure"])
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("{file}", "write to, got '{file}' (Not a directory)"),
+        ("{file}/below", "write to, got '{file}/below' (Not a directory)"),
+        ("{pipe}", "write to, got '{pipe}' (Not a directory)"),
+        ("memory://runs", "write to, got 'memory://runs' (no other process sees this one's memory)"),
+        ("nothing://runs", "that fsspec opens, got 'nothing://runs': Protocol not known: nothing"),
+        ("missing://runs", "that fsspec opens, got 'missing://runs': Install missingfs"),
+    ],
+)
+def test_outputs_that_can_not_be_written(command, out, expected, supple, jobs, tmp_path, monkeypatch):
+    entry = {"class": "missingfs.FileSystem", "err": "Install missingfs"}
+    monkeypatch.setitem(known_implementations, "missing", entry)
+    names = {"file": tmp_path / "file", "pipe": tmp_path / "pipe"}
+    names["file"].write_text("mine")
+    os.mkfifo(names["pipe"])
+    with pytest.raises(SystemExit) as error:
+        supple(*command, "--out", out.format(**names))
+    assert expected.format(**names) in error.value.code
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "pipe"}
+    assert names["file"].read_text() == "mine"
+    assert names["pipe"].is_fifo()
+
+
+def test_a_page_never_replaces_what_is_no_file(supple, tmp_path):
+    runs, pipe = tmp_path / "runs", tmp_path / "pipe"
+    runs.mkdir()
+    os.mkfifo(pipe)
+    with pytest.raises(SystemExit, match=f"expected a file to write, got {pipe}, which is something else"):
+        supple("report", runs, "--out", pipe)
+    assert pipe.is_fifo()
+
+
+def test_a_fault_says_where_it_is_and_with_an_option_all_of_it(supple, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "available_cores", Mock(side_effect=KeyError("fault")))
+    for option in ((), ("--traceback",)):
+        with pytest.raises(SystemExit, match=r"^supple: expected no error in .*sweep\.py:\d+ .*: report it with"):
+            supple("run", DIGITS, *option)
+        assert ("Traceback (most recent call last)" in capsys.readouterr().err) == bool(option)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_stopped_by_hand(command, supple, monkeypatch, capsys):
+    """The line says what is kept, and the status is that of a program that Ctrl-C has ended."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    ignored = []
+    monkeypatch.setattr(cli.signal, "signal", lambda *change: ignored.append(change))
+    monkeypatch.setattr(cli.COMMANDS[command], "__call__", stop)
+    needed = {"run": [DIGITS], "sweep": [DIGITS], "figure": [4], "rl": ["cheetah-run"]}.get(command, [])
+    with pytest.raises(SystemExit) as stopped:
+        supple(command, *needed)
+    assert stopped.value.code == 130
+    kept = "finished tasks are kept in runs" if needed or command == "demo" else "no file is half written"
+    output = capsys.readouterr()
+    assert output.err.startswith(f"supple: stopped: {kept}")
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+    assert ignored == [(signal.SIGINT, signal.SIG_IGN)]
 
 
 @pytest.mark.parametrize(
@@ -360,10 +466,7 @@ def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path):
     [OSError(errno.ENOSPC, "No space left on device"), LostWorkersError("expected workers to live, but 4 died")],
 )
 def test_what_happens_to_a_machine_is_one_line_too(error, supple, monkeypatch, tmp_path):
-    def work_through(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr(sweep, "work_through", work_through)
+    monkeypatch.setattr(sweep, "work_through", Mock(side_effect=error))
     with pytest.raises(SystemExit) as stopped:
         supple("run", DIGITS, "--out", tmp_path)
     assert stopped.value.code == f"supple: {error}"

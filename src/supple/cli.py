@@ -76,7 +76,9 @@ class Run(Protocol, Engine):
         from supple.lab.grid import product
 
         if self.strength is not None and not methods.load(self.method).has_strength:
-            raise ValueError(f"expected no strength of {self.method}, which has none, got {self.strength}: leave it out")
+            raise ValueError(
+                f"expected no strength of {self.method}, which has none, got {self.strength}: leave it out"
+            )
         strengths, step_sizes = ([] if value is None else [value] for value in (self.strength, self.step_size))
         return product(
             self.problem,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class LostWorkersError(RuntimeError):
@@ -95,4 +95,6 @@ def called(name: str) -> object:
     except TypeError as error:
         if own_frame(error):
             raise
-        raise ValueError(f"expected a function that needs no arguments, got {name} ({error}): give it defaults") from error
+        raise ValueError(
+            f"expected a function that needs no arguments, got {name} ({error}): give it defaults"
+        ) from error

@@ -88,6 +88,47 @@ def test_folders_that_are_not_as_they_should_be(tmp_path, cache, train, test, me
     assert not list(cache.rglob("*.pt")), "what failed is not kept"
 
 
+FEATURES = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("image", None, "expected an image, got none"),
+        ("image", {"bytes": b"no picture", "path": None}, "expected an image, got UnidentifiedImageError"),
+        ("label", None, "expected a label in each row, got none"),
+    ],
+)
+def test_rows_without_image_or_label_are_named_with_their_file(tmp_path, cache, column, value, message):
+    path = tmp_path / "mine/train-1.parquet"
+    for name in ("train-0.parquet", "train-1.parquet"):
+        write(path.parent / name, pictures(4, 4, 4), [0, 1, 1, 0])
+    rows = [dict(row) for row in hub.Dataset.from_parquet(str(path), cache_dir=str(tmp_path))]
+    rows[2][column] = value
+    hub.Dataset.from_list(rows, features=FEATURES).to_parquet(path)
+    with pytest.raises(ValueError, match=rf"^{message}.*row 2 of {path}"):
+        load(str(path.parent))
+
+
+@pytest.mark.parametrize("content", ["empty", "cut"])
+def test_files_without_rows_are_named(tmp_path, cache, content):
+    write(tmp_path / "mine/train-0.parquet", pictures(4, 4, 4), [0, 1, 1, 0])
+    path = tmp_path / "mine/test-0.parquet"
+    if content == "empty":
+        hub.Dataset.from_dict({"image": [], "label": []}, features=FEATURES).to_parquet(path)
+    else:
+        path.write_bytes((path.parent / "train-0.parquet").read_bytes()[:300])
+    with pytest.raises(ValueError, match=f"^expected a parquet file with rows, got .*{path}"):
+        load(str(path.parent))
+
+
+def test_files_of_other_classes(tmp_path, cache):
+    write(tmp_path / "mine/train-0.parquet", pictures(2, 4, 4), [0, 1], names=["a", "b"])
+    write(tmp_path / "mine/train-1.parquet", pictures(2, 4, 4), [0, 1], names=["b", "a"])
+    with pytest.raises(ValueError, match="expected files with the same classes, got"):
+        load(str(tmp_path / "mine"))
+
+
 def test_labels_that_are_no_integers(tmp_path, cache):
     write(tmp_path / "mine/train-0.parquet", pictures(2, 4, 4), [0, 1])
     table = hub.Dataset.from_parquet(str(tmp_path / "mine/train-0.parquet"), cache_dir=str(tmp_path))

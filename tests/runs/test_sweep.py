@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import lab_workers
-from supple.errors import LostWorkersError
+from supple.errors import FailedWorkError, LostWorkersError
 from supple.runs import sweep
 from supple.runs.sweep import available_cores, work_through
 
@@ -39,10 +39,11 @@ def test_a_job_of_which_more_is_left_goes_on(tmp_path):
     assert {path.read_text().count("piece") for path in tmp_path.iterdir()} == {3}
 
 
-def test_an_error_arrives_as_it_was_and_stops_the_rest(tmp_path):
+def test_an_error_arrives_in_a_sentence_and_stops_the_rest(tmp_path):
     environment = dict(os.environ)
     jobs = [(str(tmp_path), str(number)) for number in range(9)]
-    with pytest.raises(lab_workers.UnluckyError, match="no luck today"):
+    place = r"expected no error in .*lab_workers.py:\d+ \(fails_first\), got UnluckyError: no luck today: correct it"
+    with pytest.raises(FailedWorkError, match=place):
         work_through(jobs, lab_workers.fails_first, workers=1, report=lambda job, done: None)
     assert len(list(tmp_path.iterdir())) <= 2  # what was on its way already
     assert dict(os.environ) == environment
@@ -52,7 +53,7 @@ def test_an_error_arrives_as_it_was_and_stops_the_rest(tmp_path):
     ("work", "expected"),
     [
         ("reports_a_lot", "[5000, 5000]"),
-        ("fails_beside_long_work", "error: no luck today\n[0.0, 0.0]"),
+        ("fails_beside_long_work", "(fails_beside_long_work), got UnluckyError: no luck today\n[0.0, 0.0]"),
     ],
     ids=["many reports", "an error"],
 )
@@ -86,6 +87,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
             files = [tmp_path / "0", tmp_path / "1"]
             until(lambda: all(file.exists() for file in files))
             workers = [int(file.read_text()) for file in files]
+            for worker in workers:
+                os.kill(worker, signal.SIGINT)  # as a terminal does, to all of them: theirs is nobody's business
+            time.sleep(0.1)
             assert all(map(alive, workers))
             process.kill()
             until(lambda: not any(map(alive, workers)))

@@ -49,7 +49,9 @@ def product(
     """
     seeds = [*islice(seeds, TUNING_SEEDS + 1)]
     if len(seeds) > TUNING_SEEDS:
-        raise ValueError(f"expected at most {TUNING_SEEDS} seeds, got more: those from {TUNING_SEEDS} on are for tuning")
+        raise ValueError(
+            f"expected at most {TUNING_SEEDS} seeds, got more: those from {TUNING_SEEDS} on are for tuning"
+        )
     members = [
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds

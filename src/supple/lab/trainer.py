@@ -257,11 +257,12 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
     # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
     flushed = torch.set_flush_denormal(True)
     torch.manual_seed(run.seeds[0])
-    folder, trainer = run.folder(root), Trainer(run)  # what is wrong with a run leaves no folder
+    folder = run.folder(root)
     with folder.held():
         if folder.finished(run.tasks):  # by another sweep, while this one waited
             report(run.tasks)
             return False
+        trainer = Trainer(run)
         checkpoint = folder.begin(flush_denormal=flushed, device=trainer.device, subset=trainer.data.subset)
         finished, rows, seconds = 0, NO_ROWS, 0.0
         if checkpoint and not trainer.learns_from(checkpoint.state):

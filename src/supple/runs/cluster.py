@@ -61,7 +61,7 @@ def work_through(
             logging_level=logging.ERROR,
         )
     try:
-        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]  # type: ignore[no-untyped-call]
         if not any(machine.get("CPU", 0) >= threads and machine.get("GPU", 0) >= gpus for machine in machines):
             raise ValueError(
                 f"expected a machine with {threads} cores and {gpus:g} GPUs in the cluster, got none that has so many: "

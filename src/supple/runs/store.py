@@ -192,7 +192,9 @@ def check_writable(root: str) -> None:
         if is_told(error):
             raise
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"expected a folder or an address to write to, got {root!r} ({why}): choose another") from error
+        raise ValueError(
+            f"expected a folder or an address to write to, got {root!r} ({why}): choose another"
+        ) from error
 
 
 def files_at(root: str) -> tuple[Any, str]:
