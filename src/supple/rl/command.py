@@ -121,8 +121,11 @@ class Control:
     def _train(self, runs: "Sequence[Run]") -> None:
         from supple.rl.train import train
         from supple.runs.progress import progress_of
-        from supple.runs.sweep import work_through
+        from supple.runs.store import check_writable
+        from supple.runs.sweep import check, work_through
 
+        check_writable(self.out)
+        check(self.workers)
         if runs:
             work = partial(train, root=self.out, device=self.device)
             with progress_of({run: (run.method, run.steps) for run in runs}) as report:
