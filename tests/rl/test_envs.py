@@ -1,6 +1,8 @@
 """Environments: what they say, and that an episode can be taken up in the middle."""
 
 import os
+import subprocess
+import sys
 
 import gymnasium
 import numpy as np
@@ -141,3 +143,10 @@ def test_tasks_that_nobody_can_act_in_are_refused():
         make("quadrupd-run")
     with pytest.raises(ValueError, match="continuous bounded actions, got 'CartPole-v1' with Discrete"):
         make("CartPole-v1")
+
+
+def test_a_gl_library_that_nobody_knows():
+    program = "from supple.rl.envs import make; make('cheetah-run')"
+    environment = {**os.environ, "MUJOCO_GL": "nothing"}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "ValueError: expected a GL library in MUJOCO_GL, got 'nothing'" in result.stderr

@@ -231,8 +231,13 @@ def make(name: str, *, limited: bool = False) -> Environment:
 def _suite() -> Any:
     # Training draws nothing, so no GL library is looked for; whoever wants pictures says so before.
     os.environ.setdefault("MUJOCO_GL", "off")
-    from dm_control import suite
-
+    try:
+        from dm_control import suite
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each GL library fails in a way of its own
+        name = os.environ["MUJOCO_GL"]
+        raise ValueError(f"expected a GL library in MUJOCO_GL, got {name!r} ({error}): unset it, or say egl") from error
     return suite
 
 
