@@ -174,8 +174,6 @@ class Results:
 
         problems = [reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
         if self.metric is not None:
-            from supple.errors import known
-
             known(self.metric, sorted(pl.concat(problems)["metric"].unique()), "metric")
         for rows in problems:
             if self.metric and self.metric not in rows["metric"]:
