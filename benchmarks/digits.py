@@ -12,12 +12,12 @@ import polars as pl
 import tyro
 from rich.console import Console
 
-from supple.lab.methods import METHODS
 from supple.lab.run import Run
 from supple.options import Engine
 from supple.runs import charts
 from supple.runs.stats import last_tasks
 from supple.runs.tables import results_table, stamped
+from supple.training.methods import METHODS
 
 PROBLEM = "random-label-digits"
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # the paper's

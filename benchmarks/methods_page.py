@@ -17,8 +17,8 @@ import polars as pl
 from overhead import NETWORKS
 from rotations import summary
 
-from supple.lab.methods import METHODS
 from supple.runs.stats import last_tasks
+from supple.training.methods import METHODS
 
 ACTS_ON = {
     "layer-norm": "network",
@@ -110,7 +110,7 @@ def main() -> None:
     for name, method in METHODS.items():
         network = NETWORKS["mlp"][0]()
         size = sum(parameter.numel() for parameter in network.parameters())
-        state = method.mitigator(network, method.strength).state_dict()
+        state = method.on(network, method.strength).state_dict()
         kept = sum(tensor.nbytes for entry in state.values() for tensor in entry.values()) / size
         found = digits.get(name)
         lines.append(

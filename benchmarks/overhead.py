@@ -27,8 +27,8 @@ from torch.nn import functional
 
 import supple
 from supple.lab import datasets, models
-from supple.lab.methods import METHODS
 from supple.mitigators import Mitigator
+from supple.training.methods import METHODS
 
 Step = Callable[[], None]
 
@@ -164,13 +164,11 @@ def variants(config: Overhead) -> dict[str, Step]:
                 nn.utils.parametrizations.spectral_norm(layer)
 
     usable = [
-        name for name, method in METHODS.items() if name != "none" and not (method.model and config.network != "mlp")
+        name for name, method in METHODS.items() if name != "none" and not (method.network and config.network != "mlp")
     ]
     names = usable if config.methods == ("all",) else config.methods
     chosen = {
-        name: step(
-            lambda model, name=name: METHODS[name].mitigator(model, METHODS[name].strength), **METHODS[name].model
-        )
+        name: step(lambda model, name=name: METHODS[name].on(model, METHODS[name].strength), **METHODS[name].network)
         for name in names
     }
     if config.methods == ("all",):

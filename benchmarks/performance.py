@@ -277,10 +277,10 @@ for batch in batches[:50]:
     trainer._step(trainer._inputs(batch, task.pixels[None]), labels.gather(1, batch))
 mapped = datasets.load(run.dataset)  # the whole file, from which the training examples are copied
 parts = [part for part in (trainer.data.train, mapped.train, mapped.validation, mapped.test) if part]
-state = [trainer.parameters, *trainer.moments.values(), *trainer.mitigator.state.values()]
+state = [trainer.learner.parameters, *trainer.learner.moments.values(), *trainer.learner.mitigator.state.values()]
 print(json.dumps({
     "used": resident() - before,
-    "parameters": sum(tensor.nbytes for tensor in trainer.parameters.values()),
+    "parameters": sum(tensor.nbytes for tensor in trainer.learner.parameters.values()),
     "state": sum(tensor.nbytes for part in state[1:] for tensor in part.values()),
     "data": sum(part.images.nbytes + part.labels.nbytes for part in parts),
 }))

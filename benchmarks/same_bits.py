@@ -79,7 +79,7 @@ def of_agent(method: str, compiled: bool) -> str:
 
 
 def digests(config: SameBits) -> dict[str, str]:
-    from supple.lab.methods import METHODS
+    from supple.training.methods import METHODS
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

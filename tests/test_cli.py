@@ -20,13 +20,13 @@ from supple import cli
 from supple.errors import LostWorkersError
 from supple.lab.datasets import DATASETS
 from supple.lab.grid import TUNING_SEEDS, alone
-from supple.lab.methods import METHODS
 from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS
 from supple.runs import cluster, sweep
 from supple.runs.store import load
+from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
 
 DIGITS = "random-label-digits"

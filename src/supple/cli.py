@@ -72,10 +72,10 @@ class Run(Protocol, Engine):
 
     def members(self) -> list["RunConfig"]:
         """Each network's run."""
-        from supple.lab import methods
         from supple.lab.grid import product
+        from supple.training import methods
 
-        if self.strength is not None and not methods.load(self.method).has_strength:
+        if self.strength is not None and not methods.find(self.method).has_strength:
             raise ValueError(
                 f"expected no strength of {self.method}, which has none, got {self.strength}: leave it out"
             )
@@ -221,10 +221,10 @@ class List:
 
         from supple.diagnostics import DIAGNOSTICS
         from supple.lab.datasets import DATASETS
-        from supple.lab.methods import METHODS
         from supple.lab.models import MODELS
         from supple.lab.problems import PROBLEMS
         from supple.lab.shifts import SHIFTS
+        from supple.training.methods import METHODS
         from supple.training.optimizers import OPTIMIZERS
 
         problems = Table("problem", "scales", "tasks", "what it is", title="Problems", title_justify="left")

@@ -12,10 +12,10 @@ import torch
 from stores import plausible, store
 from supple.lab import grid
 from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, alone, finished, missing, product, results, tuned
-from supple.lab.methods import METHODS
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.runs.store import KINDS, RunFolder
+from supple.training.methods import METHODS
 
 DIGITS = "random-label-digits"
 METRICS = ("train_accuracy", "diverged")

@@ -8,11 +8,11 @@ import pytest
 from supple.diagnostics import DIAGNOSTICS
 from supple.lab import problems
 from supple.lab.datasets import DATASETS
-from supple.lab.methods import METHODS
 from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS, Problem
 from supple.lab.run import USUAL_DIAGNOSTICS, Run
 from supple.lab.shifts import SHIFTS
+from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
 
 DIGITS = "random-label-digits"

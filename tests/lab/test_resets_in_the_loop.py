@@ -1,13 +1,13 @@
 """The methods that replace units or networks, by name in the laboratory's loop."""
 
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
 
-from supple.lab.methods import METHODS
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer
+from supple.training.methods import METHODS
 
 RESETS = ["redo", "continual-backprop", "self-normalized-resets", "network-reset"]
 
@@ -23,8 +23,7 @@ def _short(monkeypatch):
     }
     for name, few in options.items():
         method = METHODS[name]
-        build = getattr(method.mitigator, "func", method.mitigator)
-        monkeypatch.setitem(METHODS, name, type(method)(summary="", mitigator=partial(build, **few), strength=1.0))
+        monkeypatch.setitem(METHODS, name, replace(method, options=few, strength=1.0))
 
 
 @pytest.mark.usefixtures("_short")
@@ -36,7 +35,7 @@ def test_it_acts_and_a_member_is_a_run_of_its_own(name):
         run = Run.of("random-label-digits", method, seeds, strength=strength, epochs=1)
         trainer = Trainer(run)
         trainer.learn(0)
-        trained.append({key: value.clone() for key, value in trainer.parameters.items()})
+        trained.append({key: value.clone() for key, value in trainer.learner.parameters.items()})
     both, alone, plain = trained
     for key, value in both.items():
         torch.testing.assert_close(value[1], alone[key][0], rtol=1e-4, atol=1e-5)

@@ -18,12 +18,12 @@ from supple import HareAndTortoise, SpectralRegularizer, WeightClipping
 from supple.lab import datasets
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
-from supple.lab.methods import METHODS, Method
 from supple.lab.models import MODELS, mlp
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
 from supple.runs.store import SCHEMA, RunFolder, load
+from supple.training.methods import METHODS, Method
 from waits import Waits
 
 METRICS = ("train_accuracy", "train_loss", "spectral_norm", "weight_norm", "diverged")
@@ -31,11 +31,14 @@ HELD_OUT = ("validation_accuracy", "test_accuracy")
 PATHS = ("one by one", "vectorised")
 MORE_METHODS = {
     "spectral-but-one": Method(
-        summary="a parameter left out", mitigator=partial(SpectralRegularizer, roles={"1.weight": None}), strength=0.3
+        title="",
+        summary="a parameter left out",
+        mitigator=partial(SpectralRegularizer, roles={"1.weight": None}),
+        strength=0.3,
     ),
     # Those of the table act too seldom, or on weights too large, to be seen within two dozen steps.
-    "early-tortoise": Method(summary="", mitigator=partial(HareAndTortoise, every=5), strength=1.0),
-    "tight-clipping": Method(summary="", mitigator=WeightClipping, strength=2.0),
+    "early-tortoise": Method(title="", summary="", mitigator=HareAndTortoise, options={"every": 5}, strength=1.0),
+    "tight-clipping": Method(title="", summary="", mitigator=WeightClipping, strength=2.0),
 }
 
 
@@ -117,11 +120,11 @@ def by_hand(run, member=0):
     seed, strength = run.seeds[member], run.strengths[member]
     data, shift, method = DATASETS[run.dataset](), SHIFTS[run.shift], METHODS[run.method]
     torch.manual_seed(seed)
-    network = MODELS[run.model](replace(data, classes=shift.outputs(data)), **method.model)
+    network = MODELS[run.model](replace(data, classes=shift.outputs(data)), **method.network)
     optimizers = optimizers_by_hand(run, network)
-    mitigator = method.mitigator(network, strength, **json.loads(run.options))
+    mitigator = method.on(network, strength, **json.loads(run.options))
     if any("random" in entry for entry in mitigator.state_dict().values()):
-        mitigator = method.mitigator(network, strength, seed=seed)  # each member draws from its own seed
+        mitigator = method.on(network, strength, seed=seed)  # each member draws from its own seed
     for optimizer in optimizers:
         mitigator.attach(optimizer)
     found = {}
@@ -307,8 +310,8 @@ def test_no_step_waits_for_the_device(optimizer, path, monkeypatch):
     tasks = [trainer.shift.task(trainer.data, seed, 0) for seed in trainer.run.seeds]
     labels, batches = trainer._batches(tasks, 0)
     pixels = torch.stack([torch.arange(16)] * 2)
-    network = [*trainer.parameters.values(), *trainer.buffers.values()]
-    remembered = [tensor for entry in trainer.moments.values() for tensor in entry.values()]
+    network = [*trainer.learner.parameters.values(), *trainer.learner.buffers.values()]
+    remembered = [tensor for entry in trainer.learner.moments.values() for tensor in entry.values()]
     with Waits([*network, *remembered, trainer.data.train.images, labels, batches, pixels]) as waits:
         for batch in batches[:3]:
             trainer._step(trainer._inputs(batch, pixels), labels.gather(1, batch))
@@ -320,7 +323,7 @@ def test_no_step_waits_for_the_device(optimizer, path, monkeypatch):
 def test_a_diverged_member_is_measured_and_does_not_touch_the_others(method, path, monkeypatch):
     run = run_of(method, seeds=(1, 2, 3), diagnostics=None if method in ALL_LOOKED_AT else METRICS[2:4])
     sound, sick = (trainer_of(run, path, monkeypatch) for _ in range(2))
-    next(iter(sick.parameters.values()))[1] = float("nan")
+    next(iter(sick.learner.parameters.values()))[1] = float("nan")
     expected, found = learned(sound), learned(sick)
     others = [key for key in expected if key[0] != 1]
     assert {key: found[key] for key in others} == {key: expected[key] for key in others}

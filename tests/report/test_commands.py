@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from supple.cli import COMMANDS
 from supple.lab.grid import alone
-from supple.lab.methods import METHODS
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
 from supple.report.commands import commands
+from supple.training.methods import METHODS
 
 DIGITS = "random-label-digits"
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from supple.diagnostics import DIAGNOSTICS
-from supple.lab.methods import METHODS
 from supple.runs.charts import COLOURS, TITLES, curves_of, learning_curves, save, sensitivity_of
+from supple.training.methods import METHODS
 
 
 def frame(methods, seeds=2):

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from supple.lab.methods import METHODS
 from supple.runs.tables import results_table, stamped
+from supple.training.methods import METHODS
 
 
 def frame(values, *, seeds=2, **setting):

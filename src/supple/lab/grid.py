@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import torch
 
-from supple.lab.methods import load as load_method
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.runs.stats import ranking
 from supple.runs.store import configurations, load
+from supple.training.methods import find
 
 TUNING_SEEDS = 1000
 """Seeds from here on are for choosing strengths and step sizes; those from 0 on are reported."""
@@ -56,7 +56,7 @@ def product(
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds
         for method in dict.fromkeys(methods)
-        for strength in (load_method(method).has_strength and strengths) or (None,)
+        for strength in (find(method).has_strength and strengths) or (None,)
         for step_size in step_sizes or (None,)
     ]
     if not members:

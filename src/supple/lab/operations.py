@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from supple.lab import datasets, methods, models, shifts
+from supple.lab import datasets, models, shifts
 from supple.lab.run import Run
+from supple.training import methods
 
 
 def operations(run: Run) -> float:
@@ -21,7 +22,7 @@ def operations(run: Run) -> float:
         counted += 2 * output.numel() * layer.weight[0].numel()
 
     with run.blamed(), torch.random.fork_rng(devices=()), torch.no_grad():
-        data, shift, options = datasets.load(run.dataset), shifts.load(run.shift), methods.load(run.method).model
+        data, shift, options = datasets.load(run.dataset), shifts.load(run.shift), methods.find(run.method).network
         made = models.load(run.model)(replace(data, classes=shift.outputs(data)), **options)
         network = models.checked(made, run.model).eval()
         for layer in network.modules():

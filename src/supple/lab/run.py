@@ -11,9 +11,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from supple.diagnostics import DIAGNOSTICS
 from supple.errors import is_told, known, own_frame
-from supple.lab import methods, problems
+from supple.lab import problems
 from supple.lab.problems import Scale
 from supple.runs.store import RunFolder
+from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
 
 USUAL_DIAGNOSTICS = (
@@ -88,7 +89,7 @@ class Run:
         protocol = problems.load(problem)
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
-        tried = methods.load(method)
+        tried = methods.find(method)
         if strength is None:
             strength = tried.strength
             if math.isnan(strength):

@@ -12,19 +12,18 @@ from typing import Any
 import polars as pl
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_leaves
 
 from supple.errors import known
-from supple.lab import datasets, methods, models, shifts
+from supple.lab import datasets, models, shifts
 from supple.lab.measure import Probe, evaluate
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
-from supple.mitigators.kernels import Update
 from supple.population import Population
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint
+from supple.training import methods
+from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import OPTIMIZERS
 
 COMPILE_FROM = 30_000
@@ -52,7 +51,7 @@ class Trainer:
     """
 
     def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
-        method = methods.load(run.method)
+        method = methods.find(run.method)
         make_model, self.shift = models.load(run.model), shifts.load(run.shift)
         self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
@@ -63,34 +62,22 @@ class Trainer:
                 f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
             )
         shown = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
-        self.population = Population(
-            lambda: models.checked(make_model(shown, **method.model), run.model), run.seeds
-        ).to(self.device)
         self._classes = shown.classes
-        self.members = [self.population.member(index, share=True) for index in range(len(run.seeds))]
-        self._members_parameters = [list(member.parameters()) for member in self.members]
-        self.parameters: Tensors = {name: p.detach() for name, p in self.population.stacked.named_parameters()}
-        self.buffers: Tensors = dict(self.population.stacked.named_buffers())
+        self.population = Population(
+            lambda: models.checked(make_model(shown, **method.network), run.model), run.seeds
+        ).to(self.device)
         self.probe = Probe(self.population, self.data, shown.classes, run.diagnostics)
-        self.optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
-        self.moments = self.optimizer.moments(self.parameters)
         same = len(set(run.strengths)) == 1
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
-        self.mitigator = methods.checked(
-            method.mitigator(self.population, strength, **json.loads(run.options)), run.method
-        )
-        self.mitigator.observe(self.members)
+        mitigator = method.on(self.population, strength, **json.loads(run.options))
         if compiled is None:
             steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
             long = steps * len(run.seeds) >= COMPILE_FROM
             compiled = long and (self.device != "cpu" or operations(run) <= COMPILE_TO)
-        if self.mitigator.observes:
+        if mitigator.observes:
             compiled = False  # a compiled step would not see the members' activations
-        kernels = self.mitigator.add_gradients, self.mitigator.change_parameters
-        if compiled and not self.mitigator.traceable:
-            kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])
-        self._add_gradients, self._change_parameters = kernels
-        self._gradients = self._vectorised if compiled else self._one_by_one
+        optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
+        self.learner = Learner(self.population, mitigator, run.step_size, optimizer=optimizer, compiled=compiled)
         if compiled:
             torch.compiler.reset()  # it gives up compiling one function after a handful of trainers in a process
         self._step = torch.compile(self._advance) if compiled else self._advance
@@ -98,15 +85,14 @@ class Trainer:
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
         """Train on one task to its end and return what was measured there, in the store's schema."""
         tasks, labels, batches, pixels = self._begin(task)
-        if self.optimizer.restarts:
-            for tensor in tree_leaves(self.moments):
-                tensor.zero_()
+        if self.learner.optimizer.restarts:
+            self.learner.clear_moments(list(self.learner.parameters))
         with matmul_precision(self.run.matmul_precision):
             for step, batch in enumerate(batches, 1):
                 self._step(self._inputs(batch, pixels), labels.gather(1, batch))
                 if step % 50 == 0:
                     report(task + step / len(batches))
-        measured = evaluate(self.members, self.data, tasks) | self.probe.measure()
+        measured = evaluate(self.learner.members, self.data, tasks) | self.probe.measure()
         return pl.DataFrame(
             [
                 (member, task, metric, value)
@@ -124,10 +110,8 @@ class Trainer:
         """
         return {
             "data": self._fingerprint,
-            "parameters": self.parameters,
-            "buffers": self.buffers,
-            "moments": self.moments,
-            "mitigator": self.mitigator.state_dict(),
+            **self.learner.state_dict(),
+            "buffers": self.learner.buffers,
             "probe": self.probe.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self._is_cuda else None,
@@ -139,14 +123,8 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned, into the same memory."""
-        for mine, theirs in [
-            (self.parameters, state["parameters"]),
-            (self.buffers, state["buffers"]),
-            *((self.moments[name], state["moments"][name]) for name in self.moments),
-        ]:
-            for name, tensor in mine.items():
-                tensor.copy_(theirs[name])
-        self.mitigator.load_state_dict(state["mitigator"])
+        self.learner.load_state_dict(state)
+        copy_into(self.learner.buffers, state["buffers"])
         self.probe.load_state_dict(state["probe"])
         torch.set_rng_state(state["random"])
         if self._is_cuda and state.get("random_cuda") is not None:  # the first versions had none
@@ -161,7 +139,7 @@ class Trainer:
         _, labels, batches, pixels = self._begin(0)
         batch = batches[0, :, :2]
         inputs = self._inputs(batch, pixels)
-        for member, images in zip(self.members, inputs, strict=True):
+        for member, images in zip(self.learner.members, inputs, strict=True):
             models.check_outputs(member(images), len(images), self._classes, self.run.model)
         self._step(inputs, labels.gather(1, batch))
 
@@ -197,38 +175,11 @@ class Trainer:
 
     def _advance(self, x: Tensor, y: Tensor) -> None:
         """One step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``."""
-        gradients = self._gradients(x, y)
-        state, strength, step_size = self.mitigator.state, self.mitigator.strength, self.run.step_size
-        parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
-        step_sizes = dict.fromkeys(parameters, step_size)
-        options = {"step_sizes": step_sizes} if self.mitigator.takes_step_sizes else {}
-        self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength, **options)
-        self.optimizer.step(self.parameters, gradients, self.moments, step_size)
-        update = Update(step_sizes, self.moments)
-        self._change_parameters(parameters, state, strength, update)
+        self.learner.learn(_loss, x, y)
 
-    def _vectorised(self, x: Tensor, y: Tensor) -> Tensors:
-        per_member = vmap(grad_and_value(self._loss, has_aux=True), randomness="different")
-        gradients, (_, buffers) = per_member(self.parameters, self.buffers, x, y)
-        for name, buffer in buffers.items():
-            self.buffers[name].copy_(buffer)
-        found: Tensors = gradients
-        return found
 
-    # Not within _vectorised: the annotations of a nested function are evaluated where the compiler can't follow.
-    def _loss(self, parameters: Tensors, buffers: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
-        """One member's loss on a batch, and its buffers afterwards."""
-        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-        outputs = functional_call(self.population.stacked, (parameters, buffers), (x,))
-        return cross_entropy(outputs, y), buffers
-
-    def _one_by_one(self, x: Tensor, y: Tensor) -> Tensors:
-        found = [
-            torch.autograd.grad(cross_entropy(member(inputs), labels), parameters)
-            for member, parameters, inputs, labels in zip(self.members, self._members_parameters, x, y, strict=True)
-        ]
-        stacked = (torch.stack(each) if len(each) > 1 else each[0][None] for each in zip(*found, strict=True))
-        return dict(zip(self.parameters, stacked, strict=True))
+def _loss(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, tuple[()]]:
+    return cross_entropy(network(x), y), ()
 
 
 @contextlib.contextmanager

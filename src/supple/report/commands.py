@@ -4,9 +4,9 @@ import json
 import shlex
 from typing import Any
 
-from supple.lab import methods
 from supple.lab.run import Run
 from supple.report.texts import stretches
+from supple.training import methods
 
 OPTIONS = {
     "dataset": "data",
@@ -29,7 +29,7 @@ def commands(run: Run) -> list[str]:
     What is the problem's own today is left out. Empty where only Python can make such a run.
     """
     try:
-        usual = methods.load(run.method).strength
+        usual = methods.find(run.method).strength
         own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
         options = dict(json.loads(run.options))
     except (Exception, SystemExit):  # of another version, or somebody's own code, which may do anything

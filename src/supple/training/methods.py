@@ -51,8 +51,15 @@ class Method:
     """Of its curves; methods of one's own are given one of those that are left."""
 
     def on(self, population: Population, strength: Strength, **options: Any) -> Mitigator:
-        """The mitigator of a population."""
-        return self.mitigator(population, strength, **{**self.options, **options})
+        """The mitigator of a population.
+
+        Raises:
+            ValueError: where a method of one's own returns something else.
+        """
+        made: object = self.mitigator(population, strength, **{**self.options, **options})
+        if not isinstance(made, Mitigator):
+            raise ValueError(f"expected a Mitigator from {self.title}, got {type(made).__name__}: return one")
+        return made
 
     @property
     def has_strength(self) -> bool:
