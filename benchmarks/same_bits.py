@@ -43,9 +43,14 @@ class SameBits:
 
 
 def digest(*trees: Any) -> str:
-    """Of all tensors in dictionaries and lists, with the keys that lead to them, and of everything else as text."""
+    """Of all tensors in dictionaries and lists, with the keys that lead to them, and of everything else as text.
+
+    In whatever order; None counts as nothing.
+    """
     found = hashlib.sha256()
-    for path, leaf in tree_flatten_with_path(trees)[0]:
+    for path, leaf in sorted(tree_flatten_with_path(trees)[0], key=lambda entry: repr(entry[0])):
+        if leaf is None:
+            continue
         value = leaf.detach().cpu().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode()
         found.update(repr(path).encode() + value)
     return found.hexdigest()[:16]

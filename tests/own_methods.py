@@ -12,3 +12,11 @@ class Dialless(supple.Mitigator):
 
     def __init__(self, network) -> None:
         super().__init__(network, 1.0)
+
+
+class Free(L2Regularizer):
+    """A regularizer with a keyword of any kind."""
+
+    def __init__(self, network, strength=0.1, *, anything=None):
+        super().__init__(network, strength)
+        self.anything = anything
