@@ -14,7 +14,7 @@ class Dialless(supple.Mitigator):
         super().__init__(network, 1.0)
 
 
-class Free(L2Regularizer):
+class Free(supple.L2Regularizer):
     """A regularizer with a keyword of any kind."""
 
     def __init__(self, network, strength=0.1, *, anything=None):

@@ -67,7 +67,13 @@ numbers = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infini
         },
     ),
     options=st.fixed_dictionaries(
-        {}, optional={"exponent": numbers, "target": numbers, "decoupled": st.booleans(), "one_sided": st.booleans()}
+        {},
+        optional={
+            "exponent": st.integers(-(10**6), 10**6),
+            "target": numbers,
+            "decoupled": st.booleans(),
+            "one_sided": st.booleans(),
+        },
     ),
     strength=strengths,
     first=st.integers(0, 2000),
