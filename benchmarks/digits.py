@@ -12,8 +12,8 @@ import polars as pl
 import tyro
 from rich.console import Console
 
+from supple.cli.options import Engine
 from supple.lab.run import Run
-from supple.options import Engine
 from supple.runs import charts
 from supple.runs.stats import last_tasks
 from supple.runs.tables import results_table, stamped

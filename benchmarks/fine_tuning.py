@@ -37,7 +37,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import supple
-from supple.roles import find_roles
+from supple.network.find_roles import find_roles
 
 Batch = tuple[Tensor, Tensor]
 PRETRAINING = 1500

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from supple.power_iteration import power_iteration, spectral_norm
+from supple.kernels.power_iteration import power_iteration, spectral_norm
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (64, 64), (512, 2048), (2, 4, 6), (2, 3, 5, 4)]
 

@@ -23,7 +23,7 @@ from supple import (
     role_rules,
     roles,
 )
-from supple.roles import find_roles
+from supple.network.find_roles import find_roles
 
 BY_ROLE = [SpectralRegularizer, SpectralNormRegularizer, ParsevalRegularizer, NormalizeAndProject, WeightClipping]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from oracles import ZOO, Custom, PatchEmbeddings, Tied, kind, matrices, owned, spectral_norms
 from supple import Population, Role, SpectralRegularizer, describe
-from supple.roles import find_roles
+from supple.network.find_roles import find_roles
 
 
 @pytest.fixture(params=ZOO)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from supple import Population
-from supple.units import check_moments, find_units, reset_units
+from supple.network.units import check_moments, find_units, reset_units
 
 
 def found(network, units=None):

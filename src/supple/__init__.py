@@ -21,8 +21,8 @@ from supple.mitigators import (
     WassersteinRegularizer,
     WeightClipping,
 )
-from supple.population import Population
-from supple.roles import Role, describe
+from supple.network.find_roles import Role, describe
+from supple.network.population import Population
 
 __all__ = [
     "UPGD",

@@ -13,8 +13,8 @@ from supple import L2InitRegularizer, Population, ReDo, SpectralRegularizer
 from supple.lab.datasets import Dataset, Examples
 from supple.lab.models import MODELS, conv, load, mlp, resnet18, vit_tiny
 from supple.mitigators.fresh import FreshParameters
-from supple.roles import find_roles
-from supple.units import find_units
+from supple.network.find_roles import find_roles
+from supple.network.units import find_units
 
 
 def data(*shape, classes=7, count=5):

@@ -19,8 +19,8 @@ from supple import (
     SpectralRegularizer,
     describe,
 )
+from supple.network.find_roles import find_roles
 from supple.nn import spectral_normalization
-from supple.roles import find_roles
 
 
 def pruned(amount=0.5):

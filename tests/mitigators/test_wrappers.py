@@ -8,7 +8,7 @@ from torch import nn
 
 from resting import resting
 from supple import L2Regularizer, NetworkReset, PlasticityMonitor, ReDo, ShrinkAndPerturb, SpectralRegularizer
-from supple.optimizers import step_size
+from supple.mitigators.optimizers import step_size
 
 
 class Lookahead(torch.optim.Optimizer):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
-from supple.power_iteration import working_dtype
-from supple.units import redo_scores
+from supple.kernels.power_iteration import working_dtype
+from supple.network.units import redo_scores
 
 ByLayer = Mapping[str, Tensor]
 

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from supple.diagnostics import activations, gradients, spectra, weights
 from supple.diagnostics.per_example import gradient_grams
 from supple.diagnostics.probing import Inputs, Labels, Loss, Member, hidden_activations, loss_gradients, undisturbed
-from supple.population import Population
-from supple.roles import Kind, Role, find_roles, masks, owned_parameters
-from supple.unit_graph import unwrapped
+from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
+from supple.network.graph import unwrapped
+from supple.network.population import Population
 
 
 class Inspection:

@@ -13,10 +13,10 @@ from supple.diagnostics.inspection import DIAGNOSTICS, Diagnostic, Inspection
 from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
 from supple.errors import known
-from supple.optimizers import inner_optimizers, steps_under_way
-from supple.population import Population
-from supple.roles import Kind, Role
-from supple.unit_graph import unwrapped
+from supple.mitigators.optimizers import inner_optimizers, steps_under_way
+from supple.network.find_roles import Kind, Role
+from supple.network.graph import unwrapped
+from supple.network.population import Population
 
 
 class PlasticityMonitor:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from supple.diagnostics.probing import Labels, Loss, Member, derivatives, scalar
-from supple.power_iteration import working_dtype
+from supple.kernels.power_iteration import working_dtype
 
 HELD = 2**24
 """How many numbers an intermediate result may have: 128 MB in float64."""

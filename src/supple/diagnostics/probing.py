@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from supple.population import outside_vmap
+from supple.network.population import outside_vmap
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a network is called with: one tensor, several in their order, or several by name. The batch comes first."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from supple.power_iteration import gram_eigenvalues, smaller_gram
+from supple.kernels.power_iteration import gram_eigenvalues, smaller_gram
 
 
 def singular_values(matrix: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from supple.mitigators import Mitigator
-from supple.optimizers import held_by
+from supple.mitigators.optimizers import held_by
 
 
 class MitigatorCallback(Callback):

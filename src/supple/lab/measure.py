@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from supple.diagnostics import DIAGNOSTICS, Inspection
 from supple.lab.datasets import Dataset, Examples
 from supple.lab.shifts import Task, seen
-from supple.population import Population
+from supple.network.population import Population
 from supple.runs.streams import Stream, generator
 
 CHUNK = 1024

@@ -20,7 +20,7 @@ from supple.lab.measure import Probe, evaluate
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
-from supple.population import Population
+from supple.network.population import Population
 from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint
 from supple.training import methods
 from supple.training.learner import Learner, copy_into

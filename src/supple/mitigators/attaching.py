@@ -6,8 +6,8 @@ from torch.optim import Optimizer
 
 from supple.mitigators.hooks import all_on
 from supple.mitigators.kernels import Kernels
-from supple.optimizers import held_by, inner_optimizers, parameters_in, step_sizes
-from supple.roles import owned_parameters
+from supple.mitigators.optimizers import held_by, inner_optimizers, parameters_in, step_sizes
+from supple.network.find_roles import owned_parameters
 
 _REBUILD = (
     "DAdaptSGD",

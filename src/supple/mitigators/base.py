@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from supple.kernels.power_iteration import without_autocast
+from supple.kernels.sharding import is_sharded, lay_out_gradient, local
 from supple.mitigators.attaching import check_held, check_step_sizes, fitting
 from supple.mitigators.hooks import StepHooks
 from supple.mitigators.kernels import SEED_OFFSET, Kernels, Strength, Update
+from supple.mitigators.optimizers import StepSize, held_by, inner_optimizers, memory_of, reach, sizes_by, step_sizes
 from supple.mitigators.rounding import HALF, rounded_at_random
 from supple.mitigators.states import Tensors
-from supple.optimizers import StepSize, held_by, inner_optimizers, memory_of, reach, sizes_by, step_sizes
-from supple.population import Population
-from supple.power_iteration import without_autocast
-from supple.roles import Kind, Role, describe
-from supple.sharding import is_sharded, lay_out_gradient, local
+from supple.network.find_roles import Kind, Role, describe
+from supple.network.population import Population
 
 
 class Mitigator(Kernels):

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import GLOBAL, State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
-from supple.population import Population
-from supple.power_iteration import working_dtype
-from supple.roles import Kind, Role
-from supple.units import UnitGroup, Units, put, take
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
+from supple.network.units import UnitGroup, Units, put, take
 
 
 class ContinualBackprop(UnitResets):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supple.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product, working_dtype
-from supple.role import Role
+from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product, working_dtype
+from supple.network.roles import Role
 
 Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
 """How much of each stretch's derivative to add, given the parameters' names and all of their stretches in one tensor:

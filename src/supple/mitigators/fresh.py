@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from supple.population import Population, copy_of
-from supple.power_iteration import working_dtype
+from supple.kernels.power_iteration import working_dtype
+from supple.network.population import Population, copy_of
 
 _UNIFORM = (nn.Linear.reset_parameters, _ConvNd.reset_parameters)
 """They draw weight and bias uniformly in ±1/√n, with n the numbers in weight[0]."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, is_due, move_towards
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.population import Population
-from supple.power_iteration import working_dtype
-from supple.roles import Kind, Role
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
 
 
 class HareAndTortoise(Mitigator):

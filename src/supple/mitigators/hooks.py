@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from supple.optimizers import steps_under_way
-from supple.sharding import local
+from supple.kernels.sharding import local
+from supple.mitigators.optimizers import steps_under_way
 
 Add = Callable[[Tensor | None, Tensor | None], bool]
 """Adds to gradients that GradScaler has scaled (by the first), or not; the second is 1 where they are not finite."""

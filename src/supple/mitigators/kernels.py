@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supple.kernels.sharding import copy_whole_or_piece, is_sharded, local, together
 from supple.mitigators.states import GLOBAL, ROUNDING, State, Tensors, check_state, set_random
-from supple.pieces import pieces
-from supple.population import Population
-from supple.roles import Kind, Role, find_roles, masks, owned_parameters
-from supple.sharding import copy_whole_or_piece, is_sharded, local, together
+from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
+from supple.network.population import Population
+from supple.network.shards import pieces
 
 Strength = float | Tensor
 SEED_OFFSET = 2_654_435_769  # torch looks at the last 32 bits of a seed

@@ -11,9 +11,9 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Strength, Update, is_due, per_member
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.population import Population
-from supple.roles import Kind, Role
-from supple.units import check_moments
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
+from supple.network.units import check_moments
 
 _FIRST = {"mu_product": 1}
 """What optimizers start their counters with, where that is not 0: NAdam's product of momenta."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from supple.kernels.power_iteration import TINY, working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.states import State, Tensors
-from supple.population import Population
-from supple.power_iteration import TINY, working_dtype
-from supple.roles import Kind, Role
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
 
 
 class NormalizeAndProject(Mitigator):

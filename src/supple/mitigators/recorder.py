@@ -9,8 +9,8 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.parallel import DistributedDataParallel
 
 from supple.mitigators.states import Tensors
-from supple.population import outside_vmap
-from supple.units import UnitGroup
+from supple.network.population import outside_vmap
+from supple.network.units import UnitGroup
 
 
 class Recorder:

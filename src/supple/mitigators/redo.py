@@ -8,9 +8,9 @@ from torch import nn
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
-from supple.population import Population
-from supple.roles import Kind, Role
-from supple.units import UnitGroup, Units, redo_scores
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
+from supple.network.units import UnitGroup, Units, redo_scores
 
 
 class ReDo(UnitResets):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
-from supple.population import Population
-from supple.roles import Kind, Role
-from supple.units import UnitGroup, Units, put
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
+from supple.network.units import UnitGroup, Units, put
 
 _ENOUGH = 10
 """Inter-firing times from which a unit is judged by its own."""

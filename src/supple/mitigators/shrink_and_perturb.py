@@ -11,8 +11,8 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Strength, Update, move_towards, per_member
 from supple.mitigators.states import State, Tensors
-from supple.population import Population
-from supple.roles import Kind, Role
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
 
 Variant = Literal["step-fresh", "step-noise", "task"]
 

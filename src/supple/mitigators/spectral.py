@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.errors import known
+from supple.kernels.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
+from supple.kernels.sharding import is_sharded, together
 from supple.mitigators.base import Mitigator
 from supple.mitigators.flat_step import FlatStep
 from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.optimizers import largest_step_sizes
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.stretch import Pull, Target, check_target
-from supple.optimizers import largest_step_sizes
-from supple.pieces import Piece
-from supple.population import Population
-from supple.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
-from supple.roles import Kind, Role, table
-from supple.sharding import is_sharded, together
+from supple.network.find_roles import Kind, Role, table
+from supple.network.population import Population
+from supple.network.shards import Piece
 
 _WARM_UP = 15
 """Power iterations at construction, as in torch's spectral_norm: the first step then pulls nearly the right way."""
@@ -70,7 +70,8 @@ class SpectralRegularizer(Mitigator):
             the decoupled form, for an optimizer that does not tell its step size.
 
     Departures from the paper: a vector is one tensor (also the stacked biases of q, k and v); 15 power iterations at
-    construction; a trace of a fixed random direction in each iteration (see :mod:`supple.power_iteration`); the bound.
+    construction; a trace of a fixed random direction in each iteration (see :mod:`supple.kernels.power_iteration`); the
+    bound.
 
     Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and other
     targets than 1 are not in the paper.

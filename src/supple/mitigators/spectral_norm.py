@@ -6,8 +6,8 @@ from torch import nn
 
 from supple.mitigators.kernels import Strength
 from supple.mitigators.spectral import SpectralRegularizer
-from supple.population import Population
-from supple.roles import Kind, Role, find_roles
+from supple.network.find_roles import Kind, Role, find_roles
+from supple.network.population import Population
 
 
 class SpectralNormRegularizer(SpectralRegularizer):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, per_member
 from supple.mitigators.states import State, Tensors
-from supple.population import Population
-from supple.roles import Kind, Role
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
 
 
 class SquaredDistance(Mitigator):

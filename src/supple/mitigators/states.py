@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supple.sharding import is_sharded
+from supple.kernels.sharding import is_sharded
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensors]

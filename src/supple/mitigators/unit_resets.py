@@ -11,16 +11,16 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from supple.kernels.power_iteration import working_dtype
+from supple.kernels.sharding import ranks_of, sum_over_ranks
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.optimizers import held_by
 from supple.mitigators.recorder import Recorder
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.optimizers import held_by
-from supple.population import Population
-from supple.power_iteration import working_dtype
-from supple.roles import Kind, Role
-from supple.sharding import ranks_of, sum_over_ranks
-from supple.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
+from supple.network.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
 
 Initializer = Callable[[Tensor, torch.Generator], object]
 """Fills incoming weights ``(k, *shape of a unit's)`` in place."""

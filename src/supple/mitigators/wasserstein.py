@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from supple.mitigators.kernels import Strength
 from supple.mitigators.squared_distance import SquaredDistance
 from supple.mitigators.states import State
-from supple.population import Population
-from supple.roles import Kind, Role
+from supple.network.find_roles import Kind, Role
+from supple.network.population import Population
 
 
 class WassersteinRegularizer(SquaredDistance):

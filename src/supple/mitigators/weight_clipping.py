@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from supple.kernels.power_iteration import TINY
 from supple.mitigators.base import Mitigator
 from supple.mitigators.forecast import MUCH, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.optimizers import held_by
 from supple.mitigators.states import State, Tensors
-from supple.optimizers import held_by
-from supple.population import Population
-from supple.power_iteration import TINY
-from supple.roles import Kind, Role, owner_of
+from supple.network.find_roles import Kind, Role, owner_of
+from supple.network.population import Population
 
 
 class WeightClipping(Mitigator):

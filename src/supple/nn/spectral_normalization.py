@@ -6,7 +6,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import register_parametrization
 
-from supple.power_iteration import TINY, power_iteration, without_autocast, working_dtype
+from supple.kernels.power_iteration import TINY, power_iteration, without_autocast, working_dtype
 
 
 class SpectralNormalization(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from supple.mitigators import Mitigator
 from supple.mitigators.unit_resets import UnitResets
-from supple.population import Population
+from supple.network.population import Population
 from supple.rl.presets import Constants
 from supple.training import methods
 from supple.training.methods import Method

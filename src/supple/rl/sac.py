@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from supple.mitigators.base import Mitigator
 from supple.mitigators.states import Tensors
-from supple.population import Population
+from supple.network.population import Population
 from supple.rl.networks import Actor, Critic
 from supple.rl.presets import Constants
 from supple.runs.streams import Stream, number

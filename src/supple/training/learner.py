@@ -14,7 +14,7 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Update
 from supple.mitigators.states import Tensors
-from supple.population import Population
+from supple.network.population import Population
 from supple.training.optimizers import OPTIMIZERS, Optimizer
 
 Loss = Callable[..., tuple[Tensor, Any]]

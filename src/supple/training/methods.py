@@ -27,7 +27,7 @@ from supple.mitigators import (
     WeightClipping,
 )
 from supple.mitigators.kernels import Strength
-from supple.population import Population
+from supple.network.population import Population
 
 
 @dataclass(frozen=True, kw_only=True)

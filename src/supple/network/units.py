@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from supple.errors import known
-from supple.population import Population
-from supple.unit_graph import Layer, Path, Stop, entries_a_unit, inner_size, outer_size, paths, unwrapped
+from supple.network.graph import Layer, Path, Stop, entries_a_unit, inner_size, outer_size, paths, unwrapped
+from supple.network.population import Population
 
 Units = Sequence[Sequence[str]]
 """For each group the names of its modules: the layer it is computed by, its norms if any, the layer it leaves by."""

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from supple.power_iteration import without_autocast
-from supple.role import Kind, Role
+from supple.kernels.power_iteration import without_autocast
+from supple.network.roles import Kind, Role
 
 Shape = tuple[int, ...]
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -13,9 +13,9 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
+from supple.cli.control import Control
+from supple.cli.options import Engine, Protocol
 from supple.errors import known, sentence
-from supple.options import Engine, Protocol
-from supple.rl.command import Control
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from supple.power_iteration import spectral_norm, without_autocast, working_dtype
+from supple.kernels.power_iteration import spectral_norm, without_autocast, working_dtype
 
 Kind = Literal["matrix", "vector", "scale"]
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parallel import DistributedDataParallel
 
-from supple.trace import Trace, is_torchs_own
+from supple.network.trace import Trace, is_torchs_own
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers whose units can be told apart: one row of the weight each."""

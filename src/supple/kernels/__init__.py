@@ -1,0 +1,1 @@
+"""Numerical kernels: power iteration, and tensors that lie on several ranks."""

@@ -1,0 +1,285 @@
+"""Which role each parameter of a network has: by the type of the module that owns it, found when a method is built.
+
+A step only looks roles up.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from supple.errors import known
+from supple.kernels.sharding import is_sharded, reshard
+from supple.network.population import Population
+from supple.network.role_rules import NORMS, gain, plain_matrix, register, role_by_rule, role_of_kind
+from supple.network.roles import Kind, Role
+
+__all__ = ["Kind", "Role", "describe", "find_roles", "masks", "owned_parameters", "owner_of", "register", "table"]
+
+_WEIGHT_NAMES = ("weight", "W", "kernel")
+_WEIGHT_SUFFIXES = ("_weight", "_proj")
+_ORDINARY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def find_roles(
+    network: nn.Module | Population, overrides: Mapping[str, Kind | Role | None] | None = None
+) -> dict[str, Role]:
+    """The role of every parameter of ``network``, by name as in ``named_parameters()``; tied parameters count once.
+
+    What a quantized network packs its weights into (integers, frozen tensors of other types) has none.
+
+    ==============================  ===============================================================================
+    owner                           role
+    ==============================  ===============================================================================
+    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; of T5's relative
+                                    positions: other
+    convolutions                    matrix (out, in · kernel), one for each group; transposed ones turned round
+    MultiheadAttention              matrix, one each for q, k, v
+    RNN, LSTM, GRU and their cells  matrix, one for each gate
+    batch, layer, group, ... norms  weight: scale; also RMSNorm and LayerNorm by these names of other libraries, whether
+                                    the gain is the weight or 1 + weight
+    PReLU                           vector: towards a gain of 1 it would become linear, towards 0 a ReLU
+    any other parameter of these    vector
+    Conv1D of transformers          matrix, stored as (in, out); in ``c_attn`` one each for q, k, v
+    experts (types ``...Experts``)  three dimensions: a matrix an expert; biases: a vector an expert
+    ``...Embeddings`` and others    position tables and class tokens: matrix, without leading dimensions of 1
+    of vision transformers
+    parametrizations                what the tensor is that they stand for; the gains of ``weight_norm``: scale
+    what :func:`register` was told  as it was told
+    any other type                  two dimensions and the name of a weight (``weight``, ``W``, ``kernel``,
+                                    ``..._weight``, ``..._proj``): matrix; all else: unknown
+    ==============================  ===============================================================================
+
+    Args:
+        network: any module, or a population; a role's shape is that of one member.
+        overrides: parameter name to ``"matrix"``, ``"vector"``, ``"scale"``, a :class:`Role`, or None to leave it out.
+
+    Raises:
+        ValueError: for a lazy parameter without a shape, a complex one, an override that fits no parameter, a
+            population inside another module, or networks stacked in the layers of one.
+    """
+    overrides = dict(overrides or {})
+    parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
+    for name in overrides:
+        known(name, parameters, "parameter of this network")
+    modules = dict(_modules(network))
+    roles = {}
+    for name, (parameter, module) in parameters.items():
+        if name in overrides and overrides[name] is None:
+            continue
+        if is_lazy(parameter):
+            raise ValueError(
+                f"expected parameters with shapes, got the uninitialised {name!r}: pass a batch through first"
+            )
+        if parameter.is_complex():
+            raise ValueError(
+                f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
+            )
+        if _is_packed(parameter):
+            continue
+        shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
+        found = _role_of(name, module, modules, shape)
+        roles[name] = _overridden(found, overrides[name], name) if name in overrides else found
+    return roles
+
+
+def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | None] | None = None) -> str:
+    """A table of every parameter: name, shape, role, number of matrices, and its present largest singular value.
+
+    That of a sharded parameter is not shown: nothing here asks other ranks, which may not be looking.
+
+    >>> print(describe(nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))))  # doctest: +ELLIPSIS
+    parameter  shape  role    matrices  sigma_1
+    0.weight   2x2    matrix         1    ...
+    1.weight   2      scale          -    1.000
+    1.bias     2      vector         -    0.000
+    """
+    return table(network, roles)
+
+
+def table(
+    network: nn.Module | Population,
+    roles: Mapping[str, Kind | Role | None] | None = None,
+    targets: Mapping[str, str] | None = None,
+) -> str:
+    """What :func:`describe` returns, with a column of targets where they are given."""
+    found, pruned = find_roles(network, roles), masks(network)
+    rows = [("parameter", "shape", "role", "matrices", "sigma_1", "target")]
+    for name, parameter, _ in owned_parameters(network):
+        shape = "x".join(map(str, parameter.shape)) or "scalar"
+        role = found.get(name)
+        if role is None or role.kind in ("other", "unknown"):
+            rows.append((name, shape, "left out", "-", "-", "-"))
+            continue
+        count = str(role.layout[0]) if role.kind == "matrix" else "-"
+        if is_sharded(parameter):
+            sigma = "sharded"
+        else:
+            present = parameter.detach() * pruned[name] if name in pruned else parameter.detach()
+            sigma = f"{role.spectral_norms(present).amax().item() if parameter.numel() else 0.0:.3f}"
+        rows.append((name, shape, role.kind, count, sigma, (targets or {}).get(name, "-")))
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = ("", "", "", ">", ">", ">")
+    return "\n".join(
+        "  ".join(f"{cell:{right[i]}{width[i]}}" for i, cell in enumerate(row[: 5 if targets is None else 6]))
+        for row in rows
+    )
+
+
+def masks(network: nn.Module | Population) -> dict[str, Tensor]:
+    """What :mod:`torch.nn.utils.prune` multiplies parameters by in the forward pass, by the parameter's name."""
+    found = {}
+    for name, _, module in owned_parameters(network):
+        stem, _, suffix = name.rpartition(".")[2].rpartition("_")
+        mask = module._buffers.get(f"{stem}_mask") if suffix == "orig" else None
+        if mask is not None:
+            found[name] = mask
+    return found
+
+
+def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """(name, parameter, the module that owns it), each parameter once."""
+    seen = set()
+    for path, module in _modules(network):
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield f"{path}.{name}" if path else name, parameter, module
+
+
+def owner_of(name: str) -> str:
+    """The module that a parameter belongs to, also where it is what a parametrization computes the module's from."""
+    return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]
+
+
+def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"expected a module or a Population, got {type(network).__name__}: pass the network itself, not its "
+            "parameters"
+        )
+    reshard(network)
+    for name, module in (network.stacked if isinstance(network, Population) else network).named_modules():
+        if isinstance(module, Population):
+            raise ValueError(
+                f"expected the population itself, got one inside {type(network).__name__}, where its members would be "
+                "taken for one network: build on the population, one for each, and compile or wrap it afterwards"
+            )
+        yield name, module
+
+
+def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shape: tuple[int, ...]) -> Role:
+    """The role of the parameter ``path`` that ``module`` owns."""
+    owner, _, name = path.rpartition(".")
+    if isinstance(module, ParametrizationList):
+        # What a parametrization computes a weight from plays the weight's role; weight norm has a gain a unit besides.
+        weight_norm = isinstance(module[0], _WeightNorm)
+        if weight_norm and name == "original0":
+            return Role("scale", shape)
+        if weight_norm or name == "original":
+            owner, _, name = owner.rpartition(".")
+            module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
+    else:
+        _refuse_stacked(path, module, name, shape)
+    stem, _, suffix = name.rpartition("_")
+    held = {*module._parameters.keys(), *module._buffers.keys()}  # lists in what torch.jit has scripted
+    # The same by the older functions, which put weight_g, weight_v, weight_orig beside, and by pruning.
+    if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
+        return Role("scale", shape)
+    if (suffix == "orig" and {f"{stem}_mask", f"{stem}_u"} & held) or (suffix == "v" and f"{stem}_g" in held):
+        name = stem
+    parent, _, own = owner.rpartition(".")
+    for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
+        if holder is not None and (found := role_by_rule(holder, name_in_it, shape)) is not None:
+            return found
+    match module:  # and the name: to read module.weight would compute it where it is parametrized
+        case _ConvNd():
+            if name == "weight":
+                return plain_matrix(shape, module.groups, module.transposed)
+        case nn.MultiheadAttention():
+            if name == "in_proj_weight":
+                return plain_matrix(shape, groups=3)
+            if name in ("bias_k", "bias_v"):
+                return Role("vector", shape)
+        case nn.RNNBase() | nn.RNNCellBase():
+            if len(shape) == 2:  # gates x hidden_size rows; an LSTM's output projection has fewer than hidden_size
+                return plain_matrix(shape, groups=max(1, shape[0] // module.hidden_size))
+        case nn.PReLU():
+            return Role("vector", shape)
+        case _ if isinstance(module, NORMS):
+            is_torchs = type(module).forward.__module__.startswith("torch.nn.")
+            usual = Role("scale" if name == "weight" else "vector", shape)
+            return usual if is_torchs or name != "weight" else gain(module, name, shape) or usual
+        case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
+            pass
+        case _ if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+            if len(shape) == 2:
+                # Of GPT-2: a linear layer whose weight is (in, out). Attention has q, k and v, or k and v, in one.
+                groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
+                layout = groups, shape[0], shape[1] // groups
+                return Role("matrix", shape, layout, transposed=True, side_by_side=True)
+        case _:
+            is_weight = name in _WEIGHT_NAMES or name.endswith(_WEIGHT_SUFFIXES)
+            known_kind = len(shape) == 2 and is_weight and not _is_in_a_stack(module, name, shape)
+            return plain_matrix(shape) if known_kind else Role("unknown", shape)
+    return plain_matrix(shape) if len(shape) >= 2 else Role("vector", shape)
+
+
+def _is_packed(parameter: nn.Parameter) -> bool:
+    """Whether a quantized network keeps something in it that is no plain number: nothing is done to that."""
+    plain = parameter.dtype in _ORDINARY
+    wrapped = is_traceable_wrapper_subclass(parameter) and not is_sharded(parameter)
+    return not parameter.is_floating_point() or (not parameter.requires_grad and (wrapped or not plain))
+
+
+def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether two dimensions may be many vectors, as in lists of parameters and beside stacks of matrices."""
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return True
+    held = {key: p.shape for key, p in module._parameters.items() if p is not None}
+    members = len(held.get(name, shape)) - len(shape)
+    others = (other[members:] for other in held.values())
+    return any(len(other) > 2 and other[0] == shape[0] for other in others)
+
+
+def _refuse_stacked(path: str, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """``torch.func.stack_module_state`` puts the members of an ensemble on a dimension of their own."""
+    usual, is_weight = 1, name.startswith("weight")
+    match module:
+        case _ConvNd():
+            usual = 2 + len(module.kernel_size) if is_weight else 1
+        case nn.Bilinear():
+            usual = 3 if is_weight else 1
+        case nn.Linear() | nn.Embedding() | nn.EmbeddingBag() | nn.RNNBase() | nn.RNNCellBase():
+            usual = 1 if "bias" in name else 2
+        case nn.MultiheadAttention():
+            usual = 3 if name in ("bias_k", "bias_v") else 1 if "bias" in name else 2
+        case nn.LayerNorm() | nn.RMSNorm():
+            usual = len(module.normalized_shape)
+        case _ if isinstance(module, (*NORMS, nn.PReLU)):
+            pass
+        case _:
+            return
+    if len(shape) > usual:
+        raise ValueError(
+            f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: networks stacked by "
+            "torch.func.stack_module_state are no network; build a supple.Population of them"
+        )
+
+
+def _overridden(found: Role, override: Kind | Role | None, name: str) -> Role:
+    if isinstance(override, Role):
+        if override.shape != found.shape:
+            raise ValueError(
+                f"expected a role of shape {found.shape} for {name!r}, got {override.shape}: give it that shape"
+            )
+        return override
+    if override is None or override not in get_args(Kind):
+        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {override!r}")
+    return found if override == found.kind else role_of_kind(override, found.shape)
