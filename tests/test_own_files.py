@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supple import role_rules
+from supple.network import role_rules
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = [

@@ -20,9 +20,9 @@ from supple import (
     SpectralRegularizer,
     WeightClipping,
     describe,
-    role_rules,
     roles,
 )
+from supple.network import role_rules
 from supple.network.find_roles import find_roles
 
 BY_ROLE = [SpectralRegularizer, SpectralNormRegularizer, ParsevalRegularizer, NormalizeAndProject, WeightClipping]

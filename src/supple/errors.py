@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class LostWorkersError(RuntimeError):
@@ -56,7 +55,8 @@ def own_frame(error: BaseException) -> traceback.FrameSummary | None:
 
 def _is_own(filename: str) -> bool:
     path = Path(filename)
-    return path.is_absolute() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *INSTALLED))
+    installed = (sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return path.is_absolute() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *installed))
 
 
 def known(name: str, names: Collection[str], kind: str) -> str:

@@ -19,9 +19,8 @@ from supple import L2InitRegularizer, Role, SpectralRegularizer, StreamingEWC
 from supple.mitigators import Mitigator
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_pieces(ranks):
-    run_checks(__file__, ranks)
+def test_pieces():
+    run_checks(__file__, 4)  # more than the smallest parameters have rows
 
 
 def sharded(network: nn.Module, mesh: DeviceMesh, placements: Sequence[Placement]) -> nn.Module:

@@ -148,5 +148,6 @@ def test_tasks_that_nobody_can_act_in_are_refused():
 def test_a_gl_library_that_does_not_load(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setitem(sys.modules, "dm_control", ModuleType("dm_control"))  # as if it failed when it was imported
+    monkeypatch.delitem(sys.modules, "dm_control.suite", raising=False)
     with pytest.raises(ValueError, match="expected a GL library in MUJOCO_GL, got 'osmesa'"):
         make("cheetah-run")
