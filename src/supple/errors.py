@@ -55,7 +55,7 @@ def own_frame(error: BaseException) -> traceback.FrameSummary | None:
 
 def _is_own(filename: str) -> bool:
     path = Path(filename)
-    installed = (sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    installed = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
     return path.is_absolute() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *installed))
 
 
