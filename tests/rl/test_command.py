@@ -27,7 +27,7 @@ SHORT = ["--steps", 20, "--random-steps", 10, "--evaluate-every", 10, "--episode
 
 @pytest.fixture
 def supple(monkeypatch, tmp_path):
-    def work_through(jobs, work, *, workers, report):
+    def work_through(jobs, work, *, workers, threads, report):
         for job in jobs:
             work(job, lambda steps, job=job: report(job, steps))
 
@@ -235,3 +235,14 @@ def test_the_papers_figures(tmp_path):
         text = path.read_text()
         assert f"Figure {name}, quick" in text
         assert "task1" in text or "250,000" in text
+
+
+def test_a_method_of_ones_own_and_its_events(supple, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    own = ["--method", "own_methods:Free", "--strength", 0.2]
+    supple("Pendulum-v1", *own, *SHORT, "--seeds", 1, "--tensorboard", tmp_path / "events")
+    rows = load(str(tmp_path))
+    assert rows.select("method", "strength").unique().rows() == [("own_methods:Free", 0.2)]
+    (events,) = (tmp_path / "events").rglob("events.*")
+    reader = event_accumulator.EventAccumulator(str(events.parent)).Reload()
+    assert [event.step for event in reader.Scalars("return")] == [10, 20]

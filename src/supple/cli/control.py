@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from supple.cli.options import Engine
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +22,7 @@ MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
+class Control(Engine):
     """Train soft actor-critic on a control task, with methods that keep its networks plastic.
 
     A run that was stopped goes on after its last evaluation, and ends with the same bits.
@@ -33,7 +34,7 @@ class Control:
     methods: Annotated[tuple[str, ...], tyro.conf.arg(name="method")] = ("spectral",)
     """What to train with, one or more of: none, resets, spectral, decoupled-spectral, spectral-norm, l2, l2-init,
     wasserstein, parseval, streaming-ewc, shrink-and-perturb, weight-clipping, hare-and-tortoise, upgd, redo,
-    continual-backprop, self-normalized-resets."""
+    continual-backprop, self-normalized-resets; or `package.module:Class`, a mitigator of your own."""
     seeds: int = 3
     """Agents trained with each method."""
     steps: int = 500_000
@@ -72,9 +73,7 @@ class Control:
     video: bool = False
     """Show an episode of the first method's first agent at the end, as a strip of pictures; needs a GL library."""
     out: str = "runs/rl"
-    """Where results, checkpoints and charts go."""
-    workers: int | None = None
-    """Processes at a time; one for each core when left out."""
+    """Where results, checkpoints and charts go: a folder on a disk, since replay buffers are mapped files."""
     device: str = "cpu"
     """Where the agents learn. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
 
@@ -85,11 +84,12 @@ class Control:
         from rich.console import Console
 
         from supple.rl.charts import returns_over_steps, with_steps
-        from supple.rl.train import rehearse
+        from supple.rl.train import rehearse, train
         from supple.runs.charts import save
         from supple.runs.store import digest, load
 
         runs, console = self._runs(), Console()
+        self.check()
         rehearse(runs[0], root=self.out, device=self.device)
         if self.video:
             from supple.rl import video
@@ -98,12 +98,13 @@ class Control:
         if any(run.resets and not run.is_reset for run in runs):
             console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
         left = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
-        if len(left) < len(runs):
-            print(f"{len(runs) - len(left)} of {len(runs)} already done in {self.out}")
-        self._train(left)
+        work = partial(train, root=self.out, device=self.device)
+        lengths = {run: (run.method, run.steps) for run in left}
+        self.work_through(lengths, work, done=len(runs) - len(left), wanted=len(runs))
         order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
         found = load(self.out, set(order["run"]))
         rows = with_steps(order.join(found, on="run", maintain_order="left_right"))
+        self.mirror(rows.with_columns(task="step"))
         console.print(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
         chart = returns_over_steps(
@@ -117,19 +118,6 @@ class Control:
         if self.video:
             console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
         console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
-
-    def _train(self, runs: "Sequence[Run]") -> None:
-        from supple.rl.train import train
-        from supple.runs.progress import progress_of
-        from supple.runs.store import check_writable
-        from supple.runs.sweep import check, work_through
-
-        check_writable(self.out)
-        check(self.workers)
-        if runs:
-            work = partial(train, root=self.out, device=self.device)
-            with progress_of({run: (run.method, run.steps) for run in runs}) as report:
-                work_through(runs, work, workers=self.workers, report=report)
 
     def _runs(self) -> "list[Run]":
         from supple.rl.methods import RESETS, find

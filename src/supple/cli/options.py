@@ -1,6 +1,6 @@
 """The options that commands have in common, in dataclasses whose field docstrings are their help."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from supple.lab.run import Run
+    from supple.runs.sweep import Job, Work
 
 # Everything heavy is imported where it is used, so that a help text appears at once.
 
@@ -42,26 +43,49 @@ class Engine:
         from supple.lab.grid import missing, results
         from supple.lab.rehearsal import rehearse
         from supple.lab.trainer import train
-        from supple.runs import cluster, sweep, tensorboard
-        from supple.runs.progress import progress_of
 
         self.check()
-        runs = missing(members, self.out)
-        wanted = len(set(members))
-        if done := wanted - sum(len(run.seeds) for run in runs):
-            print(f"{done} of {wanted} already done in {self.out}")
+        runs, wanted = missing(members, self.out), len(set(members))
         rehearse(runs)
-        if runs:
-            work = partial(train, root=self.out, pieces=2)
-            with progress_of({run: (run.method, run.tasks) for run in runs}) as report:
-                engine = sweep.work_through
-                if self.engine == "ray":
-                    engine = partial(cluster.work_through, gpus=self.gpus, address=self.address)
-                engine(runs, work, workers=self.workers, threads=self.threads, report=report)
+        done = wanted - sum(len(run.seeds) for run in runs)
+        work = partial(train, root=self.out, pieces=2)
+        self.work_through({run: (run.method, run.tasks) for run in runs}, work, done=done, wanted=wanted)
         rows = results(members, self.out)
+        self.mirror(rows)
+        return rows
+
+    def work_through(
+        self, lengths: "Mapping[Job, tuple[str, float]]", work: "Work[Job]", *, done: int, wanted: int
+    ) -> None:
+        """Do all jobs on the engine and show their progress.
+
+        Args:
+            lengths: the jobs; of each its label in the display, and what it reports at its end.
+            work: as :func:`supple.runs.sweep.work_through` takes it.
+            done: how many networks are trained already,
+            wanted: and how many there are.
+        """
+        from functools import partial
+
+        from supple.runs import cluster, sweep
+        from supple.runs.progress import progress_of
+
+        if done:
+            print(f"{done} of {wanted} already done in {self.out}")
+        if not lengths:
+            return
+        with progress_of(lengths) as report:
+            engine = sweep.work_through
+            if self.engine == "ray":
+                engine = partial(cluster.work_through, gpus=self.gpus, address=self.address)
+            engine(lengths, work, workers=self.workers, threads=self.threads, report=report)
+
+    def mirror(self, rows: "pl.DataFrame") -> None:
+        """Write TensorBoard events, where a folder for them is named."""
+        from supple.runs import tensorboard
+
         if self.tensorboard is not None:
             tensorboard.mirror(rows, self.tensorboard)
-        return rows
 
     def check(self) -> None:
         """Make sure that there is what these options name."""

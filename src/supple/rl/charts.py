@@ -4,12 +4,12 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from supple.rl.methods import find, usual_strength
+from supple.rl.methods import METHODS, find, usual_strength
 from supple.rl.resets import Resets
-from supple.runs.charts import COLOURS
+from supple.runs.charts import colour_scale
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 
-METHOD_COLOURS = COLOURS | {"resets": COLOURS["network-reset"]}
+METHOD_COLOURS = {name: method.colour for name, method in METHODS.items()}
 INSIDE = {
     "overestimation": "overestimation of Q, over the return",
     "critic_weight_norm": "weight norm, critic",
@@ -108,11 +108,10 @@ def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:
     methods = curves["method"].unique(maintain_order=True).to_list()
-    colours = [METHOD_COLOURS[method] for method in methods]
-    colour = alt.Color("method:N", sort=methods, legend=alt.Legend(title="method", symbolOpacity=1))
+    legend, scale = alt.Legend(title="method", symbolOpacity=1), colour_scale(methods, METHOD_COLOURS)
     base = alt.Chart(curves).encode(
         x=alt.X("step:Q", title="steps of the environment"),
-        color=colour.scale(domain=methods, range=colours),
+        color=alt.Color("method:N", sort=methods, legend=legend, scale=scale),
         detail="strength:N",
     )
     band = base.mark_area(opacity=0.2, clip=True).encode(y=alt.Y("low:Q", title=name), y2="high:Q")

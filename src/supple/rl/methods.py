@@ -17,7 +17,13 @@ METHODS: dict[str, Method] = {
     name: method
     for name, method in methods.METHODS.items()
     if not method.network and name != "network-reset"  # of actor and critic alone; resets are those of the agent
-} | {RESETS: Method(title="resets", summary="the whole agent is reinitialized now and then, and its buffer kept")}
+} | {
+    RESETS: Method(
+        title="resets",
+        summary="the whole agent is reinitialized now and then, and its buffer kept",
+        colour=methods.METHODS["network-reset"].colour,
+    )
+}
 
 
 def find(name: str) -> Method:

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,34 +12,11 @@ import polars as pl
 
 from supple.runs.stats import by_task, over_tasks, varying
 from supple.runs.store import files_at, write
+from supple.training.methods import METHODS
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
-# A method has the same colour everywhere. Those most often compared have Okabe and Ito's, the others Tol's muted ones:
-# both palettes are made to be told apart by colour-blind readers.
-COLOURS = {
-    "none": "#000000",
-    "l2": "#E69F00",
-    "l2-init": "#56B4E9",
-    "layer-norm": "#CC79A7",
-    "crelu": "#F0E442",
-    "wasserstein": "#009E73",
-    "shrink-and-perturb": "#882255",
-    "streaming-ewc": "#999933",
-    "spectral-norm": "#44AA99",
-    "spectral-normalization": "#6699CC",
-    "parseval": "#AA4499",
-    "upgd": "#DDCC77",
-    "normalize-and-project": "#CC6677",
-    "weight-clipping": "#117733",
-    "hare-and-tortoise": "#888888",
-    "redo": "#661100",
-    "continual-backprop": "#332288",
-    "self-normalized-resets": "#88CCEE",
-    "network-reset": "#A0A000",
-    "spectral": "#0072B2",
-    "decoupled-spectral": "#D55E00",
-}
+COLOURS = {name: method.colour for name, method in METHODS.items()}
 
 OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
 """For methods of your own, in the order in which they come."""
@@ -93,10 +70,10 @@ def _luminance(channels: Sequence[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def colour_scale(methods: list[str]) -> alt.Scale:
+def colour_scale(methods: list[str], colours: Mapping[str, str] = COLOURS) -> alt.Scale:
     """The methods in their colours."""
     others = itertools.cycle(OTHER_COLOURS)
-    return alt.Scale(domain=methods, range=[COLOURS.get(method) or next(others) for method in methods])
+    return alt.Scale(domain=methods, range=[colours.get(method) or next(others) for method in methods])
 
 
 def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:

@@ -1,13 +1,16 @@
 """Progress of many runs in a terminal."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+Job = TypeVar("Job")
+
 
 @contextmanager
-def progress_of(jobs: Mapping[Hashable, tuple[str, float]]) -> Iterator[Callable[[Hashable, float], None]]:
+def progress_of(jobs: Mapping[Job, tuple[str, float]]) -> Iterator[Callable[[Job, float], None]]:
     """A bar for each kind of job and one for all of them, while the block runs.
 
     Args:
@@ -25,7 +28,7 @@ def progress_of(jobs: Mapping[Hashable, tuple[str, float]]) -> Iterator[Callable
         bars = {kind: progress.add_task(kind, total=total) for kind, total in totals.items()}
         whole = progress.add_task("all", total=sum(totals.values()))
 
-        def report(job: Hashable, amount: float) -> None:
+        def report(job: Job, amount: float) -> None:
             kind = jobs[job][0]
             progress.advance(bars[kind], amount - done[job])
             progress.advance(whole, amount - done[job])

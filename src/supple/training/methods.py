@@ -72,6 +72,8 @@ class Method:
         return float(getattr(self.mitigator, "largest_strength", math.inf))
 
 
+# A method has the same colour everywhere. Those most often compared have Okabe and Ito's, the others Tol's muted ones:
+# both palettes are made to be told apart by colour-blind readers.
 METHODS: dict[str, Method] = {
     "none": Method(
         title="no mitigation",
