@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from supple.rl.replay import ChangedRowsError, Replay
+from supple.rl.replay import Replay
+from supple.runs.resume import ChangedDataError
 
 
 def transition(step, members=2):
@@ -107,7 +108,7 @@ def test_a_file_that_has_changed_is_noticed(damage, drop_at, tmp_path):
     DAMAGES[damage](content)
     path.write_bytes(content)
     changed = Replay(2, 5, 2, 1, spare=3, path=path)
-    with pytest.raises(ChangedRowsError, match="expected the replay buffer"):
+    with pytest.raises(ChangedDataError, match="expected the replay buffer"):
         changed.load_state_dict(state)
     assert (len(changed), changed.count) == (0, 0), "nothing is changed"
 
@@ -115,7 +116,7 @@ def test_a_file_that_has_changed_is_noticed(damage, drop_at, tmp_path):
 def test_the_buffer_of_another_run_is_noticed(tmp_path):
     mine = saved(tmp_path / "mine")
     saved(tmp_path / "theirs", start=1)
-    with pytest.raises(ChangedRowsError):
+    with pytest.raises(ChangedDataError):
         Replay(2, 5, 2, 1, spare=3, path=tmp_path / "theirs").load_state_dict(mine)
 
 
@@ -143,7 +144,7 @@ def test_a_checkpoint_without_a_checksum_goes_by_the_size(tmp_path):
     again.load_state_dict(state)
     again.load_state_dict(again.state_dict())
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ChangedRowsError):
+    with pytest.raises(ChangedDataError):
         Replay(2, 5, 2, 1, spare=3, path=path).load_state_dict(state)
 
 

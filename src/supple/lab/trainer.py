@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +18,8 @@ from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
 from supple.network.population import Population
-from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint
+from supple.runs.resume import ChangedDataError, Report, work_on
+from supple.runs.store import SCHEMA
 from supple.training import methods
 from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import OPTIMIZERS
@@ -33,7 +31,6 @@ COMPILE_TO = 2e9
 """Operations of a member's step to which compiling pays on a CPU: at 1.2e9 (4x256 MLP, batch 512) it does; at 5.6e10
 (ResNet-18, batch 250) it took minutes and made the step slower."""
 
-Report = Callable[[float], None]
 Tensors = dict[str, Tensor]
 
 
@@ -117,12 +114,20 @@ class Trainer:
             "random_cuda": torch.cuda.get_rng_state(self.device) if self._is_cuda else None,
         }
 
-    def learns_from(self, state: dict[str, Any]) -> bool:
-        """Whether a state comes from the same images: a name may stand for a part of a data set, and later for all."""
-        return bool(state.get("data", self._fingerprint) == self._fingerprint)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the numbers may depend on besides the configuration."""
+        return {"device": self.device, "subset": self.data.subset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, into the same memory."""
+        """Take over what :meth:`state_dict` returned, into the same memory.
+
+        Raises:
+            ChangedDataError: for a state from other images: a name may stand for a part of a data set, and later for
+                all of it.
+        """
+        if state.get("data", self._fingerprint) != self._fingerprint:
+            raise ChangedDataError("expected the images that the run began with, got others")
         self.learner.load_state_dict(state)
         copy_into(self.learner.buffers, state["buffers"])
         self.probe.load_state_dict(state["probe"])
@@ -205,27 +210,9 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
     Returns:
         Whether tasks are left.
     """
-    # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
-    flushed = torch.set_flush_denormal(True)
-    torch.manual_seed(run.seeds[0])
-    folder = run.folder(root)
-    with folder.held():
-        if folder.finished(run.tasks):  # by another sweep, while this one waited
-            report(run.tasks)
-            return False
-        trainer = Trainer(run)
-        checkpoint = folder.begin(flush_denormal=flushed, device=trainer.device, subset=trainer.data.subset)
-        finished, rows, seconds = 0, NO_ROWS, 0.0
-        if checkpoint and not trainer.learns_from(checkpoint.state):
-            warnings.warn(f"{folder.path} began with other images than are here now, it starts again", stacklevel=2)
-        elif checkpoint:
-            finished, state, rows, seconds = checkpoint
-            trainer.load_state_dict(state)
-        end = min(run.tasks, finished + math.ceil(run.tasks / pieces))
-        for task in range(finished, end):
-            began = time.monotonic()
-            rows = pl.concat([rows, trainer.learn(task, report)])
-            seconds += time.monotonic() - began
-            folder.save(Checkpoint(task + 1, trainer.state_dict(), rows, seconds))
-            report(task + 1)
-    return end < run.tasks
+
+    def start() -> Trainer:
+        torch.manual_seed(run.seeds[0])
+        return Trainer(run)
+
+    return work_on(run.folder(root), run.tasks, start, report, calls=pieces)

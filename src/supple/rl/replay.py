@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from supple.rl.sac import Batch
-
-
-class ChangedRowsError(ValueError):
-    """The file of a buffer does not hold the rows that a checkpoint counts."""
+from supple.runs.resume import ChangedDataError
 
 
 class Replay:
@@ -112,13 +109,13 @@ class Replay:
         """Go on with the rows that a state counts; all of them are read.
 
         Raises:
-            ChangedRowsError: when these are not the rows of that state; nothing is changed then.
+            ChangedDataError: when these are not the rows of that state; nothing is changed then.
         """
         count, first, *checksum = state
         found = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
         # States of the first versions have no checksum: only the file's size can be compared.
         if (checksum != [found]) if checksum else not self._had_size:
-            raise ChangedRowsError(
+            raise ChangedDataError(
                 "expected the replay buffer that the checkpoint was written with, got another content"
             )
         self.count, self.first, self._checksum = count, first, found

@@ -1,9 +1,7 @@
 """Training agents on a task: act, learn, look, and write everything down."""
 
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,16 @@ from torch import Tensor
 from supple.rl import inside
 from supple.rl.envs import Environment, Episodes, Step, make
 from supple.rl.methods import find, put_on
-from supple.rl.replay import ChangedRowsError, Replay
+from supple.rl.replay import Replay
 from supple.rl.run import PRIMED_ON, Run
 from supple.rl.sac import SAC, Batch
-from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, files_at
+from supple.runs.resume import Report, work_on
+from supple.runs.store import SCHEMA, files_at
 from supple.runs.streams import Stream, generator, number
 
 COMPILE_FROM = 20_000
 """Member-updates in a run from which compiling pays: it costs 20 to 60 s and saves about three milliseconds each."""
 
-Report = Callable[[float], None]
 Row = tuple[int, int, str, float]
 
 
@@ -84,6 +82,23 @@ class Training:
         if len(self.replay) >= min(constants.random_steps, constants.capacity):
             self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
 
+    def learn(self, part: int, report: Report) -> pl.DataFrame:
+        """Train to the next evaluation, measure, and reset what is due then."""
+        end = min((part + 1) * self.run.evaluate_every, self.run.steps)
+        while self.step < end:
+            self.advance(report)
+            report(self.step)
+        rows = self.measure()
+        if self.step < self.run.steps:  # the agent that is left is the one that was judged
+            self.reset_if_due()
+        self.replay.flush()
+        return rows
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the numbers may depend on besides the configuration."""
+        return {"device": self.device, **_versions()}
+
     def reset_if_due(self) -> None:
         """Start anew what the schedule names, where its period has passed since the last time.
 
@@ -134,7 +149,7 @@ class Training:
         """Go on from what :meth:`state_dict` returned.
 
         Raises:
-            ChangedRowsError: when the buffer does not hold the rows that it held then; nothing is changed.
+            ChangedDataError: when the buffer does not hold the rows that it held then; nothing is changed.
         """
         self.replay.load_state_dict(state["replay"])
         self.agent.load_state_dict(state["agent"])
@@ -258,34 +273,14 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         device: where the agents live.
     """
     rehearse(run, root=root, device=device)
-    # Weights driven towards zero become subnormal numbers, which make an update ten times slower: they count as zero.
-    flushed = torch.set_flush_denormal(True)
     folder = run.folder(root)
-    with folder.held():
-        if folder.finished(run.evaluations):  # by someone else, while this one waited
-            report(run.steps)
-            return
-        checkpoint = folder.begin(flush_denormal=flushed, device=device, **_versions())
-        training = Training(run, buffer=Path(folder.path) / "replay.bin", device=device)
-        rows, seconds = NO_ROWS, 0.0
-        if checkpoint:
-            try:
-                training.load_state_dict(checkpoint.state)
-                rows, seconds = checkpoint.rows, checkpoint.seconds
-            except ChangedRowsError as error:
-                warnings.warn(f"{error}, in {folder.path}: the run starts again", stacklevel=2)
-                folder.forget()
-        began = time.monotonic() - seconds
-        while training.step < run.steps:
-            training.advance(report)
-            report(training.step)
-            if training.step % run.evaluate_every == 0 or training.step == run.steps:
-                rows = pl.concat([rows, training.measure()])
-                if training.step < run.steps:  # the agent that is left is the one that was judged
-                    training.reset_if_due()
-                training.replay.flush()
-                state = training.state_dict()
-                folder.save(Checkpoint(training.evaluations, state, rows, time.monotonic() - began))
+    work_on(
+        folder,
+        run.evaluations,
+        lambda: Training(run, buffer=Path(folder.path) / "replay.bin", device=device),
+        report,
+        amount=lambda parts: min(parts * run.evaluate_every, run.steps),
+    )
 
 
 def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
