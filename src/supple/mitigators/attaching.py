@@ -1,4 +1,4 @@
-"""Whether a method can act on an optimizer's steps, found out before it is attached."""
+"""Checks, before a method is attached, that it can act on an optimizer's steps."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ _REBUILD = (
     "AdamWScheduleFreeReference",
     "RAdamScheduleFreeReference",
 )
-"""Optimizers that compute parameters anew in each step, from sums or averages that they keep."""
+"""Optimizers that overwrite the parameters in each step, from sums or averages that they keep."""
 
 
 def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
-    """The optimizers inside ``optimizer`` that hold parameters of the method's, which may act on their steps.
+    """The optimizers inside ``optimizer`` that hold the method's parameters, checked so that the method can attach.
 
     Raises:
-        TypeError: for what is no optimizer.
-        ValueError: when none holds the parameters that the method knows, when they maximize, when they run no hooks,
-            or when they do not say how far they step and the method must know.
-        RuntimeError: when this method is on the optimizer already, or another of its kind for the same parameters.
+        TypeError: if it is not an optimizer.
+        ValueError: if no optimizer holds the method's parameters, if one maximizes or runs no hooks, or if the method
+            needs the step size and the optimizer does not give it.
+        RuntimeError: if this method, or another of its class for the same parameters, is already attached.
     """
     found, ours = inner_optimizers(optimizer), _identities(method)
     found = [inner for inner in found if held_by(inner) & ours] or found[:1]
@@ -43,7 +43,7 @@ def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
 
 
 def check_held(method: Kernels, optimizer: Optimizer, lost: set[int]) -> None:
-    """The same for an optimizer whose parameters have changed since; it has ``lost`` some."""
+    """Check again an attached optimizer whose parameters have changed; it no longer holds those in ``lost``."""
     _check_parameters(method, held_by(optimizer), lost & _identities(method))
     check_step_sizes(method, optimizer)
 
@@ -53,9 +53,9 @@ def _identities(method: Kernels) -> set[int]:
 
 
 def _check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
-    """Make sure that the optimizer's parameters are the network's, and those that the method was built with.
+    """Check that the optimizer holds the network's parameters, and the ones that the method was built with.
 
-    ``lost`` are parameters that it was given, and does not move itself.
+    ``lost`` are parameters that the optimizer was given but does not update itself.
     """
     now = {id(parameter): name for name, parameter, _ in owned_parameters(method._network)}
     known = {id(parameter): name for name, parameter in method._known.items()}
@@ -82,7 +82,7 @@ def _check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
 
 
 def check_step_sizes(method: Kernels, optimizer: Optimizer) -> None:
-    """A method that steps by itself needs to know how far the optimizer does."""
+    """Check that the optimizer gives its step size, if the method needs it."""
     if not method.needs_step_sizes:
         return
     sizes = step_sizes(optimizer)
@@ -96,9 +96,9 @@ def check_step_sizes(method: Kernels, optimizer: Optimizer) -> None:
 
 
 def _check_master_copies(method: Kernels, optimizer: Optimizer) -> None:
-    """Apex and Transformer Engine may keep float32 copies, from which a step overwrites the parameters; others average.
+    """Refuse optimizers that overwrite parameters from float32 copies (Apex, Transformer Engine) or from averages.
 
-    Known by their names and attributes: the copies may come to be in the first step only.
+    They are recognized by name and attributes, because the copies may not exist before the first step.
     """
     has_copies = (
         getattr(optimizer, "master_weights", False) is True
@@ -121,7 +121,7 @@ def _check_master_copies(method: Kernels, optimizer: Optimizer) -> None:
 
 
 def _check_company(method: Kernels, optimizer: Optimizer) -> None:
-    """Make sure that nothing on the optimizer does the same already."""
+    """Check that neither this method nor another of its class already acts on these parameters."""
     for hooks in all_on(optimizer):
         if hooks.owner is method:
             raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")

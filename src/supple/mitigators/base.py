@@ -1,4 +1,4 @@
-"""The face of a method that a training loop sees: three moments of a step, and its place on an optimizer."""
+"""The interface that a training loop uses: a method acts at three moments of a step, attached to an optimizer."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -32,21 +32,21 @@ class Mitigator(Kernels):
     parameters    ``change_parameters``        ``method.after_step(optimizer)`` after its ``step()``
     ============  ===========================  =====================================================
 
-    ``attach(optimizer)`` does the last two on the optimizer's own step. The kernels work in place on dictionaries of
+    ``attach(optimizer)`` does the last two in every ``optimizer.step()``. The kernels work in place on dictionaries of
     tensors: see :class:`Kernels`.
 
-    A parameter whose ``.grad`` is None is left exactly as it is, as torch's optimizers leave it. Parameters in bfloat16
-    and float16 are changed in float32 and rounded at random, without bias.
+    A parameter whose ``.grad`` is None is not changed, as in torch's optimizers. Parameters in bfloat16 and float16 are
+    changed in float32, then rounded back with unbiased stochastic rounding.
 
     Args:
-        network: a module, or a :class:`Population` (then every strength and penalty may differ by member).
-        strength: the multiplier λ, at least 0: a number, or a tensor with one value a member. A schedule assigns to it
-            between steps, ``method.strength = ...``; it is no part of ``state_dict()``.
+        network: a module, or a :class:`Population` (then each member may have its own strength and penalty).
+        strength: the multiplier λ, at least 0: a number, or a tensor with one value per member. A schedule sets it
+            between steps with ``method.strength = ...``; ``state_dict()`` does not contain it.
         roles: overrides for :func:`supple.roles.find_roles`.
 
     Raises:
-        TypeError: for anything but a module, or a strength that is no number.
-        ValueError: for a strength out of range, and for parameters without finite values.
+        TypeError: if the network is not a module, or the strength is not a number.
+        ValueError: if the strength is out of range, or a parameter has values that are not finite.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Mitigator(Kernels):
         self._has_warned = False
         self._hooks: list[StepHooks] = []
         self._held: dict[int, set[int]] = {}
-        """The parameters of each optimizer that it is attached to."""
+        """The ids of the parameters of each optimizer that the method is attached to, by the optimizer's id."""
         self._observed: list[RemovableHandle] = []
 
     def penalty(self) -> Tensor:
-        """What the method adds to the loss, times strength: differentiable, one value a member.
+        """What the method adds to the loss, times strength: differentiable, one value per member.
 
-        With gradients enabled it counts as a step and advances what the method remembers; under ``torch.no_grad()`` it
-        only looks. It is that of every trainable parameter, also of those that the loss does not use.
+        With gradients enabled a call counts as a step and updates the method's state; under ``torch.no_grad()`` it does
+        not. It includes every trainable parameter, even those that the loss does not use.
         """
         parameters = self._trainable()
         with without_autocast(self._first):
@@ -75,24 +75,24 @@ class Mitigator(Kernels):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Add the gradient of :meth:`penalty` to each ``.grad`` that there is, in a loop without ``attach``."""
+        """Add the gradient of :meth:`penalty` to each ``.grad`` that is not None, in a loop without ``attach``."""
         self._add_to_gradients(self._trainable())
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``.
 
-        Call it before ``optimizer.zero_grad()``: a parameter without a gradient was not updated, and is left alone.
+        Call it before ``optimizer.zero_grad()``: it skips parameters without a gradient, as the optimizer did.
         """
         for inner in inner_optimizers(optimizer):
             check_step_sizes(self, inner)
             self._act_after_step(inner, self._select(held_by(inner)))
 
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
-        """Look at activations from now on, in a loop without ``attach``; :meth:`detach` ends it.
+        """Start to record activations, in a loop without ``attach``; :meth:`detach` stops it.
 
         Args:
-            networks: where the forward passes happen, if not in the network itself: a population's members in their
+            networks: the modules that run the forward passes, if not the network itself: a population's members, in
                 order, as modules that share its memory.
         """
 
@@ -100,23 +100,23 @@ class Mitigator(Kernels):
         """Act on every ``optimizer.step()`` from now on, for the parameters that this optimizer holds.
 
         Works with closures, gradient scaling, accumulated gradients and parameter groups (each with its own step
-        size), and through optimizers that wrap another one (Accelerate, Lightning, Lookahead, SAM, Opacus, ...): it
-        then acts on the steps of the inner one, which move the parameters. A network whose parameters are split between
-        optimizers is attached to each of them. The method's gradient joins inside the step: what comes before it, such
-        as clipping, sees the loss's gradient alone. A step that raised an error may be taken once more on the same
-        gradients: they hold the method's already, and it is not added twice.
+        size). If the optimizer wraps another one (Accelerate, Lightning, Lookahead, SAM, Opacus, ...), the method acts
+        on the steps of the inner one, which updates the parameters. If several optimizers share the network's
+        parameters, attach to each of them. The method's gradient is added inside the step: code that runs before it,
+        such as clipping, sees only the loss's gradient. If a step raises an error and is repeated on the same
+        gradients, the method's gradient is not added twice.
 
-        A copy of an optimizer has no hooks. Copy or pickle network, optimizer and method together and the three copies
-        belong together as the originals do.
+        A copied optimizer loses its hooks. Copy or pickle network, optimizer and method together: then the copied
+        method is attached to the copied optimizer.
 
-        Warns, once, where the first steps would change the network much.
+        Warns once if the first steps would change the network much.
 
         Raises:
-            TypeError: for anything but an optimizer.
-            ValueError: when the optimizer holds none of the network's parameters, maximizes, runs no step hooks, or
-                tells no step size to a method that needs one; and, also in a later step, when it holds parameters that
-                were added to the network or replaced since the method was built.
-            RuntimeError: when already attached to this optimizer, or when another method of this kind acts there on
+            TypeError: if it is not an optimizer.
+            ValueError: if the optimizer holds none of the network's parameters, maximizes, runs no step hooks, or does
+                not give the step size that the method needs. Also, now or in a later step, if it holds parameters that
+                were added to the network or replaced after the method was built.
+            RuntimeError: if already attached to this optimizer, or if another method of the same class acts there on
                 some of the same parameters.
         """
         found = fitting(self, optimizer)
@@ -130,7 +130,7 @@ class Mitigator(Kernels):
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """In how many steps it has acted, for each optimizer that it is attached to; compiled steps do not count."""
+        """The number of steps it has acted in, for each optimizer it is attached to; compiled steps are not counted."""
         return tuple(hooks.steps for hooks in self._hooks)
 
     def __repr__(self) -> str:
@@ -144,7 +144,7 @@ class Mitigator(Kernels):
         )
 
     def detach(self) -> Self:
-        """Undo every :meth:`attach`; what the method remembers is kept."""
+        """Undo every :meth:`attach`; the method's state is kept."""
         for hook in self._observed:
             hook.remove()
         for hooks in self._hooks:
@@ -155,34 +155,34 @@ class Mitigator(Kernels):
         return self
 
     def describe(self) -> str:
-        """A table of every parameter: name, shape, role, number of matrices, and its largest singular value."""
+        """A table of all parameters: name, shape, role, number of matrices, and largest singular value."""
         return describe(self._network, self._role_overrides)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": [(hooks.optimizer, hooks.steps) for hooks in self._hooks]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An optimizer leaves its hooks behind when it is copied or pickled; they are hung on the copy again.
+        """Register the hooks again on the copied optimizer: copying or pickling an optimizer loses its hooks.
 
-        Unchecked, as they fitted: the copy of a network that holds this method itself has no modules yet.
+        Nothing is checked again: if the network itself holds this method, its copy has no modules yet at this point.
         """
         self.__dict__.update(state, _hooks=[], _held={})
         self._hooks.extend(self._hooks_on(optimizer, steps) for optimizer, steps in state["_hooks"])
 
-    # What a method may add to these.
+    # Methods that a subclass may define.
 
     def _facts(self) -> list[str]:
-        """Options that its ``repr`` shows."""
+        """The options that ``repr`` shows."""
         return []
 
     def _check(self, optimizers: Sequence[Optimizer]) -> None:
-        """Make sure, before anything is attached, that the method can act on the steps of these."""
+        """Check, before anything is attached, that the method can act on the steps of these optimizers."""
 
     def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Whether it has warned that it is about to change the network much."""
+        """Warn if the first steps would change the network much; return whether it warned."""
         return False
 
-    # What happens around the kernels in a step.
+    # The code around the kernels in a step.
 
     def _hooks_on(self, optimizer: Optimizer, steps: int = 0) -> StepHooks:
         self._held[id(optimizer)] = held_by(optimizer)
@@ -197,14 +197,14 @@ class Mitigator(Kernels):
 
     @torch.no_grad()
     def _add_on(self, optimizer: Optimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        # L-BFGS looks along lines, where loss and gradient must belong together: no bound there.
+        # L-BFGS searches along lines, so the gradient must be exactly the loss's derivative: no bound there.
         looks_ahead = any("max_iter" in group for group in optimizer.param_groups)
         sizes = None if looks_ahead else sizes_by(reach, optimizer)
         return self._add_to_gradients(self._selected_on(optimizer), sizes, grad_scale, found_inf)
 
     @torch.no_grad()
     def _term_on(self, optimizer: Optimizer) -> Tensor:
-        """The penalty of what an optimizer moves, times strength, summed over members."""
+        """The penalty of the parameters that an optimizer updates, times strength, summed over members."""
         parameters = with_gradients(self._selected_on(optimizer))
         with without_autocast(self._first):
             return (self.strength * self._penalty(self._here(parameters))).sum()
@@ -217,7 +217,7 @@ class Mitigator(Kernels):
 
     def _selected_on(self, optimizer: Optimizer) -> Tensors:
         held = held_by(optimizer)
-        if held != self._held[id(optimizer)]:  # a parameter group was added, or something took the optimizer over
+        if held != self._held[id(optimizer)]:  # a parameter group was added, or another library replaced parameters
             check_held(self, optimizer, self._held[id(optimizer)] - held)
             self._held[id(optimizer)] = held
         return self._select(held)
@@ -229,9 +229,9 @@ class Mitigator(Kernels):
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> bool:
-        """Add the method's gradient to each ``.grad``, which may be multiplied by a ``grad_scale``; if there is any.
+        """Add the method's gradient to each ``.grad``, which may be scaled by ``grad_scale``; return if there was any.
 
-        A parameter without a gradient is left without: the optimizer goes on leaving it alone.
+        A parameter without a gradient stays without one, so the optimizer still skips it.
         """
         if not self.acts_on_gradients:
             return False
@@ -250,9 +250,9 @@ class Mitigator(Kernels):
         known = {name: (step_sizes or {}).get(id(parameter)) for name, parameter in parameters.items()}
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
         parameters, gradients = self._here(parameters), self._here(gradients)
-        if grad_scale is not None:  # a power of two: undone and redone without rounding
+        if grad_scale is not None:  # a power of two: dividing and multiplying again do not round
             torch._foreach_div_(list(gradients.values()), grad_scale)
-        if found_inf is not None:  # the optimizer will skip this step; what is remembered must not keep its infinities
+        if found_inf is not None:  # the optimizer will skip this step; its infinities must not enter the state
             for gradient in gradients.values():
                 gradient.masked_fill_(found_inf.bool(), 0)
         with without_autocast(self._first):
@@ -262,7 +262,7 @@ class Mitigator(Kernels):
         return True
 
     def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, StepSize | None]) -> None:
-        """Run ``add_gradients``: for pruned parameters on what is left of them, and into that alone."""
+        """Run ``add_gradients``. For pruned parameters, only entries that are not pruned are read and written."""
         options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
         pruned = self._masks_of(parameters)
         into = gradients | {name: torch.zeros_like(gradients[name]) for name in pruned}
@@ -291,13 +291,13 @@ class Mitigator(Kernels):
             part.copy_(rounded_at_random(new, part.dtype, randoms[part.device]) if name in halves else new)
 
     def _rounding_generators(self, devices: Iterable[torch.device]) -> dict[torch.device, torch.Generator]:
-        """One for each device, seeded by how often it has been asked: so all that is to be remembered is a count."""
+        """One generator per device, seeded by the number of calls so far, so only this count is saved."""
         devices = set(devices)
         self._rounding_steps += bool(devices)
         return {device: torch.Generator(device).manual_seed(SEED_OFFSET + self._rounding_steps) for device in devices}
 
     def _select(self, held: Collection[int]) -> Tensors:
-        """The trainable parameters among those with these identities."""
+        """The trainable parameters with these ids."""
         return {name: parameter for name, parameter in self._trainable().items() if id(parameter) in held}
 
 

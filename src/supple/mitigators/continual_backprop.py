@@ -1,4 +1,4 @@
-"""Continual backprop (Dohare et al., 2024): each step a few of the least useful units make room for new ones."""
+"""Continual backprop (Dohare et al., 2024): each step replaces a few of the least useful units by new ones."""
 
 import math
 from collections.abc import Mapping
@@ -16,22 +16,22 @@ from supple.network.units import UnitGroup, Units, put, take
 
 
 class ContinualBackprop(UnitResets):
-    r"""Replace, at a steady rate, the units that the next layer makes least use of.
+    r"""Replace, at a constant rate, the units that the next layer uses least.
 
     .. math:: u_i \gets \beta u_i + (1 - \beta)\, \operatorname{mean} |h_i| \cdot \operatorname{mean}_j |w_{ji}|,
               \qquad \hat u_i = u_i / (1 - \beta^{a_i})
 
-    with h what the next layer is given, w its weights and a a unit's age in steps. Each step a share ρ of the units
-    older than the maturity is replaced, those with the least û; fractions are carried over. A new unit's incoming
-    weights are drawn from the layer's initialisation, its bias, its outgoing weights and what the optimizer remembers
-    of all these are 0, and the old unit's mean contribution is added to the next layer's bias.
+    with h the next layer's input, w its weights and a a unit's age in steps. Each step replaces a fraction ρ of the
+    units older than the maturity, those with the smallest û; fractions of units are carried over. A new unit's incoming
+    weights are drawn from the layer's initialisation; its bias, its outgoing weights and the optimizer's state of all
+    these are 0. The old unit's mean contribution is added to the next layer's bias.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: ρ, the replacement rate, at most 1. 1e-4 is the paper's: of 256 units one every 39 steps.
-        maturity: steps for which a new unit is safe, 100 in the paper: it has no outgoing weights yet.
+        strength: ρ, the replacement rate, at most 1. The paper's is 1e-4: of 256 units one every 39 steps.
+        maturity: steps in which a new unit is not replaced, 100 in the paper: its outgoing weights start at 0.
         decay: β, 0.99 in the paper.
-        units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        units: which units, if :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
@@ -40,11 +40,11 @@ class ContinualBackprop(UnitResets):
     Raises:
         ValueError: for a rate above 1, a negative maturity, a decay outside [0, 1), for a network
             without a unit that can be replaced alone, and in a step, before anything changes, for an optimizer whose
-            state is not known entry by entry.
-        RuntimeError: in the first step when there were no activations.
+            state cannot be reset entry by entry.
+        RuntimeError: in the first step, if there were no activations.
 
-    Departures from the paper: where a convolution leads into a linear layer, a unit's mean contribution is that of its
-    mean over all places; where both ends of a weight are replaced it becomes 0.
+    Departures from the paper: if a convolution feeds a linear layer, a unit's mean contribution is computed from its
+    mean over all places; a weight between two units that are both replaced becomes 0.
 
     Source: Dohare et al., *Loss of Plasticity in Deep Continual Learning*, 2024, algorithm 1.
 
@@ -84,7 +84,7 @@ class ContinualBackprop(UnitResets):
 
     def _first_host_state(self, group: UnitGroup) -> Tensors:
         replaced = torch.zeros(*self._members, self.maturity, dtype=torch.float64)
-        replaced[..., :1] = group.size  # all units are new at the start
+        replaced[..., :1] = group.size  # at the start all units are new
         return {"owed": torch.zeros(*self._members, 1, dtype=torch.float64), "replaced": replaced}
 
     def _choose(
@@ -101,7 +101,7 @@ class ContinualBackprop(UnitResets):
             return None
         correction = 1 - self.decay**age
         worth = torch.where(age > self.maturity, utility / correction, math.inf)
-        which = worth.argsort(dim=-1, stable=True)[..., : max(counts)]  # dead units tie
+        which = worth.argsort(dim=-1, stable=True)[..., : max(counts)]  # dead units have equal utility
         rank = torch.arange(max(counts), device=which.device)
         chosen = rank < torch.tensor(counts).view(*self._members, 1).to(which.device, non_blocking=True)
         chosen = chosen & (torch.as_tensor(strength, device=which.device) > 0)  # 0 where an overflow undid the step
@@ -117,9 +117,9 @@ class ContinualBackprop(UnitResets):
         return Choice(which, chosen, counts)
 
     def _count(self, group: UnitGroup, step: int, state: State, strength: Strength) -> list[int]:
-        """How many units each member replaces now: a matter of counting, on the host.
+        """How many units each member replaces now, counted on the host.
 
-        Which units these are depends on the activations, but not how many are mature: all but those replaced in the
+        The number of mature units does not depend on the activations: it is all units except those replaced in the
         last ``maturity`` steps.
         """
         owed, replaced = (state[GLOBAL][f"{key} in {group.name}"] for key in ("owed", "replaced"))

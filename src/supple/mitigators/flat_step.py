@@ -1,8 +1,8 @@
 """One step of the spectral regularizer for all of a network's parameters at once, in few operators.
 
-On a GPU every operator costs a launch, whatever its size. So the singular vectors of all matrices lie one after the
-other in one tensor while they are scaled, and so do all stretches while it is worked out how far each is pulled: three
-operators a matrix (two products and the rank-one update), and some thirty for the network.
+On a GPU every operator costs a launch, whatever its size. So the singular vectors of all matrices are concatenated into
+one tensor to be scaled, and all stretches into one tensor to compute how much each is pulled. This takes three
+operators per matrix (two products and the rank-one update), and about thirty more for the network.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normal
 from supple.network.roles import Role
 
 Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
-"""How much of each stretch's derivative to add, given the parameters' names and all of their stretches in one tensor:
-one a matrix or vector, with a tensor that is 1 for matrices and 0 for vectors; or one an entry of gains."""
+"""How much of each stretch's derivative to add, from the parameters' names and all their stretches in one tensor: one
+stretch per matrix or vector, with a tensor of 1 for matrices and 0 for vectors; or one per gain, with None."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the parts of some parameters lie in the flat tensors."""
+    """Where each parameter's part is in the flat tensors."""
 
     matrices: list[str]
     vectors: list[str]
@@ -31,7 +31,7 @@ class _Layout:
     sizes: list[int]
     """The lengths of all v, then of all vectors that are pulled."""
     row_stretch: Tensor
-    """Of each entry of all u, which stretch it belongs to."""
+    """For each entry of all u, the index of its stretch."""
     stretch: Tensor
     """The same for all v and vectors."""
     is_matrix: Tensor
@@ -39,11 +39,11 @@ class _Layout:
 
 
 class FlatStep:
-    """The steps of one method whose parameters have these roles.
+    """Takes the steps of one method.
 
     Args:
-        roles: by parameter name.
-        power_iterations: how many a step.
+        roles: the parameters' roles by name.
+        power_iterations: the number per step.
     """
 
     def __init__(self, roles: Mapping[str, Role], power_iterations: int) -> None:
@@ -57,9 +57,9 @@ class FlatStep:
         state: Mapping[str, dict[str, Tensor]],
         amount: Amount,
     ) -> None:
-        """Add ``amount`` times each stretch's derivative by its parameter to ``into``, and advance the vectors v.
+        """Add ``amount`` times each stretch's derivative by its parameter to ``into``, and update the vectors v.
 
-        The parameters lie on one device and are worked out in one data type; none is sharded, none has members.
+        The parameters are on one device and computed in one data type; none is sharded or has members.
         """
         layout = self._layout_of(parameters)
         if layout.scales:
@@ -79,7 +79,7 @@ class FlatStep:
                     prepare_(normalized(half_iteration(weight, v, restart)[1]), restart)
                     for weight, v, restart in zip(weights, starts, restarts, strict=True)
                 ]
-            # A network may change its data type.
+            # The network's data type may have changed since v was stored.
             us = [product(weight, v.to(weight.dtype)) for weight, v in zip(weights, starts, strict=True)]
             parts = _parts(us)
             inverse = torch.stack(torch._foreach_norm(parts)).clamp_min_(TINY).reciprocal_()
@@ -133,17 +133,17 @@ def _owners(shapes: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In at least single precision."""
+    """Convert to at least single precision."""
     return tensor.to(working_dtype(tensor))
 
 
 def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """All vectors apart: ``(n,)`` is one, ``(groups, n)`` several."""
+    """Split into single vectors: ``(n,)`` is one, ``(groups, n)`` several."""
     return [part for tensor in tensors for part in (tensor.unbind() if tensor.ndim > 1 else (tensor,))]
 
 
 def _like(tensors: Sequence[Tensor], flat: Sequence[Tensor]) -> list[Tensor]:
-    """Pieces of a flat tensor in the shapes of the first of ``tensors``."""
+    """The pieces of a flat tensor, with the shapes of the first ``len(flat)`` of ``tensors``."""
     return [piece.view_as(tensor) if tensor.ndim > 1 else piece for tensor, piece in zip(tensors, flat, strict=False)]
 
 

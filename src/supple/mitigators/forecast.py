@@ -1,4 +1,4 @@
-"""What the first steps of a method would do to a network, said before they do it."""
+"""Warns, before training, if the first steps of a method would change a network much."""
 
 import math
 import warnings
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 STEPS = 10
-"""So many steps are looked ahead: they were enough to ruin trained networks."""
+"""The number of steps to forecast: so many were enough to ruin trained networks."""
 
 MUCH = 0.005
-"""The share of a matrix's norm from which a change in these steps is much: hundreds of steps follow."""
+"""The change in these steps, relative to a matrix's norm, from which it warns: hundreds of steps follow."""
 
 NEAR = 1.5
-"""A σ₁ of up to so many times its target is not counted: there a network is that was trained with the method."""
+"""A σ₁ up to this multiple of its target is not counted: networks that were trained with the method have such σ₁."""
 
 
 class RewriteWarning(UserWarning):
@@ -20,19 +20,19 @@ class RewriteWarning(UserWarning):
 
 
 class Change(NamedTuple):
-    """What the first steps would do to one matrix, or to the one of several in a parameter that changes most."""
+    """What the first steps would do to a parameter's matrix; if it holds several, to the one that changes most."""
 
     name: str
     stretch: float
     """Its largest singular value."""
     share: float
-    """How far it would move in the first steps, over its Frobenius norm."""
+    """How far it would move in the first steps, divided by its Frobenius norm."""
     looks_fresh: bool
-    """Whether it may be as initialisation left it: then there is nothing to lose."""
+    """Whether it may be untrained: then there is nothing to lose."""
 
 
 def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
-    """Warn of the three worst changes, where any is much; whether it did."""
+    """Warn of the three largest changes, if any is large; return whether it warned."""
     worst = sorted((c for c in changes if c.share >= MUCH and not c.looks_fresh), key=lambda c: -c.share)
     if not worst:
         return False
@@ -41,17 +41,17 @@ def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
         f"{method} would rewrite this network, which looks trained: its first {STEPS} steps would move {len(worst)} of "
         f"the matrices by {100 * MUCH:g} % of their norm or more, most of all {shown}. {remedy}",
         RewriteWarning,
-        stacklevel=5,  # the line that attaches
+        stacklevel=5,  # the line that calls attach
     )
     return True
 
 
 def looks_fresh(stretch: float, norm: float, rows: int, columns: int) -> bool:
-    """Whether a matrix of this σ₁ and Frobenius norm may be one that usual initialisations draw.
+    """Whether a matrix with this σ₁ and Frobenius norm may come from a usual initialisation.
 
-    Its entries are independent there, or its rows orthogonal: then σ₁ is at most about (√rows + √columns) times their
-    root mean square, with fluctuations that shrink as the number of rows does to the power of −2/3. Training adds
-    single directions that stand out. And the entries are not larger than He et al. have them, √(2/n), n being the
+    There its entries are independent, or its rows orthogonal. Then σ₁ is at most about (√rows + √columns) times the
+    entries' root mean square, with relative fluctuations of order rows^(−2/3). Training adds single directions with
+    larger singular values. Also, initial entries are at most as large as those of He et al., √(2/n), where n is the
     fan-in or the fan-out.
     """
     size, fan = norm / math.sqrt(rows * columns), min(rows, columns)

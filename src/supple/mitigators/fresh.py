@@ -1,4 +1,4 @@
-"""Parameters drawn anew, as the network's own modules initialise them."""
+"""New initial parameters, drawn as the network's own modules initialise them."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,24 +10,24 @@ from supple.kernels.power_iteration import working_dtype
 from supple.network.population import Population, copy_of
 
 _UNIFORM = (nn.Linear.reset_parameters, _ConvNd.reset_parameters)
-"""They draw weight and bias uniformly in ±1/√n, with n the numbers in weight[0]."""
+"""Functions that draw weight and bias uniformly in ±1/√n, where n is the number of entries of weight[0]."""
 
 
 class FreshParameters:
-    """Draws initial parameters for a network again and again, each time with other random numbers.
+    """Draws new initial parameters for a network, with other random numbers in each call.
 
-    Every module that owns parameters draws them with its ``reset_parameters()``, children before parents as when they
-    were built. The global random state is left as it was found.
+    Every module that owns parameters draws them with its ``reset_parameters()``, children before parents, as at
+    construction. The global random state does not change.
 
     Args:
         network: a module or a population; a copy of one network is kept.
-        names: the parameters that will be asked for, and buffers.
-        coarse: draw those of linear layers and convolutions on a CPU from 16 random bits each, instead of the 24 that
-            they have in torch: 65,536 values in equal steps, in a third of the time.
+        names: the parameters and buffers to draw.
+        coarse: on a CPU, draw those of linear layers and convolutions from 16 random bits each instead of torch's 24:
+            65,536 equally spaced values, in a third of the time.
 
     Raises:
-        ValueError: naming the first of them whose module has no ``reset_parameters()``, or one that leaves it as it is,
-            as where ``torch.nn.utils.spectral_norm`` computes the weight from it.
+        ValueError: if a module has no ``reset_parameters()``, or its ``reset_parameters()`` does not write a parameter
+            (as with ``torch.nn.utils.spectral_norm``); the message names the first one.
     """
 
     def __init__(self, network: nn.Module | Population, names: Sequence[str], *, coarse: bool = False) -> None:
@@ -36,7 +36,7 @@ class FreshParameters:
         self._names = names
         self._resets = []
         self._bounds: dict[str, float] = {}
-        # A module with parts may write to their parameters in its turn.
+        # A module that has children may also write to their parameters.
         coarse = coarse and not any(_reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
             if coarse and getattr(type(module), "reset_parameters", None) in _UNIFORM:
@@ -59,7 +59,7 @@ class FreshParameters:
         self._check_written()
 
     def draw(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Fresh values by name, stacked over members for a population: one generator each."""
+        """New values by name, stacked over members for a population, with one generator per member."""
         members = [self._draw_one(generator) for generator in generators]
         if not self._stacked:
             return members[0]
@@ -67,7 +67,7 @@ class FreshParameters:
 
     @torch.no_grad()
     def _check_written(self) -> None:
-        """Make sure that the modules write what they are asked for, by what becomes of values that none would draw."""
+        """Check that the modules write all parameters: fill them with values that no module draws, then reset."""
         parameters = dict(self._template.named_parameters())
         marked = {
             name: (parameters[name], parameters[name].clone())
@@ -112,7 +112,7 @@ def _reset_of(module: nn.Module) -> Callable[[], object] | None:
 
 
 def _coarsely_uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
-    """The midpoints of 65,536 equal parts of ±bound: four random ones from each number of 64 bits."""
+    """Random midpoints of 65,536 equal parts of [−bound, bound]; each 64-bit random number gives four."""
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     numbers = words.view(torch.int16)[: like.numel()].view(like.shape).to(working_dtype(like))
     return numbers.add_(0.5).mul_(bound / 2**15).to(like.dtype)

@@ -1,4 +1,4 @@
-"""Hare and tortoise (Lee et al., 2024): a fast network that is now and then set back to its own slow average."""
+"""Hare and tortoise (Lee et al., 2024): resets the network at intervals to a slow average of itself."""
 
 from collections.abc import Mapping
 
@@ -14,27 +14,27 @@ from supple.network.population import Population
 
 
 class HareAndTortoise(Mitigator):
-    r"""Follow the fast parameters with a slow copy, and put the fast ones back to it every so many steps.
+    r"""Keep a moving average of the parameters, and set the parameters to it every ``every`` steps.
 
     .. math:: \bar\theta \gets \beta \bar\theta + (1 - \beta)\,\theta \quad\text{each step},\qquad
               \theta \gets \bar\theta \quad\text{every } T \text{ steps}
 
     Args:
         network: a module or a :class:`Population`.
-        strength: how much of the way back, from 0 (none) to 1 (all of it: the published method).
+        strength: the fraction of the way to the average, from 0 (none) to 1 (all of it: the published method).
         decay: β, 0.999 as in the source.
-        every: T, the steps from one return to the next. The source returns about as often as it reset before, once in
-            some epochs.
+        every: T, the steps between returns to the average. The source returns once in some epochs, about as often as
+            its resets of whole networks.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
 
     Raises:
         ValueError: for a strength above 1, a decay outside [0, 1) or a period below 1.
 
-    Buffers of real numbers, such as the statistics of batch norm, are averaged and returned too, in the steps of the
+    Buffers of real numbers, such as the statistics of batch norm, are averaged and set too, in the steps of the
     optimizer that holds the first parameter. The optimizer's state is kept.
 
-    A step that :class:`torch.amp.GradScaler` makes a fused optimizer skip is seen only where a return is due, which
-    then comes with the next one; the others count as steps.
+    If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a return is due, the next step does
+    it instead. Other skipped steps count as steps.
 
     Source: Lee et al., *Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks*, 2024.
     """
@@ -71,7 +71,7 @@ class HareAndTortoise(Mitigator):
             for name, buffer in buffers
             if name in self._buffers
         }
-        # One count a parameter: they may be divided between optimizers.
+        # One count per parameter: the parameters may be split between optimizers.
         self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64) for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:

@@ -1,4 +1,4 @@
-"""A place on an optimizer's step: what is called before the parameters move, and afterwards."""
+"""Hooks on an optimizer's step: they call functions before and after it updates the parameters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from supple.kernels.sharding import local
 from supple.mitigators.optimizers import steps_under_way
 
 Add = Callable[[Tensor | None, Tensor | None], bool]
-"""Adds to gradients that GradScaler has scaled (by the first), or not; the second is 1 where they are not finite."""
+"""Adds to the gradients, given GradScaler's scale and ``found_inf`` (or None); returns whether there were gradients."""
 
 
 class _Writes(NamedTuple):
-    """How often the first of an optimizer's gradients has been written to; it tells these gradients from new ones."""
+    """The optimizer's first gradient and its number of writes: shows whether gradients are new since a failed step."""
 
     gradient: Tensor
     writes: int
@@ -38,12 +38,12 @@ class StepHooks:
     """The hooks of one method on one optimizer, until :meth:`remove`.
 
     Args:
-        owner: the method; only looked at by others who ask whose hooks these are.
-        optimizer: the one whose steps count.
-        add: adds to the gradients before a step, and tells whether there were any; None adds nothing.
-        term: what a closure's loss grows by.
-        change: changes the parameters after a step, and tells whether it did; None changes nothing.
-        steps: how many steps it has acted in before.
+        owner: the method; only stored, so that others can ask whose hooks these are.
+        optimizer: the optimizer to hook.
+        add: adds to the gradients before a step, and returns whether there were any; None adds nothing.
+        term: returns what is added to a closure's loss.
+        change: changes the parameters after a step, and returns whether it did; None changes nothing.
+        steps: the number of earlier steps in which it acted.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class StepHooks:
     def _on_step_start(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # Torch runs the hooks around super().step() too, where a class of one's own calls that within its step().
+        # Torch runs the hooks twice if a user's optimizer class calls super().step() within its own step().
         if self._depth:
-            self._depth = steps_under_way(optimizer) - 1  # fewer where a step ended by an error
+            self._depth = steps_under_way(optimizer) - 1  # smaller than the count if an earlier step raised an error
         self._depth += 1
         if self._depth > 1 or self._add is None:
             return None
         self._is_retry = self._added is not None
-        # args[0] is the optimizer itself. With a closure the gradients come to be inside the step, each time that the
-        # optimizer calls it.
+        # args[0] is the optimizer itself. With a closure the gradients are computed inside the step, whenever the
+        # optimizer calls the closure.
         if callable(closure := kwargs.get("closure")):
             return args, {**kwargs, "closure": self._regularized(closure)}
         if len(args) > 1 and callable(args[1]):
@@ -96,7 +96,7 @@ class StepHooks:
         self._added = None
         if self._change is not None:
             self._acts = self._change()
-        if not torch.compiler.is_compiling():  # a count would make a compiled step be compiled again and again
+        if not torch.compiler.is_compiling():  # a changing count would cause a recompilation in every step
             self.steps += self._acts
 
     def _regularized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -110,7 +110,7 @@ class StepHooks:
         return with_penalty
 
     def _add_once(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        """Add, unless it is there already: from a step that ended by an error and is taken once more."""
+        """Add, unless this is a repeated step after an error and the gradients still hold what was added before."""
         assert self._add is not None
         if torch.compiler.is_compiling():
             return self._add(grad_scale, found_inf)
@@ -120,14 +120,14 @@ class StepHooks:
             return True
         acts = self._add(grad_scale, found_inf)
         if acts:
-            for hooks in all_on(self.optimizer):  # what other methods have added is still there
+            for hooks in all_on(self.optimizer):  # the gradients still hold what other methods added
                 if hooks is self or (before is not None and before.are(hooks._added)):
                     hooks._added = _Writes.so_far(self.optimizer)
         return acts
 
 
 def all_on(optimizer: Optimizer) -> list[StepHooks]:
-    """Those of every method on it, in the order in which they act."""
+    """The hooks of all methods on an optimizer, in the order in which they act."""
     hooks: Sequence[Any] = [*optimizer._optimizer_step_post_hooks.values()]
     owners = (getattr(hook, "__self__", None) for hook in hooks)
     return [owner for owner in owners if isinstance(owner, StepHooks)]

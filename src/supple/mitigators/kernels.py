@@ -1,4 +1,4 @@
-"""The contract that every method fulfils, and what it holds: parameters, their roles, strength, state."""
+"""The base class of every method: its kernels, and what it holds (parameters, their roles, strength, state)."""
 
 import inspect
 import logging
@@ -23,43 +23,43 @@ SEED_OFFSET = 2_654_435_769  # torch looks at the last 32 bits of a seed
 
 @dataclass(frozen=True)
 class Update:
-    """What a method may want to know of the optimizer's step that has just been taken, by parameter."""
+    """What a method may need to know about the optimizer step that has just finished, by parameter."""
 
     step_sizes: Mapping[str, Strength]
-    """The optimizer's present step size: its ``lr``, times the ``d`` that Prodigy and D-Adaptation estimate."""
+    """The optimizer's current step size: its ``lr``, times the ``d`` that Prodigy and D-Adaptation estimate."""
     moments: Mapping[str, Tensors]
-    """What the optimizer remembers (Adam's ``exp_avg``, momentum, ...): the live tensors. Those without dimensions,
-    such as Adam's ``step``, belong to the parameter as a whole."""
+    """The optimizer's state (Adam's ``exp_avg``, momentum, ...): its own tensors, not copies. A tensor without
+    dimensions, such as Adam's ``step``, is for the whole parameter."""
     memory: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """The live dictionaries that hold these tensors; some optimizers count steps there in numbers."""
+    """The optimizer's own dictionaries that hold these tensors; some optimizers keep a step count there as a number."""
     skipped: Tensor | None = None
-    """1 on the device where GradScaler made a fused optimizer skip this step, which the strength is then 0 for."""
+    """A tensor on the device: 1 if GradScaler made a fused optimizer skip this step. The strength is then 0."""
     idle: Mapping[str, Tensor] = field(default_factory=dict)
-    """The optimizer's other parameters, to read: they have no gradient in this step, so they must stay as they are.
-    What a method counts for them goes on."""
+    """The optimizer's parameters without a gradient in this step: read only, they must not change. A method still
+    counts steps for them."""
 
 
 class Kernels:
     """What a method does in a training step, as functions over dictionaries of tensors, and what it holds.
 
-    The kernels work in place on dictionaries, by parameter name, of tensors with any leading dimensions: they serve a
-    network, a population and a compiled training step alike. They wait for no result on the host. ``add_gradients``
-    may take ``step_sizes``, by parameter, as a keyword.
+    The kernels work in place on dictionaries from parameter name to tensor. Tensors may have leading dimensions, so the
+    same kernels serve a network, a population and a compiled training step. They never wait for the device.
+    ``add_gradients`` may take a keyword ``step_sizes``, a dictionary by parameter.
     """
 
     largest_strength = math.inf
     traceable = True
-    """Whether a compiler can see through the kernels: not where they count steps or draw random numbers on the host."""
+    """Whether ``torch.compile`` can trace the kernels: no if they count steps or draw random numbers on the host."""
     observes = False
-    """Whether it looks at activations in the forward pass: :meth:`observe` says whose."""
+    """Whether it records activations in the forward pass: :meth:`observe` sets of which modules."""
     works_on_pieces = False
-    """Whether the kernels are right for a parameter that is sharded over ranks: they see the piece that lies here."""
+    """Whether the kernels are correct for sharded parameters, of which they get only this rank's shard."""
     goes_by_role = False
-    """Whether a parameter's role decides what is done to it: those of unknown role are then left out."""
+    """Whether a parameter's role decides what the method does to it; it then leaves out parameters of unknown role."""
     moves_gradually = True
-    """Whether it moves parameters by small amounts in each step, which half precision would lose in rounding."""
+    """Whether it moves parameters by small amounts in each step, which rounding to half precision would lose."""
     needs_step_sizes = False
-    """Whether it must know how far the optimizer steps."""
+    """Whether it must know the optimizer's step size."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Kernels:
         """Change ``parameters``, which the optimizer has just updated, and advance ``state``, all in place."""
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        """What ``add_gradients`` is the gradient of, at strength 1 and by member; nothing for most methods."""
+        """The penalty whose gradient ``add_gradients`` adds, at strength 1, by member; 0 for most methods."""
         return local(self._first).new_zeros(self._members)
 
     @property
@@ -134,7 +134,7 @@ class Kernels:
         self._strength = tensor if tensor.ndim or isinstance(value, Tensor) else float(value)
 
     def state_dict(self) -> State:
-        """A copy of everything that the method remembers between steps."""
+        """A copy of everything that the method keeps between steps."""
         state = {name: {key: tensor.clone() for key, tensor in entry.items()} for name, entry in self.state.items()}
         if self._generators:
             state.setdefault(GLOBAL, {})["random"] = torch.stack([random.get_state() for random in self._generators])
@@ -146,12 +146,12 @@ class Kernels:
 
     @torch.no_grad()
     def load_state_dict(self, state: State) -> None:
-        """Take over what :meth:`state_dict` returned, from a method with the same options on the same architecture.
+        """Load what :meth:`state_dict` returned, from a method with the same options on the same architecture.
 
         Raises:
-            TypeError: naming the first entry that is no tensor, or one of another type.
-            ValueError: naming the first entry that is missing, unknown or of another shape, or the option that is
-                another. Whatever is refused, nothing is changed.
+            TypeError: if an entry is not a tensor or has another type; the message names the first one.
+            ValueError: if an entry is missing, unknown or has another shape, or an option differs; the message names
+                the first one. After an error nothing has changed.
         """
         check_state(state, self.state_dict(), self._options(), type(self).__name__)
         randoms = state[GLOBAL]["random"].cpu() if self._generators else ()
@@ -169,14 +169,14 @@ class Kernels:
         return {}
 
     def _masks_of(self, parameters: Iterable[str]) -> Tensors:
-        """What pruning multiplies these parameters by, of those that are pruned."""
+        """The pruning masks of these parameters, for those that are pruned."""
         if not self._masked:
             return {}
         present = masks(self._network)
         return {name: present[name] for name in parameters if name in present}
 
     def _unpruned(self, parameters: Tensors) -> Tensors:
-        """The parameters, those that are pruned as the forward pass sees them."""
+        """The parameters as the forward pass uses them: pruned ones multiplied by their masks."""
         return parameters | {name: parameters[name] * mask for name, mask in self._masks_of(parameters).items()}
 
     def _leave_out_unknown(self) -> None:
@@ -200,7 +200,7 @@ class Kernels:
         self._follow_devices()
         for name, parameter in self.parameters.items():
             owner, own_name = self._owners[name]
-            # After a forward pass FSDP2 shows whole parameters in the place of the shards.
+            # After a forward pass FSDP2 puts whole parameters into the module, in place of the shards.
             if owner._parameters.get(own_name) is not parameter and not is_sharded(parameter):
                 raise ValueError(
                     f"expected the network that this {type(self).__name__} was built with, got another {name!r} or "
@@ -214,21 +214,21 @@ class Kernels:
         return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
     def _here(self, tensors: Tensors) -> Tensors:
-        """Those of an ordinary network as they are; of a sharded one, the pieces that lie on this rank."""
+        """The tensors themselves for an ordinary network; this rank's shards for a sharded one."""
         return {name: local(tensor) for name, tensor in tensors.items()} if self._pieces else tensors
 
     def _state_here(self) -> State:
         return {name: self._here(entry) for name, entry in self.state.items()} if self._pieces else self.state
 
     def _over_ranks(self, sums: Tensors) -> Tensors:
-        """Sums over each parameter's entries, made complete where some of them lie on other ranks."""
+        """Complete sums over each parameter's entries: add the other ranks' parts for sharded parameters."""
         if not self._pieces:
             return sums
         totals = together(self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums)
         return dict(zip(sums, totals, strict=True))
 
     def _follow_devices(self) -> None:
-        """A network may be moved at any time; what is remembered of it goes along."""
+        """Move the state to the parameters' devices: the network may have been moved since the last step."""
         first = self._first.device
         for name, entry in self.state.items():
             device = self.parameters[name].device if name in self.parameters else first
@@ -239,18 +239,18 @@ class Kernels:
             self._strength = self.strength.to(first)
 
     def _act_on(self, names: Iterable[str], what: str) -> None:
-        """Leave all parameters alone but these."""
+        """Restrict the method to these parameters."""
         self.parameters = {name: self.parameters[name] for name in names}
         if not self.parameters:
             raise ValueError(f"expected {what}, got a network with none: name one in roles as 'matrix'")
 
     def _seed(self, seed: int) -> None:
-        """Give each member random numbers of its own: those of a lone network whose method has ``seed + its seed``."""
+        """One generator per member, seeded ``seed + member's seed``: a single network with that sum draws the same."""
         seeds = self._network.seeds if isinstance(self._network, Population) else (0,)
         self._generators = tuple(torch.Generator().manual_seed(SEED_OFFSET + seed + member) for member in seeds)
 
     def _random(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], object]) -> Tensor:
-        """A tensor like ``like`` that ``draw(part, generator)`` has filled in place, member by member."""
+        """A tensor shaped like ``like``; ``draw(part, generator)`` fills each member's part in place."""
         drawn = torch.empty_like(like, device="cpu")
         for part, generator in zip(drawn if self._members else (drawn,), self._generators, strict=True):
             draw(part, generator)
@@ -258,23 +258,23 @@ class Kernels:
 
 
 def per_member(strength: Strength, ndim: int) -> Strength:
-    """``strength`` shaped so as to multiply a tensor of ``ndim`` dimensions of which the first is the members'."""
+    """``strength`` reshaped to multiply a tensor with ``ndim`` dimensions, of which the first is the members'."""
     if isinstance(strength, Tensor) and strength.ndim:
         return strength.reshape(-1, *(1,) * (ndim - 1))
     return strength
 
 
 def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
-    """Take ``tensor`` the share ``strength`` of the way to ``target``, in place and in one pass over the memory."""
+    """Move ``tensor`` by the fraction ``strength`` of the way to ``target``, in place, in one pass over memory."""
     share = per_member(strength, tensor.ndim)
     tensor.lerp_(target.to(tensor), share.to(tensor.dtype) if isinstance(share, Tensor) else share)
 
 
 def is_due(steps: Tensor, every: int, update: Update) -> bool:
-    """Count a step on the host, in place; whether it is one of every so many.
+    """Count a step on the host, in place; return whether this step is a multiple of ``every``.
 
-    A step that a fused optimizer skipped would lose what was due for a whole period: then the next one is due. The
-    device is asked only where it matters.
+    If a fused optimizer skipped the step, the next step is due instead, so that no period is lost. The device is read
+    only in a step that would be due.
     """
     if int(steps.add_(1)) % every:
         return False

@@ -1,4 +1,4 @@
-"""L2 regularization: parameters towards zero."""
+"""L2 regularization: pulls parameters towards zero."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class L2Regularizer(SquaredDistance):
 
     >>> import torch
     >>> network = torch.nn.Linear(2, 1)
-    >>> (0 * network(torch.ones(1, 2))).sum().backward()  # a loss that asks for nothing
+    >>> (0 * network(torch.ones(1, 2))).sum().backward()  # a loss whose gradient is zero
     >>> L2Regularizer(network, strength=0.5).before_step()
     >>> bool((network.weight.grad == network.weight).all())
     True

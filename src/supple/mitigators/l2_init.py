@@ -14,7 +14,7 @@ from supple.network.population import Population
 class L2InitRegularizer(SquaredDistance):
     r"""Keep all parameters near their initial values: :math:`R(\theta) = \lVert \theta - \theta^{(0)} \rVert^2`.
 
-    θ⁽⁰⁾ is a copy of the parameters as they are when this is built, so build it before training; it costs their memory.
+    θ⁽⁰⁾ is a copy of the parameters when the method is built, so build it before training; it doubles their memory.
 
     Args:
         network: a module or a :class:`Population`.

@@ -1,4 +1,4 @@
-"""Network reset (Nikishin et al., 2022; D'Oro et al., 2022): on a schedule, start again from a fresh network."""
+"""Network reset (Nikishin et al., 2022; D'Oro et al., 2022): reinitializes the network on a schedule."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -16,37 +16,37 @@ from supple.network.population import Population
 from supple.network.units import check_moments
 
 _FIRST = {"mu_product": 1}
-"""What optimizers start their counters with, where that is not 0: NAdam's product of momenta."""
+"""Initial values of optimizers' counters that do not start at 0: NAdam's product of momenta."""
 
 
 class NetworkReset(Mitigator):
-    r"""Every so many steps, draw all layers anew or the last ones, and the optimizer's memory of them.
+    r"""Every ``every`` steps, reinitialize all or the last layers, and the optimizer's state of them.
 
     .. math:: \theta \gets (1 - s)\,\theta + s\,\theta_{\text{fresh}}
 
-    The data that the network is trained on must outlive a reset, as a replay buffer does; the network does not.
+    Use it only if the training data survive a reset, as a replay buffer does: the new network must learn from them.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: s, how much of the way to a fresh network, from 0 (none) to 1 (all of it: the published method).
-        every: steps from one reset to the next. D'Oro et al. reset every 2.56 million updates of an agent.
-        layers: ``"all"``, or how many of the last layers with a weight matrix (in the order in which the network holds
-            them), with what follows the first of these; or the names of modules.
+        strength: s, the fraction of the way to a fresh network, from 0 (none) to 1 (all of it: the published method).
+        every: steps between resets. D'Oro et al. reset every 2.56 million updates of an agent.
+        layers: ``"all"``; or a number n, for the last n layers with a weight matrix (in the network's own order) and
+            all modules after the first of these; or the names of modules.
         roles: None for a parameter leaves it out.
-        seed: of the fresh networks, each of which is another.
+        seed: of the fresh networks; each reset draws a different one.
 
     Raises:
         ValueError: for a strength above 1, a period or a number of layers below 1, an unknown module, a module that
-            cannot draw its parameters anew (it has no ``reset_parameters()``), and in a step, before anything changes,
-            for an optimizer whose state is not known entry by entry.
+            cannot redraw its parameters (it has no ``reset_parameters()``), and in a step, before anything changes,
+            for an optimizer whose state cannot be reset entry by entry.
 
-    Fresh values come from each module's own ``reset_parameters()``; an initialisation that was applied from outside is
-    not repeated. Batch-norm statistics are reset along. For s below 1, which is not in the sources, what the optimizer
-    remembers is scaled by 1 − s, and its counters, such as Adam's ``step``, go on. Members of a population share these:
-    they start anew where all members are reset with s = 1.
+    Fresh values come from each module's own ``reset_parameters()``; an initialisation that your code applied afterwards
+    is not repeated. Batch-norm statistics are reset too. For s below 1, which is not in the sources, the optimizer's
+    state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue. Members of a population share these
+    counters: they restart only if all members are reset with s = 1.
 
-    A step that :class:`torch.amp.GradScaler` makes a fused optimizer skip is seen only where a reset is due, which then
-    comes with the next one; the others count as steps.
+    If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a reset is due, the next step resets
+    instead. Other skipped steps count as steps.
 
     Source: Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, 2022; D'Oro et al., *Sample-Efficient
     Reinforcement Learning by Breaking the Replay Ratio Barrier*, 2022.
@@ -88,7 +88,7 @@ class NetworkReset(Mitigator):
         self._buffers = [name for name in buffers if hasattr(self._owner(name), "reset_parameters")]
         self._fresh = FreshParameters(network, [*self._names, *self._buffers])
         self._seed(seed)
-        # One counter a parameter, on the host: they may be split between optimizers.
+        # One counter per parameter, on the host: the parameters may be split between optimizers.
         self.state = {GLOBAL: {"steps": torch.zeros(len(self._names), dtype=torch.int64)}}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
@@ -108,13 +108,13 @@ class NetworkReset(Mitigator):
             for key, moment in update.moments.get(name, {}).items():
                 if moment.ndim:
                     _move(moment, torch.zeros_like(moment), strength)
-                else:  # Adam's count of steps: its averages start anew
+                else:  # Adam's count of steps: its averages restart
                     _move(moment, torch.full_like(moment, _FIRST.get(key, 0)), whole.to(moment))
             memory = update.memory.get(name, {})
             for key, number in memory.items():
                 if isinstance(number, int | float) and whole:
                     memory[key] = type(number)(_FIRST.get(key, 0))
-        # They belong to no optimizer, and come along once: with the parameters that have taken the most steps.
+        # Buffers belong to no optimizer. They are reset once, with the parameters that have taken the most steps.
         if any(steps[self._names.index(name)] > furthest for name in due):
             for name in self._buffers:
                 _move(self._module.get_buffer(name), fresh[name], strength)
@@ -141,7 +141,7 @@ class NetworkReset(Mitigator):
 
 
 def _move(tensor: Tensor, fresh: Tensor, strength: Strength) -> None:
-    """The share ``strength`` of the way to ``fresh``, in place; all of it exactly, also from NaN."""
+    """Move by the fraction ``strength`` of the way to ``fresh``, in place; at 1 exactly ``fresh``, even from NaN."""
     share = torch.as_tensor(per_member(strength, tensor.ndim), device=tensor.device)
     fresh = fresh.to(tensor)
     between = torch.lerp(tensor, fresh, share.to(tensor.dtype)) if tensor.is_floating_point() else tensor

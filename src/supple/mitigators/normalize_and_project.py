@@ -1,4 +1,4 @@
-"""Normalize-and-project (Lyle et al., 2024): each weight matrix back to its initial norm after each step."""
+"""Normalize-and-project (Lyle et al., 2024): rescales each weight matrix to its initial norm after each step."""
 
 from collections.abc import Mapping
 
@@ -18,18 +18,18 @@ class NormalizeAndProject(Mitigator):
 
     .. math:: W \gets W \lVert W^{(0)} \rVert / \lVert W \rVert
 
-    Meant for networks with a normalisation layer before each non-linearity, whose function does not depend on the
-    norms; without one the network cannot grow its outputs.
+    For networks with a normalisation layer before each non-linearity, whose outputs do not depend on the weights'
+    norms. Without such layers the network's outputs cannot grow.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: how much of the way back, from 0 (none) to 1 (all of it: the published method).
+        strength: the fraction of the way to the initial norm, from 0 (none) to 1 (all of it: the published method).
         roles: parameter name to role; only matrices are rescaled.
 
     Raises:
         ValueError: for a strength above 1, or a network without a weight matrix.
 
-    Departure: the source also treats the gains of the normalisation layers; here they are free.
+    Departure: the source also constrains the gains of the normalisation layers; here they are free.
 
     Source: Lyle et al., *Normalization and Effective Learning Rates in Reinforcement Learning*, 2024.
     """

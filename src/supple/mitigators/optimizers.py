@@ -11,12 +11,12 @@ StepSize = float | Tensor
 
 
 def inner_optimizers(optimizer: Any) -> list[Optimizer]:
-    """The optimizers whose ``step()`` moves the parameters, inside those that wrap them (Lookahead, SAM, ...).
+    """The optimizers whose ``step()`` updates the parameters, inside those that wrap them (Lookahead, SAM, ...).
 
-    One, the optimizer itself, where it holds no other; several where a container holds one for each part of a network.
+    An optimizer that wraps no other returns itself; a container may hold several, one for each part of a network.
 
     Raises:
-        TypeError: for what is neither an optimizer nor holds one.
+        TypeError: if it neither is nor holds an optimizer.
         ValueError: for an optimizer whose ``step`` has no hooks.
     """
     found = _inside(optimizer, set())
@@ -37,42 +37,42 @@ def inner_optimizers(optimizer: Any) -> list[Optimizer]:
 
 
 def memory_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """What an optimizer remembers of a parameter: the live dictionary, that of this rank's share where ranks share."""
+    """An optimizer's own state dictionary of a parameter; if ranks divide the state, the one for this rank's part."""
     inner = getattr(optimizer, "optim", optimizer)
     held: dict[str, Any] = optimizer.state.get(parameter) or getattr(inner, "state", {}).get(parameter, {})
     return held
 
 
 def step_size(group: Mapping[str, Any]) -> StepSize | None:
-    """The step size of a parameter group, or None where it has none that is known.
+    """The step size of a parameter group, or None if it is not known.
 
-    Prodigy and D-Adaptation multiply ``lr`` by the ``d`` that they estimate; Adafactor may keep none.
+    Prodigy and D-Adaptation multiply ``lr`` by the ``d`` that they estimate; Adafactor may have no step size.
     """
     lr: StepSize | None = group.get("lr")
-    if lr is None or "d" not in group or "beta2_decay" in group:  # the d of torch's Adafactor is another thing
+    if lr is None or "d" not in group or "beta2_decay" in group:  # torch's Adafactor has another d
         return lr
     estimate: StepSize = group["d"]
     return lr * estimate
 
 
 def reach(group: Mapping[str, Any]) -> StepSize | None:
-    """How far a gradient of 1 moves a parameter in the end: the step size, with heavy-ball momentum many times that."""
+    """How far a gradient of 1 moves a parameter in total: step size / (1 − momentum), at most 1,000 step sizes."""
     size, momentum = step_size(group), group.get("momentum", 0.0)
     return size if size is None or not momentum else size / max(1 - momentum, 1e-3)
 
 
 def held_by(optimizer: Optimizer) -> set[int]:
-    """The identities of an optimizer's parameters."""
+    """The ids of an optimizer's parameters."""
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def step_sizes(optimizer: Optimizer) -> dict[int, StepSize | None]:
-    """The present step size of each of an optimizer's parameters, by its identity; None where that is not known."""
+    """The current step size of each of an optimizer's parameters, by the parameter's id; None if it is not known."""
     return sizes_by(step_size, optimizer)
 
 
 def sizes_by(size_of: Callable[[dict[str, Any]], StepSize | None], optimizer: Optimizer) -> dict[int, StepSize | None]:
-    """A size of its group for each of an optimizer's parameters, by its identity."""
+    """``size_of(group)`` for each of an optimizer's parameters, by the parameter's id."""
     return {
         id(parameter): size
         for group in optimizer.param_groups
@@ -82,7 +82,7 @@ def sizes_by(size_of: Callable[[dict[str, Any]], StepSize | None], optimizer: Op
 
 
 def largest_step_sizes(optimizer: Optimizer) -> dict[int, float]:
-    """Those that a schedule goes up to, where they are known: a warm-up begins at 0."""
+    """The known step sizes, or the largest ones of a schedule, since a warm-up begins at 0."""
     return {
         id(parameter): float(size)
         for group in optimizer.param_groups
@@ -93,7 +93,7 @@ def largest_step_sizes(optimizer: Optimizer) -> dict[int, float]:
 
 
 def steps_under_way(optimizer: Optimizer) -> int:
-    """How many of torch's wrappers around a ``step`` of this optimizer are on the stack."""
+    """How many of torch's wrappers around this optimizer's ``step`` are on the call stack."""
     count, frame = 0, inspect.currentframe()
     while frame is not None:
         code = frame.f_code
@@ -107,15 +107,15 @@ _BY_HAND = "call method.before_step() before the parameters move and method.afte
 
 
 def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
-    """The innermost optimizers, each once; nothing for what is no optimizer."""
+    """The innermost optimizers, each once; empty if it is not an optimizer."""
     if id(optimizer) in seen or not (isinstance(optimizer, Optimizer) or _is_like_one(optimizer)):
         return []
     seen.add(id(optimizer))
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-        return [optimizer]  # the one inside holds this rank's share alone; after the step all ranks have all parameters
+        return [optimizer]  # the inner one holds only this rank's part; after the step all ranks have all parameters
     own_step = getattr(type(optimizer).step, "__module__", "") or ""
     if own_step.startswith("torch.optim.") and own_step != Optimizer.__module__:
-        return [optimizer]  # torch's own step, which moves its parameters, whatever else hangs on it
+        return [optimizer]  # torch's own step updates its parameters, whatever attributes it has
     held: list[Any] = []
     slots = (name for kind in type(optimizer).__mro__ for name in getattr(kind, "__slots__", ()))
     for value in [*getattr(optimizer, "__dict__", {}).values(), *(getattr(optimizer, name, None) for name in slots)]:
@@ -125,7 +125,7 @@ def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
 
 
 def parameters_in(value: Any, depth: int = 4) -> set[int]:
-    """The identities of all tensors in an object's attributes, or in lists and dictionaries within each other."""
+    """The ids of all tensors in an object's attributes, or in nested lists and dictionaries."""
     if isinstance(value, Tensor):
         return {id(value)}
     if not isinstance(value, list | tuple | dict):
@@ -135,7 +135,7 @@ def parameters_in(value: Any, depth: int = 4) -> set[int]:
 
 
 def _is_like_one(value: Any) -> bool:
-    """Some wrappers, such as schedule-free's, are no subclass of torch's optimizer."""
+    """Whether it behaves like an optimizer: some wrappers, such as schedule-free's, do not subclass torch's."""
     return all(hasattr(type(value), name) or name in getattr(value, "__dict__", {}) for name in _FACE)
 
 

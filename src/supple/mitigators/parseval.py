@@ -1,4 +1,4 @@
-"""Parseval regularization (Chung et al., 2024): every singular value of the hidden weights towards one."""
+"""Parseval regularization (Chung et al., 2024): pulls every singular value of the hidden weights towards one."""
 
 from collections.abc import Mapping
 
@@ -14,16 +14,16 @@ from supple.network.population import Population
 class ParsevalRegularizer(Mitigator):
     r"""Keep the hidden weights orthogonal: :math:`R(\theta) = \sum_W \lVert W W^\top - s I \rVert_F^2`.
 
-    Every singular value of W is pulled to √s, where :class:`SpectralRegularizer` holds only the largest. The gradient
-    is :math:`4 (W W^\top - s I) W`; where W has more rows than columns the same numbers come from the smaller WᵀW. It
-    costs two matrix products a matrix and step, as much as the forward pass of twice as many examples as W has rows.
+    Every singular value of W is pulled to √s; :class:`SpectralRegularizer` pulls only the largest one. The gradient is
+    :math:`4 (W W^\top - s I) W`; if W has more rows than columns, it is computed from the smaller WᵀW. Each step costs
+    two matrix products per matrix, as much as a forward pass of twice as many examples as W has rows.
 
     Args:
         network: a module or a :class:`Population`.
         strength: λ. 1e-3 is the authors' choice for their control tasks.
-        scale: s, 1, or the squared gain of the initialisation.
-        roles: parameter name to role. Matrices are regularized, all but the last one, which is taken for the output
-            layer; an override that says ``"matrix"`` includes it.
+        scale: s, by default 1; or the squared gain of the initialisation.
+        roles: parameter name to role. All matrices are regularized except the last one, which is assumed to be the
+            output layer; an override that says ``"matrix"`` includes it.
 
     Raises:
         ValueError: when there is no hidden matrix.
@@ -76,7 +76,7 @@ class ParsevalRegularizer(Mitigator):
         return total
 
     def _excess(self, weight: Tensor) -> tuple[Tensor, bool]:
-        """W Wᵀ − s I, or Wᵀ W − s I where that is smaller, and which."""
+        """W Wᵀ − s I, or Wᵀ W − s I if that is smaller, and which of the two."""
         wide = weight.shape[-2] <= weight.shape[-1]
         gram = weight @ weight.mT if wide else weight.mT @ weight
         gram.diagonal(dim1=-2, dim2=-1).sub_(self.scale)

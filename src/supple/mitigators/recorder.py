@@ -1,4 +1,4 @@
-"""How methods see the activations of hidden units: a hook on the layer that they are given to."""
+"""Records the activations of hidden units with a hook on the layer that receives them."""
 
 import inspect
 from typing import Any
@@ -14,9 +14,9 @@ from supple.network.units import UnitGroup
 
 
 class Recorder:
-    """A hook on a layer that adds up what it is given; it knows nothing but its sums, so networks can be copied.
+    """A hook that sums the inputs of a layer; it refers only to its sums, so that networks can be copied.
 
-    What is not finite is left out: it would stay in every sum.
+    Values that are not finite are left out: they would stay in every sum.
     """
 
     def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None, shares: bool) -> None:
@@ -25,7 +25,7 @@ class Recorder:
 
     @property
     def __name__(self) -> str:
-        """``torch.jit.script`` asks for it first, and would then fail to compile the hook without a word of why."""
+        """Refuses ``torch.jit.script``, which asks for the name first and would then fail with an unclear error."""
         caller = inspect.currentframe()
         if caller is not None and caller.f_back is not None and "torch.jit" in caller.f_back.f_globals["__name__"]:
             raise RuntimeError(
@@ -35,10 +35,10 @@ class Recorder:
         return "Recorder"
 
     def expect(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """A hook on the convolution that the units enter by: the linear layer must be given as many examples.
+        """A hook on the convolution that computes the units: the linear layer must get the same number of examples.
 
-        A trace, which has no sizes, can't tell a ``view(-1, n)`` that flattens each example from one that makes
-        examples of channels.
+        A trace has no sizes, so it cannot tell a ``view(-1, n)`` that flattens each example from one that turns
+        channels into examples.
         """
         if self._hears(layer) and not torch.compiler.is_compiling():
             self._examples = len(output) if output.ndim > 1 + len(layer.kernel_size) else 1
@@ -52,7 +52,7 @@ class Recorder:
                 raise NotImplementedError("a method that sees activations needs a population that is not compiled")
             self._add(activations)
             return
-        # Forgotten at once: where checkpoints compute this layer again in the backward pass, others may have gone by.
+        # Clear it now: if checkpointing reruns this layer in the backward pass, the count may be from another batch.
         expected, self._examples = self._examples, None
         if expected is not None and expected != (given := activations.numel() // activations.shape[-1]):
             raise ValueError(
@@ -65,7 +65,7 @@ class Recorder:
                 "expected a network wrapped in DistributedDataParallel, got the one inside, whose units each rank "
                 "would judge by its own batches: build the method from the wrapped network"
             )
-        if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population's, under torch.vmap
+        if torch._C._functorch.is_functorch_wrapped_tensor(activations):  # a population under torch.vmap
             with temporarily_clear_interpreter_stack():
                 self._add(outside_vmap(activations))
         else:
@@ -81,7 +81,7 @@ class Recorder:
         units = activations.ndim - 1 - spatial
         if units == members:  # a single example, without a batch
             activations, units = activations.unsqueeze(members), units + 1
-        if activations.shape[units] != size:  # flattened: each unit has several adjacent places
+        if activations.shape[units] != size:  # flattened: a unit has several adjacent entries
             activations = activations.unflatten(units, (size, -1))
         others = [dim for dim in range(members, activations.ndim) if dim != units]
         count = max(1, activations.numel() // activations.shape[:members].numel() // size)
@@ -91,7 +91,7 @@ class Recorder:
         if self.sums["mean"].numel():
             added["mean"] = activations.sum(others, dtype=dtype)
         for key, tensor in self.sums.items():
-            if tensor.device != activations.device:  # the network has been moved
+            if tensor.device != activations.device:  # the network was moved
                 self.sums[key] = tensor.to(activations.device)
             into = self.sums[key] if self.slot is None else self.sums[key][self.slot]
             if key in added:

@@ -1,4 +1,4 @@
-"""ReDo (Sokar et al., 2023): units that hardly respond are recycled."""
+"""ReDo (Sokar et al., 2023): reinitializes units that hardly respond."""
 
 from collections.abc import Mapping
 
@@ -14,19 +14,19 @@ from supple.network.units import UnitGroup, Units, redo_scores
 
 
 class ReDo(UnitResets):
-    r"""Every so many steps, draw the dormant units anew: those whose share of their layer's activity is small.
+    r"""Every ``every`` steps, reinitialize the dormant units: those with a small share of their layer's activity.
 
     .. math:: s_i = \frac{\operatorname{mean} |h_i|}{\operatorname{mean}_j \operatorname{mean} |h_j| + 10^{-9}},
               \qquad \text{dormant where } s_i \le \tau
 
-    A new unit's incoming weights are drawn from the layer's initialisation, its bias is 0 and its outgoing weights are
-    0, so that it starts without a say; what the optimizer remembers of these entries is 0.
+    A new unit's incoming weights are drawn from the layer's initialisation. Its bias and outgoing weights are 0, so it
+    does not change the output at first. The optimizer's state of these entries is set to 0.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: τ. 0.1 did well in all of the paper's settings; its cautious default is 0.025.
-        every: steps from one recycling to the next, 1000 in the paper.
-        units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        strength: τ. 0.1 worked well in all of the paper's settings; the paper's cautious default is 0.025.
+        every: steps between resets, 1000 in the paper.
+        units: which units, if :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
@@ -34,12 +34,12 @@ class ReDo(UnitResets):
 
     Raises:
         ValueError: for a period below 1, for a network without a unit that can be replaced alone, and in a step, before
-            anything changes, for an optimizer whose state is not known entry by entry.
-        RuntimeError: in the first step that needs activations when there were none.
+            anything changes, for an optimizer whose state cannot be reset entry by entry.
+        RuntimeError: in the first step that needs activations, if there were none.
 
-    Departures from the paper: τ = 0 switches the method off instead of recycling the units that are exactly silent; h
-    is what the next layer is given, past norms and pooling; the score is taken on the batch of the step itself; where
-    both ends of a weight are recycled it becomes 0.
+    Departures from the paper: τ = 0 switches the method off instead of resetting units that are always zero; h is the
+    next layer's input, after norms and pooling; the score is computed on the step's own batch; a weight between two
+    units that are both reset becomes 0.
 
     Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1, alg. 1.
 

@@ -1,4 +1,4 @@
-"""Self-normalised resets (Farias & Jozefiak, 2024): a unit silent for longer than it ever is has died."""
+"""Self-normalised resets (Farias & Jozefiak, 2024): resets a unit that is silent for unusually long."""
 
 from collections.abc import Mapping
 
@@ -13,34 +13,34 @@ from supple.network.population import Population
 from supple.network.units import UnitGroup, Units, put
 
 _ENOUGH = 10
-"""Inter-firing times from which a unit is judged by its own."""
+"""The number of inter-firing times from which a unit is judged by its own times."""
 
 
 class SelfNormalizedResets(UnitResets):
-    r"""Reset a unit that has been silent for longer than nearly all of the silences that it used to come back from.
+    r"""Reset a unit that has been silent for longer than nearly all of its earlier silences.
 
     .. math:: \text{reset unit } i \text{ where } t_i > Q_{1 - \eta}(A_i)
 
-    with t the steps since the unit last fired (was not zero everywhere in the batch), A its last inter-firing times and
-    Q a quantile. So a unit that fires in every step is soon missed, and one that fires rarely is given time. A new
-    unit's incoming weights are drawn from the layer's initialisation, its bias, its outgoing weights and what the
-    optimizer remembers of all these are 0.
+    with t the steps since the unit last fired (was not zero on the whole batch), A its last inter-firing times and Q a
+    quantile. So a unit that usually fires in every step is reset soon, and one that fires rarely is given more time. A
+    new unit's incoming weights are drawn from the layer's initialisation; its bias, its outgoing weights and the
+    optimizer's state of all these are 0.
 
-    Units behind ReLU can be silent; those behind tanh or GELU never are, unless ``quiet`` says what counts as that.
+    Units behind ReLU can be silent; those behind tanh or GELU never are, unless ``quiet`` sets a limit above 0.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: η, the share of a unit's own silences that would be taken for its death, below 1: 0.02 for the 98th
-            percentile.
-        history: how many inter-firing times are kept for each unit, and what that costs: so many numbers. 100 tell
+        strength: η, below 1: the fraction of a unit's earlier silences that are long enough for a reset; 0.02 means the
+            98th percentile.
+        history: how many inter-firing times are stored for each unit (one number each). 100 are enough to tell
             percentiles apart.
-        refresh: steps after which the quantiles are worked out again, 100; the sorting then hardly costs.
-        patience: how long a unit may be silent that has not fired often enough to be judged by its own times.
-        quiet: a unit is silent in a step where its mean |h| is at most this share of its layer's; 0 for exact silence.
-        every: units are reset every so many steps, 10: looking for them takes more time than counting silences.
-        at_once: at most so many units of a layer are reset at once, the longest silent first, the others the next
-            time; None for one in 8.
-        units: which units, where the search of :func:`supple.units.find_units` does not find them.
+        refresh: steps between updates of the quantiles; with 100 the sorting costs little.
+        patience: how many steps a unit may be silent if it has not fired often enough to be judged by its own times.
+        quiet: a unit is silent in a step if its mean |h| is at most this fraction of its layer's mean; 0: exactly zero.
+        every: steps between resets, 10: searching for units takes more time than counting silences.
+        at_once: the maximum number of units of a layer to reset at once, the longest silent first, the others at the
+            next reset; None for one in 8.
+        units: which units, if :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
@@ -49,12 +49,12 @@ class SelfNormalizedResets(UnitResets):
     Raises:
         ValueError: for a strength above 1, a ``history``, ``refresh``, ``patience``, ``every`` or ``at_once`` below 1,
             a negative ``quiet``, for a network without a unit that can be replaced alone, and in a step, before
-            anything changes, for an optimizer whose state is not known entry by entry.
-        RuntimeError: in the first step when there were no activations.
+            anything changes, for an optimizer whose state cannot be reset entry by entry.
+        RuntimeError: in the first step, if there were no activations.
 
     Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``every`` and
-    ``at_once``. As in the authors' code a reset ends a silence, whose length then counts as one of the times, and the
-    times outlive a reset: a place whose units keep dying is reset less and less often.
+    ``at_once``. As in the authors' code a reset ends a silence, whose length is added to the stored times, and the new
+    unit keeps the old one's times: if the units at one position keep dying, it is reset less and less often.
 
     Source: Farias & Jozefiak, *Self-Normalized Resets for Plasticity in Continual Learning*, 2024, algorithm 1.
 
@@ -128,8 +128,8 @@ class SelfNormalizedResets(UnitResets):
         return choice
 
     def _quantile(self, times: Tensor, count: Tensor, strength: Strength) -> Tensor:
-        """The shortest of each unit's times that at most a share η of them are longer than."""
+        """For each unit, the smallest of its times such that at most a fraction η of its times are longer."""
         kept = count.clamp_max(self.history)
-        longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # rounding must not make 0.02 · 50 zero
+        longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # rounding must not turn 0.02 · 50 into 0
         own = times.sort(-1, descending=True).values.gather(-1, longer.unsqueeze(-1)).squeeze(-1)
         return torch.where(kept >= min(_ENOUGH, self.history), own, float(self.patience))

@@ -1,4 +1,4 @@
-"""Shrink and perturb (Ash & Adams, 2020): weights a little towards zero, and a little of something fresh added."""
+"""Shrink and perturb (Ash & Adams, 2020): shrinks the weights a little and adds a little randomness."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -33,18 +33,18 @@ class ShrinkAndPerturb(Mitigator):
 
     Args:
         network: a module or a :class:`Population`.
-        strength: s. Each step 1e-5 to 1e-2, or as weight decay 1e-4 to 5e-4; for a task 0.2 to 0.8.
+        strength: s: 1e-5 to 1e-2 in each step, 1e-4 to 5e-4 for ``step-noise``, 0.2 to 0.8 for ``task``.
         perturb: p, the perturbation for each unit of shrinking. 1 keeps the scale of the initialisation; for
             ``step-noise`` 0.1 gives the source's noise of 1e-5 at its weight decay of 1e-4.
-        variant: as above. Only the step forms do without knowing when a task begins.
+        variant: as above. The step forms do not need to know when a task begins.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
         seed: of the perturbation.
 
     Raises:
         ValueError: for a strength above 1, a negative ``perturb`` or an unknown variant.
 
-    Half of a step's cost are its random numbers. Where a layer's weights are uniform at first and lie on a CPU,
-    ``step-fresh`` therefore draws 16 bits for each: one of 65,536 values, of which a step takes a small share.
+    Random numbers are half of a step's cost. If a layer initialises its weights uniformly and is on a CPU,
+    ``step-fresh`` therefore draws 16 bits per weight: one of 65,536 values, of which a step adds a small fraction.
 
     Source: Ash & Adams, *On Warm-Starting Neural Network Training*, 2020.
     """

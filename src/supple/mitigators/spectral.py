@@ -1,4 +1,4 @@
-"""Spectral regularization (Lewandowski et al., ICLR 2025): every layer's largest stretch is kept near one."""
+"""Spectral regularization (Lewandowski et al., ICLR 2025): keeps every layer's largest singular value near one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ from supple.network.population import Population
 from supple.network.shards import Piece
 
 _WARM_UP = 15
-"""Power iterations at construction, as in torch's spectral_norm: the first step then pulls nearly the right way."""
+"""Power iterations at construction, as in torch's spectral_norm, so that u and v are nearly right in the first step."""
 
 
 class SpectralRegularizer(Mitigator):
@@ -33,45 +33,45 @@ class SpectralRegularizer(Mitigator):
               + \sum_\gamma \sum_i (\gamma_i^k - 1)^2
 
     over the multiplicative matrices W (a convolution as out × in·kernel), additive vectors b and normalisation gains γ.
-    The gradient is known in closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - 1)\,u v^\top`,
-    and is added in place: a step costs two matrix-vector products and one rank-one update a matrix, and two vectors of
-    memory. σ₁, u and v come from a power iteration that is carried from step to step; u and v count as constants.
+    The gradient has a closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - 1)\,u v^\top`, and is
+    added in place: each step costs two matrix-vector products and one rank-one update per matrix, and memory for two
+    vectors. σ₁, u and v come from a power iteration that continues from step to step; u and v are taken as constants.
 
-    With another target τ the term of a stretch σ is :math:`\tau^2((\sigma/\tau)^k - 1)^2`, which pulls at the same rate
-    near any τ, and :math:`\sigma^{2k}` for τ = 0.
+    In this library a *stretch* is σ₁ of a matrix, the norm of a vector, or a gain. With another target τ the term of a
+    stretch σ is :math:`\tau^2((\sigma/\tau)^k - 1)^2`, equally strong near any τ; for τ = 0, :math:`\sigma^{2k}`.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: λ; when left out 1e-4, the paper's choice for CIFAR and tiny-ImageNet (SVHN: 1e-3), and 1 where
-            decoupled: there Adam no longer divides by the gradient's size. 1 did best of 0.3, 1 and 3 on digits, and of
-            0.1, 1 and 10 on MNIST. Small networks want 1e-3 to 1e-2 of the coupled form.
+        strength: λ. The default is 1e-4, the paper's choice for CIFAR and tiny-ImageNet (SVHN: 1e-3). If decoupled it
+            is 1, since Adam then does not divide by the gradient's size: 1 was the best of 0.3, 1 and 3 on digits, and
+            of 0.1, 1 and 10 on MNIST. For small networks use 1e-3 to 1e-2 in the coupled form.
         exponent: k, a whole number of at least 1; 2 balanced stability and effect in the paper (App. C.1).
-        target: where stretches are pulled to. A number τ of at least 0 is for matrices and gains, vectors are pulled to
-            0: 1 is the paper's; 0 with k = 1 penalises σ₁². Just above 0 the penalty is very steep. A mapping from
-            parameter name to number may name vectors too; what it leaves out is as with 1. ``"initial"``, for networks
-            that are trained already, is a ceiling for each matrix, vector and gain: the larger of 1 and what it is when
-            this is built (exactly; some seconds for large networks), for a vector its norm then; what stays below its
-            ceiling is left alone.
-        one_sided: pull down only what is above its target, with any target; always so with ``"initial"``.
-        power_iterations: how many a step; one is enough (Yoshida & Miyato, 2017).
-        decoupled: take the gradient from the parameters after the optimizer's step instead, times the step size, as
-            AdamW does with weight decay, so that Adam does not bend its strength; capped so that no norm passes its
-            target. :meth:`penalty` is then for looking: in a loss it would be the other form, at this strength.
-        roles: parameter name to role, where the one found by :meth:`describe` is not meant.
-        seed: of the first singular vectors. Members of a population start from the same ones.
+        target: the value that stretches are pulled to. A number τ of at least 0 is the target of matrices and gains;
+            vectors have the target 0. The paper uses 1; 0 with k = 1 penalises σ₁². The penalty is very steep for τ
+            just above 0. A mapping from parameter name to number may also name vectors; parameters that it does not
+            name are treated as with 1. ``"initial"``, for trained networks, sets a ceiling for each stretch: its exact
+            value when the method is built (some seconds for large networks), but at least 1 for matrices and gains.
+            Stretches below their ceiling are not changed.
+        one_sided: pull down stretches above their target, but do not pull up; always true with ``"initial"``.
+        power_iterations: the number per step; one is enough (Yoshida & Miyato, 2017).
+        decoupled: subtract step size times gradient from the parameters after the optimizer's step, as AdamW does with
+            weight decay, so Adam does not rescale it. The change is limited so that no stretch passes its target. Do
+            not add :meth:`penalty` to the loss then: that would be the coupled form at this strength.
+        roles: parameter name to role, to override roles that :meth:`describe` shows.
+        seed: of the first singular vectors. All members of a population start from the same ones.
 
-    Attached, the coupled form's gradient is at most (distance to the target) / (step size), and with momentum m at most
-    1 − m of that, so that plain gradient descent does not run past the target; under Adam that bound is far away.
+    When attached, the coupled form's gradient is at most (distance to the target) / (step size), with momentum m at
+    most 1 − m of that, so that plain gradient descent does not pass the target; under Adam it rarely matters.
 
     Raises:
-        TypeError: for a target of another type.
-        ValueError: for a strength that is negative or not finite, an exponent below 1, a negative target, one for a
-            parameter that is not regularized, and for parameters that cannot be regularized, by name; when attached in
-            the decoupled form, for an optimizer that does not tell its step size.
+        TypeError: if the target has another type.
+        ValueError: if the strength is negative or not finite, the exponent is below 1, the target is negative or names
+            a parameter that is not regularized, or a parameter cannot be regularized (named in the message). When
+            attached in the decoupled form: if the optimizer does not give its step size.
 
     Departures from the paper: a vector is one tensor (also the stacked biases of q, k and v); 15 power iterations at
-    construction; a trace of a fixed random direction in each iteration (see :mod:`supple.kernels.power_iteration`); the
-    bound.
+    construction; each iteration adds a little of a fixed random direction (see :mod:`supple.kernels.power_iteration`);
+    the bound.
 
     Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and other
     targets than 1 are not in the paper.
@@ -81,7 +81,7 @@ class SpectralRegularizer(Mitigator):
     >>> regularizer = SpectralRegularizer(network, strength=0.1).attach(optimizer)
     >>> for _ in range(200):
     ...     optimizer.zero_grad()
-    ...     (0 * network(torch.ones(1, 8))).sum().backward()  # a loss that asks for nothing
+    ...     (0 * network(torch.ones(1, 8))).sum().backward()  # a loss whose gradient is zero
     ...     optimizer.step()
     >>> bool(torch.linalg.matrix_norm(network.weight, ord=2).sub(1).abs() < 1e-3)
     True
@@ -150,7 +150,7 @@ class SpectralRegularizer(Mitigator):
             self._pull(held, held, state, partial(self._way_back, strength, step_size))
 
     def _slope(self, strength: Strength, step_size: Strength | None, stretches: Tensor, target: Strength) -> Tensor:
-        """What to add to gradients: so little that a step of this size does not run past the target."""
+        """What to add to gradients, limited so that a step of this size does not pass the target."""
         slope = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
         if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
             return slope
@@ -167,7 +167,7 @@ class SpectralRegularizer(Mitigator):
         return -way.clamp(-distance, distance)
 
     def describe(self) -> str:
-        """A table of every parameter: name, shape, role, number of matrices, largest singular value now, and target."""
+        """A table of all parameters: name, shape, role, number of matrices, current σ₁, and target."""
         self._follow_devices()
         targets = {}
         for name in self.parameters:
@@ -181,11 +181,11 @@ class SpectralRegularizer(Mitigator):
 
     @torch.no_grad()
     def spectral_norms(self) -> dict[str, Tensor]:
-        """The present estimate of σ₁ by parameter: ``(members…)``, or ``(members…, groups)`` where it holds several.
+        """The current estimate of σ₁ by parameter: ``(members…)``, or ``(members…, groups)`` for several matrices.
 
-        Only looks. The estimate is never above the true value. It lags behind by some percent while a network changes
-        fast, and by nothing where it rests; :func:`supple.describe` shows the exact values. Where parameters are
-        sharded, all ranks must call this together.
+        Changes no state. The estimate is never above the true value. It is some percent too low while a network changes
+        fast, and exact when the network does not change; :func:`supple.describe` shows the exact values. If parameters
+        are sharded, all ranks must call this together.
         """
         self._follow_devices()
         matrices = self._unpruned(self._here({name: self.parameters[name] for name in self._matrices}))
@@ -202,7 +202,7 @@ class SpectralRegularizer(Mitigator):
         return total
 
     def _sums(self, parameters: Tensors, state: State) -> Tensors:
-        """What the penalty makes of each parameter's entries: σ₁ of matrices, ‖b‖² of vectors, the terms of scales."""
+        """What the penalty needs of each parameter: σ₁ of matrices, ‖b‖² of vectors, the summed terms of scales."""
         sums = {}
         with torch.no_grad():
             halves = self._halves(parameters, state)
@@ -226,10 +226,10 @@ class SpectralRegularizer(Mitigator):
     def _pull(
         self, parameters: Tensors, into: Tensors, state: State, amount: Callable[[Tensor, Strength], Tensor]
     ) -> None:
-        """Add ``amount(stretch, target)`` times each stretch's derivative by its parameter to ``into``.
+        """Add ``amount(stretch, target)`` times the stretch's derivative to ``into``, for each stretch.
 
-        All stretches of the network lie in one tensor while their amounts are worked out: it takes as many small
-        operations for a hundred layers as for one.
+        The amounts of all stretches are computed in one tensor, so the number of small operations does not grow with
+        the number of layers.
         """
         if not (self._members or self._pieces or torch.compiler.is_compiling()):
 
@@ -247,7 +247,7 @@ class SpectralRegularizer(Mitigator):
         seen = [self._vectors(name, parameters[name]) for name in vectors]
         halves = [self._half(name, parameters[name], state) for name in matrices]
         norms = [self._norm(name, vector) for name, vector in zip(vectors, seen, strict=True)]
-        if self._pieces:  # both at once: one message
+        if self._pieces:  # both in one message
             measured = together([*halves, *norms])
             halves, norms = measured[: len(halves)], measured[len(halves) :]
         if matrices:
@@ -272,9 +272,9 @@ class SpectralRegularizer(Mitigator):
         return amount(gains, target) if self._towards.tells_signs else amount(gains.abs(), target) * gains.sign()
 
     def _target_of(self, names: Sequence[str], state: State, is_matrix: Tensor | None = None) -> Strength:
-        """The targets of all stretches of these parameters, side by side ``(members…, n)``, or one for all.
+        """The targets of all stretches of these parameters, concatenated ``(members…, n)``, or one for all.
 
-        The parameters are of one kind, or ``is_matrix`` says with 1 and 0 which stretches are those of matrices.
+        All parameters are of one kind, or ``is_matrix`` is 1 for the stretches of matrices and 0 for the others.
         """
         kind = self.roles[names[0]].kind
         if not isinstance(self.target, Mapping | str):
@@ -288,7 +288,7 @@ class SpectralRegularizer(Mitigator):
 
     @torch.no_grad()
     def _first_targets(self) -> Tensors:
-        """A target for each stretch, as :meth:`_target_of` puts them side by side; none where one number is for all."""
+        """A target per stretch, in the shape that :meth:`_target_of` concatenates; empty if one number is for all."""
         if not isinstance(self.target, Mapping | str):
             return {}
         now = self._present() if self.target == "initial" else {}
@@ -307,7 +307,7 @@ class SpectralRegularizer(Mitigator):
         return found
 
     def _present(self) -> Tensors:
-        """What each parameter's stretches are now, exactly; those of sharded matrices converged."""
+        """Each parameter's current stretches: exact, or for sharded matrices from a converged power iteration."""
         pieces, parameters = self._pieces, self._unpruned({**self.parameters})
         here = self._here(parameters)
         vectors = [name for name in parameters if self.roles[name].kind == "vector"]
@@ -329,7 +329,7 @@ class SpectralRegularizer(Mitigator):
         return present | sigma
 
     def _count(self, name: str) -> int:
-        """How many matrices or vectors lie in a parameter."""
+        """How many matrices or vectors a parameter holds."""
         layout = self.roles[name].layout
         return layout[0] if layout else 1
 
@@ -359,7 +359,7 @@ class SpectralRegularizer(Mitigator):
 
     @torch.no_grad()
     def first_changes(self, optimizers: Sequence[Optimizer]) -> list[Change]:
-        """How far the first steps on these optimizers' parameters would move each matrix, if nothing else did."""
+        """How far the method's first steps with these optimizers would move each matrix, the loss left out."""
         sizes = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
         parameters = self._trainable()
         names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
@@ -369,7 +369,7 @@ class SpectralRegularizer(Mitigator):
         changes = []
         for name, sigma in sigmas.items():
             role, target, after = self.roles[name], self._target_of([name], state), sigma
-            if name in squares:  # of all groups together
+            if name in squares:  # one sum for all groups
                 norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
             else:
                 norms = self._as_row(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
@@ -385,15 +385,15 @@ class SpectralRegularizer(Mitigator):
         return changes
 
     def _row(self, sigma: Tensor) -> Tensor:
-        """(members…, groups, 1), or (members…, 1) for one matrix, as (members…, n)."""
+        """Reshape (members…, groups, 1), or (members…, 1) for one matrix, to (members…, n)."""
         return sigma if sigma.ndim == len(self._members) + 1 else sigma.squeeze(-1)
 
     def _as_row(self, stretches: Tensor) -> Tensor:
-        """(members…, groups), or (members…) for one matrix, as (members…, n)."""
+        """Reshape (members…, groups), or (members…) for one matrix, to (members…, n)."""
         return stretches.view(*self._members, -1)
 
     def _apart(self, together: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-        """What was put side by side, in pieces of the tensors' shapes again."""
+        """Split a concatenation back into the shapes of ``tensors``."""
         sizes = [tensor.shape[len(self._members)] for tensor in tensors]
         pieces: tuple[Tensor, ...] = torch.split(together, sizes, -1)
         return [
@@ -404,13 +404,13 @@ class SpectralRegularizer(Mitigator):
     def _halves(
         self, parameters: Tensors, state: State, iterations: int | None = None
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """u and w = σv of each matrix after the present step's power iterations, or so many."""
+        """u and w = σv of each matrix after ``iterations`` power iterations (default: a step's number)."""
         names = [name for name in parameters if self.roles[name].kind == "matrix"]
         halves = together(self._half(name, parameters[name], state, iterations) for name in names)
         return dict(zip(names, halves, strict=True))
 
     def _half(self, name: str, parameter: Tensor, state: State, iterations: int | None = None) -> Any:
-        """One matrix's; for a piece of a sharded one, its computation that waits for sums over ranks."""
+        """u and w of one parameter; for a shard, a computation that :func:`together` completes with sums over ranks."""
         v, restart, iterations = state[name]["v"], state[name]["restart"], iterations or self.power_iterations
         if name in self._pieces:
             return self._pieces[name].half_iteration(parameter, v, restart, iterations)
@@ -420,12 +420,12 @@ class SpectralRegularizer(Mitigator):
         return self._pieces[name].norms(vectors) if name in self._pieces else norm_of(vectors)
 
     def _vectors(self, name: str, parameter: Tensor) -> Tensor:
-        """The vectors that a parameter holds, or what lies here of them, in at least single precision."""
+        """The vectors that a parameter, or its local shard, holds, in at least single precision."""
         parameter = parameter.to(working_dtype(parameter))
         return self._pieces[name].vectors(parameter) if name in self._pieces else self.roles[name].vectors(parameter)
 
     def _sight(self, name: str) -> Role | Piece:
-        """How to see a parameter, or the piece of it that lies here, as matrices."""
+        """What gives a parameter's matrices: its Role, or its local shard if sharded."""
         return self._pieces.get(name, self.roles[name])
 
     @torch.no_grad()
@@ -450,9 +450,9 @@ class SpectralRegularizer(Mitigator):
 
 
 def _alike(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:
-    """The names of parameters that can be worked out together: on one device, in one data type, with one step size.
+    """Group parameters that can be computed together: the same device, data type and step size.
 
-    Step sizes are one where they are equal numbers, or the same tensor.
+    Two step sizes are the same if they are equal numbers or the same tensor object.
     """
     groups: dict[Any, tuple[Any, list[str]]] = {}
     for name, parameter in parameters.items():

@@ -1,4 +1,4 @@
-"""Spectral norm regularization (Yoshida & Miyato, 2017): the largest singular value of each weight towards zero."""
+"""Spectral norm regularization (Yoshida & Miyato, 2017): pulls each weight's largest singular value towards zero."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,14 @@ from supple.network.population import Population
 class SpectralNormRegularizer(SpectralRegularizer):
     r"""Keep each weight matrix's largest singular value small: :math:`R(\theta) = \sum_W \sigma_1(W)^2`.
 
-    :class:`SpectralRegularizer` with target 0 and k = 1 on the matrices alone: biases and gains are free. It is what
-    the spectral regularizer is held against, since a pull to zero can collapse a network as L2 does.
+    :class:`SpectralRegularizer` with target 0 and k = 1 on the matrices only: biases and gains are free. It is the
+    baseline for the spectral regularizer, since a pull to zero can collapse a network as L2 does.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: λ; the gradient is 2λσ₁ u vᵀ. Theirs is written λ/2, so their λ is twice this one.
-        power_iterations: how many a step; one is enough.
-        roles: parameter name to role; parameters that are no matrix are left out in any case.
+        strength: λ; the gradient is 2λσ₁ u vᵀ. The source writes λ/2, so its λ is twice this one.
+        power_iterations: the number per step; one is enough.
+        roles: parameter name to role; parameters that are not matrices are always left out.
         seed: of the first singular vectors.
 
     Source: Yoshida & Miyato, *Spectral Norm Regularization for Improving the Generalizability of Deep Learning*, 2017.

@@ -1,4 +1,4 @@
-"""What the regularizers share that are a squared distance: of the parameters, or of something made of them."""
+"""The base of regularizers that are a squared distance of the parameters, or of a function of them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from supple.network.population import Population
 
 
 class SquaredDistance(Mitigator):
-    r"""A penalty :math:`R(\theta) = \sum_p w_p \lVert d(p) \rVert^2` over parameter tensors, of gradient 2 w d(p).
+    r"""A penalty :math:`R(\theta) = \sum_p w_p \lVert d(p) \rVert^2` over parameter tensors, with gradient 2 w d(p).
 
-    A method says what the deviation ``d`` is: the parameter less something that does not depend on it, except through
-    the order of its entries, which does not change under a small step.
+    A method defines the deviation ``d``: the parameter minus a value that may depend only on the order of the
+    parameter's entries, which a small step does not change.
     """
 
     works_on_pieces = True
@@ -41,7 +41,7 @@ class SquaredDistance(Mitigator):
 
     @abstractmethod
     def _deviation(self, name: str, parameter: Tensor, state: State) -> Tensor:
-        """What is to become zero, shaped as the parameter."""
+        """The deviation d(p), with the parameter's shape."""
 
     def _weight(self, name: str) -> float:
         return 1.0

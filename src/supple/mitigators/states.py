@@ -1,4 +1,4 @@
-"""Whether a state that is loaded fits a method, entry by entry, before anything is changed."""
+"""Checks that a loaded state fits a method, entry by entry, before anything changes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,20 +10,20 @@ from supple.kernels.sharding import is_sharded
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
-"""What a method remembers: for each parameter's name, named tensors."""
+"""What a method keeps between steps: for each parameter's name, named tensors."""
 GLOBAL = ""
-"""The entry of a state for what belongs to no parameter; it stays on the host."""
+"""The entry of a state for values that belong to no single parameter; it stays on the host."""
 ROUNDING = "rounding steps"
-"""There: in how many steps half precision was rounded at random. Absent where nothing was."""
+"""The key in that entry for the number of steps with stochastic rounding; absent if there were none."""
 
 
 def check_state(state: Any, mine: State, options: Mapping[str, float], kind: str) -> None:
-    """Make sure that ``state`` is one of a method of this kind with these options, shaped like ``mine``.
+    """Check that ``state`` is from a method of class ``kind`` with these options, and has the shapes of ``mine``.
 
     Raises:
-        TypeError: naming the first entry that is no tensor, or one of another type.
-        ValueError: naming the first option that is another, and the first entry that is missing, unknown or of another
-            shape.
+        TypeError: if an entry is not a tensor or has another type; the message names the first one.
+        ValueError: if an option differs, or an entry is missing, unknown or has another shape; the message names the
+            first one.
     """
     _check_tensors(state, mine, kind)
     for option, value in options.items():
@@ -43,13 +43,13 @@ def check_state(state: Any, mine: State, options: Mapping[str, float], kind: str
 
 
 def set_random(generator: torch.Generator, state: Tensor) -> None:
-    """Let a generator go on from a state.
+    """Set a generator's state.
 
     Raises:
-        ValueError: for what torch refuses.
+        ValueError: if torch refuses the state.
     """
     try:
-        generator.set_state(state.clone())  # torch dies of one that lies within another tensor
+        generator.set_state(state.clone())  # torch crashes on a view into another tensor
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"expected the state of a random generator in {GLOBAL}/random, got one that torch refuses ({error}): load "
@@ -58,7 +58,7 @@ def set_random(generator: torch.Generator, state: Tensor) -> None:
 
 
 def _check_tensors(state: Any, mine: State, kind: str) -> None:
-    """Make sure that a state is tensors, by name by name, that can be copied into mine."""
+    """Check that a state is a dictionary of dictionaries of tensors that can be copied into ``mine``."""
     if not isinstance(state, Mapping):
         raise TypeError(f"expected the state_dict() of a {kind}, got {type(state).__name__}: load what it returned")
     for name, entry in state.items():
@@ -80,7 +80,7 @@ def _check_tensors(state: Any, mine: State, kind: str) -> None:
 
 
 def _fits(tensor: Tensor, own: Tensor | None) -> bool:
-    """Whether it holds numbers, whole or in pieces as ours do, and of a type that can be copied into ours."""
+    """Whether it is a plain tensor of a type that can be copied into ``own``, and is sharded only if ``own`` is."""
     is_plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
     if not is_plain or own is None:
         return is_plain

@@ -14,11 +14,11 @@ from supple.network.population import Population
 
 
 class StreamingEWC(Mitigator):
-    r"""Keep weights that matter near where they have been: adds :math:`\lambda \hat F \odot (\theta - \bar\theta)`.
+    r"""Keep important weights near their average: adds the gradient :math:`\lambda \hat F \odot (\theta - \bar\theta)`.
 
     :math:`\bar\theta` and :math:`\hat F` are moving averages, with decay β and corrected for their start from zero, of
-    the weights and of the squared mini-batch gradient. No task boundary is used. The gradient is that of
-    :math:`\frac{1}{2} \sum_i \hat F_i (\theta_i - \bar\theta_i)^2`, with the averages held constant.
+    the weights and of the squared mini-batch gradient. Task boundaries are not needed. The penalty is
+    :math:`\frac{1}{2} \sum_i \hat F_i (\theta_i - \bar\theta_i)^2`, with the averages taken as constants.
 
     Args:
         network: a module or a :class:`Population`.
@@ -26,8 +26,8 @@ class StreamingEWC(Mitigator):
         decay: β, 0.999 as in the source.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
 
-    The squared gradient is the one found in ``.grad``: attach this before other methods that add to it. So
-    :meth:`penalty` only looks, and :meth:`before_step` alone advances the averages.
+    It squares the gradient in ``.grad``: attach it before other methods that add to ``.grad``. :meth:`penalty` does not
+    update the averages; only :meth:`before_step` does.
 
     Source: Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, 2024,
     after Kirkpatrick et al., 2017.
@@ -49,9 +49,9 @@ class StreamingEWC(Mitigator):
         self.decay = decay
         self.state = {
             name: {
-                # At least float32: the share of a new value, 1 - β, is below what bfloat16 can add.
+                # At least float32: bfloat16 would lose a new value, whose weight is only 1 - β.
                 "mean": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
-                # The sum 1 + β + β² + … times the average: it then decays in place, with no temporary.
+                # The average times the sum 1 + β + β² + …: its update needs no temporary tensor.
                 "fisher": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
                 "weight": torch.zeros((), dtype=working_dtype(parameter), device=parameter.device),  # that sum
             }

@@ -1,4 +1,4 @@
-"""What the methods share that replace hidden units: how they see activations, and how they write."""
+"""The base of methods that replace hidden units: it records activations and writes the new units."""
 
 import math
 from abc import abstractmethod
@@ -23,55 +23,55 @@ from supple.network.population import Population
 from supple.network.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
 
 Initializer = Callable[[Tensor, torch.Generator], object]
-"""Fills incoming weights ``(k, *shape of a unit's)`` in place."""
+"""Fills incoming weights ``(k, *shape of one unit's weights)`` in place."""
 
 
 class Activity(NamedTuple):
-    """What a group's units have sent to the next layer since the last step; the mean over all forward passes."""
+    """What a group's units sent to the next layer since the last step, averaged over all forward passes."""
 
     magnitude: Tensor
     """Mean |h| ``(members…, n)``."""
     mean: Tensor
-    """Mean h ``(members…, n)`` for a method that needs it, otherwise empty."""
+    """Mean h ``(members…, n)`` if the method needs it, otherwise empty."""
     seen: Tensor
-    """Whether there was a forward pass at all, and a finite one, ``(members…, 1)``."""
+    """Whether there was a forward pass with finite activations, ``(members…, 1)``."""
 
 
 class Choice(NamedTuple):
-    """Which of a group's units to replace; of fixed size, so that nothing waits for the device."""
+    """Which of a group's units to replace; of fixed size, so that the host need not wait for the device."""
 
     which: Tensor
-    """The units to look at, ``(members…, k)``."""
+    """The candidate units, ``(members…, k)``."""
     chosen: Tensor
     """Whether to replace them, ``(members…, k)``."""
     counts: Sequence[int] | None = None
-    """Where known on the host: how many of each member's are replaced, the first ones. Only these are drawn, so that
-    a member of a population draws the random numbers of a lone network."""
+    """If known on the host: how many of each member's candidates are replaced, from the first on. Only their weights
+    are drawn, so that a member of a population draws the same random numbers as a single network."""
 
 
 class UnitResets(Mitigator):
     """A method that judges hidden units by their activations and replaces some of them after a step.
 
     Args:
-        network: a module or a :class:`Population`. One that DistributedDataParallel trains is passed in its wrapping:
-            then what all ranks have seen decides, and all choose the same units.
-        strength: the method's own dial; 0 switches it off.
-        units: which units, where the search of :func:`supple.units.find_units` does not find them.
-        initializer: draws a new unit's incoming weights; None for torch's own, uniform in ± 1/√fan-in.
+        network: a module or a :class:`Population`. With DistributedDataParallel, pass the wrapped module: then the
+            activations on all ranks count, and all ranks choose the same units.
+        strength: its meaning depends on the method; 0 switches the method off.
+        units: which units, if :func:`supple.units.find_units` does not find them.
+        initializer: draws a new unit's incoming weights; None for torch's default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
 
     Raises:
-        ValueError: when the network has no unit that can be replaced alone; in a forward pass, when a convolution's
-            units were found in a layer that sees them mixed; and when attached, if the parameters of a unit are split
-            between optimizers.
+        ValueError: if the network has no unit that can be replaced alone; in a forward pass, if a convolution's units
+            enter a layer that mixes them with the examples; when attached, if a unit's parameters are split between
+            optimizers.
     """
 
     observes = True
     traceable = False
     moves_gradually = False
     needs_mean = False
-    """Whether it wants to know the mean of h too."""
+    """Whether it needs the mean of h too."""
 
     def __init__(
         self,
@@ -111,30 +111,30 @@ class UnitResets(Mitigator):
             sums = {"magnitude": group.size, "mean": group.size if self.needs_mean else 0, "forwards": 1}
             self.state[_activity(group)] = {key: self._zeros(group, n) for key, n in sums.items()}
 
-    # What each method gives.
+    # Defined by each method.
 
     @abstractmethod
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
     ) -> Choice | None:
-        """Which units to replace in this step, which is counted from 1, if any; advance ``state`` in place.
+        """Which units to replace in this step (steps count from 1), or None; update ``state`` in place.
 
-        ``strength`` is shaped so as to go with ``(members…, n)``.
+        ``strength`` is shaped to broadcast with ``(members…, n)``.
         """
 
     def _first_state(self, group: UnitGroup) -> Tensors:
-        """What is remembered of a group."""
+        """The initial state of a group."""
         return {}
 
     def _first_host_state(self, group: UnitGroup) -> Tensors:
-        """What is counted on the host for a group; kept as ``state[GLOBAL]["<key> in <group>"]``."""
+        """A group's initial counters on the host, kept as ``state[GLOBAL]["<key> in <group>"]``."""
         return {}
 
     def _listens(self, step: int) -> bool:
-        """Whether a group's ``step``, counted from 1, looks at activations."""
+        """Whether a group's ``step``, counted from 1, needs activations."""
         return True
 
-    # What they share.
+    # Common to all methods.
 
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
         for hook in self._observed:
@@ -159,7 +159,7 @@ class UnitResets(Mitigator):
             return
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
         groups = [group for group in self.groups if self._holds_all(group, {**parameters, **update.idle, **buffers})]
-        # A unit may leave by a layer that has no gradient now, such as another task's head: that is read, not written.
+        # A unit may feed a layer without a gradient now, such as another task's head: it is read, but not written.
         read = {c.weight.name: update.idle.get(c.weight.name) for group in groups for c in group.leaving}
         tensors = parameters | buffers | {name: weight for name, weight in read.items() if weight is not None}
         touched = [part.name for group in groups for part in group.parts]
@@ -177,7 +177,7 @@ class UnitResets(Mitigator):
             choice = self._choose(group, due[group.name], activities[group.name], tensors, state, strength)
             if choice is not None:
                 doomed.append((group, choice))
-        # Where a new unit enters from another new unit, nothing is to pass: so the leaving weights are written last.
+        # A weight from one new unit to another must be 0: so the outgoing weights are written last.
         for group, choice in doomed:
             fresh = self._fresh(group, tensors, choice)
             reset_units(group, group.entering, tensors, update.moments, choice.which, choice.chosen, fresh)
@@ -197,7 +197,7 @@ class UnitResets(Mitigator):
         self._listen()
 
     def describe(self) -> str:
-        """The table of parameters, followed by the groups of units that may be replaced and the layers skipped."""
+        """The table of parameters, then the groups of units that may be replaced, then the skipped layers."""
         rows = [("layer", "units", "entering", "leaving")]
         for group in self.groups:
             entering = " ".join(part.name for part in group.entering)
@@ -208,7 +208,7 @@ class UnitResets(Mitigator):
         return f"{super().describe()}\n\n" + "\n".join(line.rstrip() for line in lines)
 
     def _holds_all(self, group: UnitGroup, tensors: Tensors) -> bool:
-        """Whether an optimizer holds a group's units whole; where some parameters are frozen they are left alone."""
+        """Whether an optimizer holds all of a group's parameters; if some are frozen, the group is not changed."""
         absent = [part.name for part in group.parts if part.name not in tensors]
         present = [part.name for part in group.parts if part.name in tensors and part.name in self.parameters]
         if absent and present and all(self.parameters[name].requires_grad for name in absent):
@@ -219,7 +219,7 @@ class UnitResets(Mitigator):
         return not absent
 
     def _tick(self, group: UnitGroup, state: State) -> int:
-        # One counter a group, on the host: a network's groups may be split between optimizers.
+        # One counter per group, on the host: a network's groups may be split between optimizers.
         return int(state[GLOBAL]["steps"][self.groups.index(group)].add_(1))
 
     def _listen(self) -> None:
@@ -230,7 +230,7 @@ class UnitResets(Mitigator):
     def _take_activity(self, group: UnitGroup, state: State) -> Activity:
         sums = state[_activity(group)]
         magnitude = sums["magnitude"] / sums["forwards"]
-        # Without a finite forward pass it is NaN, which would stay in every average.
+        # Without a finite forward pass the mean is NaN, which must not enter the averages.
         seen = magnitude.isfinite().all(-1, keepdim=True)
         magnitude = torch.where(seen, magnitude, 0.0)
         mean = torch.where(seen, sums["mean"] / sums["forwards"], 0.0) if self.needs_mean else sums["mean"]
@@ -238,7 +238,7 @@ class UnitResets(Mitigator):
         return Activity(magnitude, mean, seen)
 
     def _check_seen(self, activities: Mapping[str, Activity]) -> None:
-        """Once, for it waits for the device: without activations every unit would look dead."""
+        """Check once that there were activations (it waits for the device); without them every unit would look dead."""
         if activities and not self._has_seen:
             if not any(bool(activity.seen.any()) for activity in activities.values()):
                 raise RuntimeError(
@@ -249,7 +249,7 @@ class UnitResets(Mitigator):
             self._has_seen = True
 
     def _fresh(self, group: UnitGroup, tensors: Tensors, choice: Choice) -> Tensor:
-        """Incoming weights for the units to look at, ``(members…, k, *shape of a unit's)``."""
+        """New incoming weights for the candidates, ``(members…, k, *shape of one unit's weights)``."""
         weight, members = tensors[group.entering[0].name], len(self._members)
         bound = group.fan_in**-0.5
         draw = self._initializer or (lambda rows, random: rows.uniform_(-bound, bound, generator=random))
@@ -261,7 +261,7 @@ class UnitResets(Mitigator):
         return fresh.to(weight.device, non_blocking=True)
 
     def _on_host(self, strength: Strength) -> Strength:
-        """A copy of the method's strength, made once for each, where that in a step lies on a device."""
+        """The strength on the host: if it is on a device, a copy that is made once for each new strength."""
         if not isinstance(strength, Tensor) or strength.device.type == "cpu":
             return strength
         if self._host_strength[0] is not self._strength:
@@ -269,7 +269,7 @@ class UnitResets(Mitigator):
         return per_member(self._host_strength[1], len(self._members) + 1)
 
     def _zeros(self, group: UnitGroup, *shape: int) -> Tensor:
-        """Zeros ``(members…, *shape)`` for what is remembered of a group, in at least single precision."""
+        """Zeros ``(members…, *shape)`` for a group's state, in at least single precision."""
         weight = self.parameters[group.entering[0].name]
         return torch.zeros(*self._members, *shape, dtype=working_dtype(weight), device=weight.device)
 

@@ -18,28 +18,28 @@ class UPGD(Mitigator):
 
     .. math:: \theta \gets (1 - \alpha\lambda)\,\theta + (\Delta - \alpha\xi)(1 - \text{gate})
 
-    Δ is how far the optimizer moves a weight, α its step size. The utility u is a moving average of −gθ (what removing
-    the weight would cost, to first order), û is that average corrected for its start from zero,
+    Δ is the optimizer's change of a weight, α its step size. The utility u is a moving average of −gθ (to first order,
+    how much the loss grows if the weight is removed), û is that average corrected for its start from zero,
     gate = sigmoid(û / max û) with the maximum over the network, and ξ ~ N(0, noise²). With plain SGD, Δ = −αg, this is
-    the published method. With Adam it is the authors' AdaptiveUPGD, which gates and perturbs what Adam has normalised;
-    that one doubles the step size, because gates are ½ on average, and this one does not.
+    the published method. With Adam it is the authors' AdaptiveUPGD, which gates and perturbs Adam's normalised update;
+    except that AdaptiveUPGD doubles the step size, because gates are ½ on average.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: from 0 (the optimizer's step as it is) to 1 (the published method).
+        strength: from 0 (the optimizer's step unchanged) to 1 (the published method).
         noise: standard deviation of ξ; 1e-3 is the middle of the range that the source searches.
-        decay: of the moving average, 0.999.
+        decay: the decay of the moving average, 0.999.
         weight_decay: λ; it is not gated. An optimizer's own weight decay is part of Δ.
-        corrected_maximum: divide by max û, as in the paper. False divides by max u, as the authors' code does: gates
-            are then nearly 0 or 1 during the first 1 / (1 − decay) steps.
+        corrected_maximum: divide by max û, as in the paper. False divides by max u, as in the authors' code: then gates
+            are nearly 0 or 1 during the first 1 / (1 − decay) steps.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
         seed: of the noise.
 
-    Each step keeps a copy of the parameters until the optimizer has moved them.
+    Each step keeps a copy of the parameters until the optimizer has updated them.
 
     Raises:
-        ValueError: for a strength above 1 and for options out of range; when attached, for an optimizer that does not
-            tell its step size.
+        ValueError: for a strength above 1 and for options out of range; when attached, if the optimizer does not give
+            its step size.
 
     Source: Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, 2024.
     """
@@ -70,18 +70,18 @@ class UPGD(Mitigator):
         self.corrected_maximum = corrected_maximum
         self.state = {
             name: {
-                # The sum 1 + β + β² + … times the average: it then decays in place, with no temporary.
+                # The average times the sum 1 + β + β² + …: its update needs no temporary tensor.
                 "utility": torch.zeros_like(parameter.detach(), dtype=working_dtype(parameter)),
                 "weight": torch.zeros((), dtype=working_dtype(parameter), device=parameter.device),  # that sum
             }
             for name, parameter in self.parameters.items()
         }
         self._before: Tensors = {}
-        """The parameters as they were before the optimizer's step, during that step."""
+        """During an optimizer's step: the parameters before it."""
         self._seed(seed)
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        """Only looks: gradients and parameters are here as the utility needs them."""
+        """Adds nothing; updates the utility, which needs the gradients and parameters before the step."""
         weights = [state[name]["weight"] for name in gradients]
         torch._foreach_mul_(weights, self.decay)
         torch._foreach_add_(weights, 1)

@@ -1,4 +1,4 @@
-"""Wasserstein regularization: the distribution of each tensor's entries towards its initial one."""
+"""Wasserstein regularization: pulls the distribution of each tensor's entries towards its initial one."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,17 +14,17 @@ from supple.network.population import Population
 
 
 class WassersteinRegularizer(SquaredDistance):
-    r"""Keep the distribution of each tensor's entries near the initial one, whichever entry holds which value.
+    r"""Keep the distribution of each tensor's entries near the initial one; entries may exchange their values freely.
 
     .. math:: R(\theta) = \sum_p \lVert \mathrm{sort}(p) - \mathrm{sort}(p^{(0)}) \rVert^2
 
     which is the squared 2-Wasserstein distance of the two empirical distributions, times the number of entries. A step
-    sorts every tensor, which no closed form spares.
+    must sort every tensor; there is no cheaper closed form.
 
     Args:
         network: a module or a :class:`Population`.
         strength: λ.
-        reduction: ``"sum"`` over the entries of a tensor, or ``"mean"``; sources differ.
+        reduction: ``"sum"`` over the entries of a tensor, or ``"mean"``; the sources differ.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
 
     Raises:
@@ -66,11 +66,11 @@ class WassersteinRegularizer(SquaredDistance):
 def sorting_order(values: Tensor) -> Tensor:
     """The indices that sort each ``(..., n)``.
 
-    On a CPU torch sorts a vector of integers four times as fast as one of floating-point numbers, and the bits of those
-    of one sign compare as integers do: the larger in magnitude is the larger integer.
+    On a CPU torch sorts integers four times as fast as floating-point numbers. The bits of floats with the same sign,
+    read as integers, are in the order of their magnitudes.
     """
     if values.device.type != "cpu":
         return values.argsort(-1)
     bits = values.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
-    keys = torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)  # below zero the other way round
+    keys = torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)  # reverses the order below zero
     return torch.stack([row.argsort() for row in keys.view(-1, keys.shape[-1])]).view(values.shape)

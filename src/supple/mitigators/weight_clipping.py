@@ -1,4 +1,4 @@
-"""Weight clipping (Elsayed et al., 2024): every weight back into the range that initialisation drew it from."""
+"""Weight clipping (Elsayed et al., 2024): clamps every weight to about the range of its initialisation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ class WeightClipping(Mitigator):
 
     Args:
         network: a module or a :class:`Population`.
-        strength: 1/ζ: the larger, the tighter, and 0 clips nothing. The source tries ζ from 1 to 5; torch's default
-            initialisation of linear layers and convolutions lies within ζ = 1, that of embeddings and attention does
-            not.
-        roles: parameter name to role. Matrices are clipped, and the vectors of a module that also owns a matrix, by its
-            fan-in; all else is left alone.
+        strength: 1/ζ: a larger value clips more tightly, and 0 clips nothing. The source tries ζ from 1 to 5. torch's
+            default initialisation of linear layers and convolutions lies within ζ = 1, that of embeddings and
+            attention does not.
+        roles: parameter name to role. Matrices are clipped, and so are the vectors of a module that owns a matrix, with
+            that matrix's fan-in; other parameters are not changed.
 
     Raises:
         ValueError: for a network without a weight matrix.

@@ -1,4 +1,4 @@
-"""The training step: a population of networks, the optimizer and the method that train them."""
+"""The training step of a population of networks, with its optimizer and its method."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,19 +18,19 @@ from supple.network.population import Population
 from supple.training.optimizers import OPTIMIZERS, Optimizer
 
 Loss = Callable[..., tuple[Tensor, Any]]
-"""From one member's network and whatever else to a loss, and what is to be kept beside it."""
+"""``loss(network, *others)`` of one member returns the loss and any other result to keep."""
 
 
 class Learner:
-    """A population with its method and its optimizer: the one place where a training step is taken.
+    """A population with its method and its optimizer. All training steps are taken here.
 
     Args:
         population: the networks.
         mitigator: a method that was built on the population.
         step_size: the optimizer's.
         optimizer: one of :data:`supple.training.optimizers.OPTIMIZERS`.
-        compiled: whether steps run inside ``torch.compile``: then a step is one function of stacked tensors, for all
-            members at once; otherwise each member goes through autograd in its turn. Both give the same to rounding.
+        compiled: whether steps run inside ``torch.compile``. Then a step is one function of stacked tensors, for all
+            members at once; otherwise autograd runs for one member after the other. Both agree up to rounding.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Learner:
             kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])
         self._add_gradients, self._change_parameters = kernels
         self.gradients = self._vectorized if compiled else self._one_by_one
-        """Of ``loss(network, *others)`` for every member, and what the loss keeps, by member."""
+        """A function that returns every member's gradients of ``loss(network, *others)``, and what the loss keeps."""
 
     def __call__(self, parameters: Tensors, *inputs: Tensor) -> Any:
-        """What one member's network makes of ``inputs`` with these parameters; no method observes it."""
+        """One member's outputs for ``inputs``, with these parameters; no method observes it."""
         return self._call(parameters, {}, *inputs)
 
     def learn(self, loss: Loss, *others: Any) -> Any:
-        """One step of every member down the gradient of ``loss(network, *others)``; what it keeps, by member.
+        """Take one step of every member on ``loss(network, *others)``; return what the loss keeps, by member.
 
-        The others are tensors, or trees of tensors, with the members first.
+        ``others`` are tensors, or trees of tensors, with the members' dimension first.
         """
         gradients, kept = self.gradients(loss, *others)
         parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
@@ -87,7 +87,7 @@ class Learner:
                 member.train()
 
     def reinitialize(self, names: Sequence[str], generators: Sequence[torch.Generator]) -> None:
-        """Draw new initial values for these parameters; one generator a member."""
+        """Draw new initial values for these parameters, with one generator per member."""
         fresh = self._fresh.draw(generators)
         for name in names:
             self.parameters[name].copy_(fresh[name])
@@ -97,17 +97,17 @@ class Learner:
         return FreshParameters(self.population, list(self.parameters))
 
     def clear_moments(self, names: Sequence[str]) -> None:
-        """Reset what the optimizer remembers of these parameters."""
+        """Set the optimizer's state for these parameters to zero."""
         for name in names:
             for moment in self.moments[name].values():
                 moment.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, besides buffers."""
+        """Everything that the next step depends on, except buffers."""
         return {"parameters": self.parameters, "moments": self.moments, "mitigator": self.mitigator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, into the same memory."""
+        """Copy what :meth:`state_dict` returned into the existing tensors."""
         copy_into(self.parameters, state["parameters"])
         for name, moments in self.moments.items():
             copy_into(moments, state["moments"][name])
@@ -119,11 +119,11 @@ class Learner:
         copy_into(self.buffers, buffers)
         return gradients, kept
 
-    # Not within _vectorized: the annotations of a nested function are evaluated where the compiler can't follow.
+    # Not nested in _vectorized: the compiler cannot trace how a nested function's annotations are evaluated.
     def _loss(
         self, loss: Loss, parameters: Tensors, buffers: Tensors, *others: Any
     ) -> tuple[Tensor, tuple[Any, Tensors]]:
-        """One member's loss; what it keeps, and the member's buffers afterwards."""
+        """One member's loss, then what the loss keeps and the member's updated buffers."""
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         value, kept = loss(partial(self._call, parameters, buffers), *others)
         return value, (kept, buffers)
@@ -141,6 +141,6 @@ class Learner:
 
 
 def copy_into(mine: Tensors, theirs: Tensors) -> None:
-    """Each value, into the memory that is there."""
+    """Copy each value of ``theirs`` into the tensor of the same name in ``mine``."""
     for name, tensor in mine.items():
         tensor.copy_(theirs[name])

@@ -1,4 +1,4 @@
-"""The table of methods: what each is, how strong, and how it is shown. Commands, charts and documents read it."""
+"""The table of methods: class, options, strength and appearance. Commands, charts and documents read it."""
 
 import inspect
 import math
@@ -35,26 +35,26 @@ class Method:
     """One way of keeping a network plastic: a mitigator, a change to the network, or both."""
 
     title: str
-    """What charts and tables call it."""
+    """Its name in charts and tables."""
     summary: str
     mitigator: Callable[..., Mitigator] = Mitigator
     """Called with the network and the strength; the default does nothing."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the mitigator."""
+    """Keyword arguments of the mitigator."""
     strength: float = 0.0
-    """The default: the best of those tried on digits, on a seed that is not reported; untried, the source's."""
+    """The default: the best of those tried on digits, with a seed that is not reported; the source's if none tried."""
     control_strength: float | None = None
-    """The default in control where it is another: there nothing was tuned, and regularizers have the paper's 1e-4."""
+    """The default for control tasks, if it differs: nothing was tuned there; regularizers use the paper's 1e-4."""
     network: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the network."""
+    """Options of the network that the method changes."""
     colour: str = ""
-    """Of its curves; methods of one's own are given one of those that are left."""
+    """The colour of its curves; a user's own method gets an unused colour."""
 
     def on(self, population: Population, strength: Strength, **options: Any) -> Mitigator:
-        """The mitigator of a population.
+        """Build the mitigator for a population.
 
         Raises:
-            ValueError: where a method of one's own returns something else.
+            ValueError: if a user's own method does not return a Mitigator.
         """
         made: object = self.mitigator(population, strength, **{**self.options, **options})
         if not isinstance(made, Mitigator):
@@ -63,12 +63,12 @@ class Method:
 
     @property
     def has_strength(self) -> bool:
-        """Whether there is anything to set: networks alone have no dial."""
+        """Whether it has a strength: methods that only change the network have none."""
         return self.mitigator is not Mitigator
 
     @property
     def largest_strength(self) -> float:
-        """What the mitigator takes at most."""
+        """The largest strength that the mitigator accepts."""
         return float(getattr(self.mitigator, "largest_strength", math.inf))
 
 
@@ -233,9 +233,9 @@ METHODS: dict[str, Method] = {
 
 
 def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
-    """The method of a name: an entry of ``methods``, or ``package.module:Class``, a mitigator of one's own.
+    """The method with this name: an entry of ``methods``, or ``package.module:Class`` for a user's own mitigator.
 
-    Its strength is then the class's default (NaN where it has none), its summary the first line of the docstring.
+    A user's class gives its default strength (NaN if it has none) and, as summary, its docstring's first line.
 
     Raises:
         ValueError: for an unknown name, and for a class that takes no strength.

@@ -15,7 +15,7 @@ Moments = dict[str, dict[str, Tensor]]
 
 
 def adam_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """What Adam remembers, before the first step."""
+    """Adam's state before the first step."""
     return {
         name: {
             "exp_avg": torch.zeros_like(parameter),
@@ -36,14 +36,14 @@ def adam(
 ) -> None:
     """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
     if torch.compiler.is_compiling():
-        # The fused kernel would break the graph; written out, the compiler fuses it with whatever stands around it.
+        # The fused kernel would break the graph. The compiler fuses the written-out form with the code around it.
         for name, parameter in parameters.items():
             written_out(parameter, gradients[name], **moments[name], step_size=step_size, beta2=beta2)
         return
     names = list(parameters)
     fused_adam(
         [parameters[name] for name in names],
-        [gradients[name].contiguous() for name in names],  # the kernel does not look at strides
+        [gradients[name].contiguous() for name in names],  # the kernel ignores strides
         [moments[name]["exp_avg"] for name in names],
         [moments[name]["exp_avg_sq"] for name in names],
         [],
@@ -69,7 +69,7 @@ def written_out(
     step_size: float,
     beta2: float = BETA2,
 ) -> None:
-    """The same for one parameter, operation by operation."""
+    """One step of Adam for one parameter, operation by operation."""
     step.add_(1)
     exp_avg.lerp_(gradient, 1 - BETA1)
     exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -78,7 +78,7 @@ def written_out(
 
 
 def no_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """What an optimizer without a memory remembers."""
+    """The empty state of an optimizer without memory."""
     return {name: {} for name in parameters}
 
 
@@ -88,7 +88,7 @@ def sgd(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], momen
 
 
 def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """What Muon remembers of hidden matrices, and Adam of everything else, before the first step."""
+    """The state before the first step: Muon's for hidden matrices, Adam's for everything else."""
     hidden = _hidden_matrices(parameters)
     return {
         name: {"momentum_buffer": torch.zeros_like(parameter)}
@@ -101,8 +101,8 @@ def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
 def muon(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
     """One step of Muon (Jordan et al., 2024) for hidden matrices and of Adam for everything else, in place.
 
-    As ``torch.optim.Muon`` does it without weight decay, its steps scaled to the size of Adam's (Liu et al., 2025), so
-    that one step size serves both. Tensors are stacked: ``(members, ...)``.
+    Equal to ``torch.optim.Muon`` without weight decay, with steps scaled to the size of Adam's (Liu et al., 2025), so
+    one step size suits both. Tensors are stacked: ``(members, ...)``.
     """
     hidden = _hidden_matrices(parameters)
     functional_muon(
@@ -125,23 +125,23 @@ def muon(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
 
 
 def _hidden_matrices(parameters: Mapping[str, Tensor]) -> list[str]:
-    """Every layer's weight but the last one's, where it is a matrix."""
+    """The names of all weight matrices except the last one."""
     return [name for name, parameter in parameters.items() if parameter.ndim == 3][:-1]
 
 
 class Optimizer(NamedTuple):
-    """An optimizer's memory before the first step, and its step."""
+    """An optimizer's initial state, and its step."""
 
     moments: Callable[[Mapping[str, Tensor]], Moments]
     step: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Moments, float], None]
     restarts: bool = False
-    """Whether it forgets everything where a task begins."""
+    """Whether its state is reset at the start of each task."""
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(adam_moments, adam),
-    # A new task's first gradients are large, and Adam takes small steps for as long as it remembers their squares. Two
-    # remedies: to forget them as fast as the mean (Dohare et al., 2023), or at every task's start (Asadi et al., 2023).
+    # A new task's first gradients are large, and Adam takes small steps while its average of squares contains them. Two
+    # remedies: equal decay rates β1 = β2 (Dohare et al., 2023), or a reset at every task's start (Asadi et al., 2023).
     "adam-equal-betas": Optimizer(adam_moments, partial(adam, beta2=BETA1)),
     "adam-restarted": Optimizer(adam_moments, adam, restarts=True),
     "sgd": Optimizer(no_moments, sgd),
