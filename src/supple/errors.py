@@ -1,4 +1,4 @@
-"""Names that users give: what they stand for, or an error that helps."""
+"""Looks up names that users give, and writes helpful error messages."""
 
 import pkgutil
 import sysconfig
@@ -12,18 +12,18 @@ PACKAGE = Path(__file__).parent
 
 
 class LostWorkersError(RuntimeError):
-    """Workers die one after the other, and no work goes further."""
+    """Workers die one after the other, so the work makes no progress."""
 
 
 class FailedWorkError(RuntimeError):
-    """What went wrong in a worker, in one sentence: not every exception can be sent from there."""
+    """An error in a worker, as one sentence, because not every exception can be sent between processes."""
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong in one line.
+    """An error in one line.
 
-    What supple itself says stays as it is, and so do a machine's errors. Of any other exception the line says what it
-    is and whose code raised it: the user's own, if there is any on the way, or supple's.
+    The texts of supple's own errors and of OS errors stay unchanged. For any other exception the line names its type
+    and the code that raised it: the user's own, if it is in the traceback, or else supple's.
     """
     text, own = " ".join(str(error).split()), own_frame(error)
     if is_told(error) or (isinstance(error, OSError) and not own):
@@ -39,14 +39,14 @@ def sentence(error: BaseException) -> str:
 
 
 def is_told(error: BaseException) -> bool:
-    """Whether the exception's own text is a sentence for the user."""
+    """Whether the exception's own text is written for the user."""
     return isinstance(error, LostWorkersError | FailedWorkError) or (
         isinstance(error, Exception) and str(error).startswith("expected ")
     )
 
 
 def own_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """Where in the user's own code an exception was raised, or on its way: the last such place."""
+    """The last place in the user's own code in an exception's traceback, or None."""
     if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
         return traceback.FrameSummary(error.filename, error.lineno, "<module>")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
@@ -60,7 +60,7 @@ def _is_own(filename: str) -> bool:
 
 
 def known(name: str, names: Collection[str], kind: str) -> str:
-    """``name`` when it is among ``names``; otherwise a ValueError that suggests the nearest and lists them."""
+    """Return ``name`` if it is among ``names``; otherwise raise a ValueError with the nearest name and the list."""
     if name not in names:
         nearest = get_close_matches(name, names, n=1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
@@ -71,11 +71,11 @@ def known(name: str, names: Collection[str], kind: str) -> str:
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names."""
+    """Import the function that ``package.module:function`` names."""
     try:
         function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        if own_frame(error):  # the module is there, and has a fault
+        if own_frame(error):  # the module exists, but has an error
             raise
         raise ValueError(
             f"expected package.module:function, got {name!r} ({error}): "
@@ -88,7 +88,7 @@ def imported(name: str) -> Callable[..., Any]:
 
 
 def called(name: str) -> object:
-    """What the function that ``package.module:function`` names returns, called without arguments."""
+    """Call the function that ``package.module:function`` names, without arguments, and return its result."""
     function = imported(name)
     try:
         return function()

@@ -1,4 +1,4 @@
-"""What can be seen inside a network that keeps, or loses, its plasticity."""
+"""Measurements inside a network that show whether it keeps or loses its plasticity."""
 
 from supple.diagnostics.inspection import DIAGNOSTICS, Diagnostic, Inspection
 from supple.diagnostics.monitor import PlasticityMonitor

@@ -1,9 +1,9 @@
 """Diagnostics of the hidden activations on a fixed probe batch.
 
-A layer's activations are what it is *given*: past the non-linearity, norms and pooling that stand before it. So every
-name here is that of the layer that the units enter. Each diagnostic takes the activations by layer, ``(members…, rows,
-units)``, and returns its values by layer, with the whole network's under ``""``; nothing at all for a network without
-hidden layers.
+A layer's activations are its *inputs*: after the non-linearity, norms and pooling before it. So each name here is that
+of the layer that receives the units. Each diagnostic takes the activations by layer, ``(members…, rows, units)``, and
+returns its values by layer, with the whole network's value under ``""``. For a network without hidden layers it returns
+nothing.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ ByLayer = Mapping[str, Tensor]
 
 
 def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Tensor]:
-    r"""The share of units whose ReDo score is at most τ; for the network, among the units of all layers.
+    r"""The fraction of units whose ReDo score is at most τ; for the network, among the units of all layers.
 
     .. math:: s_i = \frac{\operatorname{mean} |h_i|}{\operatorname{mean}_j \operatorname{mean} |h_j| + 10^{-9}} \le \tau
 
     Args:
         activations: by layer.
-        threshold: τ, 0.1 in all of the paper's settings; ReDo's cautious one is 0.025.
+        threshold: τ, 0.1 in all of the paper's settings; the cautious default of ReDo is 0.025.
 
     Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1.
     """
@@ -33,16 +33,16 @@ def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Ten
 
 
 def dead_units(activations: ByLayer) -> dict[str, Tensor]:
-    """The share of units that are zero on the whole probe; for the network, among the units of all layers."""
+    """The fraction of units that are zero on the whole probe; for the network, among the units of all layers."""
     return _shares(_magnitudes(activations), 0.0)
 
 
 def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
-    r"""How many singular values of the last hidden activations reach 99 % of their sum, for the network alone.
+    r"""How many singular values of the last hidden activations reach 99 % of their sum; only for the whole network.
 
     .. math:: \min \Bigl\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \Bigr\}
 
-    H is what the layer that runs last is given, rows times units and not centred; 0 where it is zero throughout.
+    H is the input of the layer that runs last, rows × units, not centred. The rank is 0 if all of H is zero.
 
     Source: Kumar et al., *Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning*, 2021,
     with δ = 0.01.
@@ -54,17 +54,17 @@ def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
 
 
 def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, Tensor]:
-    r"""How far the activations on the same probe have moved since the last look; the mean over layers.
+    r"""How far the activations on the same probe have moved since the last measurement; the mean over layers.
 
     .. math:: \frac{\lVert H - H' \rVert_F}{\lVert H' \rVert_F}
 
-    The spectral regularization paper (§5.2) speaks of the distance from the beginning of one task to that of the next
-    and does not say how it is normalised. Here it is relative to the former activations H', so that wide layers and
-    large activations do not count more: 0 where nothing has moved, infinite where a layer was zero and is no more.
+    The spectral regularization paper (§5.2) uses the distance from the beginning of one task to that of the next and
+    does not say how it is normalised. Here it is divided by the norm of the previous activations H', so that wide
+    layers and large activations do not count more: 0 for no change, infinite if a layer was all zero and is not now.
 
     Args:
         activations: by layer, now.
-        previous: the same at the last look.
+        previous: the same at the last measurement.
     """
     changes = {}
     for name, now in activations.items():

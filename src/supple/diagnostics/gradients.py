@@ -1,6 +1,6 @@
 """Diagnostics of the gradients on a fixed probe batch.
 
-Each takes what it looks at by layer, the whole network's under ``""``, and returns its values in the same way.
+Each takes a quantity by layer, the whole network's under ``""``, and returns its values in the same form.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ def gradient_norm(gradients: ByLayer) -> dict[str, Tensor]:
 
 
 def gradient_effective_rank(gradient_singular_values: ByLayer) -> dict[str, Tensor]:
-    r"""The effective rank of the matrix G whose columns are the gradients of single examples: their diversity.
+    r"""The effective rank of the matrix G whose columns are the gradients of single examples: a measure of diversity.
 
     .. math:: \exp\Bigl(-\sum_i \bar\sigma_i \log \bar\sigma_i\Bigr), \qquad
               \bar\sigma_i = \sigma_i(G) / \sum_j \sigma_j(G)
 
-    From 1, where all examples pull in one direction, to their number; 0 where no example has a gradient. For a layer
-    those of its weight, for the network those of all trainable parameters. The spectral regularization paper (§3.2)
-    prints it without the minus sign and without exp.
+    It is from 1 (all gradients are parallel) to the number of examples; 0 if all gradients are zero. A layer's value is
+    for its weight, the network's for all trainable parameters. The spectral regularization paper (§3.2) prints the
+    formula without the minus sign and without exp.
 
     Args:
         gradient_singular_values: ``(members…, n)``, descending.
@@ -42,8 +42,8 @@ def gradient_effective_rank(gradient_singular_values: ByLayer) -> dict[str, Tens
 def gradient_condition_number(gradient_singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The condition number :math:`\sigma_1(G) / \sigma_{\min}(G)` of the matrix of the gradients of single examples.
 
-    The smallest is that of as many singular values as G has: the number of examples, or of parameters where that is
-    smaller. Infinite where G is singular to rounding (beyond about 1e7).
+    G has as many singular values as examples, or as parameters if these are fewer; σ_min is the smallest of them.
+    Infinite if G is singular up to rounding (beyond about 1e7).
 
     Args:
         gradient_singular_values: ``(members…, n)``, descending.

@@ -1,4 +1,4 @@
-"""What diagnostics look at, and the table of them."""
+"""The quantities that diagnostics use, and the table of diagnostics."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -19,23 +19,23 @@ from supple.network.population import Population
 
 
 class Inspection:
-    """A network as it is now. What diagnostics look at is computed when the first of them asks for it, once.
+    """A network at one moment. Each quantity is computed once, when the first diagnostic needs it.
 
-    The network runs in evaluation mode and is left as it was found, to the bit, its random numbers included. Layers are
-    named by their weight's name, without ``.weight``. Every tensor has a population's members first, and nothing
-    before its own dimensions for one network; a wrapped model (DistributedDataParallel, torch.compile) is looked at
-    inside.
+    The network runs in evaluation mode; afterwards it and the random state are bit-for-bit unchanged. A layer's name is
+    its weight's name without ``.weight``. For a population every tensor has the members as first dimension; for one
+    network it has no extra dimension. Of a wrapped model (DistributedDataParallel, torch.compile) the inner module is
+    used.
 
     Args:
         network: a module or a :class:`Population`.
         x: the probe's inputs, as the network takes them: a tensor, a tuple of tensors, or a dictionary of them by name.
-            The batch comes first, ``(members, batch, ...)`` for a population, and examples must not influence each
-            other in evaluation mode. The network is given a copy. None: the weights alone are looked at.
+            The batch dimension is first, ``(members, batch, ...)`` for a population, and examples must not influence
+            each other in evaluation mode. The network gets a copy. None: only the weights can be measured.
         y: the probe's labels, as the loss takes them, ``(members, batch, ...)`` for a population: a tensor, or several
-            in a tuple or a dictionary. None: gradients are not looked at.
+            in a tuple or a dictionary. None: gradients cannot be measured.
         loss: ``loss(outputs, y)`` of a batch.
-        initial: :attr:`parameters` before training, copied then, for they share the network's memory.
-        previous: :attr:`activations` at the last look.
+        initial: a copy of :attr:`parameters` before training; a copy, because these share the network's memory.
+        previous: :attr:`activations` at the last measurement.
         roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices; None leaves a parameter out.
 
     Raises:
@@ -83,13 +83,13 @@ class Inspection:
         }
         self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
         module = self.network.stacked if isinstance(self.network, Population) else self.network
-        # A parametrized weight lies in a module of its own, which is not called with the activations.
+        # A parametrized weight is in a module of its own, which does not get the activations.
         paths = [name.rpartition(".parametrizations.")[0] or name.rpartition(".")[0] for name in self._matrices]
         self._layers = {path: module.get_submodule(path) for path in paths}
         self._trained = [name for name, parameter, _ in owned if parameter.requires_grad]
 
     def offers(self, need: str) -> bool:
-        """Whether there is what an attribute of this name is made from."""
+        """Whether the attribute with this name can be computed from what was given."""
         match need:
             case "singular_values":
                 return bool(self._matrices)
@@ -114,7 +114,7 @@ class Inspection:
 
     @cached_property
     def singular_values(self) -> dict[str, Tensor]:
-        """Of the matrices in each layer's weight, ``(members…, matrices, n)``, descending."""
+        """The singular values of the matrices in each layer's weight, ``(members…, matrices, n)``, descending."""
         found = {}
         for name in self._matrices:
             tensor, role = self._tensors[name], self._roles[name]
@@ -125,14 +125,14 @@ class Inspection:
 
     @cached_property
     def activations(self) -> dict[str, Tensor]:
-        """What each layer is given on the probe, ``(members…, rows, units)``, in the order in which they run.
+        """Each layer's input on the probe, ``(members…, rows, units)``, in the order in which the layers run.
 
-        A layer is a module with a matrix of its own: linear, convolutional, recurrent, attention (its query), and those
-        of your own types. Units are the channels of a convolution's input, otherwise its last dimension; rows are the
-        examples times all other dimensions (places, tokens). Behind a flattening each place is a unit. The inputs of
-        the network, the probe's tensors and what goes into the layers that start before any other has finished, are not
-        hidden activations, nor is what has fewer than two dimensions; what several layers are given together counts
-        once, under the first.
+        A layer is a module that owns a matrix: linear, convolutional, recurrent, attention (its query), or of your own
+        type. Units are the channels of a convolution's input, otherwise the last dimension; rows are the examples times
+        all other dimensions (places, tokens). After flattening each place is a unit. Not hidden activations are: the
+        network's inputs (the probe's tensors, and the inputs of layers that start before any other has finished), and
+        tensors with fewer than two dimensions. If several layers get the same tensor, it is listed once, under the
+        first.
         """
         return self._by_member(lambda member: hidden_activations(member, self._layers))
 
@@ -144,9 +144,9 @@ class Inspection:
 
     @cached_property
     def gradient_singular_values(self) -> dict[str, Tensor]:
-        """Of the matrix of the gradients of single examples, ``(members…, n)``, descending.
+        """The singular values of the matrix of single examples' gradients, ``(members…, n)``, descending.
 
-        For a layer those of its weight, for the network (``""``) those of all trainable parameters.
+        A layer's are for its weight, the network's (``""``) for all trainable parameters.
         """
         self.check_examples()
         grams = self._by_member(lambda member: gradient_grams(member, self.loss))
@@ -159,7 +159,7 @@ class Inspection:
         return found
 
     def check_examples(self) -> None:
-        """Make sure that inputs and labels can be taken apart into single examples."""
+        """Check that inputs and labels can be split into single examples."""
         batch = 1 if isinstance(self.network, Population) else 0
         shapes = [tuple(tensor.shape) for tensor in _tensors_in((self.x, self.y))]
         if any(len(shape) <= batch or shape[batch] != shapes[0][batch] for shape in shapes):
@@ -193,7 +193,7 @@ class Inspection:
                 raise ValueError(f"expected a probe with examples, got a tensor of shape {shape}: give at least one")
 
     def _by_member(self, look: Callable[[Member], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What ``look`` finds in each member, stacked; in a lone network, as it is."""
+        """The results of ``look`` for each member, stacked; for a single network, its result unchanged."""
         if not isinstance(self.network, Population):
             with undisturbed(self.network):
                 return look(self._member(self.network, lambda tensor: tensor))
@@ -206,7 +206,7 @@ class Inspection:
         parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}
         buffers = {name: part(buffer) for name, buffer in module.named_buffers()}
         device = next((tensor.device for tensor in (*parameters.values(), *buffers.values())), None)
-        # A copy of a tensor that was made in inference mode can be used where gradients are taken.
+        # Copy tensors that were made in inference mode: autograd accepts only copies of them.
         x, y = tree_map_only(Tensor, lambda t: part(t).to(device, copy=t.is_inference()), (self.x, self.y))
         return Member(module, parameters, buffers, tuple(self._trained), x, y)
 
@@ -216,20 +216,20 @@ class Inspection:
 
 
 class Diagnostic(NamedTuple):
-    """A function of some of an :class:`Inspection`'s attributes, which it needs, with values by layer."""
+    """A function of some of an :class:`Inspection`'s attributes, ``needs``, that returns values by layer."""
 
     function: Callable[..., dict[str, Tensor]]
     """Its docstring is the definition."""
     needs: tuple[str, ...]
-    """``singular_values`` and ``parameters`` are of the weights alone; ``activations`` takes probe inputs,
-    ``gradients`` and ``gradient_singular_values`` labels too; ``initial`` and ``previous`` are given by the caller."""
+    """``singular_values`` and ``parameters`` need only the weights; ``activations`` needs probe inputs; ``gradients``
+    and ``gradient_singular_values`` need labels too; the caller gives ``initial`` and ``previous``."""
 
     def __call__(self, inspection: Inspection) -> dict[str, Tensor]:
-        """The network's value under ``""``, then the layers'; ``(members…)`` each. Nothing waits for the device
-        but the gradients of single examples.
+        """The network's value under ``""``, then the layers' values; ``(members…)`` each. Only the gradients of single
+        examples wait for the device.
 
         Raises:
-            ValueError: when the inspection was not given what this needs.
+            ValueError: if the inspection was not given what this needs.
         """
         for need in self.needs:
             if not inspection.offers(need):
@@ -270,7 +270,7 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         Diagnostic(gradients.gradient_condition_number, ("gradient_singular_values",)),
     )
 }
-"""By name, which is also that of the measurement: a subset of them, one value a member for each, is
+"""All diagnostics by name, which is also the measurement's name. To compute some of them, one value per member:
 
 ``{name: DIAGNOSTICS[name](inspection)[""] for name in names}``.
 """

@@ -20,29 +20,29 @@ from supple.network.population import Population
 
 
 class PlasticityMonitor:
-    """Measures a network's diagnostics, when asked or every so many steps of an optimizer, as floats for any logger.
+    """Measures a network's diagnostics, on request or every ``every`` optimizer steps, as floats for any logger.
 
-    A measurement leaves the network, its modes, buffers, gradients and the random state as it found them, to the bit.
-    Between measurements nothing happens but counting steps. The definitions are the docstrings of the functions in
-    :data:`supple.diagnostics.DIAGNOSTICS`.
+    After a measurement the network, its modes, buffers, gradients and the random state are bit-for-bit unchanged.
+    Between measurements it only counts steps. The docstrings of the functions in
+    :data:`supple.diagnostics.DIAGNOSTICS` define the diagnostics.
 
     Args:
-        model: a module, wrapped by DistributedDataParallel or torch.compile or not, or a :class:`Population`. Build
-            the monitor before training: it takes the parameters as it finds them for the initial ones.
-        probe: inputs and labels of a fixed batch, on any device, which stays the same: some hundred examples. Inputs
-            are what the model is called with, a tensor, a tuple or a dictionary, the batch first; for a population
-            ``(members, batch, ...)``. Labels are what the loss takes, and may be None: then there are no gradient
-            diagnostics. Without a probe there are those of the weights alone.
-        every: steps from one measurement to the next, once attached.
-        diagnostics: which ones, by name; None for all that the probe allows.
+        model: a module, or one wrapped by DistributedDataParallel or torch.compile, or a :class:`Population`. Build
+            the monitor before training: it copies the current parameters as the initial ones.
+        probe: inputs and labels of one fixed batch of some hundred examples, on any device. Inputs are the model's
+            arguments: a tensor, a tuple or a dictionary, with the batch dimension first; for a population
+            ``(members, batch, ...)``. Labels are what the loss takes. Labels None: no gradient diagnostics. No probe:
+            only diagnostics of the weights.
+        every: steps between measurements, if attached.
+        diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.
         roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices.
-        callback: called with each measurement that the optimizer's steps bring about, such as ``wandb.log``.
+        callback: called with each measurement during the optimizer's steps, such as ``wandb.log``.
 
     Raises:
-        TypeError: for a probe that is no pair, and a loss or a callback that is no function.
-        ValueError: for a period that is no number from 1 on, a probe without examples, an unknown diagnostic, or one
-            that the probe does not allow.
+        TypeError: for a probe that is not a pair, and a loss or a callback that is not a function.
+        ValueError: for a period that is not a number of at least 1, a probe without examples, an unknown diagnostic, or
+            one that the probe does not allow.
 
     >>> monitor = PlasticityMonitor(nn.Linear(2, 2))
     >>> sorted(monitor.measure())[:3]
@@ -82,7 +82,7 @@ class PlasticityMonitor:
         self._previous: dict[str, Tensor] = {}
         inspection = self._inspect()
         self.diagnostics = _chosen(diagnostics, inspection)
-        """The names of those that are measured."""
+        """The names of the diagnostics that are measured."""
         needs = self._needs()
         if "initial" in needs:
             self._initial = {name: vector.clone() for name, vector in inspection.parameters.items()}
@@ -90,12 +90,12 @@ class PlasticityMonitor:
             inspection.check_examples()
 
     def measure(self) -> dict[str, float]:
-        """All chosen diagnostics now, kept as :attr:`latest`.
+        """Measure all chosen diagnostics now; the result is also kept as :attr:`latest`.
 
-        ``spectral_norm`` is the network's, ``spectral_norm/<layer>`` a layer's. For a population each is
-        ``member0/spectral_norm``, and so on: a logger groups by what is before the first slash, so that every member
-        has a panel with the names of a lone network. ``representation_change``, and whatever else needs ``previous``,
-        is since the last measurement, and so absent from the first.
+        ``spectral_norm`` is the network's, ``spectral_norm/<layer>`` a layer's. For a population the names are
+        ``member0/spectral_norm``, and so on: loggers group by the text before the first slash, so that every member
+        has a panel with the names of a single network. Diagnostics that need ``previous``, such as
+        ``representation_change``, compare with the last measurement and are absent from the first.
         """
         inspection = self._inspect()
         found = {
@@ -120,17 +120,17 @@ class PlasticityMonitor:
     def attach(self, optimizer: Optimizer) -> Self:
         """Measure after every ``every``-th step of ``optimizer`` from now on.
 
-        It comes after what was attached before it: methods that change the parameters are to be attached first. The
-        optimizers that Accelerate and Lightning wrap around torch's will do. Copy or pickle network, optimizer and
-        monitor together and the three copies belong together as the originals do.
+        Attach methods that change the parameters first: the measurement runs after everything attached before it. It
+        also accepts the optimizers that Accelerate and Lightning wrap around torch's. Copy or pickle network, optimizer
+        and monitor together: then the copied monitor is attached to the copied optimizer.
 
         Raises:
-            TypeError: for anything but a torch optimizer.
-            RuntimeError: when attached already.
+            TypeError: if it is not a torch optimizer.
+            RuntimeError: if already attached.
         """
         if self._hooks:
             raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
-        self._optimizer = inner_optimizers(optimizer)[-1]  # the last to step, where it holds several
+        self._optimizer = inner_optimizers(optimizer)[-1]  # if there are several, the last one to step
         self._depth = 0
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._on_step_start),
@@ -154,11 +154,11 @@ class PlasticityMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what :meth:`state_dict` returned, from a monitor of the same architecture with the same probe.
+        """Load what :meth:`state_dict` returned, from a monitor of the same architecture with the same probe.
 
         Raises:
-            TypeError: for what is no such state, naming the entry; nothing is changed then.
-            ValueError: when the parameters are others; nothing is changed then.
+            TypeError: if it is not such a state; the message names the entry, and nothing changes.
+            ValueError: if the parameters differ; nothing changes.
         """
         _check_state(state)
         mine, theirs = _shapes(self._initial), _shapes(state["initial"])
@@ -174,7 +174,7 @@ class PlasticityMonitor:
 
     @property
     def steps(self) -> int:
-        """How many steps of the optimizer it has counted; compiled steps do not count."""
+        """The number of optimizer steps that it has counted; compiled steps are not counted."""
         return self._steps
 
     def __repr__(self) -> str:
@@ -183,9 +183,9 @@ class PlasticityMonitor:
         return f"PlasticityMonitor({len(self.diagnostics)} diagnostics, {counted}, {where})"
 
     def table(self) -> str:
-        """The latest measurement, or a first one, as a text of at most 100 columns; a population's is its mean.
+        """The latest measurement (or a first one) as text of at most 100 columns; for a population, the members' mean.
 
-        Units are in the row of the layer that they enter.
+        Values of units are in the row of the layer that receives the units.
         """
         latest = self.latest or self.measure()
         if isinstance(unwrapped(self.model), Population):
@@ -199,7 +199,7 @@ class PlasticityMonitor:
         return {**self.__dict__, "_hooks": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An optimizer leaves its hooks behind when it is copied or pickled; this one is hung on the copy again."""
+        """Attach to the copied optimizer again: copying or pickling an optimizer loses its hooks."""
         self.__dict__.update(state)
         if self._optimizer is not None:
             self.attach(self._optimizer)
@@ -215,9 +215,9 @@ class PlasticityMonitor:
         )
 
     def _on_step_start(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Torch runs the hooks around super().step() too, where a class of one's own calls that within its step().
+        # Torch runs the hooks twice if a user's optimizer class calls super().step() within its own step().
         if self._depth:
-            self._depth = steps_under_way(optimizer) - 1  # fewer where a step ended by an error
+            self._depth = steps_under_way(optimizer) - 1  # smaller than the count if an earlier step raised an error
         self._depth += 1
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ class PlasticityMonitor:
 
 
 def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, ...]:
-    """These diagnostics, or all that the probe allows; the first measurement will be the previous one to the second."""
+    """The diagnostics with these names, or all that the probe allows, also those that need a previous measurement."""
     if isinstance(names, str):
         raise ValueError(f"expected a list of diagnostics, got {names!r}: write [{names!r}]")
     chosen = list(DIAGNOSTICS if names is None else (known(str(name), DIAGNOSTICS, "diagnostic") for name in names))
@@ -247,7 +247,7 @@ def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, .
 
 
 def _lacking(name: str, inspection: Inspection) -> list[str]:
-    """What a diagnostic needs of which there is none."""
+    """The needs of a diagnostic that the inspection cannot offer."""
     diagnostic = DIAGNOSTICS[name]
     if not isinstance(diagnostic, Diagnostic):
         raise TypeError(
@@ -259,7 +259,7 @@ def _lacking(name: str, inspection: Inspection) -> list[str]:
 
 
 def _check_state(state: Any) -> None:
-    """Make sure that it is what :meth:`PlasticityMonitor.state_dict` returns."""
+    """Check that it has the form of what :meth:`PlasticityMonitor.state_dict` returns."""
     if not isinstance(state, Mapping):
         raise TypeError(f"expected the state_dict() of a monitor, got {type(state).__name__}: load what it returned")
     for part in ("initial", "previous", ""):

@@ -1,4 +1,4 @@
-"""The inner products of the gradients of single examples, without these gradients where a layer has a closed form."""
+"""Inner products of single examples' gradients; by a closed form, without computing the gradients, if there is one."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ from supple.diagnostics.probing import Labels, Loss, Member, derivatives, scalar
 from supple.kernels.power_iteration import working_dtype
 
 HELD = 2**24
-"""How many numbers an intermediate result may have: 128 MB in float64."""
+"""The maximum number of entries of an intermediate result: 128 MB in float64."""
 
 _Call = tuple[Tensor, Tensor]
-"""What a layer was given in a forward pass, and the gradient of the loss by what it returned."""
+"""A layer's input in a forward pass, and the loss's gradient with respect to its output."""
 _Norm = _NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm
 
 
@@ -33,10 +33,9 @@ def gradient_grams(member: Member, loss: Loss) -> dict[str, Tensor]:
     .. math:: \langle g_i, g_j \rangle = \sum_{p, q} \langle a_{ip}, a_{jq} \rangle \langle b_{ip}, b_{jq} \rangle,
 
     which for one position is :math:`(A A^\top) \circ (B B^\top)`. A convolution is a linear layer on patches. For the
-    biases and gains of norms the gradients themselves are small. All other parameters (of attention's fused
-    projections, recurrent layers, embeddings, modules of your own, what two modules share, and layers to which the
-    batch does not come first) take one backward pass an example, and hold the gradients of as many of them as fit into
-    memory of 1 GB at a time.
+    biases and gains of norms the gradients themselves are small. All other parameters (fused projections of attention,
+    recurrent layers, embeddings, your own modules, parameters that two modules share, and layers whose input does not
+    have the batch first) need one backward pass per example; gradients of at most 1 GB are in memory at a time.
     """
     grams = _by_closed_form(member, loss)
     for group in _groups([name for name in member.trained if name not in grams], member):
@@ -45,15 +44,15 @@ def gradient_grams(member: Member, loss: Loss) -> dict[str, Tensor]:
 
 
 def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
-    """The inner products for the layers with a closed form, where it holds.
+    """The inner products for the layers with a closed form, if the closed form is correct there.
 
-    Sizes do not tell whose rows a layer is given: with the time before the batch, or in ``cat([x, -x])``, as many rows
-    are of several examples. Nor do calls tell everything: a weight may be used besides, in ``F.linear`` say, and a hook
-    may change what a layer returns, for all examples or for some. So the closed form must give what one backward pass
-    gives for a sum of the losses in which each example has a weight of its own.
+    It may be wrong. A layer's rows may belong to other examples than their order suggests (time before batch, or
+    ``cat([x, -x])``). A weight may also be used outside the layer's call, such as in ``F.linear``, and a hook may
+    change a layer's output for some or all examples. So the closed form is compared with one backward pass on a sum of
+    the losses with a random weight for each example.
     """
     if member.examples == 1:
-        return {}  # one backward pass is all there is to do
+        return {}  # a single backward pass is enough
     random = torch.Generator().manual_seed(0)
     weights = 1 + torch.rand(member.examples, generator=random)
     weights *= torch.randn(member.examples, generator=random).sign()
@@ -71,12 +70,12 @@ def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
 
 
 def _holds(pairs: list[_Call], gram: Tensor, weights: Tensor, expected: Tensor) -> bool:
-    """Whether these factors give the weighted sum of the gradients, but for rounding. What is not finite passes."""
+    """Whether these factors give the weighted sum of the gradients up to rounding. Values that are not finite pass."""
     weights = weights.to(gram)
     weighted = [(b * weights.to(b).view(-1, 1, 1)).flatten(0, 1).mT @ a.flatten(0, 1) for a, b in pairs]
     error = torch.linalg.vector_norm(torch.cat(weighted).flatten() - expected.flatten(), dtype=torch.float64)
-    size = (weights.square() @ gram.diagonal()).sqrt()  # nothing in it cancels
-    # The third root: of float32, far above the rounding of TF32 and below what one example among 10,000 makes up.
+    size = (weights.square() @ gram.diagonal()).sqrt()  # a sum without cancellation
+    # The third root of ε: for float32 far above TF32's rounding, and below the share of one example in 10,000.
     return not error > torch.finfo(expected.dtype).eps ** (1 / 3) * size
 
 
@@ -88,14 +87,14 @@ def _closed_forms(member: Member) -> list[str]:
         path
         for path, layer in layers.items()
         if _has_closed_form(layer)
-        and layer._parameters.keys() <= {"weight", "bias"}  # not pruned, nor normed by torch's old functions
+        and layer._parameters.keys() <= {"weight", "bias"}  # not pruned, no old weight or spectral norm
         and all(owners[id(p)] == 1 for p in layer._parameters.values() if p is not None)
         and _trained(member, path)
     ]
 
 
 def _has_closed_form(layer: nn.Module) -> bool:
-    if not (type(layer).forward.__module__ or "").startswith("torch.nn."):  # torch.fx's have no module
+    if not (type(layer).forward.__module__ or "").startswith("torch.nn."):  # torch.fx's have no __module__
         return False
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -103,12 +102,12 @@ def _has_closed_form(layer: nn.Module) -> bool:
 
 
 def _named(layer: nn.Module, path: str) -> dict[str, str]:
-    """The network's names of a layer's own tensors, to the layer's names of them."""
+    """From the network's name of each of a layer's own tensors to the layer's name of it."""
     return {f"{path}.{name}" if path else name: name for name in (*layer._parameters, *layer._buffers)}
 
 
 def _trained(member: Member, path: str) -> dict[str, str]:
-    """The same of a layer's trainable parameters alone."""
+    """The same only for a layer's trainable parameters."""
     named = _named(member.module.get_submodule(path), path)
     return {full: name for full, name in named.items() if full in member.trained}
 
@@ -116,21 +115,21 @@ def _trained(member: Member, path: str) -> dict[str, str]:
 def _calls(
     member: Member, loss: Loss, paths: list[str], weights: Tensor
 ) -> tuple[dict[str, list[_Call]], dict[str, Tensor]]:
-    """What these layers were given and the gradients that came back, call by call; none for a layer not called.
+    """The inputs and output gradients of these layers, call by call; no calls for a layer that is not called.
 
-    None at all where some output of the network does not have the examples first, where they influence each other, or
-    where the loss can't be taken of all at once: there is no telling them apart.
+    Both results are empty if examples cannot be separated: if an output of the network does not have the examples
+    first, if examples influence each other, or if the loss cannot be vectorized over examples.
 
     Returns:
-        The calls by the layer's path; by their names, the gradients by the layers' own parameters of the sum of the
-        losses times ``weights``.
+        The calls by the layer's path; then the gradients of the sum of ``weights`` times losses with respect to the
+        layers' own parameters, by name.
     """
     calls: dict[str, list[_Call]] = defaultdict(list)
 
     def recorder(path: str) -> Any:
         def record(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
             calls[path].append(((arguments[0] if arguments else named["input"]).detach(), output))
-            return output.clone()  # what follows may write into it
+            return output.clone()  # later code may write into it
 
         return record
 
@@ -145,12 +144,12 @@ def _calls(
             return {}, {}
         try:
             losses = _losses(found, member.y, loss).reshape(member.examples, -1).sum(-1)
-        except RuntimeError:  # torch.func.vmap takes no loss that looks at numbers, by an ``if`` or ``item()``
+        except RuntimeError:  # torch.func.vmap refuses a loss that reads values, by an ``if`` or ``item()``
             return {}, {}
         total, weighted = losses.sum(), (losses * weights.to(losses)).sum()
     if not _alike_alone(member, tensors):
         return {}, {}
-    # Inside the torch.func.vmap or grad of a network's own, a layer sees no tensor that outlives the call.
+    # If the network itself uses torch.func.vmap or grad, tensors inside are invalid after the call.
     seen = {path: each for path, each in calls.items() if not any(map(is_functorch_wrapped_tensor, chain(*each)))}
     gradients = iter(derivatives(total, [output for each in seen.values() for _, output in each], keep=True))
     names = [name for path in seen for name in _trained(member, path)]
@@ -159,7 +158,7 @@ def _calls(
 
 
 def _alike_alone(member: Member, outputs: list[Tensor]) -> bool:
-    """Whether the network returns for an example alone what it returns for it in the batch, but for rounding."""
+    """Whether the network's outputs for a single example equal those for it in the batch, up to rounding."""
     index = member.examples // 2
     one = member.alone(index)
     with torch.no_grad():
@@ -172,13 +171,13 @@ def _alike_alone(member: Member, outputs: list[Tensor]) -> bool:
 
 
 def _same(tensor: Tensor, alone: Tensor) -> bool:
-    """Whether they are equal but for rounding. What is not finite passes."""
+    """Whether they are equal up to rounding. Values that are not finite pass."""
     error, size = (each.double().norm() for each in (tensor - alone, alone))
     return not error > torch.finfo(alone.dtype).eps ** 0.5 * size
 
 
 def _losses(outputs: Any, y: Labels, loss: Loss) -> Tensor:
-    """The loss on each example alone, whatever mean ``loss`` takes over a batch."""
+    """The loss of each single example, even if ``loss`` averages over a batch."""
 
     leaves, structure = tree_flatten(outputs)
 
@@ -198,11 +197,11 @@ def _by_example(tensor: Tensor, examples: int) -> Tensor:
 
 
 def _factors(member: Member, path: str, calls: list[_Call]) -> dict[str, list[_Call]]:
-    """The gradients by each of a layer's parameters, from its calls, ``(examples, positions, ...)`` each.
+    """Factors of the gradients of a layer's parameters, from its calls, ``(examples, positions, ...)`` each.
 
     Returns:
-        By the parameter's name pairs of a, ``(examples, positions, n)``, and b, ``(examples, positions, o)``: the
-        gradient of an example is Σₚ bₚ aₚᵀ of each pair, one after the other.
+        For each parameter's name, pairs of a, ``(examples, positions, n)``, and b, ``(examples, positions, o)``: an
+        example's gradient is the concatenation of Σₚ bₚ aₚᵀ over the pairs.
     """
     layer = member.module.get_submodule(path)
     calls = [(a.to(working_dtype(a)), b.to(working_dtype(b))) for a, b in calls]
@@ -220,14 +219,14 @@ def _factors(member: Member, path: str, calls: list[_Call]) -> dict[str, list[_C
 
 
 def _alone(gradients: Tensor) -> _Call:
-    """Factors of gradients that are known themselves, ``(examples, n)``."""
+    """Factors from the gradients themselves, ``(examples, n)``."""
     return gradients.new_ones(len(gradients), 1, 1), gradients.unsqueeze(1)
 
 
 def _rows(layer: nn.Linear | nn.Conv1d | nn.Conv2d, a: Tensor, b: Tensor) -> _Call:
-    """The inputs and gradients of a linear layer, ``(examples, positions, inputs or outputs)``, or of what acts as one.
+    """The inputs and output gradients of a linear layer or convolution, ``(examples, positions, inputs or outputs)``.
 
-    The inputs of a convolution are the patches that it sees, one at each place of its output.
+    The inputs of a convolution are its patches, one for each place of its output.
     """
     if isinstance(layer, nn.Linear):
         return a.flatten(1, -2), b.flatten(1, -2)
@@ -244,7 +243,7 @@ def _rows(layer: nn.Linear | nn.Conv1d | nn.Conv2d, a: Tensor, b: Tensor) -> _Ca
 
 
 def _norm_gradients(layer: _Norm, tensors: Mapping[str, Tensor | None], a: Tensor, b: Tensor) -> _Call:
-    """By the gains, the sum over places of b times the normalised input, and by the biases that of b, by example."""
+    """Each example's gradients: for gains the sum over places of b · normalised input, for biases the sum of b."""
     plain = {name: tensor.to(a.dtype) for name, tensor in tensors.items() if tensor is not None}
     plain |= {name: torch.full_like(plain[name], name == "weight") for name in layer._parameters if name in plain}
     normalised = functional_call(layer, plain, (a.flatten(0, 1),)).reshape(a.shape)
@@ -257,14 +256,14 @@ def _product_gram(a: Tensor, b: Tensor) -> Tensor:
     """⟨gᵢ, gⱼ⟩ for g = Σₚ bₚ aₚᵀ, from ``(examples, positions, n)`` and ``(examples, positions, o)``."""
     (examples, positions, n), o = a.shape, b.shape[-1]
     gram = a.new_zeros(examples, examples, dtype=torch.float64)
-    if positions**2 * (n + o) < n * o:  # through the inner products of a and of b
+    if positions**2 * (n + o) < n * o:  # from the inner products of a and of b
         a, b = a.double(), b.double()
         block = max(1, HELD // (positions**2 * examples))
         for rows, first, second in zip(gram.split(block), a.split(block), b.split(block), strict=True):
             products = first.flatten(0, 1) @ a.flatten(0, 1).mT
             products *= second.flatten(0, 1) @ b.flatten(0, 1).mT
             rows += products.unflatten(1, (examples, positions)).unflatten(0, (-1, positions)).sum((1, 3))
-    else:  # through the gradients, of some outputs at a time
+    else:  # from the gradients, some outputs at a time
         for some in b.split(max(1, HELD // (examples * n)), -1):
             gram += _gram((some.mT @ a).flatten(1))
     return gram
@@ -276,7 +275,7 @@ def _gram(vectors: Tensor) -> Tensor:
 
 
 def _groups(names: list[str], member: Member) -> Iterator[list[str]]:
-    """As many of these parameters at a time as their gradients fit into 1 GB, at least one."""
+    """Groups of parameters whose gradients fit into 1 GB, at least one parameter per group."""
     group: list[str] = []
     held = 0
     for name in names:

@@ -1,4 +1,4 @@
-"""Running a network on a probe batch without leaving a trace in it."""
+"""Runs a network on a probe batch without changing it."""
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from supple.network.population import outside_vmap
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""What a network is called with: one tensor, several in their order, or several by name. The batch comes first."""
+"""A network's arguments: one tensor, several in order, or several by name. The batch dimension is first."""
 Labels = Any
-"""What the loss takes: a tensor, or tensors in tuples, lists and dictionaries. The batch comes first."""
+"""What the loss takes: a tensor, or tensors in tuples, lists and dictionaries. The batch dimension is first."""
 Loss = Callable[[Any, Labels], Tensor]
 """``loss(outputs, labels)`` of a batch, a scalar."""
 
@@ -27,7 +27,7 @@ class Member:
     """One network, or one member of a population, as a function of its inputs and parameters."""
 
     module: nn.Module
-    """Lends its forward pass; its own tensors are not looked at, and never change."""
+    """The module whose forward pass is used; its own tensors are neither read nor changed."""
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
     trained: tuple[str, ...]
@@ -44,7 +44,7 @@ class Member:
         return functional_call(self.module, {**parameters, **buffers}, arguments, named)
 
     def differentiable(self, names: Collection[str]) -> dict[str, Tensor]:
-        """The parameters, with those of these names as leaves to differentiate by."""
+        """All parameters; those with these names are leaves that require gradients."""
         return {name: p.detach().requires_grad_(name in names) for name, p in self.parameters.items()}
 
     @property
@@ -52,26 +52,26 @@ class Member:
         return len(next(leaf for leaf in tree_leaves(self.x) if isinstance(leaf, Tensor)))
 
     def alone(self, index: int) -> Self:
-        """The same with a batch of one example."""
+        """The same member with a batch of one example."""
         x, y = tree_map_only(Tensor, lambda tensor: tensor[index : index + 1], (self.x, self.y))
         return replace(self, x=x, y=y)
 
 
 def copied(x: Inputs) -> Inputs:
-    """Inputs that a network may write into."""
+    """A copy of the inputs that a network may write into."""
     copies: Inputs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), x)
     return copies
 
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, nothing compiled, and a random state that is put back at the end, as are the modes.
+    """Run the block in evaluation mode and uncompiled; at the end restore the modes and the random state.
 
-    Gradients can be taken, also where this is called under ``torch.inference_mode()``.
+    Gradients can be computed, even under ``torch.inference_mode()``.
     """
     modes = [(part, part.training) for part in module.modules()]
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
-    # Without the compiler, which takes seconds to import, nothing can be compiled.
+    # If the compiler was not imported (this takes seconds), nothing is compiled.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.random.fork_rng(list(devices)), eager, torch.inference_mode(False):
         try:
@@ -85,9 +85,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """What each of the layers is given on the probe, ``(rows, units)``, by the layer's name, in the order of calls.
+    """Each layer's input on the probe, ``(rows, units)``, by the layer's name, in the order of calls.
 
-    See :attr:`Inspection.activations`, which is this for every member.
+    :attr:`Inspection.activations` gives the details; it calls this for every member.
     """
     found: dict[str, list[Tensor]] = {}
     seen: list[Tensor] = []
@@ -98,7 +98,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
 
     def before(name: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         tensors = (h for h in (*arguments, *named.values()) if isinstance(h, Tensor))
-        # One number an example, such as the time that an embedding is given, has no units.
+        # An input with one number per example, such as a time for an embedding, has no units.
         given = next((h for h in tensors if h.is_floating_point() and outside_vmap(h).ndim > 1), None)
         if not finished:
             of_inputs.add(name)
@@ -125,7 +125,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
 
 
 def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
-    """The gradient of the loss on the whole probe, by trained parameter; zero for one that is not used."""
+    """The gradient of the loss on the whole probe, by trained parameter; zero for unused parameters."""
     parameters = member.differentiable(member.trained)
     with torch.enable_grad():
         value = scalar(loss(member(parameters), member.y))
@@ -134,7 +134,7 @@ def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
 
 
 def scalar(value: Any) -> Tensor:
-    """What a loss has returned, if it is one number."""
+    """The loss's value; raises an error if it is not one number."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
@@ -144,9 +144,9 @@ def scalar(value: Any) -> Tensor:
 
 
 def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
-    """The gradients of a scalar; zero by what it does not depend on, as by what ran under ``torch.no_grad()``.
+    """The gradients of a scalar; zero for tensors that it does not depend on, also if due to ``torch.no_grad()``.
 
-    To ``keep`` the graph lets another scalar of it be differentiated afterwards.
+    With ``keep`` the graph is kept, so that another scalar of the graph can be differentiated afterwards.
     """
     reached = [tensor for tensor in tensors if tensor.requires_grad] if value.requires_grad else []
     gradients = torch.autograd.grad(value, reached, materialize_grads=True, retain_graph=keep) if reached else ()
@@ -156,7 +156,7 @@ def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False)
 
 
 def _memory(tensor: Tensor) -> int:
-    """Where a tensor lies: the same for the views of one."""
+    """The address of a tensor's memory, the same for all its views."""
     if tensor.layout != torch.strided:
         return id(tensor)
     return tensor.untyped_storage().data_ptr()

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 WIDTH = 100
-"""Of a table, in characters."""
+"""The width of a table in characters."""
 LAYER = 42
-"""Of a layer's name in it, at most."""
+"""The maximum width of a layer's name in it."""
 
 
 def text_table(values: Mapping[str, float]) -> str:
-    """``name`` and ``name/layer`` as a table with a row a layer, broken into blocks of columns that fit.
+    """Values named ``name`` and ``name/layer`` as a table with one row per layer, in blocks of columns that fit.
 
     >>> print(text_table({"spectral_norm": 1.5, "spectral_norm/0": 2.0, "feature_rank": 7.0}))
               spectral    feature
@@ -48,7 +48,7 @@ def _block(names: list[str], titles: Mapping[str, str], left: int, values: Mappi
 
 
 def _width(name: str) -> int:
-    """Of a column: room for a number such as 1.234e-05."""
+    """The width of a column: room for a number such as 1.234e-05."""
     return 2 + max(9, *map(len, name.split("_")))
 
 

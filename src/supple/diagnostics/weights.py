@@ -1,8 +1,8 @@
-"""Diagnostics of the weights alone.
+"""Diagnostics of the weights.
 
-Each takes what it looks at by layer and returns its values by layer, with the whole network's under ``""``. A layer's
-value is the mean over the matrices in its tensor (one, or q, k and v, or gates, or groups), the network's the mean over
-all matrices: those that spectral regularization acts on, each once.
+Each takes a quantity by layer and returns its values by layer, with the whole network's under ``""``. A layer's value
+is the mean over the matrices in its tensor (one, or q, k and v, or gates, or groups). The network's value is the mean
+over all matrices that spectral regularization acts on.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ def smallest_singular_value(singular_values: ByLayer) -> dict[str, Tensor]:
 def condition_number(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The condition number :math:`\kappa(W) = \sigma_1(W) / \sigma_{\min(m, n)}(W)`; the mean over matrices.
 
-    Infinite for a matrix that is singular to rounding (beyond about 1e7), the zero matrix included.
+    Infinite for a matrix that is singular up to rounding (beyond about 1e7), also for the zero matrix.
     """
     return _averaged(singular_values, spectra.condition_number)
 
@@ -55,12 +55,12 @@ def effective_rank(singular_values: ByLayer) -> dict[str, Tensor]:
 
 
 def lipschitz_bound(singular_values: ByLayer) -> dict[str, Tensor]:
-    r"""The product over layers of :math:`\sigma_1`, for the network alone.
+    r"""The product over layers of :math:`\sigma_1`; only for the whole network.
 
     It bounds the Lipschitz constant of a chain of linear layers and activations such as ReLU (the paper's appendix
-    A.3). Of several matrices in one tensor the largest counts, which is exact for a grouped convolution. In other
-    networks it is the same product and no bound: what norms, residual additions and attention do is not in it, and a
-    convolution can stretch by more than its matrix (out, in · kernel), at most by the root of the kernel's size more.
+    A.3). If a tensor holds several matrices, their largest σ₁ is used, which is exact for a grouped convolution. For
+    other networks the product is not a bound: it ignores norms, residual additions and attention, and a convolution's
+    Lipschitz constant can exceed its matrix's σ₁ (out, in · kernel), at most by the factor √(kernel size).
     """
     return {"": torch.stack([values[..., 0].amax(-1) for values in singular_values.values()], -1).prod(-1)}
 
@@ -75,7 +75,7 @@ def weight_norm(parameters: ByLayer) -> dict[str, Tensor]:
 
 
 def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[str, Tensor]:
-    r"""The distance :math:`\lVert \theta - \theta^{(0)} \rVert` of each parameter, and of all together, from the first.
+    r"""The distance :math:`\lVert \theta - \theta^{(0)} \rVert` of each parameter, and of all, from its initial value.
 
     Args:
         parameters: each as a vector ``(members…, n)``; biases and gains are among them.

@@ -1,1 +1,1 @@
-"""Callbacks for other people's trainers, one module a framework; each needs that framework when it is imported."""
+"""Callbacks for other libraries' trainers, one module per framework; importing a module imports its framework."""

@@ -9,17 +9,17 @@ from supple.mitigators.optimizers import held_by
 
 
 class MitigatorCallback(Callback):
-    """Attach methods to a trainer's optimizers while it fits, and keep what they remember in its checkpoints.
+    """Attach methods to a trainer's optimizers while it fits, and save their states in its checkpoints.
 
-    Without it, ``attach`` in ``configure_optimizers`` does the same, but a resumed run starts with new vectors.
+    Instead, you can call ``attach`` in ``configure_optimizers``, but then a resumed run starts with a new state.
 
     Args:
-        mitigators: methods built on the module to fit or on parts of it. Each acts on every optimizer that holds
-            parameters of its.
+        mitigators: methods built on the module to fit or on parts of it. Each acts on every optimizer that holds some
+            of its parameters.
 
     Raises:
-        ValueError: when fitting starts and no optimizer holds a method's parameters, or when a checkpoint has the
-            states of other methods.
+        ValueError: when fitting starts and no optimizer holds a method's parameters, or if a checkpoint holds other
+            methods' states.
     """
 
     def __init__(self, *mitigators: Mitigator) -> None:

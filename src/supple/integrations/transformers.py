@@ -10,16 +10,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from supple.mitigators import Mitigator
 
 FILE = "mitigators.pt"
-"""In each checkpoint's folder: a list of the methods' states."""
+"""The file in each checkpoint's folder with a list of the methods' states."""
 
 
 class MitigatorCallback(TrainerCallback):
-    """Attach methods to a ``Trainer``'s optimizer while it trains, and keep what they remember in its checkpoints.
+    """Attach methods to a ``Trainer``'s optimizer while it trains, and save their states in its checkpoints.
 
     Args:
         mitigators: methods built on the trainer's model or on parts of it.
-        resume_from: the folder of the checkpoint that ``train(resume_from_checkpoint=...)`` goes on from, where it is
-            not the trainer's own ``<output_dir>/checkpoint-<step>``: a callback is not told.
+        resume_from: the checkpoint folder that you pass to ``train(resume_from_checkpoint=...)``, if it is not the
+            trainer's own ``<output_dir>/checkpoint-<step>``: the trainer does not tell callbacks.
 
     Raises:
         ValueError: when training starts and the optimizer does not hold a method's parameters.
@@ -33,7 +33,7 @@ class MitigatorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for mitigator in self.mitigators:
-            mitigator.detach().attach(kwargs["optimizer"])  # attached still where the last training was interrupted
+            mitigator.detach().attach(kwargs["optimizer"])  # still attached if the last training was interrupted
         if state.global_step > 0:
             file = Path(self.resume_from or _checkpoint(args, state)) / FILE
             if not file.exists():

@@ -1,1 +1,1 @@
-"""Numerical kernels: power iteration, and tensors that lie on several ranks."""
+"""Numerical kernels: power iteration, and tensors that are sharded over ranks."""

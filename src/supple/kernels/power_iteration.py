@@ -1,4 +1,4 @@
-"""The largest singular value and its vectors, followed from step to step by power iteration."""
+"""The largest singular value and its vectors, by a power iteration that continues from step to step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 RESTART = 1e-6
-"""How much of a fixed random direction each iteration mixes in with v.
+"""How much of a fixed random direction each iteration adds to v.
 
-Rounding does this by itself in a dense matrix; in a diagonal or sparse one a direction that has died out would stay
-dead, and the estimate would cling to a smaller singular value when another overtakes it. It moves σ by some 1e-12.
+In a dense matrix rounding errors have this effect. In a diagonal or sparse one a direction that has become zero in v
+would stay zero, and the estimate would miss that another singular value is now the largest. σ changes by about 1e-12.
 """
 
 TINY = 1e-18
-"""Norms below this fade to zero: their squares would be lost in float32."""
+"""Vectors with smaller norms are normalized towards zero: their squares would underflow in float32."""
 
 
 class SingularTriple(NamedTuple):
@@ -30,14 +30,14 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
 
     One iteration reads the weight twice: :math:`u \gets Wv / \lVert Wv \rVert`, then :math:`w = W^\top u`,
     :math:`\sigma = \lVert w \rVert` and :math:`v \gets w / \sigma`.
-    With the new vectors :math:`u^\top W v = \sigma` holds exactly, also before convergence, so that the value and
-    the rank-one gradient :math:`u v^\top` belong together.
+    The new vectors satisfy :math:`u^\top W v = \sigma` exactly, even before convergence, so :math:`u v^\top` is the
+    exact gradient of this estimate for fixed u and v.
 
     Args:
         weight: matrices of shape ``(..., m, n)``. Half precision is computed in float32.
         v: right singular vectors from the last call, ``(..., n)``; a zero vector is allowed.
-        restart: a fixed random direction of length one, ``(..., n)``, of which a trace is mixed in.
-        iterations: at least 1. One a step is enough when the vectors are kept, since a weight moves little in a step
+        restart: a fixed random direction of norm one, ``(..., n)``; see :data:`RESTART`.
+        iterations: at least 1. One per step is enough if the vectors are kept, since a weight changes little in a step
             (Yoshida & Miyato, 2017).
 
     Returns:
@@ -53,48 +53,48 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
 
 
 def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
-    """u of length one, and w = Wᵀu, whose length is σ: the last two reads of the weight in so many iterations.
+    """u of norm one, and w = Wᵀu = σv, after so many iterations; the last one does not compute v = w / σ.
 
-    The first of them starts with ``v`` as :func:`prepare_` left it.
+    ``v`` must be as :func:`prepare_` returns it.
     """
     weight = weight.to(working_dtype(weight))
     for _ in range(iterations - 1):
         _, w = half_iteration(weight, v, restart)
         v = prepare_(normalized(w), restart)
-    u = normalized(product(weight, v.to(weight.dtype)))  # a network may change its dtype
+    u = normalized(product(weight, v.to(weight.dtype)))  # the network's dtype may have changed
     return u, product(weight.mT, u)
 
 
 def product(weight: Tensor, vector: Tensor) -> Tensor:
-    """``(..., m, n)`` by ``(..., n)``; a lone matrix, the usual case, without the detour over a batched product."""
+    """``(..., m, n)`` times ``(..., n)``; a single matrix, the usual case, avoids the slower batched product."""
     return torch.mv(weight, vector) if weight.ndim == 2 else (weight @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def prepare_(v: Tensor, restart: Tensor) -> Tensor:
-    """Make v, in place, what an iteration starts with: a trace of ``restart``, and nothing that is not finite.
+    """Prepare v in place for the next iteration: replace values that are not finite, and add a little of ``restart``.
 
-    A weight that was not finite for a step makes v so; it starts anew. This is done when v is kept and not when it is
-    read, since a compiler would do it again for each row of the product that reads it.
+    If a weight was not finite for a step, v is not finite either, and must restart. This is done when v is stored, not
+    when it is read, since a compiler would repeat it for each row of the product that reads it.
     """
     return v.nan_to_num_(0.0).add_(restart, alpha=RESTART)
 
 
 def normalized(vector: Tensor) -> Tensor:
-    """Each ``(..., n)`` at length one; a zero vector stays zero."""
+    """Each ``(..., n)`` divided by its norm; a zero vector stays zero."""
     return vector * (1 / norm_of(vector).clamp_min(TINY))
 
 
 def norm_of(vector: Tensor) -> Tensor:
-    """The length of each ``(..., n)``, as ``(..., 1)``."""
+    """The norm of each ``(..., n)``, as ``(..., 1)``."""
     norm: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
     return norm
 
 
 def spectral_norm(weight: Tensor) -> Tensor:
-    """The largest singular value of each ``(..., m, n)`` matrix, ``(...)``, to rounding.
+    """The largest singular value of each ``(..., m, n)`` matrix, ``(...)``, up to rounding.
 
-    From the largest eigenvalue of the smaller Gram matrix, which for the largest singular value is as accurate as a
-    full SVD and many times cheaper. NaN for a matrix that is not finite. Meant for looking, not for training steps.
+    It is computed from the largest eigenvalue of the smaller Gram matrix: as accurate as a full SVD, and many times
+    cheaper. NaN for a matrix that is not finite. It is for diagnostics, not for training steps.
 
     >>> spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))
     tensor(3.)
@@ -116,11 +116,11 @@ def gram_eigenvalues(gram: Tensor) -> Tensor:
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
-    """float32, or the tensor's own type where that is wider."""
+    """float32, or the tensor's own type if it is wider."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Where products have the type of their factors, on this tensor's device: autocast would round them."""
+    """A context without autocast on this tensor's device: autocast would round the products to half precision."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

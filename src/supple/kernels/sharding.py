@@ -1,8 +1,8 @@
-"""Tensors in pieces on several ranks (DTensors, as FSDP2 and tensor parallelism make them), and sums over ranks.
+"""Tensors that are sharded over ranks (DTensors of FSDP2 and tensor parallelism), and sums over ranks.
 
-All that a training step needs of the other ranks are sums. A computation on a piece is a generator that yields what is
-to be summed, goes on when the sum has taken its place, and returns its result. :func:`together` runs those of a whole
-network side by side, so that their sums travel in one message.
+A training step needs only sums from the other ranks. A computation on a shard is a generator: it yields a tensor to be
+summed, continues when the tensor holds the sum, and returns its result. :func:`together` runs the computations of a
+whole network in parallel, so that their sums share one message.
 """
 
 import sys
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, distributed, nn
 
-if TYPE_CHECKING:  # takes a second to import, and is loaded wherever there is a DTensor
+if TYPE_CHECKING:  # takes a second to import; already imported if a DTensor exists
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Those that have different parts of a sum."""
+    """A group of ranks that hold different parts of a sum."""
 
     ranks: tuple[int, ...]
     device_type: str
-    """Of what they send: offloaded parameters lie elsewhere."""
+    """The device type of their messages; offloaded parameters are on another device."""
     group: distributed.ProcessGroup = field(compare=False)
 
 
@@ -32,7 +32,7 @@ Summing = Generator[tuple[Tensor, Sequence[Ranks]], None, Any]
 
 
 def together(computations: Iterable[Any]) -> list[Any]:
-    """The results of computations, of which those that are generators want sums over ranks: one message a round."""
+    """The results of computations. Generators among them need sums over ranks: each round of sums is one message."""
     results = list(computations)
     going = {index: entry for index, entry in enumerate(results) if isinstance(entry, Generator)}
     while going:
@@ -48,7 +48,7 @@ def together(computations: Iterable[Any]) -> list[Any]:
 
 
 def sum_over_ranks(wanted: Sequence[tuple[Tensor, Sequence[Ranks]]]) -> None:
-    """Put each tensor's sum over its ranks in its place."""
+    """Replace each tensor by its sum over its ranks, in place."""
     for ranks in dict.fromkeys(ranks for _, all_ranks in wanted for ranks in all_ranks):
         tensors = [tensor for tensor, all_ranks in wanted if ranks in all_ranks]
         message = torch.cat([tensor.flatten() for tensor in tensors]).to(ranks.device_type)
@@ -58,7 +58,7 @@ def sum_over_ranks(wanted: Sequence[tuple[Tensor, Sequence[Ranks]]]) -> None:
 
 
 def reshard(network: nn.Module) -> None:
-    """Show the shards that an optimizer holds: after a forward pass FSDP2 shows the outermost parameters gathered."""
+    """Put the optimizer's shards back into the modules: FSDP2 leaves the outermost parameters gathered after a pass."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None:
         for module in network.modules():
@@ -67,18 +67,18 @@ def reshard(network: nn.Module) -> None:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a DTensor, also one of which each rank holds a copy."""
+    """Whether it is a DTensor, even if each rank holds a full copy."""
     return hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The piece of a DTensor that lies here, sharing its memory; any other tensor as it is."""
+    """This rank's shard of a DTensor, sharing its memory; any other tensor unchanged."""
     piece: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return piece
 
 
 def copy_whole_or_piece(into: Tensor, source: Tensor) -> None:
-    """``into.copy_(source)``, where a DTensor also takes its piece of a whole tensor, the same on every rank."""
+    """``into.copy_(source)``; if ``into`` is a DTensor, ``source`` may be a whole tensor, equal on every rank."""
     if is_sharded(into) and not is_sharded(source):
         from torch.distributed.tensor import distribute_tensor
 
@@ -87,14 +87,14 @@ def copy_whole_or_piece(into: Tensor, source: Tensor) -> None:
 
 
 def lay_out_gradient(parameter: "DTensor") -> None:
-    """Make the gradient's pieces those of the parameter; tensor parallelism leaves some for the optimizer to sum."""
+    """Shard the gradient like the parameter; tensor parallelism may leave partial sums for the optimizer to add."""
     gradient = parameter.grad
     if gradient is not None and is_sharded(gradient) and gradient.placements != parameter.placements:
         parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
 def ranks_along(mesh: "DeviceMesh", dim: int) -> Ranks:
-    """Those that share what is sharded along one dimension of the mesh."""
+    """The ranks that hold the shards along one dimension of the mesh."""
     return ranks_of(mesh.get_group(dim), mesh.device_type)
 
 

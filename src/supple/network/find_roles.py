@@ -1,6 +1,6 @@
-"""Which role each parameter of a network has: by the type of the module that owns it, found when a method is built.
+"""Finds the role of each parameter of a network, from the type of the module that owns it, when a method is built.
 
-A step only looks roles up.
+A training step only looks the roles up.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,26 +32,26 @@ def find_roles(
 ) -> dict[str, Role]:
     """The role of every parameter of ``network``, by name as in ``named_parameters()``; tied parameters count once.
 
-    What a quantized network packs its weights into (integers, frozen tensors of other types) has none.
+    The packed weights of a quantized network (integers, frozen tensors of other types) have no role.
 
     ==============================  ===============================================================================
     owner                           role
     ==============================  ===============================================================================
-    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; of T5's relative
+    Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; T5's embedding of relative
                                     positions: other
-    convolutions                    matrix (out, in · kernel), one for each group; transposed ones turned round
+    convolutions                    matrix (out, in · kernel), one for each group; for transposed ones too
     MultiheadAttention              matrix, one each for q, k, v
     RNN, LSTM, GRU and their cells  matrix, one for each gate
-    batch, layer, group, ... norms  weight: scale; also RMSNorm and LayerNorm by these names of other libraries, whether
-                                    the gain is the weight or 1 + weight
-    PReLU                           vector: towards a gain of 1 it would become linear, towards 0 a ReLU
+    batch, layer, group, ... norms  weight: scale; also other libraries' types named RMSNorm or LayerNorm, if the gain
+                                    is the weight or 1 + weight
+    PReLU                           vector: pulled to 0 it becomes a ReLU; as a scale, pulled to 1, it would be linear
     any other parameter of these    vector
     Conv1D of transformers          matrix, stored as (in, out); in ``c_attn`` one each for q, k, v
-    experts (types ``...Experts``)  three dimensions: a matrix an expert; biases: a vector an expert
+    experts (types ``...Experts``)  three dimensions: one matrix per expert; biases: one vector per expert
     ``...Embeddings`` and others    position tables and class tokens: matrix, without leading dimensions of 1
     of vision transformers
-    parametrizations                what the tensor is that they stand for; the gains of ``weight_norm``: scale
-    what :func:`register` was told  as it was told
+    parametrizations                the role of the tensor that they compute; the gains of ``weight_norm``: scale
+    types from :func:`register`     as registered
     any other type                  two dimensions and the name of a weight (``weight``, ``W``, ``kernel``,
                                     ``..._weight``, ``..._proj``): matrix; all else: unknown
     ==============================  ===============================================================================
@@ -61,8 +61,8 @@ def find_roles(
         overrides: parameter name to ``"matrix"``, ``"vector"``, ``"scale"``, a :class:`Role`, or None to leave it out.
 
     Raises:
-        ValueError: for a lazy parameter without a shape, a complex one, an override that fits no parameter, a
-            population inside another module, or networks stacked in the layers of one.
+        ValueError: for a lazy parameter without a shape, a complex parameter, an override that fits no parameter, a
+            population inside another module, or an ensemble stacked into the parameters of one network.
     """
     overrides = dict(overrides or {})
     parameters = {name: (parameter, module) for name, parameter, module in owned_parameters(network)}
@@ -90,9 +90,9 @@ def find_roles(
 
 
 def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | None] | None = None) -> str:
-    """A table of every parameter: name, shape, role, number of matrices, and its present largest singular value.
+    """A table of all parameters: name, shape, role, number of matrices, and current largest singular value.
 
-    That of a sharded parameter is not shown: nothing here asks other ranks, which may not be looking.
+    It does not show the value of a sharded parameter: this needs other ranks, which may not call it too.
 
     >>> print(describe(nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))))  # doctest: +ELLIPSIS
     parameter  shape  role    matrices  sigma_1
@@ -108,7 +108,7 @@ def table(
     roles: Mapping[str, Kind | Role | None] | None = None,
     targets: Mapping[str, str] | None = None,
 ) -> str:
-    """What :func:`describe` returns, with a column of targets where they are given."""
+    """What :func:`describe` returns, with a column of targets if they are given."""
     found, pruned = find_roles(network, roles), masks(network)
     rows = [("parameter", "shape", "role", "matrices", "sigma_1", "target")]
     for name, parameter, _ in owned_parameters(network):
@@ -133,7 +133,7 @@ def table(
 
 
 def masks(network: nn.Module | Population) -> dict[str, Tensor]:
-    """What :mod:`torch.nn.utils.prune` multiplies parameters by in the forward pass, by the parameter's name."""
+    """The masks of :mod:`torch.nn.utils.prune`, by the parameter's name."""
     found = {}
     for name, _, module in owned_parameters(network):
         stem, _, suffix = name.rpartition(".")[2].rpartition("_")
@@ -154,7 +154,7 @@ def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.
 
 
 def owner_of(name: str) -> str:
-    """The module that a parameter belongs to, also where it is what a parametrization computes the module's from."""
+    """The name of the module that owns a parameter; for a parametrization's parameter, the parametrized module."""
     return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]
 
 
@@ -178,7 +178,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
     """The role of the parameter ``path`` that ``module`` owns."""
     owner, _, name = path.rpartition(".")
     if isinstance(module, ParametrizationList):
-        # What a parametrization computes a weight from plays the weight's role; weight norm has a gain a unit besides.
+        # A parametrization's parameter has the role of the weight that it computes; weight norm also has gains.
         weight_norm = isinstance(module[0], _WeightNorm)
         if weight_norm and name == "original0":
             return Role("scale", shape)
@@ -189,7 +189,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         _refuse_stacked(path, module, name, shape)
     stem, _, suffix = name.rpartition("_")
     held = {*module._parameters.keys(), *module._buffers.keys()}  # lists in what torch.jit has scripted
-    # The same by the older functions, which put weight_g, weight_v, weight_orig beside, and by pruning.
+    # torch's older functions and pruning: these put weight_g, weight_v and weight_orig into the module itself.
     if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
         return Role("scale", shape)
     if (suffix == "orig" and {f"{stem}_mask", f"{stem}_u"} & held) or (suffix == "v" and f"{stem}_g" in held):
@@ -198,7 +198,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
     for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
         if holder is not None and (found := role_by_rule(holder, name_in_it, shape)) is not None:
             return found
-    match module:  # and the name: to read module.weight would compute it where it is parametrized
+    match module:  # matched by name: reading module.weight of a parametrized module computes it
         case _ConvNd():
             if name == "weight":
                 return plain_matrix(shape, module.groups, module.transposed)
@@ -220,7 +220,7 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
             pass
         case _ if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
             if len(shape) == 2:
-                # Of GPT-2: a linear layer whose weight is (in, out). Attention has q, k and v, or k and v, in one.
+                # GPT-2's linear layer, whose weight is (in, out). In attention one weight holds q, k and v, or k and v.
                 groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
                 layout = groups, shape[0], shape[1] // groups
                 return Role("matrix", shape, layout, transposed=True, side_by_side=True)
@@ -232,14 +232,14 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
 
 
 def _is_packed(parameter: nn.Parameter) -> bool:
-    """Whether a quantized network keeps something in it that is no plain number: nothing is done to that."""
+    """Whether it holds packed data of a quantized network instead of plain numbers; it is then left out."""
     plain = parameter.dtype in _ORDINARY
     wrapped = is_traceable_wrapper_subclass(parameter) and not is_sharded(parameter)
     return not parameter.is_floating_point() or (not parameter.requires_grad and (wrapped or not plain))
 
 
 def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether two dimensions may be many vectors, as in lists of parameters and beside stacks of matrices."""
+    """Whether a two-dimensional parameter may be a stack of vectors, as in parameter lists or with stacked matrices."""
     if isinstance(module, nn.ParameterList | nn.ParameterDict):
         return True
     held = {key: p.shape for key, p in module._parameters.items() if p is not None}
@@ -249,7 +249,7 @@ def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool
 
 
 def _refuse_stacked(path: str, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    """``torch.func.stack_module_state`` puts the members of an ensemble on a dimension of their own."""
+    """Refuse ensembles from ``torch.func.stack_module_state``, which adds a dimension for the members."""
     usual, is_weight = 1, name.startswith("weight")
     match module:
         case _ConvNd():

@@ -1,4 +1,4 @@
-"""Where the output of each layer goes: through what, and into which layers."""
+"""Follows the output of each layer to the layers that receive it."""
 
 import builtins
 from collections import Counter
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from supple.network.trace import Trace, is_torchs_own
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""Layers whose units can be told apart: one row of the weight each."""
+"""Layers whose units are separate: each has its own row of the weight."""
 _SHARED = nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention | nn.Bilinear | _ConvTransposeNd
 
 _ELEMENTWISE_MODULES = (
@@ -39,12 +39,12 @@ _POOL_FUNCTIONS = {
 
 
 class Stop(Exception):  # noqa: N818 - a reason, seldom an error
-    """Why a layer's units cannot be replaced one by one."""
+    """The reason why a layer's units cannot be replaced one by one."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """From the layer that computes units, past norms that hold something for each, to the layers that take them in."""
+    """The layer that computes units, the norms after it that have entries per unit, and the layers that it feeds."""
 
     layer: Layer
     norms: tuple[nn.Module, ...]
@@ -52,17 +52,17 @@ class Path:
 
 
 def outer_size(layer: Layer) -> int:
-    """How many units a layer computes, as its module says: a population's tensors have one more dimension."""
+    """How many units a layer computes, from the module's attributes: a population's tensors have one more dimension."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def inner_size(layer: Layer) -> int:
-    """How many inputs each of its units sees."""
+    """How many inputs each of its units has."""
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The user's own module inside those that compile or distribute it."""
+    """The user's own module inside wrappers that compile or distribute it."""
     while True:
         if isinstance(network, DistributedDataParallel):
             network = network.module
@@ -73,11 +73,11 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def paths(network: nn.Module) -> Iterator[tuple[nn.Module, Path | Stop]]:
-    """For every layer that holds a matrix, where its units go, or why that is not said."""
+    """For every layer with a matrix: the path of its units, or the reason why they cannot be replaced."""
     graph = _Graph(network)
     for module in network.modules():
         if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and is_torchs_own(module):
-            # torch.fx takes torch's own modules as a whole; what is inside these is known.
+            # torch.fx does not trace inside torch's own modules; the inside of these is known.
             graph.known[module.linear1] = Path(module.linear1, (), (module.linear2,))
             graph.known[module.linear2] = Stop("is added to the residual stream")
     for module in network.modules():
@@ -91,9 +91,9 @@ def paths(network: nn.Module) -> Iterator[tuple[nn.Module, Path | Stop]]:
 
 
 def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
-    """How many entries a norm layer holds for each of ``size`` units, or None where it does not treat them apart.
+    """How many entries a norm layer holds for each of ``size`` units, or None if it does not keep units separate.
 
-    ``behind`` is how many dimensions follow the units' in its input.
+    ``behind`` is the number of dimensions after the units' dimension in its input.
     """
     match norm:
         case _NormBase():
@@ -102,7 +102,7 @@ def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
             entries = norm.num_channels
         case nn.LayerNorm() | nn.RMSNorm():
             if len(norm.normalized_shape) <= behind:
-                return 0  # it normalises each unit for itself, by gains for places
+                return 0  # it normalises each unit by itself; its gains belong to places
             if len(norm.normalized_shape) > behind + 1:
                 return None
             entries = norm.normalized_shape[0]
@@ -113,13 +113,13 @@ def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
 
 class _Layout(NamedTuple):
     behind: int
-    """How many dimensions follow that of the units."""
+    """The number of dimensions after the units' dimension."""
     flat: bool = False
-    """Whether these have been flattened into it, so that each unit has several adjacent places."""
+    """Whether these are flattened into the units' dimension, so that each unit has several adjacent entries."""
 
 
 class _Graph:
-    """What a network computes, from module to module."""
+    """The traced network: which module feeds which."""
 
     def __init__(self, network: nn.Module) -> None:
         self.known: dict[nn.Module, Path | Stop] = {}
@@ -137,7 +137,7 @@ class _Graph:
         self._read = {str(node.target) for node in self._nodes if node.op == "get_attr"}
 
     def follow(self, layer: Layer) -> Path:
-        """Where the units of a layer go."""
+        """The path of a layer's units; raises :class:`Stop` with the reason if there is none."""
         found = self.known.get(layer)
         if isinstance(found, Stop):
             raise found
@@ -242,7 +242,7 @@ def _through_function(node: fx.Node, layout: _Layout) -> _Layout:
 
 
 def _flattened(layout: _Layout, start: Any, end: Any) -> _Layout:
-    """Only the channels and all that is behind them: then a unit's places lie side by side."""
+    """Accept only flattening the channels with all later dimensions: then a unit's entries are adjacent."""
     if start in (1, -1 - layout.behind) and end == -1:
         return _Layout(0, flat=layout.flat or layout.behind > 0)
     raise Stop("its units cannot be told apart behind a flattening of other dimensions")
@@ -259,7 +259,7 @@ def _reads_shape(node: fx.Node) -> bool:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether a node was worked out from shapes alone."""
+    """Whether a node was computed only from shapes."""
     return _reads_shape(node) or (
         node.op == "call_function" and bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
     )

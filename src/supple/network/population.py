@@ -1,4 +1,4 @@
-"""Many networks of one shape, stacked on dim 0 and run as one."""
+"""Many networks of one architecture, stacked on dim 0 and run as one."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -12,21 +12,21 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Population(nn.Module):
-    """Networks of one architecture, one a seed, with every parameter and buffer stacked as ``(members, ...)``.
+    """Networks of one architecture, one per seed, with every parameter and buffer stacked as ``(members, ...)``.
 
-    Member *i* starts with the same bits as ``torch.manual_seed(seeds[i]); make_model()``, and any element-wise
-    optimizer on ``population.parameters()`` (SGD, Adam, ...) trains each member as it would train that network alone.
+    Member *i* is initially bit-for-bit identical to ``torch.manual_seed(seeds[i]); make_model()``. Any element-wise
+    optimizer on ``population.parameters()`` (SGD, Adam, ...) trains each member as it would train this network alone.
 
     >>> population = Population(lambda: nn.Linear(3, 2), seeds=[0, 1])
     >>> population(torch.zeros(2, 5, 3)).shape
     torch.Size([2, 5, 2])
 
     Args:
-        make_model: builds one network; called once a seed. The global random state is left as it was found.
-        seeds: one a member.
+        make_model: builds one network; called once per seed. The global random state does not change.
+        seeds: one per member.
 
     Raises:
-        ValueError: when there is no seed, or when the networks do not have the same parameters and shapes.
+        ValueError: if there is no seed, or if the networks do not have the same parameters and shapes.
     """
 
     def __init__(self, make_model: Callable[[], nn.Module], seeds: Iterable[int]) -> None:
@@ -37,7 +37,7 @@ class Population(nn.Module):
         members = [_seeded(make_model, seed) for seed in self.seeds]
         stacks = _stack([_tensors(member) for member in members])
         self.stacked = _with_tensors(members[0], stacks)
-        """The network's modules, holding the stacked parameters and buffers; names and roles are found here."""
+        """One network's modules with the stacked parameters and buffers; it gives the names and roles."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -45,8 +45,8 @@ class Population(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Run each member on its own slice: inputs ``(members, batch, ...)`` to outputs ``(members, batch, ...)``.
 
-        Give all members the same batch with ``x.expand(len(population), *x.shape)``, which copies nothing. Dropout
-        draws differently for each member; batch norm keeps its statistics for each.
+        Give all members the same batch with ``x.expand(len(population), *x.shape)``, which copies nothing. Each member
+        has its own dropout masks and its own batch-norm statistics.
         """
 
         def run(tensors: dict[str, Tensor], *inputs: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Population(nn.Module):
     def member(self, index: int, *, share: bool = False) -> nn.Module:
         """Member ``index`` as an ordinary module in the same training mode.
 
-        Its parameters and buffers are copies or, with ``share``, views: then what changes here changes there.
+        Its parameters and buffers are copies or, with ``share``, views: then a change of one changes the other.
         """
         index = range(len(self))[index]
         slices = {name: tensor.detach()[index] for name, tensor in _tensors(self.stacked).items()}
@@ -69,16 +69,16 @@ class Population(nn.Module):
 
 
 def copy_of(module: Module) -> Module:
-    """A deep copy, also where a weight was computed from parameters before the last forward pass, and kept.
+    """A deep copy, even of a module that stores a weight computed from its parameters.
 
-    As ``torch.nn.utils.prune`` and the older ``weight_norm`` do; torch refuses to copy what has a history.
+    ``torch.nn.utils.prune`` and the older ``weight_norm`` store such weights; torch cannot copy tensors with a graph.
     """
     computed = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
 
 
 def outside_vmap(tensor: Tensor) -> Tensor:
-    """The tensor inside the wrappers of torch.vmap and torch.func.grad, mapped dimensions first."""
+    """The tensor inside the wrappers of torch.vmap and torch.func.grad, with the mapped dimensions first."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         dim = functorch.maybe_get_bdim(tensor)
@@ -95,7 +95,7 @@ def _seeded(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once where they are tied."""
+    """Parameters and buffers by name; tied ones appear once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
@@ -112,7 +112,7 @@ def _stack(members: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _with_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """``module`` with every parameter and buffer exchanged by name, in place; what was tied stays tied."""
+    """Replace every parameter and buffer of ``module`` by name, in place; tied ones stay tied."""
     old = _tensors(module)
     new = {
         id(tensor): nn.Parameter(tensors[name], tensor.requires_grad)

@@ -1,6 +1,6 @@
-"""What is known of module types that are not torch's own: a table from type and parameter name to the role.
+"""Roles for module types that are not torch's own: a table from type and parameter name to the role.
 
-Nothing is imported for it: types are known by their names, as ``transformers`` and others use them.
+It imports no other library: types of ``transformers`` and others are recognized by their names.
 """
 
 import copy
@@ -17,24 +17,24 @@ from supple.network.roles import Kind, Role
 
 Shape = tuple[int, ...]
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""Torch's own; the first are batch and instance norms."""
+"""Torch's own norms; ``_NormBase`` is the base of batch and instance norms."""
 Rule = Kind | Role | None | Callable[[Shape], Role | None]
-"""What a parameter is: a kind, a role, None to leave it out, or a function of its shape that returns one of these."""
+"""A parameter's rule: a kind, a role, None to leave it out, or a function from its shape to a role or None."""
 _Found = Callable[[nn.Module, str, Shape], Role | None]
 
 
 def register(owner: type[nn.Module] | str, rules: Mapping[str, Rule]) -> None:
-    """Say what the parameters of a module type of your own are, for every method that is built afterwards.
+    """Set the roles of your own module type's parameters, for every method that is built afterwards.
 
     Args:
-        owner: the type, or its name; ``*`` in a name stands for any text. Subclasses are meant too.
+        owner: the type, or its name; ``*`` in a name matches any text. Subclasses are included.
         rules: by parameter name, which may contain ``*`` too: ``"matrix"``, ``"vector"``, ``"scale"``, None to leave it
             out, a :class:`Role`, or a function from the parameter's shape to a :class:`Role`.
 
-    What is registered last is looked up first, before torch's own types and the table of known ones.
+    The last registered rule has priority, also over torch's own types and the built-in table.
 
     Raises:
-        ValueError: for a rule that is none of these, and for one of torch's own types.
+        ValueError: for a rule that is none of these, and if the type is one of torch's own.
 
     >>> class Experts(nn.Module):
     ...     def __init__(self):
@@ -57,7 +57,7 @@ def register(owner: type[nn.Module] | str, rules: Mapping[str, Rule]) -> None:
 
 
 def role_by_rule(module: nn.Module, name: str, shape: Shape) -> Role | None:
-    """The role of the parameter ``name`` of ``module`` by the table, or None where it says nothing."""
+    """The role of the parameter ``name`` of ``module`` from the table, or None if the table has no rule for it."""
     for owner, rules in _TABLE:
         if any(_is_named(kind, owner) for kind in _own_types(module)):
             for pattern, found in rules.items():
@@ -67,13 +67,13 @@ def role_by_rule(module: nn.Module, name: str, shape: Shape) -> Role | None:
 
 
 def plain_matrix(shape: Shape, groups: int = 1, transposed: bool = False) -> Role:
-    """A tensor of which the first dimension holds the rows (transposed: the columns) of ``groups`` matrices."""
+    """The role of a tensor whose first dimension holds the rows (transposed: the columns) of ``groups`` matrices."""
     rows, *rest = shape
     return Role("matrix", shape, (groups, rows // groups, *rest), transposed)
 
 
 def role_of_kind(kind: Kind, shape: Shape) -> Role:
-    """The usual role of a kind: a matrix has its rows along the first dimension that is not 1."""
+    """The default role of a kind: a matrix has its rows along the first dimension that is not 1."""
     if kind != "matrix":
         return Role(kind, shape)
     if len(shape) < 2:
@@ -82,10 +82,10 @@ def role_of_kind(kind: Kind, shape: Shape) -> Role:
 
 
 def gain(module: nn.Module, name: str, shape: Shape) -> Role | None:
-    """A normalisation's gains, which are ``weight`` or ``1 + weight``: as the module itself treats 0 and 1.
+    """The role of a norm's gains: ``weight`` or ``1 + weight``, found by calling the module with weights 0 and 1.
 
-    None where it treats them in another way, or cannot be called with one batch; a subclass of torch's norms then has
-    gains as these have them.
+    None if it uses the weight in another way, or cannot be called with one batch. A subclass of torch's norms is then
+    treated like torch's norms.
     """
     offset = _offset(module, name, shape)
     if offset is None and not isinstance(module, NORMS):
@@ -94,13 +94,13 @@ def gain(module: nn.Module, name: str, shape: Shape) -> Role | None:
 
 
 def _offset(module: nn.Module, name: str, shape: Shape) -> float | None:
-    """0 where a norm multiplies by the parameter, 1 where it does by 1 + that, None where this cannot be told."""
+    """0 if a norm multiplies by the parameter, 1 if it multiplies by 1 + parameter, None if neither is found."""
     tensor = module._parameters.get(name)
     if tensor is None or len(shape) != 1:
         return None
     members, outputs = tensor.ndim - 1, []
     x = torch.linspace(-1, 2, 3 * shape[0]).view(3, -1)
-    try:  # a copy, in evaluation mode: nothing of the network's own is touched
+    try:  # a copy, in evaluation mode, so that the network does not change
         twin = copy.deepcopy(module, {id(p): p for p in module.parameters()}).eval()
         for value in (0.0, 1.0):
             twin._parameters = {
@@ -109,7 +109,7 @@ def _offset(module: nn.Module, name: str, shape: Shape) -> float | None:
             }
             with torch.no_grad(), without_autocast(x), torch.random.fork_rng(range(torch.cuda.device_count())):
                 outputs.append(_called(twin, x))
-    except Exception:  # a forward pass of somebody's own fails in its own ways
+    except Exception:  # a user's forward pass may raise any error
         return None
     of_zero, of_one = outputs
     if not of_zero.any() and of_one.any():
@@ -118,7 +118,7 @@ def _offset(module: nn.Module, name: str, shape: Shape) -> float | None:
 
 
 def _called(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a norm makes of x, without its hooks; a gated one may want a gate besides."""
+    """A norm's output for x, without its hooks; a gated norm also needs a gate."""
     forward = type(norm).forward
     try:
         output: torch.Tensor = forward(norm, x)
@@ -136,7 +136,7 @@ def _found_by(rule: Rule) -> _Found:
 
 
 def _own_types(module: nn.Module) -> Iterator[type]:
-    """The module's types from the most special one up to the first that is torch's own."""
+    """The module's classes, from the most derived one up to the first that torch defines."""
     for kind in type(module).__mro__:
         if is_torchs_own(kind):
             return
@@ -153,19 +153,19 @@ def _is_named(kind: type, owner: type | str) -> bool:
 
 
 def _without_leading_ones(shape: Shape) -> Shape:
-    """Position tables and class tokens carry them, (1, n, d), to broadcast over a batch; they are n one-hot rows."""
+    """Remove the leading ones of position tables and class tokens: (1, n, d), for the batch, is a matrix of n rows."""
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     return shape
 
 
 def _table(module: nn.Module, name: str, shape: Shape) -> Role | None:
-    """One row for each position, acting on one-hot vectors."""
+    """A table with one row per position: a matrix that acts on one-hot vectors."""
     return role_of_kind("matrix", shape) if len(_without_leading_ones(shape)) == 2 else None
 
 
 def _experts(transposed: bool) -> _Found:
-    """One matrix an expert, (experts, out, in) or transposed (experts, in, out); one bias vector an expert."""
+    """One matrix per expert, (experts, out, in) or transposed (experts, in, out); one bias vector per expert."""
 
     def found(module: nn.Module, name: str, shape: Shape) -> Role | None:
         if len(shape) == 3:
@@ -179,23 +179,23 @@ _NORM: dict[str, _Found] = {**dict.fromkeys(("weight", "gamma"), gain), "bias": 
 _TOKENS = dict.fromkeys(("*_token", "*_tokens", "*position_embedding*", "*pos_embed*", "time_embeddings"), _table)
 
 _TABLE: list[tuple[type | str, Mapping[str, _Found]]] = [
-    # Root mean square norms of Llama, Mistral, Qwen, T5, Gemma (1 + weight) and their kin; also gated and LayerNorms.
+    # Root mean square norms of Llama, Mistral, Qwen, T5, Gemma (1 + weight) and similar; also gated, and LayerNorms.
     ("*RMSNorm", _NORM),
     ("*RMSNormGated", _NORM),
     ("*LayerNorm", _NORM),
     ("*LayerNorm1P", _NORM),
-    # Mixtures of experts: these keep (experts, in, out), Mixtral, Qwen, DeepSeek and the others (experts, out, in).
+    # Mixtures of experts: GPT-OSS stores (experts, in, out), Mixtral, Qwen, DeepSeek and others (experts, out, in).
     ("GptOssExperts", {"*": _experts(transposed=True)}),
     ("OpenAIPrivacyFilterExperts", {"*": _experts(transposed=True)}),
     ("Llama4TextExperts", {"*": _experts(transposed=True)}),
     ("AriaExperts", {"*": _experts(transposed=True)}),
     ("*Experts", {"*": _experts(transposed=False)}),
-    # Mamba and its kin: softplus makes the size of a step in time of this projection, whose biases begin at -7 to -2.
+    # Mamba and similar: the time step is softplus of this projection, whose biases start at -7 to -2.
     ("*Mixer", {"dt_proj.*": _found_by(None)}),
     ("Mamba*", {"dt_proj.*": _found_by(None)}),
-    # T5 and its kin: numbers that are added to attention scores, by distance and head.
+    # T5 and similar: numbers that are added to attention scores, by distance and head.
     ("*Attention", {"relative_attention_bias.weight": _found_by(None)}),
-    # Vision transformers of transformers, timm and torchvision.
+    # Vision transformers in transformers, timm and torchvision.
     ("*Embeddings", _TOKENS),
     ("VisionTransformer", _TOKENS),
     ("Encoder", _TOKENS),

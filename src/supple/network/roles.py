@@ -1,4 +1,4 @@
-"""The part that a parameter plays: it multiplies as a matrix, it is added as a vector, or it scales units."""
+"""The role of a parameter: a matrix that multiplies, a vector that is added, or a scale of units."""
 
 import math
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ Kind = Literal["matrix", "vector", "scale"]
 
 @dataclass(frozen=True)
 class Role:
-    """The part that one parameter plays, and how to see it as matrices or as a vector.
+    """The role of one parameter, and how to view it as matrices or as vectors.
 
-    All methods take tensors with any number of leading dimensions before the parameter's own, such as the members of a
-    population.
+    All methods accept tensors with any number of leading dimensions before the parameter's own, such as a population's
+    members.
     """
 
     kind: Kind | Literal["other", "unknown"]
-    """``matrix`` (multiplicative), ``vector`` (additive) or ``scale`` (element-wise multiplicative). ``other`` is known
-    to be none of these, of ``unknown`` nothing is known: methods to which the kind matters leave both out, the others
+    """``matrix`` (multiplicative), ``vector`` (additive), ``scale`` (element-wise multiplicative), ``other`` (known to
+    be none of these) or ``unknown``. Methods that depend on the kind leave out ``other`` and ``unknown``; the rest
     treat all parameters alike."""
     shape: tuple[int, ...]
     """The parameter's shape in one network."""
     layout: tuple[int, ...] = ()
-    """For a matrix: the same numbers read as (groups, out, in, *kernel), where groups separate matrices lie in the
-    tensor one after the other. For a vector: (groups, n) where it holds several, otherwise nothing."""
+    """For a matrix: the shape (groups, out, in, *kernel) of the same numbers, where ``groups`` matrices follow each
+    other in the tensor. For a vector: (groups, n) if it holds several, otherwise ()."""
     transposed: bool = False
     """Whether the layout is (groups, in, out, *kernel) instead, as in transposed convolutions."""
     side_by_side: bool = False
-    """Whether transposed matrices without a kernel lie beside each other, the tensor being (in, groups, out)."""
+    """Whether transposed matrices without a kernel are side by side: the tensor is (in, groups, out)."""
     offset: float = 0.0
-    """For a scale: what is added to the entries before they multiply, 1 where the gain is ``1 + weight``."""
+    """For a scale: the number added to the entries to get the gains, 1 if the gain is ``1 + weight``."""
 
     def __post_init__(self) -> None:
         fits = math.prod(self.layout) == math.prod(self.shape)
@@ -46,15 +46,15 @@ class Role:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """How many matrices, and their rows and columns."""
+        """The number of matrices, and of their rows and columns."""
         groups, first, second, *kernel = self.layout
         rows, inputs = (second, first) if self.transposed else (first, second)
         return groups, rows, inputs * math.prod(kernel)
 
     def matrices(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as its matrices ``(..., groups, out, in · kernel)``; a view where the layout allows.
+        """``(..., *shape)`` as matrices ``(..., groups, out, in · kernel)``; a view if the layout allows it.
 
-        One matrix alone has no dimension for groups.
+        A single matrix has no dimension for groups.
         """
         if self._is_plain:
             return tensor
@@ -66,16 +66,16 @@ class Role:
         )
 
     def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """uᵀWv of each matrix, ``(..., groups)``, or ``(...)`` for one alone."""
+        """uᵀWv of each matrix, ``(..., groups)``, or ``(...)`` for a single one."""
         return ((self.matrices(tensor).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)
 
     def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
-        """Add ``u vᵀ`` to each of the matrices in place, whatever the tensor's strides, with no temporary of its size.
+        """Add ``u vᵀ`` to each of the matrices in place, for any strides, without a temporary of the tensor's size.
 
-        But for a layout that joins dimensions whose strides do not allow it: those matrices are a copy, written back.
+        Exception: if the layout joins dimensions whose strides allow no view, it changes a copy and writes it back.
 
         ``tensor`` is ``(..., *shape)``; ``u`` and ``v`` are ``(..., groups, out)`` and ``(..., groups, in · kernel)``,
-        without the groups for one matrix alone.
+        without ``groups`` for a single matrix.
         """
         if u.dtype != tensor.dtype:
             u, v = u.to(tensor.dtype), v.to(tensor.dtype)
@@ -92,7 +92,7 @@ class Role:
         self._write_back(tensor, split.addcmul_(u, v))
 
     def fold(self, matrices: Tensor, like: Tensor) -> Tensor:
-        """What :meth:`matrices` makes of a tensor, brought back to the shape of that tensor, ``like``."""
+        """The inverse of :meth:`matrices`: reshape matrices to the shape of the tensor ``like``."""
         if self._is_plain:
             return matrices
         groups, first, second, *kernel = self.layout
@@ -108,27 +108,27 @@ class Role:
         )
 
     def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
-        """Multiply each of the matrices in place by its factor, ``(..., groups)``, or ``(...)`` for one alone."""
+        """Multiply each of the matrices in place by its factor, ``(..., groups)``, or ``(...)`` for a single one."""
         split, rows = self._split(tensor)
         factors = factors.reshape(*split.shape[:rows], *(1,) * (split.ndim - rows))
         self._write_back(tensor, split.mul_(factors.to(split.dtype)))
 
     def vector(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as one vector ``(..., n)``; a piece of a sharded one as a shorter vector."""
+        """``(..., *shape)`` as one vector ``(..., n)``; shorter for a shard."""
         return tensor if len(self.shape) == 1 else tensor.reshape(*self._leading(tensor), -1)
 
     def vectors(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as the vectors that are added: ``(..., n)``, or ``(..., groups, n)`` for several."""
+        """``(..., *shape)`` as additive vectors: ``(..., n)``, or ``(..., groups, n)`` for several."""
         return tensor.reshape(*self._leading(tensor), *self.layout) if self.layout else self.vector(tensor)
 
     def gains(self, tensor: Tensor) -> Tensor:
-        """``(..., *shape)`` as the gains ``(..., n)`` that multiply."""
+        """``(..., *shape)`` as multiplicative gains ``(..., n)``."""
         return self.vector(tensor) + self.offset if self.offset else self.vector(tensor)
 
     def spectral_norms(self, tensor: Tensor) -> Tensor:
         """The exact largest singular value of each matrix; the norm of each vector; a scale's largest ``|gain|``.
 
-        Under autocast too.
+        Also exact under autocast.
         """
         with without_autocast(tensor):
             if self.kind == "matrix":
@@ -139,11 +139,11 @@ class Role:
 
     @property
     def _is_plain(self) -> bool:
-        """Whether the tensor as it stands is one matrix."""
+        """Whether the tensor itself is one matrix."""
         return len(self.shape) == 2 and self.layout[0] == 1 and not self.transposed
 
     def _write_back(self, tensor: Tensor, split: Tensor) -> None:
-        """Where the layout joins dimensions, whose strides may not allow it, what was split may be a copy."""
+        """Copy ``split`` back into ``tensor``, if it is a copy because the strides do not allow a view."""
         groups, first, *rest = self.layout
         joins = [n for n in (groups * first, *rest) if n > 1] != [n for n in self.shape if n > 1]
         if joins and not self.side_by_side:
@@ -153,7 +153,7 @@ class Role:
         return tensor.shape[: tensor.ndim - len(self.shape)]
 
     def _split(self, tensor: Tensor) -> tuple[Tensor, int]:
-        """It as (..., *layout), a view where its strides allow, and which of its dimensions follows the groups."""
+        """The tensor as (..., *layout), a view if its strides allow it, and the dimension after the groups."""
         leading = self._leading(tensor)
         if self.side_by_side:
             return tensor.unflatten(-1, (self.layout[0], -1)).movedim(-2, -3), len(leading) + 1

@@ -1,4 +1,4 @@
-"""The piece of a sharded parameter that lies on this rank: power iteration and norms that never gather the whole."""
+"""This rank's shard of a parameter: power iteration and norms that never gather the whole parameter."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def pieces(roles: Mapping[str, Role], parameters: Mapping[str, nn.Parameter]) -> dict[str, "Piece"]:
-    """The piece of each sharded parameter that lies here, by name; nothing for an ordinary network.
+    """This rank's piece of each sharded parameter, by name; empty for an ordinary network.
 
     Raises:
-        ValueError: for FSDP1's flat parameters, whose rows are lost, and for a DTensor whose entries are not all known.
+        ValueError: for FSDP1's flat parameters, and for a DTensor of which this rank has no shard or copy.
     """
     for name, parameter in parameters.items():
         if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
@@ -31,11 +31,11 @@ def pieces(roles: Mapping[str, Role], parameters: Mapping[str, nn.Parameter]) ->
 
 
 class Piece:
-    """The part of one parameter that lies on this rank, and its place among the others.
+    """The part of one parameter on this rank, and its position in the whole parameter.
 
-    A matrix is seen with rows and columns. Where a tensor holds several matrices in groups, the rows of all of them
-    stand below each other (in a transposed convolution: their columns beside each other), and the vectors
-    ``(groups, n)`` that go with them are zero wherever a row or column belongs to another group.
+    It is used as one matrix with rows and columns. If a tensor holds several matrices in groups, their rows are stacked
+    (in a transposed convolution: their columns are side by side). Their vectors ``(groups, n)`` are zero for every row
+    or column that belongs to another group.
     """
 
     def __init__(self, name: str, role: Role, parameter: "DTensor") -> None:
@@ -64,22 +64,22 @@ class Piece:
             self._row_mask, self._column_mask, self._column_index = self._find_place(parameter)
 
     def total(self, part: Tensor) -> Summing:
-        """The sum over all pieces of what each has of it; its gradient is that of this piece."""
+        """The sum of ``part`` over all pieces; its gradient is that of this piece's part."""
         whole = part.detach().clone()
         yield whole, self._ranks
         return whole + (part - part.detach())
 
     def norms(self, vectors: Tensor) -> Summing:
-        """The length of each whole vector, ``(1,)`` or ``(groups, 1)``, from the entries that lie here.
+        """The norm of each whole vector, ``(1,)`` or ``(groups, 1)``, from this rank's entries.
 
-        These are ``(n,)``, or ``(rows, n)`` of several vectors.
+        These are ``(n,)``, or ``(rows, n)`` for several vectors.
         """
         squares = self.squares(vectors).unsqueeze(-1)
         yield squares, self._ranks
         return squares.sqrt()
 
     def squares(self, vectors: Tensor) -> Tensor:
-        """The part that lies here of the squared length of each whole vector, ``()`` or ``(groups,)``."""
+        """This rank's part of the squared norm of each whole vector, ``()`` or ``(groups,)``."""
         squares = vectors.square().sum(-1)
         if self._vector_index is None:
             return squares
@@ -87,18 +87,18 @@ class Piece:
         return squares.new_zeros(self._role.layout[0]).index_add(0, rows, squares)
 
     def vectors(self, tensor: Tensor) -> Tensor:
-        """The piece of the vectors that lies here, ``(n,)``, or ``(rows, n)`` of several."""
+        """This rank's part of the vectors, ``(n,)``, or ``(rows, n)`` for several."""
         return tensor if self._vector_index is not None else tensor.flatten()
 
     def of_vectors(self, factors: Tensor) -> Tensor:
-        """Of a factor for each whole vector, ``(1,)`` or ``(groups, 1)``, those of the rows that lie here."""
+        """The factors of this rank's rows, from one factor per whole vector, ``(1,)`` or ``(groups, 1)``."""
         return factors if self._vector_index is None else factors[self._vector_index.to(factors.device)]
 
     def half_iteration(self, weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> Summing:
-        """The last half of the power iterations: u for the rows that lie here ``(groups, rows)``, and w = Wᵀu = σv.
+        """u for this rank's rows ``(groups, rows)``, and w = Wᵀu = σv, after the power iterations.
 
-        w is whole and the same on all ranks. Where rows lie whole on a rank, u is divided by its length only after the
-        sum that gives w, so that both travel together: one message an iteration.
+        w is whole and equal on all ranks. u is normalized after the sum that gives w, so that the sums for w and for
+        the norm of u share a message. If rows are whole on a rank, each iteration needs only this one message.
         """
         for _ in range(iterations - 1):
             _, w = yield from self.half_iteration(weight, v, restart)
@@ -114,7 +114,7 @@ class Piece:
         return u * inverse, (sums[:, :-1] * inverse).view_as(v)
 
     def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """What the piece has of uᵀWv of each matrix, ``(groups,)``; ``u`` for its rows, ``v`` whole."""
+        """This piece's part of uᵀWv of each matrix, ``(groups,)``; ``u`` for its rows, ``v`` whole."""
         return (self._times(self._matrix(tensor).to(u.dtype), v) * u).sum(-1)
 
     def add_outer_(self, tensor: Tensor, u: Tensor, v: Tensor) -> None:
@@ -130,26 +130,26 @@ class Piece:
         tensor.add_(outer.reshape(tensor.shape))
 
     def _matrix(self, tensor: Tensor) -> Tensor:
-        """``(rows, columns)`` of the piece."""
+        """The piece as a matrix ``(rows, columns)``."""
         a, b, c = self._sizes(tensor)
         if self._role.transposed:
             return tensor.reshape(a, b, c).transpose(0, 1).reshape(b, a * c)
         return tensor.reshape(a, c)
 
     def _times(self, matrix: Tensor, v: Tensor) -> Tensor:
-        """Wv ``(groups, rows)`` as far as the columns that lie here go."""
+        """The part of Wv ``(groups, rows)`` from this rank's columns."""
         u = _times(matrix, self._at_columns(v))
         return u if self._row_mask is None else u * self._row_mask.to(u.device)
 
     def _at_columns(self, v: Tensor) -> Tensor:
-        """The entries ``(groups, columns)`` of a whole v that meet the columns that lie here."""
+        """The entries ``(groups, columns)`` of a whole v for this rank's columns."""
         v = v.view(self._role.sizes[0], -1)
         if self._column_index is not None:
             v = v[:, self._column_index.to(v.device)]
         return v if self._column_mask is None else v * self._column_mask.to(v.device)
 
     def _spread(self, w: Tensor) -> Tensor:
-        """``(groups, columns)`` at their places in a whole vector, zero elsewhere."""
+        """Put ``(groups, columns)`` at their positions in a whole vector that is zero elsewhere."""
         if self._column_mask is not None:
             w = w * self._column_mask.to(w.device)
         if self._column_index is None:
@@ -162,7 +162,7 @@ class Piece:
         return math.prod(shape[:outer]), math.prod(shape[outer:middle]), math.prod(shape[middle:])
 
     def _find_place(self, parameter: "DTensor") -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Which group each row belongs to or each column, ``(groups, ...)``, and where the columns are in a whole v."""
+        """Masks ``(groups, ...)`` of each row's and each column's group, and the columns' positions in a whole v."""
         (groups, first, second, *_), (outer, middle) = self._role.layout, self._boundaries
         if groups == 1 and not self._ranks_of_a_row:
             return None, None, None
@@ -179,8 +179,8 @@ class Piece:
 
 
 def _boundaries(name: str, role: Role) -> tuple[int, int]:
-    """How many of the tensor's dimensions make up the groups and what follows them in the layout; and how many these
-    and, in a transposed layout, the rows."""
+    """The number of leading tensor dimensions that hold the groups and the layout's next dimension; and the number that
+    holds these and, in a transposed layout, the rows."""
     if role.side_by_side:
         return 1, 2
     groups, first, second, *_ = role.layout
@@ -198,7 +198,7 @@ def _boundaries(name: str, role: Role) -> tuple[int, int]:
 
 
 def _positions(parameter: "DTensor", dims: Iterable[int]) -> Tensor:
-    """Where in the whole tensor's dimensions, taken as one, the entries of the piece lie."""
+    """The positions of the piece's entries in the whole tensor, with ``dims`` flattened into one."""
     from torch.distributed.tensor import Replicate, distribute_tensor
 
     positions = torch.zeros(1, dtype=torch.int64, device=parameter.device)
@@ -211,5 +211,5 @@ def _positions(parameter: "DTensor", dims: Iterable[int]) -> Tensor:
 
 
 def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """The matrix times each of ``(groups, n)``; one alone, the usual case, not as a product of matrices."""
+    """The matrix times each of ``(groups, n)``; a single vector, the usual case, uses a matrix-vector product."""
     return torch.mv(matrix, vectors[0]).unsqueeze(0) if len(vectors) == 1 else vectors @ matrix.mT

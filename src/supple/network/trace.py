@@ -1,4 +1,4 @@
-"""What a network calls, module by module and function by function."""
+"""Traces which modules and functions a network calls."""
 
 import copy
 import inspect
@@ -17,9 +17,9 @@ class Trace:
     def __init__(self, network: nn.Module) -> None:
         self.nodes: list[fx.Node] = []
         self.modules: dict[str, nn.Module] = {}
-        """By the names that the nodes use."""
+        """The modules, by the names that the nodes use."""
         self.opaque: list[nn.Module] = []
-        """Those that cannot be traced, and are single steps for that reason."""
+        """Modules that cannot be traced, and are therefore single steps."""
         if isinstance(network, nn.Sequential) or not is_torchs_own(network):
             try:
                 self._trace(network)
@@ -31,7 +31,7 @@ class Trace:
                 ) from error
 
     def _trace(self, network: nn.Module) -> None:
-        # A copy is traced, for forward passes may set attributes and update buffers. It shares the parameters.
+        # Trace a copy, because forward passes may set attributes and update buffers. It shares the parameters.
         shell = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
         for module in shell.modules():
             module._forward_hooks.clear()
@@ -54,15 +54,15 @@ class _Tracer(fx.Tracer):
         self.opaque: list[nn.Module] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whatever runs torch's own forward pass, also as a subclass."""
+        """Whether it runs one of torch's own forward passes; subclasses of torch's modules may too."""
         return is_torchs_own(m) and not isinstance(m, nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A module whose forward pass cannot be traced is one step, and the trace goes on behind it."""
+        """Trace into a module; if its forward pass cannot be traced, make it one step and continue after it."""
         before, depth = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:  # forward passes fail on symbols in their own ways
+        except Exception:  # a forward pass may raise any error on symbolic values
             for node in reversed([*self.graph.nodes][before:]):
                 self.graph.erase_node(node)
             while len(self.module_stack) > depth:

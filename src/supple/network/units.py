@@ -1,4 +1,4 @@
-"""The hidden units of a network: which numbers enter each, which leave it, and how to replace some of them."""
+"""The hidden units of a network: which weights enter each, which leave it, and how to replace some of them."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,40 +12,40 @@ from supple.network.graph import Layer, Path, Stop, entries_a_unit, inner_size, 
 from supple.network.population import Population
 
 Units = Sequence[Sequence[str]]
-"""For each group the names of its modules: the layer it is computed by, its norms if any, the layer it leaves by."""
+"""For each group the names of its modules: the layer that computes it, norms if any, and the layer it feeds."""
 
 MOMENTS = frozenset(
     "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum".split()  # noqa: SIM905 - a list of words reads better so
 )
-"""What torch's optimizers remember entry by entry and start at zero: Adam and its kin, SGD, RMSprop, Adadelta,
-Adagrad, Adamax, Muon."""
+"""The state of torch's optimizers that has one entry per parameter entry and starts at zero: Adam and its variants,
+SGD, RMSprop, Adadelta, Adagrad, Adamax, Muon."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The entries of one parameter or buffer that belong to a group's units, unit after unit along one dimension."""
+    """The entries of one parameter or buffer that belong to a group's units, in order along one dimension."""
 
     name: str
     value: float | None
-    """What a new unit starts with; None for random numbers."""
+    """The initial value for a new unit; None for random numbers."""
     dim: int = 0
-    """The units' dimension in one network's tensor: as many adjacent entries a unit as divide it evenly."""
+    """The units' dimension in one network's tensor. Each unit has (its size / number of units) adjacent entries."""
 
     def by_unit(self, tensor: Tensor, size: int, members: int) -> Tensor:
-        """A view of ``(members…, *shape)`` as ``(members…, units, ...)``: what is written to it is written through."""
+        """``(members…, *shape)`` as ``(members…, units, ...)``, a view: writing to it changes ``tensor``."""
         view: Tensor = tensor.unflatten(members + self.dim, (size, -1))
         return view.movedim(members + self.dim, members)
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A layer that a group's units leave by."""
+    """A layer that a group's units feed."""
 
     path: str
     weight: Part
     bias: str | None
     spatial: int
-    """Dimensions behind the channels in its input: 0 for a linear layer."""
+    """The number of dimensions after the channels in its input: 0 for a linear layer."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class UnitGroup:
     """The units that one layer computes."""
 
     name: str
-    """Of the layer."""
+    """The layer's name."""
     size: int
     fan_in: int
     entering: tuple[Part, ...]
-    """The layer's weight first; then its bias, and what norms hold for each unit."""
+    """The layer's weight first; then its bias, and the norms' entries for each unit."""
     leaving: tuple[Consumer, ...]
-    """They all see the same activations."""
+    """The layers that the units feed; they all receive the same activations."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -68,7 +68,7 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer whose units are left alone."""
+    """A layer whose units are not replaced, and why."""
 
     layer: str
     reason: str
@@ -77,20 +77,20 @@ class Skipped:
 def find_units(
     network: nn.Module | Population, units: Units | None = None
 ) -> tuple[tuple[UnitGroup, ...], tuple[Skipped, ...]]:
-    """The groups of units that can be replaced one by one, and why all other layers' units cannot.
+    """The groups of units that can be replaced one by one, and the reason why all other layers' units cannot.
 
-    From every linear layer and convolution the output is followed, in a ``torch.fx`` trace of the network, through
-    what treats each unit alone (activations, dropout, norms, pooling, flattening) to the layers that take it in. A
-    group is skipped where its units meet others' (residual additions, concatenation, attention), where its weights are
-    used twice, inside modules that cannot be traced, and where it reaches the network's output.
+    The search follows the output of every linear layer and convolution, in a ``torch.fx`` trace of the network, through
+    operations that keep units separate (activations, dropout, norms, pooling, flattening) to the layers that receive
+    it. It skips a group if its units are combined with others (residual addition, concatenation, attention), if its
+    weights are used twice, inside modules that cannot be traced, and if it reaches the network's output.
 
     Args:
         network: any module, or a population.
-        units: overrides the search. For each group the names of the layer that it enters by, of the norms between,
-            and of the layer that it leaves by: ``[("conv1", "norm1", "conv2"), ("conv2", "fc")]``.
+        units: replaces the search. For each group the names of the layer that computes it, of the norms after it, and
+            of the layer that it feeds: ``[("conv1", "norm1", "conv2"), ("conv2", "fc")]``.
 
     Raises:
-        ValueError: when the network's forward pass cannot be traced, or when ``units`` fit no layers of this network.
+        ValueError: if the network's forward pass cannot be traced, or if ``units`` do not fit this network's layers.
 
     >>> groups, skipped = find_units(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
     >>> [(group.name, group.size) for group in groups]
@@ -121,18 +121,18 @@ def reset_units(
     chosen: Tensor,
     fresh: Tensor | None = None,
 ) -> None:
-    """Write new values for the chosen units into ``parts`` of the group, in place, and zero the optimizer's for them.
+    """Write new values for the chosen units into ``parts`` of the group, and zero the optimizer's state of them.
 
-    Waits for nothing: how many units are looked at is fixed, which of them are chosen is not.
+    Works in place and never waits for the device: the number of candidate units is fixed.
 
     Args:
         group: the units.
         parts: which of its parts to write: ``group.entering``, or the weights of ``group.leaving`` (always zero).
         tensors: parameters and buffers by name, ``(members…, *shape)``.
-        moments: what the optimizer remembers of each parameter; those of the parameter's shape are written.
-        which: the units to look at, ``(members…, k)``, each once.
+        moments: the optimizer's state of each parameter; tensors of the parameter's shape are written.
+        which: the candidate units, ``(members…, k)``, without repetition.
         chosen: whether to replace them, ``(members…, k)``.
-        fresh: incoming weights for them, ``(members…, k, *shape of a unit's)``.
+        fresh: incoming weights for them, ``(members…, k, *shape of one unit's weights)``.
     """
     for part in parts:
         tensor = tensors[part.name]
@@ -140,12 +140,12 @@ def reset_units(
         assert value is not None, "the weight is among the parts, so fresh values are needed"
         put(part.by_unit(tensor, group.size, which.ndim - 1), which, chosen, value)
         for moment in moments.get(part.name, {}).values():
-            if moment.ndim:  # not the counter of steps, which is every entry's
+            if moment.ndim:  # not the step counter, which all entries share
                 put(part.by_unit(moment, group.size, which.ndim - 1), which, chosen, 0.0)
 
 
 def check_moments(moments: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
-    """Make sure that for these parameters the optimizer remembers only what can be cleared entry by entry."""
+    """Check that the optimizer's state of these parameters can be reset entry by entry."""
     for name, tensor in tensors.items():
         for key, moment in moments.get(name, {}).items():
             if moment.ndim and (key not in MOMENTS or moment.shape != tensor.shape):
@@ -156,9 +156,9 @@ def check_moments(moments: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[
 
 
 def redo_scores(magnitude: Tensor) -> Tensor:
-    """The activity of each unit over the mean of its layer, from the mean |h| of a layer's units, ``(..., n)``.
+    """ReDo's score of each unit: its mean |h| divided by its layer's average, from mean |h| ``(..., n)``.
 
-    ReDo's score of how dormant a unit is (Sokar et al., 2023, definition 3.1).
+    A small score means a dormant unit (Sokar et al., 2023, definition 3.1).
     """
     return magnitude / (magnitude.mean(-1, keepdim=True) + 1e-9)
 
@@ -169,9 +169,9 @@ def take(tensor: Tensor, which: Tensor) -> Tensor:
 
 
 def put(tensor: Tensor, which: Tensor, chosen: Tensor, value: Tensor | float) -> None:
-    """Write ``value`` into the rows ``which`` of ``(members…, units, ...)``, where ``chosen``; through to its storage.
+    """Write ``value`` into the rows ``which`` of ``(members…, units, ...)``, where ``chosen``, in place.
 
-    A write by index goes through, and has a fixed size. ``tensor[..., mask].zero_()`` would change a copy.
+    An indexed assignment changes the tensor and has a fixed size. ``tensor[..., mask].zero_()`` would change a copy.
     """
     index = _index(which)
     old = tensor[index]
@@ -210,7 +210,7 @@ def _norm_parts(norm: nn.Module, name: str) -> Iterator[Part]:
 
 
 def _given(modules: Mapping[str, nn.Module], chain: Sequence[str]) -> UnitGroup:
-    """A group as the user names it, as far as it can be checked."""
+    """The group that a user named, checked as far as possible."""
     if isinstance(chain, str) or len(chain) < 2:
         raise ValueError(f"expected units=[(entering layer, norms..., leaving layer), ...], got {chain!r} for a group")
     first, *norms, last = (modules[known(name, modules, "module of this network")] for name in chain)

@@ -1,4 +1,4 @@
-"""Methods that change the architecture and not the training."""
+"""Methods that change the architecture instead of the training."""
 
 from supple.nn.crelu import CReLU
 from supple.nn.spectral_normalization import SpectralNormalization, spectral_normalization

@@ -1,11 +1,11 @@
-"""Concatenated ReLU: a unit's positive and its negative part, side by side."""
+"""Concatenated ReLU: the positive and the negative part of each unit."""
 
 import torch
 from torch import Tensor, nn
 
 
 class CReLU(nn.Module):
-    """``concat(relu(x), relu(-x))`` along one dimension, which doubles it; no unit can die.
+    """``concat(relu(x), relu(-x))`` along one dimension, which doubles its size; no unit can die.
 
     Args:
         dim: the dimension of the features: -1 after linear layers, 1 after convolutions.

@@ -10,15 +10,15 @@ from supple.kernels.power_iteration import TINY, power_iteration, without_autoca
 
 
 class SpectralNormalization(nn.Module):
-    """A parametrization W / σ₁(W) of a weight ``(out, ...)``, seen as the matrix out × rest.
+    """A parametrization W / σ₁(W) of a weight ``(out, ...)``, taken as the matrix out × rest.
 
     Args:
-        weight: what it starts from.
+        weight: the initial weight.
         dim: the dimension of the outputs, 1 in transposed convolutions.
 
-    σ₁ comes from one power iteration each forward pass in training mode, its vectors kept in buffers, and is
-    differentiated with these held constant. As ``torch.nn.utils.parametrizations.spectral_norm``, and like the rest
-    here able to run under ``torch.func.vmap``. Half precision is computed in float32.
+    σ₁ comes from one power iteration per forward pass in training mode; its vectors are buffers, and its derivative
+    takes them as constants. This is like ``torch.nn.utils.parametrizations.spectral_norm``, but also runs under
+    ``torch.func.vmap``. Half precision is computed in float32.
 
     Source: Miyato et al., *Spectral Normalization for Generative Adversarial Networks*, 2018.
 
@@ -56,7 +56,7 @@ def spectral_normalization(layer: nn.Module) -> nn.Module:
     """Normalize the ``weight`` of a layer from now on; returns the layer.
 
     Raises:
-        ValueError: for a layer whose weight is no matrix.
+        ValueError: for a layer whose weight is not a matrix.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or is_lazy(weight) or weight.ndim < 2:
