@@ -14,7 +14,7 @@ would stay zero, and the estimate would miss that another singular value is now 
 """
 
 TINY = 1e-18
-"""Vectors with smaller norms are normalized towards zero: their squares would underflow in float32."""
+"""A vector with a smaller norm is not normalized to one, but goes to zero: its squares would underflow in float32."""
 
 
 class SingularTriple(NamedTuple):

@@ -101,10 +101,10 @@ class Mitigator(Kernels):
 
         Works with closures, gradient scaling, accumulated gradients and parameter groups (each with its own step
         size). If the optimizer wraps another one (Accelerate, Lightning, Lookahead, SAM, Opacus, ...), the method acts
-        on the steps of the inner one, which updates the parameters. If several optimizers share the network's
-        parameters, attach to each of them. The method's gradient is added inside the step: code that runs before it,
-        such as clipping, sees only the loss's gradient. If a step raises an error and is repeated on the same
-        gradients, the method's gradient is not added twice.
+        on the steps of the inner one, which updates the parameters. If the parameters are split between optimizers,
+        attach to each of them. The method's gradient is added inside the step: code that runs before the step, such as
+        clipping, gets only the loss's gradient. If a step raises an error and is repeated on the same gradients, the
+        method's gradient is not added twice.
 
         A copied optimizer loses its hooks. Copy or pickle network, optimizer and method together: then the copied
         method is attached to the copied optimizer.
@@ -229,7 +229,7 @@ class Mitigator(Kernels):
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> bool:
-        """Add the method's gradient to each ``.grad``, which may be scaled by ``grad_scale``; return if there was any.
+        """Add the method's gradient to each ``.grad``, which may be scaled by ``grad_scale``; return if any exists.
 
         A parameter without a gradient stays without one, so the optimizer still skips it.
         """
@@ -262,7 +262,7 @@ class Mitigator(Kernels):
         return True
 
     def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, StepSize | None]) -> None:
-        """Run ``add_gradients``. For pruned parameters, only entries that are not pruned are read and written."""
+        """Run ``add_gradients``. It reads pruned entries of a parameter as zero, and their gradients do not change."""
         options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
         pruned = self._masks_of(parameters)
         into = gradients | {name: torch.zeros_like(gradients[name]) for name in pruned}

@@ -1,4 +1,4 @@
-"""Self-normalised resets (Farias & Jozefiak, 2024): resets a unit that is silent for unusually long."""
+"""Self-normalised resets (Farias & Jozefiak, 2024): resets a unit that is silent for longer than usual."""
 
 from collections.abc import Mapping
 
