@@ -1,4 +1,4 @@
-"""Pictures of control: returns over steps, aggregates over tasks, and sensitivity; from stored rows alone."""
+"""Charts of reinforcement learning from stored rows: returns over steps, aggregates over tasks, and sensitivity."""
 
 import altair as alt
 import numpy as np
@@ -24,12 +24,12 @@ def returns_over_steps(rows: pl.DataFrame, title: str, subtitle: str = "") -> al
 
 
 def aggregate(rows: pl.DataFrame, title: str, subtitle: str = "", *, statistic: str = "iqm") -> alt.LayerChart:
-    """Returns over steps in one, all tasks together.
+    """Returns over steps, aggregated over all tasks.
 
     Args:
         rows: stored rows of several tasks, methods and seeds.
-        title: the chart's.
-        subtitle: its second line.
+        title: of the chart.
+        subtitle: below the title.
         statistic: ``iqm``, the interquartile mean over runs with its 95 % stratified bootstrap interval, or ``mean``,
             with the standard error over seeds of the mean over tasks.
     """
@@ -44,12 +44,12 @@ def aggregate(rows: pl.DataFrame, title: str, subtitle: str = "", *, statistic: 
 
 
 def figure_5(rows: pl.DataFrame, small_buffer: pl.DataFrame, title: str = "Figure 5") -> alt.VConcatChart:
-    """Aggregate returns with the large and the small buffer; sensitivity to strength and reset frequency; the inside.
+    """Aggregate returns with a large and a small buffer, sensitivity to strength and reset frequency, and diagnostics.
 
     Args:
         rows: every run with the large buffer, of any strengths and reset frequencies.
-        small_buffer: the same tasks and methods with the small one.
-        title: the chart's; say there at which scale the runs were made.
+        small_buffer: the same tasks and methods with the small buffer.
+        title: of the chart; it should name the scale of the runs.
     """
     middle = _sensitivity(rows, "spectral", "strength", "strength of spectral regularization")
     below = _sensitivity(_with_periods(rows), "resets", "reset_every", "updates from one reset to the next")
@@ -79,7 +79,7 @@ def figure_16(rows: pl.DataFrame, title: str = "Figure 16", columns: int = 3) ->
 
 
 def with_steps(rows: pl.DataFrame) -> pl.DataFrame:
-    """Stored rows with ``step``: how many steps of the environment are behind at each evaluation."""
+    """Stored rows with a column ``step``: the environment steps taken before each evaluation."""
     return rows.with_columns(step=pl.min_horizontal((pl.col("task") + 1) * pl.col("evaluate_every"), pl.col("steps")))
 
 
@@ -124,7 +124,7 @@ def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:
 
 
 def _sensitivity(rows: pl.DataFrame, method: str, dial: str, name: str) -> alt.LayerChart:
-    """The return at the end over one dial: mean and standard error over tasks and seeds."""
+    """The final return against one option (``dial``): mean and standard error over tasks and seeds."""
     value = pl.col("value")
     chosen = rows.filter((pl.col("metric") == "return") & (pl.col("method") == method))
     ends = (
@@ -141,7 +141,7 @@ def _sensitivity(rows: pl.DataFrame, method: str, dial: str, name: str) -> alt.L
 
 
 def _defaults(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of each method, the strength and the options that most agents have; of as many, the usual ones."""
+    """Keep, for each method, the strength and options that most agents have; the default ones if there is a tie."""
     dials = ["method", "strength", "options"]
     usual = {name: usual_strength(find(name)) for name in rows["method"].unique()}
     strength = pl.col("method").replace_strict(usual, return_dtype=pl.Float64)
@@ -155,7 +155,7 @@ def _defaults(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_periods(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows with ``reset_every``, which is one of the options of resets."""
+    """The rows with a column ``reset_every``, read from the options of the method ``resets``."""
     every = pl.col("options").str.json_path_match("$.every").cast(pl.Int64)
     return rows.with_columns(reset_every=every.fill_null(Resets().every))
 

@@ -1,4 +1,4 @@
-"""Environments with continuous actions: tasks of the DeepMind Control Suite, and Gymnasium's."""
+"""Environments with continuous actions, from the DeepMind Control Suite and Gymnasium."""
 
 import math
 import os
@@ -15,44 +15,44 @@ from supple.errors import known
 from supple.runs.streams import Stream, number
 
 UNLIMITED = 1e10
-"""What the suite writes for an actuator without limits."""
+"""The suite's bound for an actuator without limits."""
 LONGEST_EPISODE = 10_000
-"""Steps after which an episode ends that must end somewhere, in an environment that states no time limit."""
+"""Time limit, in steps, for episodes that must end, where the environment itself has no time limit."""
 
 
 class Step(NamedTuple):
-    """What an action led to."""
+    """The result of one action."""
 
     observation: np.ndarray
     reward: float
     terminal: bool
-    """The world ended: nothing of value can follow. Not so where only the time was up."""
+    """Whether a terminal state was reached, whose value is zero; false if the episode only ran out of time."""
     last: bool
-    """The episode ended, one way or the other."""
+    """Whether the episode ended, for either reason."""
 
 
 class Environment(Protocol):
-    """A world of which an episode depends on its seed and the actions alone."""
+    """An environment whose episodes depend only on their seed and the actions."""
 
     observation_size: int
     action_size: int
 
     def begin(self, seed: int) -> np.ndarray:
-        """Start an episode; its first observation, as 32-bit numbers."""
+        """Start an episode; return its first observation as float32."""
 
     def step(self, action: np.ndarray) -> Step:
-        """Act, each number in [−1, 1]."""
+        """Take one action, each number in [−1, 1]."""
 
 
 class DmControl:
-    """A task of the DeepMind Control Suite (Tunyasuvunakool et al., 2020), without a layer between.
+    """A task of the DeepMind Control Suite (Tunyasuvunakool et al., 2020), used directly, without a wrapper.
 
-    Action repeat 1; actions are rescaled from [−1, 1]. A simulation that diverges ends its episode without a reward.
+    Action repeat is 1; actions are rescaled from [−1, 1]. If the simulation diverges, the episode ends with reward 0.
     """
 
     def __init__(self, domain: str, task: str) -> None:
         suite = _suite()
-        # Seeded only for the tasks whose model is drawn when it is built: it is the same each time.
+        # A few tasks generate their model randomly when they are built: this seed makes it the same each time.
         self._environment = suite.load(domain, task, task_kwargs={"random": 0})
         action, observations = self._environment.action_spec(), self._environment.observation_spec()
         if np.abs([action.minimum, action.maximum]).max() >= UNLIMITED:
@@ -83,18 +83,18 @@ class DmControl:
         return Step(self._last, float(found.reward), terminal=found.discount == 0, last=found.last())
 
     def render(self, size: int = 240) -> np.ndarray:
-        """A picture ``(size, size, 3)``; needs a GL library."""
+        """An image ``(size, size, 3)`` of the current state; needs a GL library."""
         picture: np.ndarray = self._environment.physics.render(size, size, camera_id=0)
         return picture
 
 
 class Gymnasium:
-    """Any environment of Gymnasium with a box of bounded actions.
+    """Any Gymnasium environment whose action space is a bounded ``Box``.
 
     Args:
-        name: an id, or ``module:id`` for one that a module of your own registers.
-        limited: whether every episode must end: one without a time limit gets that of ``LONGEST_EPISODE``.
-        **options: of the environment.
+        name: an id, or ``module:id`` for an environment that your own module registers.
+        limited: whether every episode must end: without a time limit of its own it gets ``LONGEST_EPISODE``.
+        **options: passed to ``gymnasium.make``.
     """
 
     def __init__(self, name: str, *, limited: bool = False, **options: Any) -> None:
@@ -131,7 +131,7 @@ class Gymnasium:
         return np.asarray(self._flatten(self._space, observation), np.float32)
 
     def _check(self, observation: np.ndarray, reward: float) -> None:
-        """Not-a-number from here would break an agent's networks, and look like a failure of its method."""
+        """Reject values that are not finite: they would break the agent's networks, and its method would be blamed."""
         whole = observation.shape == (self.observation_size,) and np.isfinite(observation).all()
         if not (whole and math.isfinite(reward)):
             raise ValueError(
@@ -141,7 +141,7 @@ class Gymnasium:
             )
 
     def _ask(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What the environment's own code answers; what it raises is told with its name and place."""
+        """Call the environment's own code; re-raise its errors with their type and location."""
         try:
             return question(*arguments, **options)
         except Exception as error:
@@ -156,8 +156,8 @@ class Gymnasium:
 class Episodes:
     """One environment, played episode after episode.
 
-    An episode is known by its number, so where the play stands is that number and the actions since: to take it up
-    again is to play them again, which gives the same physics to the bit in any environment that has no other memory.
+    Its state is the number of the episode and the actions taken in it so far. Resuming replays these actions. The
+    result is bit-for-bit identical in any environment that keeps no state from one episode to the next.
     """
 
     environment: Environment
@@ -171,7 +171,7 @@ class Episodes:
         self.observation = self._begin()
 
     def step(self, action: np.ndarray) -> tuple[Step, float | None]:
-        """Act; what it led to, and the return of the episode if that ended it. Then the next one begins."""
+        """Take one action; return its result, and the episode's return if it ended: then the next episode begins."""
         found = self._play(action)
         if not found.last:
             return found, None
@@ -181,11 +181,11 @@ class Episodes:
         return found, finished
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the play stands."""
+        """The number of the current episode and its actions so far."""
         return {"number": self.number, "actions": [action.tolist() for action in self.actions]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Play on from there."""
+        """Start that episode and replay its actions."""
         self.number, self.actions, self.total = state["number"], [], 0.0
         self.observation = self._begin()
         for action in state["actions"]:
@@ -208,14 +208,14 @@ def tasks() -> dict[str, Callable[[], Environment]]:
 
 
 def make(name: str, *, limited: bool = False) -> Environment:
-    """The environment of a name: ``domain-task`` of the suite, a Gymnasium id, or ``module:id``.
+    """The environment with this name: ``domain-task`` of the suite, a Gymnasium id, or ``module:id``.
 
     Args:
         name: of the environment.
-        limited: whether every episode must end, also where the environment states no time limit.
+        limited: whether every episode must end, even if the environment has no time limit.
 
     Raises:
-        ValueError: for an unknown name, with the nearest of the known ones.
+        ValueError: for an unknown name; the message suggests the nearest known one.
     """
     try:
         import gymnasium
@@ -229,13 +229,13 @@ def make(name: str, *, limited: bool = False) -> Environment:
 
 
 def _suite() -> Any:
-    # Training draws nothing, so no GL library is looked for; whoever wants pictures says so before.
+    # Training renders nothing, so no GL library is loaded; to render, set MUJOCO_GL beforehand.
     os.environ.setdefault("MUJOCO_GL", "off")
     try:
         from dm_control import suite
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # each GL library fails in a way of its own
+    except Exception as error:  # each GL library raises its own exceptions
         name = os.environ["MUJOCO_GL"]
         raise ValueError(f"expected a GL library in MUJOCO_GL, got {name!r} ({error}): unset it, or say egl") from error
     return suite

@@ -1,4 +1,4 @@
-"""What happens inside agents: overestimation, norms, singular values, dormant units, effective rank, temperature."""
+"""Diagnostics of agents: overestimation, norms, singular values, dormant units, effective rank, temperature."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ from supple.rl.envs import Environment
 from supple.rl.sac import SAC, Batch, squashed
 
 LOOKED_AT = 350
-"""How many of an episode's first states overestimation is averaged over: later returns are cut off by the end."""
+"""Overestimation is averaged over this many first states of an episode; its end truncates the returns of later ones."""
 
 
 def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """By metric, one value a member; gradients and activations are those on a batch as :meth:`SAC.update` takes it.
+    """By metric, one value a member; gradients and activations are computed on a batch as for :meth:`SAC.update`.
 
     ==========================  ===================================================================================
     ``temperature``             α
-    ``…_weight_norm``           of all parameters of the actor, or the critic
+    ``…_weight_norm``           of all parameters of the actor or the critic
     ``…_gradient_norm``         of the gradient of its loss
-    ``…_spectral_norm``         the largest singular value of any layer; ``…/<layer>`` is that of each
+    ``…_spectral_norm``         the largest singular value of any layer; ``…/<layer>`` is that of one layer
     ``…_dormant``               the share of hidden units with a ReDo score of at most 0.1
     ``…_effective_rank``        of the activations of the last hidden layer: exp of the entropy of the singular values
     ==========================  ===================================================================================
@@ -56,13 +56,13 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
 def overestimation(
     agent: SAC, member: int, world: Environment, seed: int, generator: np.random.Generator, device: str = "cpu"
 ) -> float:
-    r"""How much a member's Q promises beyond what an episode with its policy's noise then gives.
+    r"""How far a member's Q lies above the discounted return of an episode played with its stochastic policy.
 
     .. math:: \operatorname{mean}_{t < 350} \frac{Q(s_t, a_t) - G_t}{\max(|G_t|, 10)},\qquad
               G_t = r_t + \gamma\,(G_{t+1} - \alpha \log\pi(a_{t+1} | s_{t+1}))
 
-    Nothing is added after the end of the episode, also where only the time was up: that hardly touches the first 350 of
-    1,000 steps.
+    G is zero after the end of the episode, even if the episode only ran out of time: that hardly affects the first 350
+    of 1,000 steps.
 
     Source: the quantity is the paper's (Figure 5), which does not define it; the normalisation is Nauman et al.'s,
     *Overestimation, Overfitting, and Plasticity in Actor-Critic*, 2024.
@@ -84,7 +84,7 @@ def overestimation(
 
 
 def relative_error(values: Sequence[float], gains: Sequence[tuple[float, float]], discount: float) -> float:
-    """The mean over the first states of (Q − G) / max(|G|, 10), from each step's value, and its reward and bonus."""
+    """The mean over the first states of (Q − G) / max(|G|, 10), from each step's value, reward and entropy bonus."""
     returns, following = [], 0.0
     for reward, bonus in reversed(gains):
         returns.append(reward + discount * following)

@@ -1,4 +1,4 @@
-"""The methods of control: those of the table that leave networks as they are, and resets of the whole agent."""
+"""The methods for agents: those of the table that do not change the architecture, and resets of the whole agent."""
 
 import math
 
@@ -16,7 +16,7 @@ RESETS = "resets"
 METHODS: dict[str, Method] = {
     name: method
     for name, method in methods.METHODS.items()
-    if not method.network and name != "network-reset"  # of actor and critic alone; resets are those of the agent
+    if not method.network and name != "network-reset"  # which resets only the networks; "resets" resets the agent
 } | {
     RESETS: Method(
         title="resets",
@@ -27,26 +27,26 @@ METHODS: dict[str, Method] = {
 
 
 def find(name: str) -> Method:
-    """The method of a name: an entry of ``METHODS``, or ``package.module:Class``, a mitigator of one's own.
+    """The method with this name: an entry of ``METHODS``, or ``package.module:Class``, your own mitigator.
 
     Raises:
-        ValueError: for an unknown name, and for a class that takes no strength.
+        ValueError: for an unknown name, or a class that takes no strength.
     """
     return methods.find(name, METHODS)
 
 
 def usual_strength(method: Method) -> float:
-    """The default on actor and critic."""
+    """The method's default strength on actor and critic."""
     return method.strength if method.control_strength is None else method.control_strength
 
 
 def put_on(method: Method, population: Population, strength: float, constants: Constants) -> Mitigator:
-    """The mitigator of an agent's actors, or critics; units are reinitialized as the networks were initialized."""
+    """The method's mitigator on all actors or all critics; it reinitializes units as the networks were initialized."""
     is_orthogonal = isinstance(method.mitigator, type) and issubclass(method.mitigator, UnitResets)
     is_orthogonal &= constants.initialization == "orthogonal"
     return method.on(population, strength, **({"initializer": _orthogonal} if is_orthogonal else {}))
 
 
 def _orthogonal(rows: Tensor, generator: torch.Generator) -> None:
-    """Incoming weights of hidden units ``(k, …)``, as :class:`supple.rl.networks.OrthogonalLinear` starts with them."""
+    """Draw the incoming weights of hidden units ``(k, …)`` as :class:`supple.rl.networks.OrthogonalLinear` does."""
     nn.init.orthogonal_(rows, math.sqrt(2), generator=generator)

@@ -1,4 +1,4 @@
-"""The networks of soft actor-critic: perceptrons, with what the presets differ in as options."""
+"""The networks of soft actor-critic: multi-layer perceptrons, configured by the constants of the presets."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from supple.rl.presets import Constants
 
 
 class OrthogonalLinear(nn.Linear):
-    """A linear layer that starts, and starts anew, as a multiple of an orthogonal matrix and without bias."""
+    """A linear layer initialized (and reinitialized) as ``gain`` times an orthogonal matrix, with zero bias."""
 
     def __init__(self, inputs: int, outputs: int, gain: float = math.sqrt(2)) -> None:
         self.gain = gain
@@ -43,7 +43,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """From observations and actions to the values ``(..., critics)`` that independent perceptrons give them."""
+    """From observations and actions to their values ``(..., critics)``, one from each independent perceptron."""
 
     def __init__(self, observation_size: int, action_size: int, constants: Constants) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Critic(nn.Module):
 
 
 def layers_of(network: nn.Module) -> list[list[str]]:
-    """The names of the parameters, layer by layer from the input on; the heads together are the last."""
+    """Names of the parameters by layer, from the input on; all heads together are the last layer."""
     found: dict[int, list[str]] = {}
     hidden = {module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     for name, _ in network.named_parameters():

@@ -1,4 +1,4 @@
-"""The constants of soft actor-critic, and the sets of them that published programs use."""
+"""The constants of soft actor-critic, and the values that published programs use."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from supple.errors import known
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What soft actor-critic leaves open. The defaults are those of the preset ``paper``."""
+    """The hyperparameters of soft actor-critic. The defaults are those of the preset ``paper``."""
 
     replay_ratio: int = 16
     """Updates for each step of the environment."""
@@ -20,27 +20,27 @@ class Constants:
     """Transitions that the replay buffer holds."""
     batch_size: int = 256
     hidden: tuple[int, ...] = (256, 256)
-    """Units of each hidden layer, of actor and critics alike."""
+    """Units of each hidden layer, in actor and critics."""
     critics: int = 1
-    """The least of their values counts."""
+    """Number of critics; the minimum of their values is used."""
     layer_norm: bool = True
-    """Between each hidden layer's linear map and its non-linearity, ε = 1e-6; the heads are bare."""
+    """LayerNorm between each hidden layer's linear map and its non-linearity, ε = 1e-6; none at the heads."""
     initialization: Literal["orthogonal", "torch"] = "orthogonal"
     """Orthogonal: gain √2, 1 for the log-deviation's head, biases 0. Torch's: uniform in ± 1/√fan-in."""
     log_deviation: tuple[float, float] = (-10.0, 2.0)
     """The range of the policy's log standard deviation."""
     bounded_by: Literal["tanh", "clamp"] = "tanh"
-    """How the log standard deviation is brought into its range."""
+    """How the log standard deviation is limited to its range."""
     actor_step_size: float = 3e-4
     critic_step_size: float = 3e-4
     temperature_step_size: float = 3e-4
     discount: float = 0.99
     averaging: float = 0.005
-    """τ, the share of the critic that its target takes over at each update."""
+    """τ, the critic's share in its target's moving average: Q̄ ← (1 − τ) Q̄ + τ Q."""
     temperature: float = 1.0
     """α at the start."""
     entropy_per_action: float = -0.5
-    """The target entropy over the number of action dimensions."""
+    """The target entropy divided by the number of action dimensions."""
     temperature_loss: Literal["temperature", "logarithm"] = "temperature"
     """What multiplies (entropy − target) in the temperature's loss: α or log α."""
 
@@ -55,7 +55,7 @@ class Constants:
         check("a discount", self.discount, 0, 1)
         check("an average's share", self.averaging, 0, 1)
         for name in ("actor_step_size", "critic_step_size", "temperature_step_size"):
-            check(name, getattr(self, name), 0)  # 0 keeps what it would move
+            check(name, getattr(self, name), 0)  # a step size of 0 freezes the parameters
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"expected a positive temperature, got {self.temperature}: choose another number")
         for name, kind in get_type_hints(Constants).items():
@@ -72,7 +72,7 @@ def check(what: str, value: float, least: float, most: float = math.inf) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A published set of constants, as its differences from the paper's."""
+    """A published set of constants, stored as the differences from the paper's."""
 
     source: str
     changes: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The replay buffer: the last transitions of every member, in memory or in a file that grows with them."""
+"""The replay buffer: the last transitions of every member, in memory or in a memory-mapped file."""
 
 import zlib
 from collections.abc import Sequence
@@ -15,20 +15,19 @@ from supple.runs.resume import ChangedDataError
 class Replay:
     """The last ``capacity`` transitions of every member, each as one row of 32-bit numbers.
 
-    A row holds observation, action, reward, terminal and next observation side by side, so that a minibatch is gathered
-    in one go. In a file the rows stay where they are: a checkpoint only holds how many there are, and a checksum of
-    those that can still be drawn. The checksum is the sum of one number for each row, its CRC-32 with its place in
-    time: a row that comes adds its number, a row that goes takes its own away, and no checkpoint reads the buffer.
-    What is written after a checkpoint goes first to ``spare`` rows beyond the capacity, and overwrites nothing that the
-    checkpoint still counts.
+    A row holds observation, action, reward, terminal and next observation side by side, so one indexing operation
+    gathers a minibatch. A checkpoint does not copy the rows of a file: it holds their number and a checksum of the rows
+    that can still be sampled. The checksum is a sum over steps of the CRC-32 of the step and its rows. Adding a step
+    adds its number and dropping a step subtracts it, so saving a checkpoint never reads the buffer. ``spare`` rows
+    beyond the capacity keep new transitions from overwriting rows that the last checkpoint still needs.
 
     Args:
-        members: each has rows of its own, and all have the same number.
-        capacity: transitions a member.
+        members: how many; every member has its own rows, and all have the same number of rows.
+        capacity: transitions per member.
         observation_size: numbers in an observation.
         action_size: numbers in an action.
-        spare: how many transitions a member may be added between two checkpoints.
-        path: the file, which is given the size of the buffer; in memory when left out.
+        spare: the largest number of transitions per member between two checkpoints.
+        path: the file, which is resized to the buffer's size; in memory when left out.
     """
 
     def __init__(
@@ -47,10 +46,10 @@ class Replay:
         self._sizes = [observation_size, action_size, 1, 1, observation_size]
         shape = members, capacity + spare, sum(self._sizes)
         size = 4 * members * shape[1] * shape[2]
-        self._had_size = False  # whether the file had this size before
+        self._had_size = False  # whether the file already had this size
         self._file: np.memmap | None = None
         if path is None:
-            self._rows = np.zeros(shape, np.float32)  # memory that is not written to is not taken
+            self._rows = np.zeros(shape, np.float32)  # the system allocates memory only when it is written to
         else:
             with path.open("ab") as file:
                 self._had_size = file.tell() == size
@@ -62,7 +61,7 @@ class Replay:
         return min(self.count - self.first, self.capacity)
 
     def drop(self) -> None:
-        """Forget everything."""
+        """Drop all transitions."""
         self.first, self._checksum = self.count, 0
 
     def add(
@@ -73,7 +72,7 @@ class Replay:
         terminal: np.ndarray,
         next_observation: np.ndarray,
     ) -> None:
-        """One transition of each member: ``(members, size)``, and ``(members,)`` for reward and terminal."""
+        """Add one transition of each member: ``(members, size)``, and ``(members,)`` for reward and terminal."""
         if len(self) == self.capacity:
             self._checksum -= self._number(self.count - self.capacity)
         row = self._rows[:, self.count % self._rows.shape[1]]
@@ -83,7 +82,7 @@ class Replay:
         self.count += 1
 
     def sample(self, generators: Sequence[np.random.Generator], updates: int, size: int) -> Batch:
-        """Uniform minibatches ``(updates, members, size, ...)``, each member's drawn by its own generator."""
+        """Uniform minibatches ``(updates, members, size, ...)``; each member has its own generator."""
         oldest = self.count - len(self)
         rows = []
         for member, generator in zip(self._rows, generators, strict=True):
@@ -97,23 +96,23 @@ class Replay:
         return self._split(torch.from_numpy(self._rows[:, index]))
 
     def flush(self) -> None:
-        """What is in the file so far is on the disk when this returns."""
+        """Write everything added so far to the disk."""
         if self._file is not None:
             self._file.flush()
 
     def state_dict(self) -> list[int]:
-        """How many rows were written, the first that was not dropped, and the checksum of those that can be drawn."""
+        """The number of rows written, the first row not dropped, and the checksum of the rows that can be sampled."""
         return [self.count, self.first, self._checksum]
 
     def load_state_dict(self, state: Sequence[int]) -> None:
-        """Go on with the rows that a state counts; all of them are read.
+        """Continue with the rows that the state refers to; all of them are read to verify the checksum.
 
         Raises:
             ChangedDataError: when these are not the rows of that state; nothing is changed then.
         """
         count, first, *checksum = state
         found = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
-        # States of the first versions have no checksum: only the file's size can be compared.
+        # States from the first versions have no checksum: only the file's size can be compared.
         if (checksum != [found]) if checksum else not self._had_size:
             raise ChangedDataError(
                 "expected the replay buffer that the checkpoint was written with, got another content"
@@ -122,11 +121,11 @@ class Replay:
 
     @property
     def nbytes(self) -> int:
-        """The size of the rows, those not yet filled included."""
+        """The size of all rows in bytes, including those not yet filled."""
         return self._rows.nbytes
 
     def _number(self, step: int) -> int:
-        """What the rows of a step add to the checksum: it depends on their step, their order and every bit of them."""
+        """A step's term in the checksum: it depends on the step, the order of its rows and every bit of them."""
         found = step
         for row in self._rows[:, step % self._rows.shape[1]]:
             found = zlib.crc32(row, found)

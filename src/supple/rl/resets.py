@@ -1,4 +1,4 @@
-"""Resets of the whole agent, its replay buffer kept."""
+"""Resets of the whole agent, which keep its replay buffer."""
 
 import math
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ PARTS: tuple[Part, ...] = ("actor", "critic", "target", "temperature", "optimize
 
 @dataclass(frozen=True, kw_only=True)
 class Resets:
-    """When, and what of an agent, starts anew: each time with other random numbers.
+    """When an agent is reset, and which parts; every reset uses new random numbers.
 
     Source: Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, 2022; D'Oro et al., 2023, whose schedule
     is the default.
     """
 
     every: int = 2_560_000
-    """The period; a reset comes after the first evaluation at the end of which one has passed."""
+    """The period; a reset follows the first evaluation after each full period."""
     unit: Literal["updates", "steps"] = "updates"
-    """What is counted: updates of the agent, or steps of the environment."""
+    """The unit of ``every``: updates of the agent, or steps of the environment."""
     parts: tuple[Part, ...] = PARTS
-    """``optimizer`` is the memory of those that are reset among actor, critic and temperature. The target becomes a
-    copy of the critic. With ``buffer``, which is kept by default, updates wait until it is filled anew."""
+    """``optimizer`` is the optimizer state of those parts among actor, critic and temperature that are reset. The
+    target becomes a copy of the critic. With ``buffer`` (not in the default), updates wait until it is refilled."""
     layers: int | None = None
-    """How many of the last layers of actor, critic and target, the heads being one; all when left out."""
+    """How many of the last layers of actor, critic and target; the heads count as one layer. All when left out."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.layers is not None and self.layers < 1):
@@ -44,11 +44,11 @@ class Resets:
             )
 
     def periods(self, steps: int, updates: int) -> int:
-        """How many have passed after so many steps and updates."""
+        """How many full periods have passed after so many steps and updates."""
         return (steps if self.unit == "steps" else updates) // self.every
 
     def reset(self, agent: SAC, generators: Sequence[torch.Generator]) -> None:
-        """Draw the parts of the agent anew: actors and critics from one generator a member."""
+        """Reset the parts of the agent; actors and critics are reinitialized with one generator per member."""
         for part, learner in (("actor", agent.actor), ("critic", agent.critic)):
             layers = layers_of(learner.population.stacked)
             names = [name for layer in (layers[-self.layers :] if self.layers else layers) for name in layer]
@@ -57,7 +57,7 @@ class Resets:
                 if "optimizer" in self.parts:
                     learner.clear_moments(names)
         if "target" in self.parts:
-            for name in names:  # the critic's, the last
+            for name in names:  # the critic's, from the last iteration above
                 agent.target[name].copy_(agent.critic.parameters[name])
         if "temperature" in self.parts:
             agent.temperature["logarithm"].fill_(math.log(agent.constants.temperature))

@@ -1,4 +1,4 @@
-"""What a run of control is: everything that its numbers depend on."""
+"""The configuration of a reinforcement-learning run: everything that determines its numbers."""
 
 import dataclasses
 import json
@@ -21,29 +21,29 @@ LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that determines a run's numbers: its folder is named after this content."""
+    """Everything that determines a run's numbers; its folder is named after a digest of these values."""
 
     problem: str
-    """The task: ``domain-task`` of the suite, or a Gymnasium id."""
+    """The task: ``domain-task`` of the suite, a Gymnasium id, or ``module:id``."""
     method: str
     strength: float
-    """The method's on the critic."""
+    """The method's strength on the critic."""
     actor_strength: float
     seeds: tuple[int, ...]
-    """One member each: its networks, its environment, its actions and its minibatches."""
+    """One per member: a seed determines its networks, environment, actions and minibatches."""
     preset: str
     constants: Constants
     steps: int
-    """Of the environment."""
+    """Environment steps."""
     evaluate_every: int
-    """Steps from one evaluation, and checkpoint, to the next."""
+    """Steps between two evaluations; each evaluation writes a checkpoint."""
     episodes: int
-    """In an evaluation."""
+    """Episodes per evaluation."""
     resets: Resets | None
     prime: int
-    """Updates on the first 100 transitions, before training goes on as usual; none for most."""
+    """Heavy priming: updates on the first 100 transitions, before normal training; usually 0."""
     inside: bool
-    """Whether each evaluation looks inside the networks."""
+    """Whether each evaluation also measures the diagnostics of :mod:`supple.rl.inside`."""
 
     @classmethod
     def of(
@@ -63,10 +63,10 @@ class Run:
         inside: bool = False,
         **constants: Any,
     ) -> "Run":
-        """The run of a named method on a named task; what is None leaves the defaults.
+        """The run of a named method on a named task; None means the default.
 
         Raises:
-            ValueError: for an unknown name, with the nearest known one, or nothing to train.
+            ValueError: for an unknown name (the message suggests the nearest one), or if there is nothing to train.
         """
         chosen = find(method)
         given = {name: value for name, value in (resets or {}).items() if value is not None}
@@ -94,7 +94,7 @@ class Run:
         return run
 
     def _check(self) -> None:
-        """Make sure that there is something to train, and that everything comes that is asked for."""
+        """Check that there is something to train, and that the requested priming and resets will happen."""
         constants, ratio = self.constants, self.constants.replay_ratio
         if not self.seeds:
             raise ValueError("expected at least one seed, got none: nothing would be trained")
@@ -130,14 +130,14 @@ class Run:
             )
 
     def folder(self, root: str) -> RunFolder:
-        """Where under ``root`` the run's results belong."""
+        """The run's folder under ``root``."""
         return RunFolder(root, self.config())
 
     def config(self) -> dict[str, Any]:
         """Plain values, named as the store, its tables and its charts expect them.
 
-        A task of the store is the stretch from one evaluation to the next, counted from 0. ``options`` is what is not
-        as usual of the method besides its strength, as sorted JSON; ``resets`` is all of those.
+        In the store, a "task" is the interval between two evaluations, counted from 0. ``options`` is sorted JSON of
+        the method's options that differ from their defaults, except its strength; ``resets`` lists all reset options.
         """
         apart = ("strength", "actor_strength", "constants", "resets")
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
@@ -158,12 +158,12 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """How many of each agent there are to the end, as long as no reset drops the buffer."""
+        """Updates of each agent in the whole run, if no reset drops the buffer."""
         return self._updates_until(self.steps)
 
     @property
     def is_reset(self) -> bool:
-        """Whether a reset falls into it: after an evaluation that is not the last."""
+        """Whether the run contains a reset: one after an evaluation that is not the last."""
         step = (self.evaluations - 1) * self.evaluate_every
         return bool(self.resets and self.resets.periods(step, self._updates_until(step)))
 
@@ -173,17 +173,17 @@ class Run:
 
     @property
     def scale(self) -> Literal["quick", "paper"]:
-        """Whether this is the published protocol: its length and its constants, whatever the buffer's size."""
+        """``paper`` if length and constants are those of the published protocol, with a buffer of any size."""
         constants = dataclasses.replace(self.constants, capacity=Constants().capacity)
         published = constants == Constants() and self.steps == PAPER_STEPS and not self.prime
         return "paper" if published else "quick"
 
     @property
     def evaluations(self) -> int:
-        """How many there are to the end."""
+        """Evaluations in the whole run."""
         return math.ceil(self.steps / self.evaluate_every)
 
 
 def _joined(value: Any) -> Any:
-    """One value for a table's column."""
+    """A tuple as one string, for a table's column; any other value as it is."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,6 +1,6 @@
 """Soft actor-critic for many seeds at once: act, update critic, update actor, update temperature.
 
-Every tensor has the members first. The losses are written for one member, and vectorised over all.
+The first dimension of every tensor is the members. The losses are written for one member and vectorised over all.
 """
 
 import math
@@ -27,12 +27,12 @@ _KEEP_WHAT_IS_REUSED: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_reads_threshold": 1,
     "realize_opcount_threshold": 4,
 }
-"""For the compiler, which otherwise works Adam's new weights of a layer with one output out again for each row of the
-batch that is multiplied with them."""
+"""Compiler options. Without them, the compiled code recomputes Adam's new weights of a layer with one output for each
+row of the batch that is multiplied by them."""
 
 
 class Batch(NamedTuple):
-    """Transitions ``(..., batch, size)``, or ``(..., batch)``; terminal is 1 where the world ended, not the time."""
+    """Transitions ``(..., batch, size)``, or ``(..., batch)``; terminal is 1 at terminal states, 0 at time limits."""
 
     observation: Tensor
     action: Tensor
@@ -42,21 +42,21 @@ class Batch(NamedTuple):
 
 
 class SAC:
-    """Agents that maximise reward and entropy, one a seed, which share nothing but the clock.
+    """Independent agents that maximise reward and entropy, one per seed, stepped together.
 
     Args:
         observation_size: numbers in an observation.
         action_size: numbers in an action, each in [−1, 1].
-        constants: everything that the presets differ in.
-        seeds: one a member.
-        actor_method: puts a mitigator on the actors.
-        critic_method: puts one on the critics.
-        compiled: whether :meth:`update` is one compiled function: it pays in long runs, after 20 to 60 s of compiling.
+        constants: the hyperparameters.
+        seeds: one per member.
+        actor_method: makes the actors' mitigator.
+        critic_method: makes the critics' mitigator.
+        compiled: whether :meth:`update` is compiled: this takes 20 to 60 s, so it pays only in long runs.
         device: where the agents live.
 
-    Source: Haarnoja et al., *Soft Actor-Critic Algorithms and Applications*, 2018. The critic's target holds the
-    entropy of the next action; one minibatch serves critic, target, actor (with the new critic) and temperature, in
-    this order.
+    Source: Haarnoja et al., *Soft Actor-Critic Algorithms and Applications*, 2018. The critic's target includes the
+    entropy of the next action. One minibatch is used to update critic, target, actor (with the new critic) and
+    temperature, in this order.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class SAC:
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions for observations ``(members, ..., size)``: drawn with standard normal ``noise``, or the mean's."""
+        """Actions for observations ``(members, ..., size)``: with standard normal ``noise``, without it tanh(mean)."""
         policy = vmap(self.actor)(self.actor.parameters, observation)
         return torch.tanh(policy[0]) if noise is None else squashed(policy, noise)[0]
 
     def _update(self, batch: Batch, noise: Tensor) -> None:
-        """One update of everything, on a batch ``(members, batch, ...)`` and noise ``(2, members, batch, action)``."""
+        """Update all parts once, on a batch ``(members, batch, ...)`` with noise ``(2, members, batch, action)``."""
         self._update_critic(batch, noise[0])
         self._update_target()
         entropy = self._update_actor(batch.observation, noise[1])
@@ -101,7 +101,7 @@ class SAC:
     def critic_loss(
         self, critic: Network, target: Tensors, actor: Tensors, alpha: Tensor, batch: Batch, noise: Tensor
     ) -> tuple[Tensor, Any]:
-        """Q(s, a) towards r + γ (min Q̄(s', a') − α log π(a'|s')) with a' ~ π(s'), where the world has not ended."""
+        """Squared error of Q(s, a) to r + γ (1 − terminal) (min Q̄(s', a') − α log π(a'|s')), with a' ~ π(s')."""
         action, log_probability = squashed(self.actor(actor, batch.next_observation), noise)
         value = self.critic(target, batch.next_observation, action).amin(-1) - alpha * log_probability
         goal = batch.reward + self.constants.discount * (1 - batch.terminal) * value
@@ -119,7 +119,7 @@ class SAC:
     def actor_loss(
         self, actor: Network, critic: Tensors, alpha: Tensor, observation: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """π towards a high min Q(s, a) − α log π(a|s) with a ~ π(s); and the policy's entropy."""
+        """The mean of α log π(a|s) − min Q(s, a), with a ~ π(s); and the policy's entropy."""
         action, log_probability = squashed(actor(observation), noise)
         value = self.critic(critic, observation, action).amin(-1)
         return (alpha * log_probability - value).mean(), -log_probability.detach().mean()
@@ -129,7 +129,7 @@ class SAC:
         return entropy
 
     def _update_temperature(self, entropy: Tensor) -> None:
-        """log α against (entropy − target), times α or not: up where the policy is too sure."""
+        """A step on log α, whose gradient is (entropy − target), times α or not: α grows where entropy is too low."""
         slope = entropy - self.target_entropy
         if self.constants.temperature_loss == "temperature":
             slope = slope * self.alpha
@@ -151,7 +151,7 @@ class SAC:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, into the same memory."""
+        """Copy the result of :meth:`state_dict` into the existing tensors."""
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         copy_into(self.target, state["target"])
@@ -161,7 +161,7 @@ class SAC:
 
 
 def squashed(policy: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The action tanh(u), u = mean + deviation · noise, and its log-probability, exact also where tanh is flat.
+    r"""The action tanh(u), u = mean + deviation · noise, and its log-probability, exact even where tanh saturates.
 
     .. math:: \log \pi = \sum_i -\tfrac12 \epsilon_i^2 - \log\sigma_i - \tfrac12\log 2\pi - \log(1 - \tanh^2 u_i),
               \qquad \log(1 - \tanh^2 u) = 2\,(\log 2 - u - \operatorname{softplus}(-2u))

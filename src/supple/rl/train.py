@@ -1,4 +1,4 @@
-"""Training agents on a task: act, learn, look, and write everything down."""
+"""Training agents on a task: act, learn, evaluate, and save checkpoints."""
 
 import math
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ from supple.runs.store import SCHEMA, files_at
 from supple.runs.streams import Stream, generator, number
 
 COMPILE_FROM = 20_000
-"""Member-updates in a run from which compiling pays: it costs 20 to 60 s and saves about three milliseconds each."""
+"""Compiling pays from this many member-updates in a run: it costs 20 to 60 s and saves about 3 ms per update."""
 
 Row = tuple[int, int, str, float]
 
 
 class Training:
-    """Agents in their environments, with everything that the next step depends on.
+    """Agents in their environments, with all state that the next step depends on.
 
     Args:
         run: what to train.
         buffer: the file of the replay buffer; in memory when left out.
-        compiled: overrides the choice that the length of the run makes.
-        device: where the agents live; environments and buffer stay on the host.
+        compiled: whether to compile the update; by default, long runs are compiled where possible.
+        device: of the agents; environments and buffer stay on the host.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Training:
             compiled = is_long and not getattr(method.mitigator, "observes", False) and can_compile(device)
         self.compiled = compiled
         if compiled:
-            torch.compiler.reset()  # after eight agents of other kinds the compiler would give up silently
+            torch.compiler.reset()  # otherwise it silently stops compiling after eight agents of different kinds
         self.agent = SAC(
             *sizes,
             run.constants,
@@ -64,16 +64,16 @@ class Training:
         self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=spare, path=buffer)
         self.step, self.updates = 0, 0
         self.resets = 0
-        """How many periods of the schedule had passed at the last one."""
+        """How many periods of the reset schedule had passed at the last reset."""
         self.stopped: dict[int, int] = {}
-        """Members whose numbers are no longer finite, and since which step."""
+        """Members whose actions are no longer finite, with the step at which that was detected."""
         self.returns: list[list[float]] = [[] for _ in run.seeds]
-        """Of the episodes that each member has finished since the last evaluation."""
+        """For each member, the returns of the episodes finished since the last evaluation."""
         self._judges: list[list[Environment]] = []
         self._pool = ThreadPoolExecutor(len(run.seeds)) if len(run.seeds) > 1 else None
 
     def advance(self, report: Report = lambda steps: None) -> None:
-        """One step of every member's environment, and the updates that go with it."""
+        """Take one step in every member's environment, then the updates for it."""
         self._act()
         self.step += 1
         if self.step == PRIMED_ON and self.run.prime:
@@ -100,9 +100,9 @@ class Training:
         return {"device": self.device, **_versions()}
 
     def reset_if_due(self) -> None:
-        """Start anew what the schedule names, where its period has passed since the last time.
+        """Reset the agents if another period of the reset schedule has passed.
 
-        Called after an evaluation, as in the sources: an agent is not judged before it has learned again.
+        Called after an evaluation, as in the sources, so that an agent is not evaluated right after a reset.
         """
         resets = self.run.resets
         if resets and (periods := resets.periods(self.step, self.updates)) > self.resets:
@@ -114,11 +114,11 @@ class Training:
 
     @property
     def evaluations(self) -> int:
-        """How many are behind once that of this step is done."""
+        """The number of evaluations, including the one due at this step."""
         return math.ceil(self.step / self.run.evaluate_every)
 
     def measure(self) -> pl.DataFrame:
-        """What the members do without noise, and how their training goes, in the store's schema."""
+        """Evaluate the members without noise; return these and their training returns as rows in the store's schema."""
         rows: list[Row] = []
         task = self.evaluations - 1
         for member, scores in enumerate(self._evaluate()):
@@ -135,7 +135,7 @@ class Training:
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the rows of the buffer, which are in its file."""
+        """All state except the rows of the buffer, which are in its file."""
         return {
             "agent": self.agent.state_dict(),
             "plays": [play.state_dict() for play in self.plays],
@@ -146,7 +146,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
+        """Restore the result of :meth:`state_dict`.
 
         Raises:
             ChangedDataError: when the buffer does not hold the rows that it held then; nothing is changed.
@@ -159,7 +159,7 @@ class Training:
         self.stopped, self.returns = dict(state["stopped"]), [list(each) for each in state["returns"]]
 
     def _act(self) -> None:
-        """A step of each member that still has its wits; the others' rows are zeros."""
+        """Step every member whose actions are finite; add zero rows for stopped members."""
         observations = np.stack([play.observation for play in self.plays])
         actions = self._actions(observations)
         self._stop_the_broken(actions)
@@ -180,7 +180,7 @@ class Training:
         )
 
     def _stop_the_broken(self, actions: np.ndarray) -> None:
-        """A member whose networks have lost their numbers has no finite action any more."""
+        """Stop members whose actions are not finite, because their networks have diverged."""
         for index, action in enumerate(actions):
             if index not in self.stopped and not np.isfinite(action).all():
                 self.stopped[index] = self.step
@@ -194,13 +194,13 @@ class Training:
         return self.agent.act(self._there(observations), noise.to(self.device)).cpu().numpy()
 
     def _learn(self, generators: list[np.random.Generator], updates: int) -> None:
-        """Updates on fresh minibatches."""
+        """Update so many times, each time on a new minibatch."""
         for batch, noise in self._minibatches(generators, updates):
             self.agent.update(batch, noise)
             self.updates += 1
 
     def _minibatches(self, generators: list[np.random.Generator], updates: int) -> Iterator[tuple[Batch, Tensor]]:
-        """All of a step's random numbers are drawn, gathered and sent to the device at once."""
+        """Minibatches with their noise; all of them are sampled and moved to the device at once."""
         size = self.run.constants.batch_size
         batches = self.replay.sample(generators, updates, size)
         shape = updates, 2, size, batches.action.shape[-1]
@@ -216,7 +216,7 @@ class Training:
             report(self.step)
 
     def _evaluate(self) -> np.ndarray:
-        """Returns ``(members, episodes)`` of the policies' means, in episodes of their own, all played side by side."""
+        """Returns ``(members, episodes)`` of the policies' means, in separate environments that step together."""
         if not self._judges:
             self._judges = [
                 [make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.plays
@@ -264,13 +264,13 @@ class Training:
 
 
 def train(run: Run, report: Report = lambda steps: None, *, root: str, device: str = "cpu") -> None:
-    """Train a run in its folder under ``root``, from the last evaluation on.
+    """Train a run in its folder under ``root``; resume after its last evaluation.
 
     Args:
         run: what to train.
-        report: told after each step how many are done.
-        root: the folder of all runs, on a disk: the buffer is a file that is mapped into memory.
-        device: where the agents live.
+        report: called after each step with the number of steps done.
+        root: the folder of all runs, on a local disk, because the buffer is a memory-mapped file.
+        device: of the agents.
     """
     rehearse(run, root=root, device=device)
     folder = run.folder(root)
@@ -284,16 +284,16 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
 
 
 def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
-    """Find out what can be wrong with the folder, the device and the environment before anything is written.
+    """Check the folder, the device and the environment before anything is written.
 
     Raises:
-        ValueError: for what is wrong with them.
+        ValueError: if one of them can't be used.
     """
     if not isinstance(files_at(root)[0], LocalFileSystem):
         raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
     try:
         torch.zeros(1, device=device).item()
-    except Exception as error:  # each kind of device has its own
+    except Exception as error:  # each kind of device raises its own exceptions
         why = str(error).partition("\n")[0]
         raise ValueError(f"expected a device of this machine, got {device!r}: {why}") from error
     world = make(run.problem)
@@ -302,10 +302,10 @@ def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
 
 
 def can_compile(device: str) -> bool:
-    """Whether the compiler works here: it needs one for C++, or a GPU that Triton knows."""
+    """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
     try:
         torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=device))
-    except Exception:  # whatever is missing, the plain path does the same
+    except Exception:  # whatever is missing, the path without compiling computes the same
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""A look at what an agent has learned: an episode as a strip of pictures."""
+"""An episode of a trained agent as a strip of images."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from supple.runs.streams import Stream, number
 
 
 def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
-    """Play an episode of the run's first member, as its checkpoint is, without noise; the PNG file.
+    """Play an episode with the run's first member from its checkpoint, without noise; return the path of the PNG file.
 
     Args:
-        run: one that has been trained.
+        run: a trained run.
         root: the folder of all runs.
-        pictures: how many, side by side, evenly over the episode.
-        size: of each, in pixels.
+        pictures: number of images, side by side, evenly spaced over the episode.
+        size: height and width of an image, in pixels.
 
     Raises:
         FileNotFoundError: when the run has no checkpoint yet.
-        ValueError: when nothing can be drawn here.
+        ValueError: when this machine can't render the task.
     """
     folder = run.folder(root)
     checkpoint = folder.checkpoint()
@@ -47,10 +47,10 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
 
 
 def rehearse(problem: str) -> None:
-    """Make sure, before hours of training, that pictures of this task can be drawn.
+    """Check, before hours of training, that this machine can render the task.
 
     Raises:
-        ValueError: when they can't.
+        ValueError: when it can't.
     """
     world = _stage(problem)
     world.begin(0)
@@ -67,7 +67,7 @@ def _stage(problem: str) -> DmControl:
 def _drawn(world: DmControl, size: int) -> np.ndarray:
     try:
         return world.render(size)
-    except Exception as error:  # each GL library fails in a way of its own
+    except Exception as error:  # each GL library raises its own exceptions
         raise ValueError(
             f"expected a GL library to draw with, got {error}: install EGL or OSMesa and set MUJOCO_GL=egl or osmesa"
         ) from error

@@ -1,4 +1,4 @@
-"""Pictures of runs: the same chart as PNG, SVG and an HTML page that works without a network."""
+"""Charts of runs, saved as PNG, SVG, PDF and an HTML page that works offline."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 COLOURS = {name: method.colour for name, method in METHODS.items()}
 
 OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
-"""For methods of your own, in the order in which they come."""
+"""Colours of your own methods, assigned in the order in which the methods appear."""
 
 DARK_PAGE = (0x14, 0x17, 0x1C)
 """The background of a dark page: red, green, blue."""
@@ -82,7 +82,7 @@ def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str =
 
 
 def configured(chart: Chart) -> Chart:
-    """What all charts look like."""
+    """The chart with the style that all charts share."""
     styled: Chart = chart.configure_axis(titleFontWeight="normal")
     return styled
 
@@ -100,13 +100,13 @@ def curves_of(
     """:func:`learning_curves` as a part of a larger chart.
 
     Args:
-        rows: what was measured.
-        metric: which of it.
+        rows: the measurements.
+        metric: the metric to draw.
         title: above the axes.
         subtitle: below the title.
-        series: the setting whose values have a colour each.
+        series: the setting that determines a line's colour.
         width: of the axes, in pixels.
-        height: likewise.
+        height: of the axes, in pixels.
     """
     chart = lines_over_tasks(rows, metric, series).chart()
     return chart.properties(width=width, height=height, title=alt.Title(title, subtitle=subtitle, anchor="start"))
@@ -115,9 +115,9 @@ def curves_of(
 def sensitivity_of(
     rows: pl.DataFrame, metric: str, title: str, *, series: str = "method", width: int = 560, height: int = 320
 ) -> alt.LayerChart:
-    """``metric``, mean over all tasks, against the strength; what has none is a line across.
+    """``metric``, mean over all tasks, against the strength; a method without strength is a horizontal line.
 
-    A strength of zero that was tried among others has no place on an axis of powers of ten, and is left out.
+    If a method was tried at several strengths, zero is left out: the axis is logarithmic.
     """
     chart = lines_over_strengths(rows, metric, series).chart()
     return chart.properties(width=width, height=height, title=alt.Title(title, anchor="start"))
@@ -125,18 +125,18 @@ def sensitivity_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """What a chart of lines with bands shows, before Altair builds it, which takes a hundred times as long."""
+    """The data of a chart of lines with bands. Altair's chart is built later, which takes a hundred times as long."""
 
     points: pl.DataFrame
     metric: str
     at: str
     """The horizontal axis: ``task`` or ``strength``."""
     series: str
-    """The setting whose values have a colour each."""
+    """The setting that determines a line's colour."""
     others: tuple[str, ...]
-    """The settings that have a line of their own for each combination of their values."""
+    """Other settings; every combination of their values has its own line."""
     within: tuple[str, ...]
-    """Those of them that differ within one colour: dashes tell them apart."""
+    """Those of ``others`` that differ within one colour: dashes tell their lines apart."""
 
     @property
     def scale(self) -> Literal["symlog", "linear"]:
@@ -156,7 +156,7 @@ class Lines:
             title = title.removesuffix(" at the task's end") + ", mean over tasks"
             x = x.scale(type="log").axis(format="~e", values=self.points["strength"].unique().sort().to_list())
         else:
-            x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # there is no half a task
+            x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # label whole tasks only
         colour = alt.Color(f"{self.series}:N", sort=values, legend=legend).scale(colours)
         dashes = {}
         if self.within:
@@ -213,7 +213,7 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     points = means.with_columns(
         low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
     ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
-    # A method's own default is no setting among others: what differs within one line's colour is.
+    # Methods differ in their defaults: only a setting that differs within one colour needs dashes.
     within = [name for name in others if points.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
     if within:
         settings = [" · ".join(_told(value) for value in row) for row in points.select(within).rows()]
@@ -226,14 +226,14 @@ def _told(value: object) -> str:
 
 
 def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
-    """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return where."""
+    """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return the paths."""
     files, root = files_at(str(folder))
     files.makedirs(root, exist_ok=True)
     svg, html, png, pdf = io.StringIO(), io.StringIO(), io.BytesIO(), io.BytesIO()
     chart.save(svg, "svg")
     chart.save(png, "png", scale_factor=2)
     chart.save(pdf, "pdf")
-    chart.save(html, "html", inline=True)  # the page carries its scripts along
+    chart.save(html, "html", inline=True)  # the page contains its scripts
     text = {f"{name}.svg": svg.getvalue().encode(), f"{name}.html": html.getvalue().encode()}
     written = text | {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue()}
     for file, content in written.items():

@@ -1,4 +1,4 @@
-"""The same on a Ray cluster: one task a job, each with its share of cores and GPUs, begun again where one is lost."""
+"""Sweeps on a Ray cluster: one Ray task per job, with its share of cores and GPUs, restarted if a worker is lost."""
 
 import logging
 import subprocess
@@ -22,7 +22,7 @@ from supple.runs.sweep import (
 )
 
 PATIENCE = 20
-"""Seconds that a cluster has to answer: Ray itself waits for minutes, and then ends the process."""
+"""Seconds to wait for a cluster's answer: Ray itself waits for minutes, and then ends the process."""
 
 
 def work_through(
@@ -37,22 +37,22 @@ def work_through(
 ) -> None:
     """Do all jobs as :func:`supple.runs.sweep.work_through` does, on every machine of a Ray cluster.
 
-    A machine that joins the cluster takes its share at once. All of them need supple installed, and a folder of runs
-    that each can reach.
+    A machine that joins the cluster later gets jobs at once. Every machine needs supple installed, and access to the
+    same folder of runs.
 
     Args:
-        jobs: descriptions, sent to the workers.
-        work: an importable function; it must keep its own results.
-        workers: of a local cluster; an existing one decides by itself.
-        threads: of each worker, and the cores that it takes.
-        gpus: the share of a GPU that each job takes.
+        jobs: descriptions of the jobs, sent to the workers.
+        work: an importable function; it must store its own results.
+        workers: number of workers of a local cluster; an existing cluster determines its own number.
+        threads: of each worker; also the number of cores that it reserves.
+        gpus: the share of a GPU that each job reserves.
         address: of an existing cluster (``auto``, ``ray://host:10001``); a local one is started when left out.
-        report: called in this process, when a piece of a job is done.
+        report: called in this process after every piece of a job.
     """
     import ray
 
     cores = None if address else (workers or max(1, available_cores() // threads)) * threads
-    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # nothing leaves these machines unasked
+    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # no usage statistics
         ray.init(
             address or "local",
             num_cpus=cores,
@@ -92,7 +92,7 @@ def work_through(
 
 
 def check(gpus: float, address: str | None) -> None:
-    """Make sure that Ray is installed, that each job can take this share of a GPU, and that the cluster answers.
+    """Check that Ray is installed, that the share of a GPU is valid, and that the cluster answers.
 
     Raises:
         ValueError: otherwise.
@@ -119,7 +119,7 @@ def check(gpus: float, address: str | None) -> None:
 
 
 def _do(work: Work[Job], job: Job, threads: int) -> tuple[float, bool | None]:
-    """One piece of a job: how much of it is done, and whether there is more."""
+    """Do one piece of a job; return how much of the job is done, and whether there is more."""
     torch.set_num_threads(threads)
     reports = [0.0]
     more = done_or_told(work, job, reports.append)

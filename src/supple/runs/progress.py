@@ -11,13 +11,13 @@ Job = TypeVar("Job")
 
 @contextmanager
 def progress_of(jobs: Mapping[Job, tuple[str, float]]) -> Iterator[Callable[[Job, float], None]]:
-    """A bar for each kind of job and one for all of them, while the block runs.
+    """Show a progress bar for each kind of job, and one for all jobs, while the block runs.
 
     Args:
-        jobs: what is to be done: the kind it belongs to, and how much it is.
+        jobs: for each job, its kind and its amount of work.
 
     Yields:
-        A function to tell how much of a job is done.
+        A function to call with a job and how much of it is done.
     """
     done = dict.fromkeys(jobs, 0.0)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

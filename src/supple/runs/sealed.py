@@ -1,22 +1,22 @@
-"""Files that carry a digest of themselves: Parquet and torch load changed values without a word, or die of them."""
+"""Files with a digest of their content: without it, Parquet and torch load damaged files silently, or crash."""
 
 import hashlib
 
 SEAL = b"sealed:"
 BLANK = SEAL + b"0" * 64
-"""Where in a file its digest goes; the content must hold it once."""
+"""Placeholder for the digest; the content must contain it exactly once."""
 
 
 def sealed(content: bytes) -> bytes:
-    """Content with its digest in the place of ``BLANK``."""
+    """The content with its digest in place of ``BLANK``."""
     return content.replace(BLANK, SEAL + _digest(content))
 
 
 def checked(content: bytes) -> bytes:
-    """Sealed content in which nothing has changed since.
+    """The sealed content, if it has not changed since it was sealed.
 
     Raises:
-        ValueError: for any other.
+        ValueError: if it has changed.
     """
     start = content.rfind(SEAL)
     end = start + len(BLANK)

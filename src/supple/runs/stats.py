@@ -2,28 +2,28 @@
 
 import numpy as np
 import polars as pl
-import scipy  # its parts are imported where they are first used, and not when a run starts
+import scipy  # imports its submodules on first use, not when a run starts
 
 MEASURED = ("run", "member", "seed", "task", "metric", "value")
-"""The columns of what was measured; all others say how."""
+"""The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
 
 
 def settings(rows: pl.DataFrame) -> list[str]:
-    """The columns that say how a value came about: whatever two rows differ in there sets them apart."""
+    """The columns that are settings: rows that differ in one of them are never averaged."""
     return [column for column in rows.columns if column not in MEASURED]
 
 
 def varying(rows: pl.DataFrame) -> list[str]:
-    """Those of them in which the rows differ."""
+    """The settings in which the rows differ."""
     return [column for column in settings(rows) if rows[column].n_unique() > 1]
 
 
 def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """The mean of ``metric`` over seeds for each setting and task, with its standard error and their number.
+    """The mean of ``metric`` over seeds for each setting and task, with its standard error and the number of seeds.
 
-    The standard error is the sample deviation over √seeds; null for one seed. A seed that was trained twice, in two
-    populations or with other diagnostics, counts once.
+    The standard error is the sample standard deviation divided by √seeds; null for one seed. A seed that was trained
+    twice, in two populations or with other diagnostics, counts once.
     """
     value = pl.col("value")
     return (
@@ -53,9 +53,9 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     """The mean of ``metric`` over the last ``count`` tasks for each setting, over seeds.
 
     ============  ================================================================================
-    ``mean``      with its standard ``error``, ``seeds`` being their number
-    ``iqm``       interquartile mean: of the middle half of the seeds
-    ``low, high`` 95 % bootstrap interval of that mean
+    ``mean``      with its standard ``error`` and the number of ``seeds``
+    ``iqm``       interquartile mean: the mean of the middle half of the seeds
+    ``low, high`` 95 % bootstrap interval of ``iqm``
     ``diverged``  how many of the seeds have parameters that are not finite at the end
     ============  ================================================================================
     """
@@ -85,7 +85,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
 
 
 def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """:func:`last_tasks`, the best setting first (the least, of a loss), with the ``first`` task's mean over seeds."""
+    """:func:`last_tasks`, the best setting first (of a loss, the smallest), with the ``first`` task's mean over seeds."""
     chosen = settings(rows)
     first = by_task(rows, metric).filter(pl.col("task") == 0).select(*chosen, first="mean")
     last = last_tasks(rows, metric, count).join(first, on=chosen, how="left", nulls_equal=True, maintain_order="left")
@@ -94,25 +94,25 @@ def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
 
 
 def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """How far each setting lies above ``reference`` in the last ``count`` tasks, seed by seed.
+    """The difference between each setting and ``reference`` in the last ``count`` tasks, paired by seed.
 
-    The same seed means the same tasks and the same batches, so that what they have in common falls out.
+    The same seed means the same tasks and batches, so the variation that these cause cancels in the difference.
 
     ==============  ====================================================================
-    ``difference``  its mean over the seeds that both have, ``pairs`` being their number
-    ``low, high``   its 95 % interval after Student; null for one pair
-    ``wins``        in how many pairs the setting lies above; a difference that is no number is no win
+    ``difference``  mean over the seeds that both have; ``pairs`` is their number
+    ``low, high``   its 95 % interval by Student's t; null for one pair
+    ``wins``        number of pairs in which the setting is higher; NaN counts as no win
     ==============  ====================================================================
 
     Args:
         rows: of any number of settings.
         reference: rows of one setting.
         metric: what is compared.
-        count: the mean over so many tasks, the last ones of each, stands for a seed.
+        count: a seed's value is the mean over this many last tasks.
     """
     theirs = _per_seed(reference, metric, count).select("seed", theirs="value")
     difference, pairs = pl.col("difference"), pl.len().cast(pl.Int64)
-    wins = (difference.fill_nan(None) > 0).sum()  # to polars, what is no number is larger than all others
+    wins = (difference.fill_nan(None) > 0).sum()  # polars orders NaN above all numbers
     found = (
         _per_seed(rows, metric, count)
         .join(theirs, on="seed", maintain_order="left")
@@ -125,7 +125,7 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
 
 
 def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
-    """The mean of each setting's last tasks, for each seed."""
+    """For each setting and seed, the mean over the last ``count`` tasks."""
     last = pl.col("task") >= pl.col("tasks") - count
     return (
         rows.filter((pl.col("metric") == metric) & last)
@@ -135,16 +135,16 @@ def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """The mean of the middle half: a quarter of the values, rounded down, is left out at either end."""
+    """The mean of the middle half: a quarter of the values, rounded down, is dropped at each end."""
     return float(scipy.stats.trim_mean(values, 0.25))
 
 
 def bootstrap_interval(strata: list[np.ndarray], seed: int = 0) -> list[float]:
-    """The 95 % percentile interval of the interquartile mean of all values, drawn again within each stratum.
+    """The 95 % percentile interval of the interquartile mean of all values, resampled within each stratum.
 
     Args:
-        strata: the values of each problem (Agarwal et al., 2021: seeds are drawn within problems, never across them).
-        seed: of the draws.
+        strata: the values of each problem (Agarwal et al., 2021: resample seeds within a problem, never across).
+        seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
     drawn = [values[rng.integers(len(values), size=(RESAMPLES, len(values)))] for values in strata]

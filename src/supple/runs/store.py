@@ -1,4 +1,4 @@
-"""Runs on disk: one folder a run, named after the content of its configuration, every file whole or not there."""
+"""Runs on disk: one folder per run, named after a digest of its configuration; every file is written atomically."""
 
 import contextlib
 import hashlib
@@ -29,43 +29,43 @@ from supple.runs.sealed import BLANK, checked, sealed
 T = TypeVar("T")
 
 DAMAGED = (Exception, pl.exceptions.PanicException)
-"""What reading a file may raise that somebody has changed: torch, polars and JSON have many ways to stumble."""
+"""Exceptions from reading a damaged file: torch, polars and JSON raise many kinds."""
 
 SCHEMA = {"member": pl.Int64, "task": pl.Int64, "metric": pl.String, "value": pl.Float64}
 NO_ROWS = pl.DataFrame(schema=SCHEMA)
 
 KINDS = {"problem": str, "scale": str, "method": str, "options": str, "tasks": int, "seeds": list, "strengths": list}
-"""What the configuration of every run says, whatever kind it is."""
+"""The keys that the configuration of every kind of run must have, with their types."""
 
 PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint\.pt)\.[^/]+\.\d+")
-"""The name under which :func:`write` writes a run's file, before it is whole."""
+"""The temporary names that :func:`write` uses for a run's files."""
 
 
 class Checkpoint(NamedTuple):
-    """Everything that is needed to go on after the last finished task."""
+    """Everything needed to continue after the last finished task."""
 
     finished: int
-    """How many tasks are behind."""
+    """How many tasks are finished."""
     state: dict[str, Any]
     rows: pl.DataFrame
     """What has been measured so far."""
     seconds: float
-    """How long it took so far."""
+    """Training time so far."""
 
 
 class RunFolder:
-    """Where one run lives.
+    """The folder of one run.
 
     ====================  ===========================================================================
     ``run.json``          the configuration
-    ``environment.json``  what it ran on, and how long
-    ``metrics.parquet``   one row a measurement: member, task, metric, value
-    ``checkpoint.pt``     everything needed to go on after the last finished task
+    ``environment.json``  hardware, software versions and training time
+    ``metrics.parquet``   one row per measurement: member, task, metric, value
+    ``checkpoint.pt``     everything needed to continue after the last finished task
     ====================  ===========================================================================
 
     Args:
         root: the folder of all runs: a path, or an address that fsspec understands (``s3://bucket/runs``, ...).
-        config: plain values; its ``problem`` and ``method`` begin the folder's name, a digest of all of it ends it.
+        config: plain values; the folder's name starts with ``problem`` and ``method`` and ends with a digest of all.
     """
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
@@ -77,22 +77,22 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Have the folder alone, waiting for whoever else trains this run; it is free again when this process dies.
+        """Lock the folder; wait while another process trains this run. The lock is released if this process dies.
 
-        Where there are no locks (an object store) two processes may do the same work; they do each other no harm.
+        On storage without locks (an object store) two processes may do the same work, without harm.
         """
         self._files.makedirs(self.path, exist_ok=True)
         local = isinstance(self._files, LocalFileSystem)
         with FileLock(f"{self.path}/.lock") if local else contextlib.nullcontext():
             for path in self._files.ls(self.path, detail=False) if local else ():
                 if PARTIAL.fullmatch(path.rpartition("/")[2]) and self._files.isfile(path):
-                    self._files.rm_file(path)  # left by a process that was killed
+                    self._files.rm_file(path)  # left behind by a killed process
             yield
 
     def begin(self, **facts: Any) -> Checkpoint | None:
-        """Write down what is run, and on what (``facts`` join the environment); return where to go on, if anywhere.
+        """Write the configuration and the environment, including ``facts``; return the checkpoint, if there is one.
 
-        A checkpoint that can't be read counts as none: the run starts again, and ends with the same numbers.
+        A checkpoint that can't be read counts as none: the run restarts, and ends with the same numbers.
         """
         checkpoint = self.checkpoint()
         self._facts = environment(**facts)
@@ -103,24 +103,24 @@ class RunFolder:
         return checkpoint
 
     def finished(self, tasks: int) -> bool:
-        """Whether all ``tasks`` have been measured, and what is told of them can be read."""
+        """Whether all ``tasks`` have been measured, and the files can be read."""
         try:
             return _stored(self._files, self.path).rows["task"].n_unique() == tasks
         except DAMAGED:
             return False
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep the state after a finished task, with all rows so far."""
+        """Save the state after a finished task, with all rows so far."""
         rows = _parquet(checkpoint.rows)
         self._write_environment(checkpoint.seconds)
         self._write("metrics.parquet", rows)
-        # Last, because what it holds is what the next start believes: rows written before it are written again.
+        # Last, because a resumed run trusts the checkpoint, and writes the rows in it again.
         buffer = io.BytesIO()
         torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
-        self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() passes over what follows
+        self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() ignores what follows
 
     def checkpoint(self) -> Checkpoint | None:
-        """Where to go on, if anywhere; one that can't be read counts as none, with a warning."""
+        """The checkpoint, if there is one; one that can't be read counts as none, with a warning."""
         path = f"{self.path}/checkpoint.pt"
         if not self._files.exists(path):
             return None
@@ -136,7 +136,7 @@ class RunFolder:
         return checkpoint
 
     def forget(self) -> None:
-        """Remove the checkpoint, before a run starts again that could no longer go on from it."""
+        """Remove the checkpoint of a run that can't be resumed and must restart."""
         self._files.rm_file(f"{self.path}/checkpoint.pt")
 
     def _write_environment(self, seconds: float) -> None:
@@ -148,10 +148,10 @@ class RunFolder:
 
 
 def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """All of the file or nothing: a reader and a kill at any moment see the old one or the new one.
+    """Write a file atomically: readers see the old or the new content, even if this process is killed.
 
     Raises:
-        ValueError: when there is something in its place that is no file: a folder, a device, a socket.
+        ValueError: when the path is not a regular file but a folder, a device or a socket.
     """
     if isinstance(files, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"expected a file to write, got {path}, which is something else: choose another name")
@@ -167,10 +167,10 @@ def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
 
 
 def check_writable(root: str) -> None:
-    """Make sure that what is written there can be read by other processes, without leaving anything there.
+    """Check that other processes can read what is written there, with a probe file that is removed again.
 
     Raises:
-        ValueError: when it can't.
+        ValueError: when they can't.
     """
     try:
         if not root:
@@ -188,7 +188,7 @@ def check_writable(root: str) -> None:
             probe = f"{folder}/.{socket.gethostname()}.{os.getpid()}"
             files.pipe_file(probe, b"")
             files.rm_file(probe)
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each file system raises its own exceptions
         if is_told(error):
             raise
         why = getattr(error, "strerror", None) or error
@@ -198,7 +198,7 @@ def check_writable(root: str) -> None:
 
 
 def files_at(root: str) -> tuple[Any, str]:
-    """The file system and the folder of an address; what other processes write there is seen at once."""
+    """The file system and the folder of an address; nothing is cached, so other processes' files are seen at once."""
     if not root:
         raise ValueError("expected a folder or an address, got an empty name: say where, such as `runs`")
     try:
@@ -215,24 +215,24 @@ def _parquet(rows: pl.DataFrame) -> bytes:
 
 
 class Stored(NamedTuple):
-    """What a run's folder holds."""
+    """The contents of a run's folder."""
 
     config: dict[str, Any]
     environment: dict[str, Any]
-    """What it ran on, and for how many ``seconds``."""
+    """Hardware, software versions and training ``seconds``."""
     rows: pl.DataFrame
     """What has been measured so far."""
 
 
 def configurations(root: str) -> dict[str, dict[str, Any]]:
-    """What lies under ``root``: folder names with their configurations. What can't be read is left out, as below."""
+    """The configurations under ``root`` by folder name. Unreadable folders are left out, as in :func:`stored`."""
     return _each(root, _configuration)
 
 
 def stored(root: str, runs: Container[str] | None = None) -> dict[str, Stored]:
-    """What the folders under ``root`` hold, by their names in their order.
+    """The contents of the run folders under ``root``, by name, sorted.
 
-    A folder that can't be read is left out, with one warning that says which and why.
+    A folder that can't be read is left out; one warning says which and why.
 
     Args:
         root: the folder of all runs.
@@ -242,14 +242,14 @@ def stored(root: str, runs: Container[str] | None = None) -> dict[str, Stored]:
 
 
 def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
-    """Every measurement under ``root``, each row with its member's and its run's configuration beside it.
+    """Every measurement under ``root``, each row with its member's and its run's configuration as columns.
 
     Args:
         root: the folder of all runs.
         runs: the names of the folders to read; all when left out.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: when there are no measurements.
     """
     rows = joined(stored(root, runs))
     if rows.is_empty():
@@ -258,7 +258,7 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
 
 
 def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
-    """Every measurement of these, each row with its member's and its run's configuration beside it."""
+    """Every measurement of these runs, each row with its member's and its run's configuration as columns."""
     frames = []
     for name, (config, facts, rows) in runs.items():
         if rows.is_empty():
@@ -276,14 +276,14 @@ def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
 
 
 def _each(root: str, read: Callable[[Any, str], T], runs: Container[str] | None = None) -> dict[str, T]:
-    """``read`` of each folder under ``root`` that has a configuration."""
+    """The result of ``read`` for each folder under ``root`` that has a configuration."""
     files, folder = files_at(root)
     try:
         entries = files.ls(folder, detail=True)
     except FileNotFoundError:
         return {}
     found = {}
-    # To fsspec, a link to a folder is neither a file nor a folder.
+    # fsspec reports a link to a folder as neither a file nor a folder.
     for path in sorted(entry["name"].rstrip("/") for entry in entries if entry["type"] != "file"):
         name = path.rpartition("/")[2]
         if (runs is None or name in runs) and files.exists(f"{path}/run.json"):
@@ -296,7 +296,7 @@ def _each(root: str, read: Callable[[Any, str], T], runs: Container[str] | None 
 
 def _stored(files: Any, path: str) -> Stored:
     config = _configuration(files, path)
-    if not files.exists(f"{path}/metrics.parquet"):  # it has only begun
+    if not files.exists(f"{path}/metrics.parquet"):  # the run has only just started
         there = files.exists(f"{path}/environment.json")
         return Stored(config, _read(files, path, "environment.json", _environment) if there else {}, NO_ROWS)
     environment = _read(files, path, "environment.json", _environment)
@@ -350,7 +350,7 @@ def _name(config: Mapping[str, Any]) -> str:
 
 
 def digest(content: str) -> str:
-    """What ends the name of something that is named after its content."""
+    """A short digest, for names that depend on the content."""
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -362,11 +362,11 @@ def _read(files: Any, path: str, name: str, parse: Callable[[bytes], T]) -> T:
 
 
 def _object(content: bytes) -> dict[str, Any]:
-    """A JSON object of plain values and lists of them, such as tables and pages can hold."""
+    """Parse a JSON object of plain values and lists of plain values, as tables and pages need them."""
     found = json.loads(content)
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, got {type(found).__name__}")
-    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()  # raises of what is no number and no text
+    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()  # raises for NaN, infinity and invalid text
     for name, value in found.items():
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, list | dict) or (isinstance(each, int) and not -(2**63) <= each < 2**63):
@@ -379,7 +379,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def environment(**facts: Any) -> dict[str, Any]:
-    """What a number may depend on besides its configuration."""
+    """Facts besides the configuration that a result may depend on: hardware and software versions."""
     return {
         "supple": supple.__version__,
         "torch": torch.__version__,

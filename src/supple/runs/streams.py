@@ -1,6 +1,6 @@
-"""Random numbers named by what they are for, whose they are and when: none depends on what was drawn before.
+"""Random numbers depend only on purpose, seed and step, never on earlier draws.
 
-There is no generator to keep: a run that is taken up again finds the same numbers by their names.
+So no generator state is saved: a resumed run gets the same numbers as an uninterrupted one.
 """
 
 from enum import IntEnum
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What random numbers are drawn for; the numbers are part of every result and never change."""
+    """The purpose of random numbers. Never change these values: every result depends on them."""
 
-    # The laboratory's.
+    # For supple.lab.
     LABELS = 1
     ORDER = 2
     PIXELS = 3
@@ -20,7 +20,7 @@ class Stream(IntEnum):
     PAIRS = 6
     PHASES = 7
     PROBE = 8
-    # Control's.
+    # For supple.rl.
     ACTOR = 11
     CRITIC = 12
     EPISODE = 13
@@ -33,10 +33,10 @@ class Stream(IntEnum):
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
-    """Random numbers that depend on nothing but these arguments."""
+    """A generator whose numbers depend only on these arguments."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((stream, seed, *counters))))
 
 
 def number(stream: Stream, seed: int, *counters: int) -> int:
-    """A seed for a generator of someone else's, below 2³¹."""
+    """A seed below 2³¹ for another library's generator."""
     return int(generator(stream, seed, *counters).integers(2**31))

@@ -1,4 +1,4 @@
-"""Many pieces of work at once, on this machine or on a cluster, with their progress in one place."""
+"""Run many jobs in parallel in processes of this machine, and collect their progress."""
 
 import math
 import multiprocessing
@@ -19,13 +19,13 @@ from supple.errors import FailedWorkError, LostWorkersError, sentence
 Job = TypeVar("Job")
 Report = Callable[[Job, float], None]
 Work = Callable[[Job, Callable[[float], None]], bool | None]
-"""Does one job, calling its second argument with how much of it is done; true when there is more of it to do."""
+"""Does a job, or a piece of it, and calls its second argument with how much is done; returns whether work is left."""
 
 RETRIES = 3
-"""How many workers may be lost in a row, no work going further in between, before that counts as an error."""
+"""How many workers may be lost in a row, without progress in between, before an error is raised."""
 
-# glibc hands freed memory back to the system and fetches it anew at each training step, page fault by page fault.
-# Told to keep it, in large pages, a step of a small network takes clearly less time. Other C libraries ignore this.
+# By default, glibc returns freed memory to the system and requests it again at each training step, with page faults.
+# If it keeps the memory, in large pages, steps of small networks are clearly faster. Other C libraries ignore this.
 KEEP_FREED_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -37,19 +37,19 @@ KEEP_FREED_MEMORY = {
 def work_through(
     jobs: Iterable[Job], work: Work[Job], *, workers: int | None = None, threads: int = 1, report: Report[Job]
 ) -> None:
-    """Do all jobs, ``workers`` at a time, and ``report(job, done)`` here as they go on.
+    """Do all jobs, ``workers`` at a time, and call ``report(job, done)`` in this process as they progress.
 
-    A job of which more is left goes to the end of the queue, so that jobs in pieces end at about the same time.
-    Every worker is a fresh process. Where one is lost (killed, out of memory) its job is begun again in another, at
-    most ``RETRIES`` times without any progress. The first error that is raised stops the rest and is raised here, as a
-    :class:`~supple.errors.FailedWorkError` that says what it was.
+    A job with work left goes to the end of the queue, so that jobs in pieces end at about the same time. Every worker
+    is a new process. If a worker is lost (killed, out of memory), its job restarts in another one, at most ``RETRIES``
+    times without any progress. The first error stops all jobs and is raised here as a
+    :class:`~supple.errors.FailedWorkError` with the original message.
 
     Args:
         jobs: hashable descriptions, sent to the workers.
-        work: an importable function; it must keep its own results.
-        workers: as many as the cores allow when left out.
-        threads: of each worker. On small networks two threads lose to each other what they gain, and sums come out in
-            another order: results are the same to the bit for the same number of threads alone.
+        work: an importable function; it must store its own results.
+        workers: processes at a time; as many as the cores allow when left out.
+        threads: of each worker. On small networks a second thread gains nothing, and it changes the order of sums:
+            results are bit-for-bit identical only for the same number of threads.
         report: called in this process.
     """
     left, lost, furthest = list(jobs), 0, dict[Job, float]()
@@ -72,11 +72,11 @@ def work_through(
 
 
 def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, report: Report[Job]) -> None:
-    """Do what is left, taking out what is done."""
+    """Do the jobs in ``left``, and remove each one that is done."""
     context = multiprocessing.get_context("spawn")
-    messages = context.SimpleQueue()  # its put() is done when it returns: no report is lost when a worker ends
+    messages = context.SimpleQueue()  # put() returns after writing: no report is lost when a worker ends
     before = multiprocessing.active_children()
-    jobs = tuple(left)  # in messages they are numbers: so short that a worker is never killed within one
+    jobs = tuple(left)  # messages hold the job's index: so short that a kill never cuts one off
     with environment(KEEP_FREED_MEMORY), _interrupts_blocked():
         pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(messages, threads))
         waiting = {pool.submit(_do, work, job, number): number for number, job in enumerate(jobs)}
@@ -102,7 +102,7 @@ def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, 
 
 
 def check(workers: int | None, threads: int = 1) -> None:
-    """Make sure that so many processes, and threads in each, are no more than there are cores."""
+    """Check that neither the number of workers nor that of threads exceeds the number of cores."""
     cores = available_cores()
     for what, count in (("workers", workers), ("threads", threads)):
         if count is not None and not 1 <= count <= cores:
@@ -125,7 +125,7 @@ def _start(messages: Any, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed can't end its workers: they would train on, and then wait for it for ever."""
+    """End this worker when its parent dies: a killed parent can't do it, and the worker would train on and then hang."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
@@ -139,7 +139,7 @@ def _do(work: Work[Job], job: Job, number: int) -> bool | None:
     def report(done: float) -> None:
         nonlocal sent
         held[:] = [done]
-        if time.monotonic() - sent > 0.1:  # often enough for the eye, and the queue never fills
+        if time.monotonic() - sent > 0.1:  # often enough to watch, and rarely enough that the queue never fills
             _messages.put((number, held.pop()))
             sent = time.monotonic()
 
@@ -151,7 +151,7 @@ def _do(work: Work[Job], job: Job, number: int) -> bool | None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started in between never see Ctrl-C, which a terminal sends to all: their parent ends them."""
+    """Processes started in this block ignore Ctrl-C, which a terminal sends to all of them: their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -159,11 +159,11 @@ def _interrupts_blocked() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile is seen now
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # now a Ctrl-C that came meanwhile arrives
 
 
 def done_or_told(work: Work[Job], job: Job, report: Callable[[float], None]) -> bool | None:
-    """Do the work; what goes wrong with it is told here, where its traceback is, in an exception that can be sent."""
+    """Do the work; turn an error into a picklable exception, with its message made here, where the traceback is."""
     try:
         return work(job, report)
     except (Exception, SystemExit) as error:
@@ -172,7 +172,7 @@ def done_or_told(work: Work[Job], job: Job, report: Callable[[float], None]) -> 
 
 @contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
-    """For processes started in between; what the user has set stays."""
+    """Set environment variables for processes started in this block, except those that the user has set."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:

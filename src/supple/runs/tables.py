@@ -8,11 +8,11 @@ from supple.runs.charts import TITLES
 from supple.runs.stats import ranking, varying
 
 HEADLINES = ("train_accuracy", "test_accuracy", "return")
-"""What a problem is about: trainability, and generalisation where there is any; in control, the return."""
+"""The main metrics of a problem: trainability and, where measured, generalisation; in reinforcement learning, returns."""
 
 
 def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
-    """``metric`` of the first and the last ``count`` tasks of one problem, a line for each setting, the best first."""
+    """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first."""
     count = min([count, *rows["tasks"].unique()])
     others = [column for column in varying(rows) if column not in ("method", "strength")]
     title = TITLES.get(metric, metric).removesuffix(" at the task's end")
@@ -37,7 +37,7 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
 
 
 def stamped(rows: pl.DataFrame) -> str:
-    """The problem's name, with what must be said wherever its results are shown."""
+    """The problem's name, its scale, and a note if only part of the data set was used."""
     stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
     if rows["subset"].any():
         stamps.append("part of the data set")

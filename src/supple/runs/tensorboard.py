@@ -1,4 +1,4 @@
-"""The rows of the store as TensorBoard events."""
+"""Write the rows of the store as TensorBoard events."""
 
 import shutil
 from importlib.util import find_spec
@@ -10,23 +10,23 @@ from supple.runs.store import check_writable
 
 
 def check(folder: str) -> None:
-    """Make sure, before hours of training, that TensorBoard is installed and can write there."""
+    """Check, before hours of training, that TensorBoard is installed and can write to the folder."""
     if find_spec("tensorboard") is None:
         raise ValueError("expected the package tensorboard, got none: pip install tensorboard")
     check_writable(folder)
 
 
 def mirror(rows: pl.DataFrame, folder: str | Path) -> None:
-    """Write what :func:`supple.runs.store.load` gives, each member as a run and each metric as a scalar over tasks.
+    """Write rows from :func:`supple.runs.store.load`: each member is a run, and each metric a scalar over tasks.
 
-    Whatever was mirrored of a member before is replaced, so that doing it again changes nothing.
+    Earlier events of a member are replaced, so repeating this changes nothing.
 
     Args:
         rows: of any number of runs.
-        folder: what ``tensorboard --logdir`` is given; a member's events are in ``<run>/<member>-seed-<seed>`` there.
+        folder: the folder for ``tensorboard --logdir``; a member's events go to ``<run>/<member>-seed-<seed>`` in it.
 
     Raises:
-        ValueError: where TensorBoard is not installed, or can't write.
+        ValueError: if TensorBoard is not installed, or can't write to the folder.
     """
     check(str(folder))
     from torch.utils.tensorboard import SummaryWriter
