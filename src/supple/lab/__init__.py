@@ -1,1 +1,1 @@
-"""The laboratory: problems that change while they are learned, and the one loop that trains on them."""
+"""The laboratory: supervised problems that change from task to task, and the loop that trains on them."""

@@ -1,8 +1,8 @@
-"""The images that are learned from, as uint8 tensors, split as the protocols split them.
+"""Image data sets as uint8 tensors, with the splits of the protocols.
 
-They come from the folder that the environment variable ``SUPPLE_DATA`` names, which has a folder of parquet files for
-each data set (``mnist``, or ``mnist_subset`` for a part of it), otherwise from the Hugging Face hub. Decoded tensors
-are cached under ``SUPPLE_CACHE`` (default ``~/.cache/supple``).
+The environment variable ``SUPPLE_DATA`` names a folder with one folder of parquet files for each data set (``mnist``,
+or ``mnist_subset`` for a part of it). A data set that is not there comes from the Hugging Face hub. Decoded tensors are
+cached under ``SUPPLE_CACHE`` (default ``~/.cache/supple``).
 """
 
 from collections.abc import Callable
@@ -34,26 +34,26 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is trained on, chosen by and tested on."""
+    """Training, validation and test examples of one data set."""
 
     train: Examples
     validation: Examples | None
-    """What choices are made by; None where the protocol has none."""
+    """Examples for choosing hyperparameters; None where the protocol has none."""
     test: Examples | None
     classes: int
     mean: tuple[float, ...]
-    """Of each channel's values from 0 to 1, over all training images that there are: networks see standardized pixels.
-    The paper does not say how its images were scaled. It matters: on the twentieth task of random labels on MNIST its
-    regularizer (strength 1e-2) has 0.68 on grey values from 0 to 1, and 0.92 on standardized ones: see
+    """Mean of each channel's values (0 to 1) over all training images: networks get standardized pixels. The paper does
+    not say how its images were scaled, and it matters: on the twentieth task of random labels on MNIST, its regularizer
+    (strength 1e-2) reaches an accuracy of 0.68 with grey values from 0 to 1, and 0.92 with standardized ones: see
     docs/reproduction.md."""
     std: tuple[float, ...]
     subset: bool = False
-    """Whether this is less than what the protocol takes: results on it are no results of the protocol."""
+    """Whether the protocol uses more data than are here: then results don't count as the protocol's."""
     names: tuple[str, ...] = ()
-    """Of the classes, where they have any."""
+    """Names of the classes, if they have any."""
 
     def thinned(self, count: int | None) -> "Dataset":
-        """The same with so many training examples, spread evenly over all of them; all for None."""
+        """The same data set with only ``count`` training examples, evenly spaced over all; None keeps all."""
         if count is None:
             return self
         if not 0 < count <= len(self.train):
@@ -62,7 +62,7 @@ class Dataset:
         return replace(self, train=Examples(self.train.images[kept], self.train.labels[kept]))
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same with all examples on ``device``."""
+        """The same data set with all examples on ``device``."""
 
         def moved(part: Examples | None) -> Examples | None:
             return part and Examples(part.images.to(device), part.labels.to(device))
@@ -75,16 +75,16 @@ class Dataset:
         """uint8 ``(..., channels, height, width)`` as float32, (pixels / 255 - mean) / std, on the same device."""
         inputs = images.float() / 255
         for channel, mean, std in zip(inputs.unbind(-3), self.mean, self.std, strict=True):
-            channel.sub_(mean).div_(std)  # by plain numbers: nothing is copied to the device
+            channel.sub_(mean).div_(std)  # Python numbers: nothing is copied to the device
         return inputs
 
 
 def digits() -> Dataset:
     """1,797 scans of handwritten digits, 8x8 grey, 10 classes, bundled with scikit-learn (UCI's optical test set).
 
-    Pixels stay as they are, from 0 to 1.
+    Pixels are not standardized: they stay between 0 and 1.
     """
-    # The file that sklearn.datasets.load_digits reads: importing that would take a second in each process.
+    # Read the file of sklearn.datasets.load_digits directly: importing sklearn would take a second in each process.
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(path), delimiter=",", dtype=np.int64)
     pixels, labels = np.hsplit(table, [64])  # 0 to 16
@@ -97,11 +97,11 @@ def published(source: Source, *, train: int, test: int, validation: int = 0) -> 
     """The first examples of a published data set (App. B).
 
     Args:
-        source: where it is.
-        train: how many training examples.
-        test: how many of the test examples.
-        validation: how many of the test examples are not for testing but for choosing, before those. Where there are
-            fewer than ``validation + test``, the same share.
+        source: where the data set is stored.
+        train: number of training examples.
+        test: number of the data set's test examples that are used for testing.
+        validation: number of its test examples that are used for validation: those before the ones for testing. If it
+            has fewer than ``validation + test``, they are split in the same proportion.
     """
     data, all_test = _with_test(decoded(source), source.folder)
     held_out = min(len(all_test), validation + test)
@@ -116,11 +116,11 @@ def published(source: Source, *, train: int, test: int, validation: int = 0) -> 
 
 
 def tiny_imagenet() -> Dataset:
-    """200 classes of ImageNet in 64x64, 500 a class for training.
+    """200 classes of ImageNet in 64x64, with 500 training images per class.
 
     The paper has 10,000 images each for validation and testing "according to the predetermined split", but the labels
-    of the official test images were never published: of the 10,000 labelled ones of the official validation set every
-    other one of each class is for validation here, and the rest for testing.
+    of the official test images were never published. So the 10,000 labelled images of the official validation set are
+    split here: in each class, every other image is for validation, and the rest for testing.
     """
     data, held_out = _with_test(decoded(TINY_IMAGENET), TINY_IMAGENET.folder)
     odd = _places(held_out.labels) % 2 == 1
@@ -129,10 +129,10 @@ def tiny_imagenet() -> Dataset:
 
 
 def imagenet32() -> Dataset:
-    """Classes of ImageNet in 32x32, the first 600 / 100 images of each, for Continual ImageNet's pairs.
+    """Classes of ImageNet in 32x32 for Continual ImageNet's pairs: the first 600 / 100 images of each class.
 
-    From a folder ``imagenet32`` or ``imagenet32_...`` with any of ImageNet's classes, averaged down where they are
-    larger; without one, tiny-ImageNet's 200 classes, which have 500 / 50 images each.
+    They come from a folder ``imagenet32`` or ``imagenet32_...`` with any of ImageNet's classes; larger images are
+    averaged down. Without such a folder, tiny-ImageNet's 200 classes are used, with 500 / 50 images per class.
     """
     folder = local("imagenet32")
     found = from_folder(folder, size=32) if folder else decoded(TINY_IMAGENET, size=32)
@@ -146,7 +146,7 @@ def imagenet32() -> Dataset:
     )
 
 
-# Revisions as other published code pins them; of two none is known.
+# Revisions that other published code pins; for two data sets none is known.
 TINY_IMAGENET = Source(
     "tiny_imagenet", "zh-plus/tiny-imagenet", "data", "valid", revision="5a77092c28e51558c5586e9c5eb71a7e17a5e43f"
 )
@@ -196,7 +196,7 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
 
 
 def load(name: str) -> Dataset:
-    """The data set that a name stands for.
+    """The data set with this name.
 
     Args:
         name: an entry of ``DATASETS``; or a folder with ``train-*.parquet`` and, if there are any, ``test-*.parquet``;
@@ -204,8 +204,8 @@ def load(name: str) -> Dataset:
             (images, labels).
 
     Raises:
-        ValueError: for anything else, and for images or labels that are not as :class:`Examples` wants them.
-        FileNotFoundError: when the files are neither on this machine nor to be had.
+        ValueError: for any other name, and for images or labels that don't fit :class:`Examples`.
+        FileNotFoundError: when the files are neither on this machine nor can be downloaded.
     """
     if name in DATASETS:
         return DATASETS[name]()
@@ -248,12 +248,12 @@ def _part(examples: Examples, start: int, end: int) -> Examples:
 
 
 def _chosen(examples: Examples, mask: Tensor) -> Examples:
-    # As it is where nothing is left out: then other processes share it.
+    # If nothing is left out, don't copy: other processes share this memory.
     return examples if mask.all() else Examples(examples.images[mask], examples.labels[mask])
 
 
 def _places(labels: Tensor) -> Tensor:
-    """For each example how many of the same class come before it."""
+    """For each example, how many examples of the same class come before it."""
     order, counts = labels.argsort(stable=True), labels.bincount()
     before = (counts.cumsum(0) - counts).repeat_interleave(counts)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - before)

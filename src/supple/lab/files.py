@@ -1,7 +1,7 @@
-"""Images and labels out of files, from this machine or the Hugging Face hub: decoded once, then mapped from a cache.
+"""Images and labels from files on this machine or the Hugging Face hub: decoded once, then mapped from a cache.
 
-The files are parquet as the hub has them: a column ``image`` (or ``img``) of encoded images and a column ``label`` (or
-``fine_label``) of integers, whose class names are in the file where it has any.
+The files are parquet as on the hub: a column ``image`` (or ``img``) of encoded images and a column ``label`` (or
+``fine_label``) of integers. Class names, if there are any, are in the file.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = 1
-"""Of what the cache holds: another number, and everything is decoded again."""
+"""Version of the cache's format: a new number makes everything be decoded again."""
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label")
 EMNIST = "emnist-balanced"
@@ -44,41 +44,41 @@ class Decoded:
     train: Split
     test: Split | None
     names: tuple[str, ...]
-    """Of the classes."""
+    """Names of the classes."""
     mean: tuple[float, ...]
-    """Of each channel over all training images, as numbers from 0 to 1."""
+    """Mean of each channel over all training images, as numbers from 0 to 1."""
     std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a published data set is."""
+    """Where a published data set is stored."""
 
     folder: str
-    """Its name under ``SUPPLE_DATA``; a subset's has something after an underscore."""
+    """Its folder's name under ``SUPPLE_DATA``; a subset's name adds an underscore and a suffix."""
     hub: str
     """Its name on the Hugging Face hub."""
     path: str | None
-    """The folder of its parquet files there; None for EMNIST, which is there as its authors published it."""
+    """The folder of its parquet files on the hub; None for EMNIST, which the hub has in its authors' own format."""
     test: str = "test"
-    """What the held-out split is called there."""
+    """The hub's name of the held-out split."""
     revision: str | None = None
-    """A commit of its repository there; None is the newest."""
+    """A commit of its repository on the hub; None is the newest."""
 
 
 def decoded(source: Source, size: int | None = None) -> Decoded:
-    """The examples of a published data set, from ``SUPPLE_DATA`` where that has it, otherwise from the hub.
+    """The examples of a published data set, from ``SUPPLE_DATA`` if it is there, otherwise from the hub.
 
     Args:
         source: where to look.
-        size: height and width that larger images are averaged down to; None leaves them.
+        size: height and width that larger images are averaged down to; None keeps their size.
     """
     folder = local(source.folder)
     return from_folder(folder, size) if folder else _from_hub(source, size)
 
 
 def local(name: str) -> Path | None:
-    """The folder of a data set under ``SUPPLE_DATA``; the whole one before a subset."""
+    """The folder of a data set under ``SUPPLE_DATA``; the full data set is preferred to a subset."""
     given = os.environ.get("SUPPLE_DATA")
     if not given:
         return None
@@ -89,7 +89,7 @@ def local(name: str) -> Path | None:
 
 
 def from_folder(folder: Path, size: int | None = None) -> Decoded:
-    """The examples in ``train-*.parquet`` and, where there are any, ``test-*.parquet``; ``size`` as above."""
+    """The examples in ``train-*.parquet`` and, if there are any, ``test-*.parquet``; ``size`` as in :func:`decoded`."""
     files = _files(folder)
     found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths]
     return _cached(folder.name, [str(folder.resolve()), found, size], partial(_decode, files, size=size))
@@ -104,7 +104,7 @@ def _from_hub(source: Source, size: int | None) -> Decoded:
             snapshot = snapshot_download(
                 source.hub, repo_type="dataset", revision=source.revision, allow_patterns=wanted
             )
-        except Exception as error:  # of many kinds, by what is wrong with the network
+        except Exception as error:  # a failing network raises many kinds
             raise FileNotFoundError(
                 f"expected {source.hub} from the Hugging Face hub, got {type(error).__name__}: connect to the network "
                 f"once, or set SUPPLE_DATA to a folder with {source.folder}/train-*.parquet and test-*.parquet"
@@ -117,7 +117,7 @@ def _from_hub(source: Source, size: int | None) -> Decoded:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images, as numbers from 0 to 1; of a constant channel, 1."""
+    """Mean and standard deviation (1 if constant) of each channel of uint8 images, with values scaled to 0 to 1."""
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     for chunk in torch.split(images, 1000):
         values = chunk.double() / 255
@@ -135,22 +135,22 @@ def _files(folder: Path, test: str = "test") -> dict[str, list[Path]]:
 
 
 def _cached(name: str, key: Sequence[Any], decode: Callable[[Path], Decoded]) -> Decoded:
-    """What ``decode`` returns, from the cache where that has it; it is given a folder for its own files."""
+    """The result of ``decode``, from the cache if it is there; ``decode`` gets a folder for temporary files."""
     from rich.console import Console
 
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "supple")
     folder = Path(os.environ.get("SUPPLE_CACHE") or default).expanduser()
     digest = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}.pt"
-    with contextlib.suppress(Exception):  # missing, or damaged in whichever way: made again
+    with contextlib.suppress(Exception):  # missing or damaged: decode again
         return _load(path)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        with contextlib.suppress(Exception):  # somebody else has made it meanwhile
+        with contextlib.suppress(Exception):  # another process made it meanwhile
             return _load(path)
         Console(stderr=True).print(f"decoding {name} into {folder}, once", highlight=False, soft_wrap=True)
         scratch = folder / ".decoding"
-        shutil.rmtree(scratch, ignore_errors=True)  # what a process left that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left behind by a killed process
         scratch.mkdir()
         try:
             whole = scratch / "decoded.pt"
@@ -162,14 +162,14 @@ def _cached(name: str, key: Sequence[Any], decode: Callable[[Path], Decoded]) ->
 
 
 def _load(path: Path) -> Decoded:
-    # Mapped, so that all processes on a machine share the memory.
+    # Memory-mapped, so that all processes on a machine share it.
     return Decoded(**torch.load(path, mmap=True, weights_only=True))
 
 
 def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | None) -> Decoded:
     import datasets
 
-    datasets.disable_progress_bars()  # of what takes no time
+    datasets.disable_progress_bars()  # this takes no time
     tables = {split: {path: _table(path, scratch) for path in paths} for split, paths in files.items() if paths}
     splits = {split: (_images(found, split, size), _labels(found)) for split, found in tables.items()}
     channels = max(images.shape[1] for images, _ in splits.values())
@@ -193,13 +193,13 @@ def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | N
 
 
 def _table(path: Path, scratch: Path) -> "datasets.Dataset":
-    """The rows of a file, of which there is at least one."""
+    """The rows of a file; an error if there are none."""
     import datasets
 
     try:
-        # Not load_dataset, which reports each use over the network.
+        # Not load_dataset, which sends a usage report over the network.
         table = datasets.Dataset.from_parquet(str(path), cache_dir=str(scratch / "tables"))
-    except Exception as error:  # of many kinds, by what is wrong with the file
+    except Exception as error:  # a damaged file raises many kinds
         cause = error.__cause__ or error
         raise ValueError(f"expected a parquet file with rows, got {path} ({cause}): make it again") from error
     if not len(table):
@@ -231,7 +231,7 @@ def _labels(tables: Mapping[Path, "datasets.Dataset"]) -> Tensor:
 
 
 def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | None) -> Tensor:
-    """uint8 ``(n, channels, height, width)``: one channel where all images are grey, otherwise three."""
+    """uint8 ``(n, channels, height, width)``: one channel if all images are grey, otherwise three."""
     from rich.console import Console
     from rich.progress import track
 
@@ -250,7 +250,7 @@ def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | N
 
 
 def _decoded(tables: Mapping[Path, "datasets.Dataset"], size: int | None) -> Iterator[tuple[Any, bool]]:
-    """What :func:`_pixels` makes of each image, in the order of the files."""
+    """The result of :func:`_pixels` for each image, in the order of the files."""
     import datasets
 
     image = datasets.Image()
@@ -262,7 +262,7 @@ def _decoded(tables: Mapping[Path, "datasets.Dataset"], size: int | None) -> Ite
                     raise ValueError("expected an image, got none")
                 yield _pixels(image.decode_example(encoded), size)
                 row += 1
-        except Exception as error:  # of many kinds, by what is wrong with the image
+        except Exception as error:  # a damaged image raises many kinds
             text = error if is_told(error) else f"expected an image, got {type(error).__name__}: {error}"
             raise ValueError(f"{text} (row {row} of {path})") from error
 
@@ -280,7 +280,7 @@ def _pixels(image: "Image", size: int | None) -> tuple[Any, bool]:
 
 
 def _decode_emnist(folder: Path) -> Decoded:
-    """EMNIST's own files, which hold the images with rows and columns exchanged."""
+    """Decode EMNIST's own files, in which the images are transposed."""
 
     def numbers(name: str, header: int) -> Any:
         data = gzip.decompress((folder / f"{EMNIST}-{name}-ubyte.gz").read_bytes())

@@ -1,4 +1,4 @@
-"""Grids of runs: which of their members are there already, and which of the others are trained as one population."""
+"""Grids of runs: find the members that are already trained, and group the others into populations."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -15,17 +15,17 @@ from supple.runs.store import configurations, load
 from supple.training.methods import find
 
 TUNING_SEEDS = 1000
-"""Seeds from here on are for choosing strengths and step sizes; those from 0 on are reported."""
+"""The first seed for choosing strengths and step sizes; reported seeds start from 0."""
 
 SMALL_STEP = 100e6
-"""Operations of one member's step below which a CPU is faster with members stacked than with one after the other: ten
-together gain 2.1 times at 9 million, 1.4 at 69 and nothing at 275 (benchmarks/performance.py)."""
+"""On a CPU, stacked members are faster than one after the other if one member's step takes fewer operations than this:
+ten members together gain 2.1 times at 9 million, 1.4 at 69 and nothing at 275 (benchmarks/performance.py)."""
 
 MOST_STACKED = {"cpu": 10, "cuda": 64}
-"""Members of one population, where stacking pays at all."""
+"""The largest number of members in one population, by device."""
 
 Member = tuple[str, int]
-"""A run's folder, and the place in its population."""
+"""A run's folder, and the member's index in its population."""
 
 
 def product(
@@ -37,7 +37,7 @@ def product(
     step_sizes: Sequence[float] = (),
     **changes: Any,
 ) -> list[Run]:
-    """Every method with every strength (where it has one), step size and seed, each a run of one member.
+    """All combinations of method, strength (if the method has one), step size and seed, each as a run of one member.
 
     Args:
         problem: a name from ``PROBLEMS``.
@@ -65,7 +65,7 @@ def product(
 
 
 def alone(run: Run) -> list[Run]:
-    """One run for each member."""
+    """Split a run into one run per member."""
     return [
         replace(run, seeds=(seed,), strengths=(strength,))
         for seed, strength in zip(run.seeds, run.strengths, strict=True)
@@ -73,7 +73,7 @@ def alone(run: Run) -> list[Run]:
 
 
 def together(runs: Iterable[Run], most: int) -> list[Run]:
-    """The same members in as few runs as possible, none of more than ``most``."""
+    """The same members in as few runs as possible, with at most ``most`` members per run."""
     alike: dict[Run, list[Run]] = {}
     for run in runs:
         alike.setdefault(replace(run, seeds=(), strengths=()), []).extend(alone(run))
@@ -89,7 +89,7 @@ def together(runs: Iterable[Run], most: int) -> list[Run]:
 
 
 def finished(root: str) -> dict[Run, Member]:
-    """Every member that has been trained to its end under ``root``, as the run of it alone."""
+    """Every member under ``root`` whose training is finished; the key is the run with only this member."""
     return {
         member: (folder, index)
         for folder, run in _begun(root)
@@ -99,9 +99,9 @@ def finished(root: str) -> dict[Run, Member]:
 
 
 def missing(wanted: Iterable[Run], root: str) -> list[Run]:
-    """What is left to train of ``wanted``: what was interrupted as it is, the rest as populations where that is faster.
+    """The runs left to train: interrupted runs unchanged, all other members as populations where that is faster.
 
-    A population whose members are all wanted goes on although the same grid would be cut into others today.
+    An interrupted population continues if all its members are wanted, even if they would be grouped differently now.
     """
     there = finished(root)
     left = dict.fromkeys(member for run in wanted for member in alone(run) if member not in there)
@@ -116,7 +116,7 @@ def missing(wanted: Iterable[Run], root: str) -> list[Run]:
 
 
 def results(wanted: Iterable[Run], root: str) -> pl.DataFrame:
-    """What has been measured of ``wanted``, in their order."""
+    """The measurements of the finished members of ``wanted``, in the same order."""
     there = finished(root)
     asked = dict.fromkeys(member for run in wanted for member in alone(run))
     members = [there[member] for member in asked if member in there]
@@ -125,10 +125,10 @@ def results(wanted: Iterable[Run], root: str) -> pl.DataFrame:
 
 
 def _begun(root: str) -> Iterator[tuple[str, Run]]:
-    """Every run under ``root`` that was begun, with its folder."""
+    """Every run that has a folder under ``root``, with the folder's name."""
     names = {field.name for field in fields(Run)}
     for folder, config in configurations(root).items():
-        if config.keys() == names:  # otherwise it is of another kind, or of another version
+        if config.keys() == names:  # otherwise it is another kind of run, or from another version
             lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
             yield folder, Run(**config | lists)
 
@@ -136,7 +136,7 @@ def _begun(root: str) -> Iterator[tuple[str, Run]]:
 def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
     """For each method, its best strength and step size in the last tasks: (method, strength, step size).
 
-    Judged on validation accuracy where there is such a thing, otherwise (random labels) on training accuracy.
+    The criterion is validation accuracy if it was measured, otherwise (random labels) training accuracy.
     """
     metric = next(name for name in ("validation_accuracy", "train_accuracy") if name in rows["metric"])
     best = ranking(rows, metric).unique("method", keep="first")
@@ -144,12 +144,12 @@ def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
 
 
 def reported(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of one protocol without the seeds that are for tuning, unless there are no others yet."""
+    """Rows of one protocol without the tuning seeds; all rows if there are no other seeds yet."""
     found = rows.filter(pl.col("seed") < TUNING_SEEDS)
     return rows if found.is_empty() else found
 
 
 def most_stacked(run: Run) -> int:
-    """How many members of such a run are trained as one population: one where that is no faster."""
+    """The largest population for such a run: 1 if stacking members would not be faster."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return MOST_STACKED[device] if device == "cuda" or operations(run) < SMALL_STEP else 1

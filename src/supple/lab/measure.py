@@ -1,4 +1,4 @@
-"""What is measured of a population at a task's end."""
+"""Measurements of a population at the end of a task."""
 
 from collections.abc import Sequence
 
@@ -13,25 +13,25 @@ from supple.network.population import Population
 from supple.runs.streams import Stream, generator
 
 CHUNK = 1024
-"""Images that pass through a network at once."""
+"""Images per forward pass in an evaluation."""
 
 PROBE = 128
-"""Images of the fixed batch on which diagnostics look inside."""
+"""Images in the fixed batch on which diagnostics are computed."""
 
 Tensors = dict[str, Tensor]
 
 
 class Probe:
-    """A fixed batch, and what a population looked like on it before.
+    """A fixed batch for diagnostics, and the population's earlier state on it.
 
-    The images are spread evenly over the training images, and seen as they are, whatever the shift. Their labels are
-    drawn once a seed and are those of no task: gradients are what they would be at the start of another one.
-    Representations are compared from the end of one task, which is the beginning of the next, to the end of that.
+    The images are evenly spaced over the training images; the shift is not applied to them. Their random labels are
+    drawn once per seed and belong to no task, so gradients are as at the start of a new task. The representation change
+    compares the end of one task with the end of the next.
 
     Args:
         population: before training.
-        data: what the images are from.
-        classes: of the labels.
+        data: the source of the images.
+        classes: number of classes of the labels.
         diagnostics: names from :data:`supple.diagnostics.DIAGNOSTICS`.
     """
 
@@ -52,7 +52,7 @@ class Probe:
             self._previous = inspection.activations
 
     def measure(self) -> Tensors:
-        """The networks' value of each diagnostic, one a member; of hidden layers none where there is no such layer."""
+        """Each diagnostic, one value per member; diagnostics of hidden layers are left out if there are none."""
         inspection = self._inspect()
         by_layer = {name: DIAGNOSTICS[name](inspection) for name in self._diagnostics}
         found = {name: values[""] for name, values in by_layer.items() if values}
@@ -61,11 +61,11 @@ class Probe:
         return found
 
     def state_dict(self) -> dict[str, Tensors]:
-        """What the next measurement is compared with."""
+        """The state that the next measurement is compared with."""
         return {"initial": self._initial, "previous": self._previous}
 
     def load_state_dict(self, state: dict[str, Tensors]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the result of :meth:`state_dict`."""
         device = self._x.device
         self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
         self._previous = {name: tensor.to(device) for name, tensor in state["previous"].items()}
@@ -76,14 +76,14 @@ class Probe:
 
 @torch.no_grad()
 def evaluate(members: Sequence[nn.Module], data: Dataset, tasks: Sequence[Task]) -> Tensors:
-    """By metric, one value a member: trainability, and generalisation where there is any.
+    """By metric, one value per member: trainability, and generalisation where it can be measured.
 
     ======================= ===================================================================
     ``train_accuracy``      on all training examples of the task: trainability
-    ``train_loss``          cross entropy on them
-    ``validation_accuracy`` where the data have such a part and the labels follow from the images
-    ``test_accuracy``       likewise: generalisation
-    ``diverged``            1 where a parameter is not finite any more
+    ``train_loss``          cross entropy on the same examples
+    ``validation_accuracy`` if there are validation images and labels are not random
+    ``test_accuracy``       if labels are not random: generalisation
+    ``diverged``            1 if a parameter is no longer finite
     ======================= ===================================================================
     """
     found = [_evaluate(member, data, task) for member, task in zip(members, tasks, strict=True)]

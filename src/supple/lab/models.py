@@ -1,4 +1,4 @@
-"""The networks that are trained."""
+"""The networks of the laboratory."""
 
 import math
 from bisect import bisect_left
@@ -31,9 +31,9 @@ def mlp(
     """A multi-layer perceptron: ``depth`` hidden layers of ``width`` units (the paper's, App. B).
 
     Args:
-        data: gives the numbers of inputs and classes.
-        width: units a hidden layer. With CReLU, whose units pass on two values each, it is cut to where the number of
-            parameters comes nearest to that of the ReLU network.
+        data: determines the number of inputs and classes.
+        width: units per hidden layer. A CReLU unit has two outputs, so with CReLU the width is reduced until the number
+            of parameters is closest to that of the ReLU network.
         depth: hidden layers.
         layer_norm: LayerNorm after the linear map and before the non-linearity.
         activation: the non-linearity.
@@ -64,14 +64,14 @@ def conv(
 ) -> nn.Sequential:
     """Two convolutions and two hidden layers: the network of Kumar et al. (2023) for Continual ImageNet.
 
-    Each convolution has 16 channels of 5x5 and is followed by max pooling by two; each hidden layer has 100 units.
-    Images of 32x32 make 400 features in between.
+    Each convolution has 16 channels with 5x5 kernels and is followed by 2x2 max pooling; each hidden layer has 100
+    units. Images of 32x32 give 400 features between convolutions and hidden layers.
 
     Args:
-        data: gives the size of the images and the number of classes.
-        layer_norm: before each non-linearity, normalize all units of the layer together (Ba et al., 2016). In a
-            convolution's layer that is GroupNorm with one group, whose gains belong to a channel each.
-        activation: the non-linearity. With CReLU channels and units are cut alike, as in :func:`mlp`.
+        data: determines the size of the images and the number of classes.
+        layer_norm: before each non-linearity, normalize all units of the layer together (Ba et al., 2016). After a
+            convolution that is GroupNorm with one group, which has one gain per channel.
+        activation: the non-linearity. With CReLU, channels and units are reduced in proportion, as in :func:`mlp`.
         spectral_normalization: as in :func:`mlp`.
 
     Weights start from torch's default.
@@ -103,19 +103,19 @@ def resnet18(
     activation: Activation = "relu",
     spectral_normalization: bool = False,
 ) -> nn.Module:
-    """ResNet-18 with batch norm (He et al., 2016), as ``transformers`` has it.
+    """ResNet-18 with batch norm (He et al., 2016), as implemented in ``transformers``.
 
-    The paper says "off-the-shelf" of its own (App. B), for 32x32 and 64x64 alike: so the stem is ImageNet's, a 7x7
-    convolution and max pooling that divide height and width by four. The smaller stem that others use on CIFAR would
+    The paper calls its network "off-the-shelf" (App. B), for 32x32 and 64x64 images: so the stem is ImageNet's, a 7x7
+    convolution and max pooling, which divide height and width by four. The smaller stem that others use on CIFAR would
     cost fifteen times as much.
 
     Args:
-        data: gives the size of the images and the number of classes.
-        layer_norm: refused: this network has its own normalisation.
+        data: determines the size of the images and the number of classes.
+        layer_norm: an error if true: this network has its own normalisation.
         activation: only ``relu``.
         spectral_normalization: as in :func:`mlp`.
 
-    Weights start as He et al. (2015) have it.
+    Weights are initialized as in He et al. (2015).
     """
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -130,7 +130,7 @@ def resnet18(
     whole = ResNetForImageClassification(config)
     for layer in whole.modules():
         if type(layer) is nn.Conv2d:
-            layer.__class__ = TrimmedConv2d  # the same layer, parameters and all, with less to do on small images
+            layer.__class__ = TrimmedConv2d  # the same layer with the same parameters, but less work on small images
     stem, body = whole.resnet.embedder, whole.resnet.encoder
     layers = stem.embedder, stem.pooler, *body.stages, whole.resnet.pooler, whole.classifier
     return _finished(_off_the_shelf(whole, layers), spectral_normalization)
@@ -143,15 +143,15 @@ def vit_tiny(
     activation: Activation = "relu",
     spectral_normalization: bool = False,
 ) -> nn.Module:
-    """ViT-Tiny (Dosovitskiy et al., 2021), as ``transformers`` has it: 192 wide, 12 deep, 3 heads.
+    """ViT-Tiny (Dosovitskiy et al., 2021), as implemented in ``transformers``: width 192, 12 layers, 3 heads.
 
-    Of patches the paper says nothing. ViT's 16 would leave four of a 32x32 image: the patch here is about an eighth of
-    the image, 4 for 32x32 and 28x28, 8 for 64x64, so that there are 64 or 49. No dropout.
+    The paper does not state the patch size. ViT's 16 would give only four patches on a 32x32 image. Here a patch is
+    about an eighth of the image wide: 4 for 32x32 and 28x28, 8 for 64x64, which gives 64 or 49 patches. No dropout.
 
     Args:
-        data: gives the size of the images and the number of classes.
-        layer_norm: refused: this network has its own.
-        activation: only ``relu``, which leaves GELU in its place.
+        data: determines the size of the images and the number of classes.
+        layer_norm: an error if true: this network has its own normalisation.
+        activation: only ``relu``, which leaves the network's own GELU.
         spectral_normalization: as in :func:`mlp`.
 
     Weights start from a normal distribution with deviation 0.02, biases from 0.
@@ -172,14 +172,14 @@ def vit_tiny(
     )
     config.num_labels = data.classes
     whole = ViTForImageClassification(config)
-    # The fused attention saves 3 % of a step on a CPU and cannot be vectorised over the members of a population.
+    # Fused attention saves 3 % of a step on a CPU, but it can't be vectorised over the members of a population.
     whole.set_attn_implementation("eager")
     layers = whole.vit.embeddings, *whole.vit.layers, whole.vit.layernorm, FirstToken(), whole.classifier
     return _finished(_off_the_shelf(whole, layers), spectral_normalization)
 
 
 class FirstToken(nn.Module):
-    """``(batch, tokens, features)`` to ``(batch, features)``: what the class token has become."""
+    """The class token's features: ``(batch, tokens, features)`` to ``(batch, features)``."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]
@@ -197,19 +197,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def load(name: str) -> Callable[..., nn.Module]:
-    """What builds a network: an entry of ``MODELS``, or the function that ``package.module:function`` names.
+    """The function that builds a network: an entry of ``MODELS``, or your own ``package.module:function``.
 
-    It is called with the :class:`~supple.lab.datasets.Dataset` and, as keywords, with the options of the method if that
-    has any, and returns a module from images ``(batch, channels, height, width)`` to logits ``(batch, classes)``.
+    Its arguments are the :class:`~supple.lab.datasets.Dataset` and, as keywords, the method's network options, if any.
+    It returns a module from images ``(batch, channels, height, width)`` to logits ``(batch, classes)``.
     """
     return imported(name) if ":" in name else MODELS[known(name, MODELS, "model or package.module:function")]
 
 
 def checked(network: object, name: str) -> nn.Module:
-    """What a model's function returned, if it is a network that can be trained.
+    """Check that a model's function returned a network that can be trained; return the network.
 
     Raises:
-        ValueError: otherwise, naming the model.
+        ValueError: otherwise; the message names the model.
     """
     if not isinstance(network, nn.Module):
         raise ValueError(f"expected a network from {name}, got {type(network).__name__}: return an nn.Module")
@@ -221,10 +221,10 @@ def checked(network: object, name: str) -> nn.Module:
 
 
 def check_outputs(outputs: object, images: int, classes: int, name: str) -> None:
-    """Make sure that a network gives a logit for each class.
+    """Check that a network returns a logit for each class.
 
     Raises:
-        ValueError: otherwise, naming the model.
+        ValueError: otherwise; the message names the model.
     """
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == images and outputs.shape[1] >= classes:
         return
@@ -235,7 +235,7 @@ def check_outputs(outputs: object, images: int, classes: int, name: str) -> None
 def _of_equal_size(
     build: Callable[[int, Activation], nn.Sequential], width: int, activation: Activation
 ) -> nn.Sequential:
-    """A network; with CReLU of the width at which it has about as many parameters as with ReLU at the given one."""
+    """A network of this width with ReLU; with CReLU, of the width that gives about as many parameters."""
     if activation == "relu":
         return build(width, activation)
 
@@ -262,7 +262,7 @@ def _off_the_shelf(whole: Any, layers: Iterable[nn.Module]) -> nn.Sequential:
     module: Any
     for module in network.modules():
         if [*module.parameters(recurse=False)]:
-            # What draws parameters anew asks the module that owns them: here these are drawn as they were at first.
+            # Methods reinitialize parameters with their module's reset_parameters(): give it the original initializer.
             module.reset_parameters = partial(whole._init_weights, module)
     return network
 

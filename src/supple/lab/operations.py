@@ -1,4 +1,4 @@
-"""How large a training step is: what decides whether members are stacked, and whether compiling pays."""
+"""The size of a training step, which determines whether to stack members and whether to compile."""
 
 from dataclasses import replace
 
@@ -11,9 +11,9 @@ from supple.training import methods
 
 
 def operations(run: Run) -> float:
-    """Additions and multiplications of one member's training step: three times those of the forward pass.
+    """Additions and multiplications in one member's training step: three times those of the forward pass.
 
-    Those of linear maps and convolutions alone; torch's own counter sees more, and takes half a second to import.
+    Only linear maps and convolutions count. Torch's own counter counts more, but takes half a second to import.
     """
     counted = 0
 

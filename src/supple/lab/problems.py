@@ -1,4 +1,4 @@
-"""The problems by name: what is learned, how it changes, and under which protocol."""
+"""The problems by name: data set, shift, and training protocol."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ Scale = Literal["quick", "paper"]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A stream of tasks and the protocol for learning it, as published."""
+    """A stream of tasks and the published protocol for learning it."""
 
     summary: str
     dataset: str
@@ -20,18 +20,18 @@ class Problem:
     optimizer: str = "adam"
     step_size: float = 1e-3
     examples: int | None = None
-    """How many training images are used, spread evenly over the data set; all of them when None."""
+    """Number of training images, evenly spaced over the data set; None means all."""
     batch_size: int
     epochs: int
-    """For each task."""
+    """Epochs per task."""
     tasks: int
     quick: Mapping[str, Any] = field(default_factory=dict)
-    """What differs at the scale that ends in minutes on two cores."""
+    """The changes at quick scale, which takes minutes on two cores."""
     published: bool = True
-    """Whether there is a published protocol, or the quick one alone."""
+    """Whether there is a published protocol, or only the quick scale."""
 
     def protocol(self, scale: Scale) -> dict[str, Any]:
-        """Everything that determines a run's numbers, at a scale."""
+        """The settings of the protocol at a scale: everything that determines a run's numbers."""
         protocol = asdict(self)
         for name in ("summary", "quick", "published"):
             del protocol[name]
@@ -39,11 +39,11 @@ class Problem:
 
     @property
     def scales(self) -> tuple[Scale, ...]:
-        """At which scales it can be run."""
+        """The scales at which the problem can be run."""
         return ("quick", "paper") if self.published else ("quick",)
 
 
-# A step of the MLP takes about ten milliseconds on a core, one of the large networks seconds.
+# A step of the MLP takes about ten milliseconds on one core, a step of a large network takes seconds.
 _QUICK_MLP: dict[str, Any] = {"examples": 2560, "epochs": 40, "tasks": 20}
 _QUICK_LARGE: dict[str, Any] = {"examples": 400, "batch_size": 50, "epochs": 5, "tasks": 3}
 
@@ -55,14 +55,14 @@ def _mnist(dataset: str, **changes: Any) -> Problem:
 
 
 def _emnist(**changes: Any) -> Problem:
-    """The same authors': 100,000 images in batches of 500."""
+    """From the same paper: 100,000 images in batches of 500."""
     quick: dict[str, Any] = {"examples": 5000, "epochs": 10, "tasks": 20}
     protocol: dict[str, Any] = {"batch_size": 500, "epochs": 20, "tasks": 200, "quick": quick}
     return Problem(dataset="emnist", **(protocol | changes))
 
 
 def _colour(dataset: str, **changes: Any) -> Problem:
-    """The same authors': ResNet-18 here, ``--model vit-tiny`` for the other half."""
+    """From the same paper, with ResNet-18; its second network is ``--model vit-tiny``."""
     protocol: dict[str, Any] = {"model": "resnet18", "batch_size": 250, "epochs": 20, "quick": _QUICK_LARGE}
     return Problem(dataset=dataset, **(protocol | changes))
 
@@ -179,7 +179,7 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def load(name: str) -> Problem:
-    """What a name stands for: an entry of ``PROBLEMS``, or ``package.module:function`` that returns a problem."""
+    """The problem with this name: an entry of ``PROBLEMS``, or from a ``package.module:function`` that returns one."""
     if ":" in name:
         made = called(name)
         if not isinstance(made, Problem):

@@ -1,4 +1,4 @@
-"""What can be wrong about runs is found before anything of them is written, or a process is started."""
+"""Detect mistakes in runs before anything is written and any process is started."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,11 +8,11 @@ from supple.lab.trainer import Trainer
 
 
 def rehearse(runs: Iterable[Run]) -> None:
-    """Build what each kind of run needs, and take a step on two images.
+    """For each kind of run, build everything and take a step on two images.
 
     Raises:
-        ValueError: for a data set, a shift, a network or a method that does not fit the others.
-        Exception: whatever somebody's own code raises.
+        ValueError: if data set, shift, network and method don't fit together.
+        Exception: any exception from the user's own code.
     """
     kinds: dict[Run, Run] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""Runs: everything that determines a population's numbers, in one value."""
+"""The configuration of a run: everything that determines a population's numbers."""
 
 import inspect
 import json
@@ -31,23 +31,23 @@ USUAL_DIAGNOSTICS = (
     "gradient_norm",
     "gradient_effective_rank",
 )
-"""Those of :data:`supple.diagnostics.DIAGNOSTICS` that are measured when nothing else is said."""
+"""The diagnostics of :data:`supple.diagnostics.DIAGNOSTICS` that are measured by default."""
 
 LARGEST_SEED = 2**31 - 1
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-"""What ``torch.set_float32_matmul_precision`` takes."""
+"""The values that ``torch.set_float32_matmul_precision`` accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that determines a run's numbers: its folder is named after this content."""
+    """Everything that determines a run's numbers; its folder is named after a digest of these values."""
 
     problem: str
     scale: Scale
     method: str
     options: str
-    """Keyword arguments of the method besides its strength, as sorted JSON."""
+    """The method's keyword arguments except its strength, as sorted JSON."""
     dataset: str
     examples: int | None
     shift: str
@@ -58,13 +58,13 @@ class Run:
     epochs: int
     tasks: int
     matmul_precision: str
-    """Of float32 matrix products in training steps, one of :data:`MATMUL_PRECISIONS`."""
+    """Precision of float32 matrix products in training steps, one of :data:`MATMUL_PRECISIONS`."""
     diagnostics: tuple[str, ...]
-    """What is measured inside the networks at each task's end."""
+    """The diagnostics of the networks at the end of each task."""
     seeds: tuple[int, ...]
-    """One member of the population each: its initial weights, its tasks and its batches."""
+    """One per member of the population: a seed determines its initial weights, tasks and batches."""
     strengths: tuple[float, ...]
-    """One a member."""
+    """One per member."""
 
     @classmethod
     def of(
@@ -80,11 +80,11 @@ class Run:
         diagnostics: Iterable[str] | None = None,
         **changes: Any,
     ) -> "Run":
-        """The run of a named method on a named problem; ``changes`` that are None leave the problem's own.
+        """The run of a named method on a named problem; where an entry of ``changes`` is None, the problem's value stays.
 
         Raises:
-            ValueError: for an unknown name, with the nearest known one, a scale that the problem does not have, a
-                strength or an option that the method does not take, or nothing to train.
+            ValueError: for an unknown name (the message suggests the nearest one), a scale that the problem does not
+                have, a strength or an option that the method does not take, or if there is nothing to train.
         """
         protocol = problems.load(problem)
         if scale not in protocol.scales:
@@ -116,7 +116,7 @@ class Run:
             matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
             diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in measured),
             seeds=seeds,
-            # One content, one folder: 1 and 1.0 are the same number.
+            # As float, because 1 and 1.0 must give the same folder.
             strengths=(float(strength),) * len(seeds),
             **protocol.protocol(scale) | {name: value for name, value in changes.items() if value is not None},
         )
@@ -131,7 +131,7 @@ class Run:
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """Errors of torch in this block are those of the user's own parts, where the run has any."""
+        """Attribute errors of torch in this block to the user's own parts, if the run has any."""
         try:
             yield
         except Exception as error:
@@ -144,17 +144,17 @@ class Run:
             ) from error
 
     def folder(self, root: str) -> RunFolder:
-        """Where under ``root`` the run's results belong."""
+        """The run's folder under ``root``."""
         return RunFolder(root, asdict(self))
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a number, a text or a truth is of an annotated kind; of what is not annotated nothing is said."""
+    """Whether a number, text or bool fits an annotation; without annotation, every value fits."""
     if get_origin(kind) in (Union, UnionType):
         return any(_fits(value, each) for each in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     kind = get_origin(kind) or kind
     if kind in (int, float):
-        return type(value) in (int, kind)  # and no bool
+        return type(value) in (int, kind)  # but not bool
     return kind in (Any, inspect.Parameter.empty) or not isinstance(kind, type) or isinstance(value, kind)

@@ -1,6 +1,6 @@
-"""How a problem changes from task to task: pure functions of the data, the member's seed and the task.
+"""How a problem changes from task to task: pure functions of the data, the member's seed and the task's number.
 
-Every method thereby sees the same tasks, and any task can be made again alone.
+So every method sees the same tasks, and any task can be recreated without the earlier ones.
 """
 
 from collections.abc import Callable
@@ -19,30 +19,30 @@ ABSENT = -1
 """The label of a class that is not in the task."""
 
 CLASSES_A_TASK = 5
-"""How many classes class-incremental learning starts with and adds (the paper's)."""
+"""Class-incremental learning starts with this many classes, and adds as many per task (from the paper)."""
 
 DRIFT = 1 / 40
-"""The share that drifts each epoch: in 40 epochs as much as between two tasks of the paper's shortest protocol."""
+"""The share that changes per epoch: in 40 epochs, as much as from task to task in the paper's shortest protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one member learns now: the data as the shift shows them."""
+    """One member's current task: how the shift changes the data."""
 
     classes: Tensor
-    """int64 ``(classes,)``: the label that each class has now, ``ABSENT`` where it is not in the task."""
+    """int64 ``(classes,)``: the label of each class in this task, ``ABSENT`` if the class is not in it."""
     labels: Tensor | None = None
-    """int64 ``(examples,)``: labels of the training images that have nothing to do with their classes."""
+    """int64 ``(examples,)``: labels of the training images that are independent of their classes."""
     pixels: Tensor | None = None
-    """int64 ``(positions,)``: which position of the image is seen at each position, in all channels."""
+    """int64 ``(positions,)``: for each position, the position of the original pixel shown there, in all channels."""
 
     def examples(self, of: Examples) -> tuple[Tensor, Tensor]:
-        """Which of the examples are in the task, int64 ``(n,)``, and the label of every example."""
+        """The indices of the examples in the task, int64 ``(n,)``, and the label of every example."""
         labels = self.classes[of.labels]
         return torch.nonzero(labels != ABSENT).squeeze(1), labels
 
     def training_examples(self, data: Dataset) -> tuple[Tensor, Tensor]:
-        """The same of the images that are trained on."""
+        """As :meth:`examples`, for the training images."""
         if self.labels is not None:
             return torch.arange(len(self.labels), device=self.labels.device), self.labels
         return self.examples(data.train)
@@ -54,7 +54,7 @@ class Task:
 
 
 def seen(images: Tensor, pixels: Tensor | None) -> Tensor:
-    """Images ``(members, n, channels, height, width)`` with each member's pixels ``(members, positions)`` in order."""
+    """Images ``(members, n, channels, height, width)``, permuted in each member's order ``(members, positions)``."""
     if pixels is None:
         return images
     flat = images.flatten(-2)
@@ -62,20 +62,20 @@ def seen(images: Tensor, pixels: Tensor | None) -> Tensor:
 
 
 def random_labels(data: Dataset, seed: int, task: int) -> Task:
-    """A new label for every image, uniform and independent of all others; classes come out only roughly balanced."""
+    """A new random label for every image, uniform and independent; so classes are only roughly balanced."""
     labels = generator(Stream.LABELS, seed, task).integers(data.classes, size=len(data.train.labels))
     return Task(classes=torch.arange(data.classes), labels=torch.from_numpy(labels))
 
 
 def fixed_random_labels(data: Dataset, seed: int, task: int) -> Task:
-    """The random labels of the first task for ever: nothing changes."""
+    """The random labels of the first task in every task: nothing changes."""
     return random_labels(data, seed, 0)
 
 
 def drifting_labels(data: Dataset, seed: int, task: int) -> Task:
-    """Random labels of which ``DRIFT`` are drawn anew each task: with tasks of one epoch, drift without tasks.
+    """Random labels; every task redraws a share ``DRIFT`` of them. With one epoch per task, the drift is gradual.
 
-    Each image gets its next label when ⌊task·DRIFT + phase⌋ grows, its phase between 0 and 1 being its own.
+    An image gets its next label when ⌊task·DRIFT + phase⌋ grows; each image has its own phase between 0 and 1.
     """
     examples = len(data.train.labels)
     phase = generator(Stream.PHASES, seed).permutation(examples) / examples
@@ -94,7 +94,7 @@ def pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
 
 
 def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
-    """The permutations of all tasks so far, one after the other. Each task looks like a fresh permutation."""
+    """The composition of all tasks' permutations so far. Each task looks like a new permutation."""
     order = np.arange(_positions(data))
     for each in range(task + 1):
         order = order[generator(Stream.PIXELS, seed, each).permutation(len(order))]
@@ -102,7 +102,7 @@ def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
 
 
 def drifting_pixels(data: Dataset, seed: int, task: int) -> Task:
-    """The images as they are, then ``DRIFT`` of the positions, others each task, permuted among each other."""
+    """First the original images; then each task permutes another random share ``DRIFT`` of the positions."""
     order = np.arange(_positions(data))
     moved = max(2, round(DRIFT * len(order)))
     for each in range(task):
@@ -113,12 +113,12 @@ def drifting_pixels(data: Dataset, seed: int, task: int) -> Task:
 
 
 def label_flip(data: Dataset, seed: int, task: int) -> Task:
-    """The classes permuted among each other: all images of one label get another."""
+    """A permutation of the classes: all images with one label get the same other label."""
     return Task(classes=torch.from_numpy(generator(Stream.FLIP, seed, task).permutation(data.classes)))
 
 
 def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
-    """The flips of all tasks so far, one after the other. Each task looks like a fresh flip."""
+    """The composition of all tasks' flips so far. Each task looks like a new flip."""
     labels = np.arange(data.classes)
     for each in range(task + 1):
         labels = generator(Stream.FLIP, seed, each).permutation(data.classes)[labels]
@@ -126,7 +126,7 @@ def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
 
 
 def class_incremental(data: Dataset, seed: int, task: int) -> Task:
-    """Five classes, and five more each task, in an order of the member's own; labels stay as they are."""
+    """Five classes, and five more each task, in an order that depends on the seed; labels do not change."""
     classes = torch.full((data.classes,), ABSENT)
     known = torch.from_numpy(generator(Stream.CLASSES, seed).permutation(data.classes)[: CLASSES_A_TASK * (task + 1)])
     classes[known] = known
@@ -134,7 +134,7 @@ def class_incremental(data: Dataset, seed: int, task: int) -> Task:
 
 
 def class_pairs(data: Dataset, seed: int, task: int) -> Task:
-    """Two classes, told apart as 0 and 1; every class is used once before one comes again."""
+    """Two classes, labelled 0 and 1; every class is used once before any class is used again."""
     pairs = data.classes // 2
     order = generator(Stream.PAIRS, seed, task // pairs).permutation(data.classes)
     classes = torch.full((data.classes,), ABSENT)
@@ -143,9 +143,9 @@ def class_pairs(data: Dataset, seed: int, task: int) -> Task:
 
 
 def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int) -> Tensor:
-    """Which examples make up each batch, ``(epochs · steps, batch_size)``: a fresh permutation every epoch.
+    """The indices of the examples in each batch, ``(epochs · steps, batch_size)``: a new permutation every epoch.
 
-    What is left over when the examples do not divide into batches is left out, others each epoch.
+    Examples that don't fill a last batch are left out: different ones every epoch.
     """
     used = examples // batch_size * batch_size
     rng = generator(Stream.ORDER, seed, task)
@@ -161,11 +161,11 @@ class Shift(NamedTuple):
     """One way for a problem to change."""
 
     task: Callable[[Dataset, int, int], Task]
-    """Makes the task of a data set, a member's seed and the task's number."""
+    """Makes a task from a data set, a member's seed and the task's number."""
     outputs: Callable[[Dataset], int] = lambda data: data.classes
-    """How many classes a network must tell apart."""
+    """Number of classes that a network must tell apart."""
     tasks: Callable[[Dataset], float] = lambda data: float("inf")
-    """How many tasks there are before the data are used up."""
+    """The largest number of tasks that the data allow."""
 
 
 SHIFTS: dict[str, Shift] = {
@@ -183,15 +183,15 @@ SHIFTS: dict[str, Shift] = {
 
 
 def load(name: str) -> Shift:
-    """What a name stands for: an entry of ``SHIFTS``, or ``package.module:function``, called as :attr:`Shift.task`."""
+    """The shift with this name: an entry of ``SHIFTS``, or ``package.module:function``, used as :attr:`Shift.task`."""
     return Shift(imported(name)) if ":" in name else SHIFTS[known(name, SHIFTS, "shift or package.module:function")]
 
 
 def checked(task: object, data: Dataset, outputs: int, name: str) -> Task:
-    """A shift's task, if it is one that a network with so many outputs can learn from these data.
+    """Check that a network with so many outputs can learn a shift's task from these data; return the task.
 
     Raises:
-        ValueError: otherwise, naming the shift.
+        ValueError: otherwise; the message names the shift.
     """
     if not isinstance(task, Task):
         raise ValueError(f"expected a Task from the shift {name}, got {type(task).__name__}: return a Task")

@@ -1,4 +1,4 @@
-"""The one continual-learning loop: a population learns task after task and is measured at the end of each."""
+"""The continual-learning loop: a population learns task after task and is measured at the end of each task."""
 
 import contextlib
 import dataclasses
@@ -25,26 +25,26 @@ from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import OPTIMIZERS
 
 COMPILE_FROM = 30_000
-"""Member-steps in a run from which compiling pays: it costs 10 to 20 s and saves about half a millisecond each."""
+"""Compiling pays from this many member-steps in a run: it costs 10 to 20 s and saves about 0.5 ms per step."""
 
 COMPILE_TO = 2e9
-"""Operations of a member's step to which compiling pays on a CPU: at 1.2e9 (4x256 MLP, batch 512) it does; at 5.6e10
-(ResNet-18, batch 250) it took minutes and made the step slower."""
+"""On a CPU, compiling pays up to this many operations in a member's step: it pays at 1.2e9 (4x256 MLP, batch 512); at
+5.6e10 (ResNet-18, batch 250) it took minutes and made the step slower."""
 
 Tensors = dict[str, Tensor]
 
 
 class Trainer:
-    """A population, its method and its optimizer on one problem, with everything they remember.
+    """A population, its method and its optimizer on one problem, with all their state.
 
-    The whole step is one function over dictionaries of stacked tensors. It is compiled, and vectorised over the
-    members, where the run is long enough to repay that; otherwise each member goes through autograd in its turn. Both
-    give the same numbers to rounding.
+    The whole step is one function over dictionaries of stacked tensors. In long runs, where that pays, it is compiled
+    and vectorised over the members; otherwise autograd runs for one member after the other. Both give the same numbers
+    up to rounding.
 
     Args:
         run: what to train.
         compiled: overrides that choice.
-        device: where everything lives; a GPU where there is one when left out.
+        device: of all tensors; when left out, a GPU if there is one.
     """
 
     def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
@@ -72,15 +72,15 @@ class Trainer:
             long = steps * len(run.seeds) >= COMPILE_FROM
             compiled = long and (self.device != "cpu" or operations(run) <= COMPILE_TO)
         if mitigator.observes:
-            compiled = False  # a compiled step would not see the members' activations
+            compiled = False  # the method can't observe the members' activations in a compiled step
         optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
         self.learner = Learner(self.population, mitigator, run.step_size, optimizer=optimizer, compiled=compiled)
         if compiled:
-            torch.compiler.reset()  # it gives up compiling one function after a handful of trainers in a process
+            torch.compiler.reset()  # otherwise it stops compiling this function after a few trainers in a process
         self._step = torch.compile(self._advance) if compiled else self._advance
 
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
-        """Train on one task to its end and return what was measured there, in the store's schema."""
+        """Train on one task; return the measurements at its end, in the store's schema."""
         tasks, labels, batches, pixels = self._begin(task)
         if self.learner.optimizer.restarts:
             self.learner.clear_moments(list(self.learner.parameters))
@@ -103,7 +103,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next task depends on.
 
-        The global generators matter to networks and methods of one's own alone, such as those with dropout.
+        The global generators matter only to the user's own networks and methods, such as networks with dropout.
         """
         return {
             "data": self._fingerprint,
@@ -132,7 +132,7 @@ class Trainer:
         copy_into(self.learner.buffers, state["buffers"])
         self.probe.load_state_dict(state["probe"])
         torch.set_rng_state(state["random"])
-        if self._is_cuda and state.get("random_cuda") is not None:  # the first versions had none
+        if self._is_cuda and state.get("random_cuda") is not None:  # states from the first versions have none
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     @property
@@ -140,7 +140,7 @@ class Trainer:
         return torch.device(self.device).type == "cuda"
 
     def rehearse(self) -> None:
-        """One step on two images of the first task."""
+        """Take one step on two images of the first task."""
         _, labels, batches, pixels = self._begin(0)
         batch = batches[0, :, :2]
         inputs = self._inputs(batch, pixels)
@@ -149,7 +149,7 @@ class Trainer:
         self._step(inputs, labels.gather(1, batch))
 
     def _begin(self, task: int) -> tuple[list[Task], Tensor, Tensor, Tensor | None]:
-        """Every member's task, with its labels and batches as below, and its pixels ``(members, positions)``."""
+        """Every member's task, labels and batches (as in :meth:`_batches`) and pixels ``(members, positions)``."""
         made = (self.shift.task(self.data, seed, task) for seed in self.run.seeds)
         tasks = [shifts.checked(each, self.data, self._classes, self.run.shift).to(self.device) for each in made]
         orders = [each.pixels for each in tasks if each.pixels is not None]
@@ -172,14 +172,14 @@ class Trainer:
         return torch.stack(labels), torch.stack(orders, dim=1)
 
     def _inputs(self, batch: Tensor, pixels: Tensor | None) -> Tensor:
-        """The images of a batch as each member sees them, ``(members, batch, channels, height, width)``."""
+        """The normalized images of each member's batch, ``(members, batch, channels, height, width)``."""
         images = self.data.train.images.index_select(0, batch.flatten()).view(
             *batch.shape, *self.data.train.images.shape[1:]
         )
         return self.data.normalized(seen(images, pixels))
 
     def _advance(self, x: Tensor, y: Tensor) -> None:
-        """One step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``."""
+        """Take one step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``."""
         self.learner.learn(_loss, x, y)
 
 
@@ -189,7 +189,7 @@ def _loss(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Te
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Float32 matrix products in this precision for a while: what is measured is measured exactly."""
+    """Use this precision of float32 matrix products in the block only, so that measurements stay exact."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -199,13 +199,13 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: int = 1) -> bool:
-    """Train a run in its folder under ``root``, from the last finished task on.
+    """Train a run in its folder under ``root``; resume after its last finished task.
 
     Args:
         run: what to train.
-        report: told every now and then how many tasks, with fractions, are done.
+        report: called regularly with the number of tasks done, including fractions.
         root: the folder of all runs.
-        pieces: how many calls it takes to the end; for sharing workers between runs.
+        pieces: the number of calls that finish a run; runs can share workers between calls.
 
     Returns:
         Whether tasks are left.

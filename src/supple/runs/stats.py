@@ -85,7 +85,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
 
 
 def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """:func:`last_tasks`, the best setting first (of a loss, the smallest), with the ``first`` task's mean over seeds."""
+    """:func:`last_tasks`, the best setting first (lowest for a loss), with the ``first`` task's mean over seeds."""
     chosen = settings(rows)
     first = by_task(rows, metric).filter(pl.col("task") == 0).select(*chosen, first="mean")
     last = last_tasks(rows, metric, count).join(first, on=chosen, how="left", nulls_equal=True, maintain_order="left")

@@ -125,7 +125,7 @@ def _start(messages: Any, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent dies: a killed parent can't do it, and the worker would train on and then hang."""
+    """End this worker when its parent dies: a killed parent can't do so; the worker would train on and then hang."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()

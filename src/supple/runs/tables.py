@@ -8,7 +8,7 @@ from supple.runs.charts import TITLES
 from supple.runs.stats import ranking, varying
 
 HEADLINES = ("train_accuracy", "test_accuracy", "return")
-"""The main metrics of a problem: trainability and, where measured, generalisation; in reinforcement learning, returns."""
+"""A problem's main metrics: trainability, and generalisation where measured; in reinforcement learning, the return."""
 
 
 def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
