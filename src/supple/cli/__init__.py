@@ -1,4 +1,4 @@
-"""The command line: each command is a dataclass whose field docstrings are its help."""
+"""The command line: each command is a dataclass whose field docstrings are its help texts."""
 
 import signal
 import sys
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
 Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
-# Everything heavy is imported where it is used, so that a help text appears at once.
+# Heavy modules are imported where they are used, so that help texts appear at once.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Engine):
     """Watch a network lose its plasticity on real digits, and keep it with one more line.
 
-    Small networks memorize random labels for 1,797 scanned digits, thirty times over, each time with new labels.
+    Small networks memorize random labels of 1,797 scanned digits, thirty times, each time with new labels.
     """
 
     methods: tuple[str, ...] = ("none", "spectral", "decoupled-spectral")
-    """What to compare; `supple list` names them all."""
+    """Methods to compare; `supple list` names them all."""
     seeds: int = 3
-    """Networks trained for each method, from different initial weights on different labels."""
+    """Networks per method, each with other initial weights and labels."""
     out: str = "runs/demo"
-    """Where results and charts go. What is already there is not trained again."""
+    """Folder for results and charts. Runs that are already there are not trained again."""
 
     def __call__(self) -> None:
         from supple.lab.grid import product
@@ -60,18 +60,18 @@ class Run(Protocol, Engine):
     strength: float | None = None
     """The method's strength; its default when left out."""
     step_size: float | None = None
-    """The optimizer's; the problem's own when left out."""
+    """The optimizer's step size; the problem's when left out."""
     seeds: int = 3
-    """Networks trained, from different initial weights on different tasks."""
+    """Networks to train, each with other initial weights and tasks."""
     first_seed: int = 0
-    """The first of consecutive seeds; `supple sweep --tuning-seeds` takes those from 1000 on."""
+    """The first of consecutive seeds; `supple sweep --tuning-seeds` uses those from 1000 on."""
 
     def __call__(self) -> None:
         members = self.members()
         _show(self.train(members), members, self.out)
 
     def members(self) -> list["RunConfig"]:
-        """Each network's run."""
+        """One run per network."""
         from supple.lab.grid import product
         from supple.training import methods
 
@@ -92,21 +92,21 @@ class Run(Protocol, Engine):
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Protocol, Engine):
-    """Compare methods over strengths, step sizes and seeds; run it again and only what is missing is trained."""
+    """Compare methods over strengths, step sizes and seeds; repeat the command to train only what is missing."""
 
     problem: Problem
     """A name from `supple list`, such as `random-label-mnist`, or `package.module:problem`."""
     methods: tuple[str, ...] = ("none", "l2", "l2-init", "spectral")
     """Names from `supple list`, or `package.module:Class`."""
     strengths: tuple[float, ...] = ()
-    """Of every method that has one; each method's default when left out. Where strengths mean different things (compare
-    the defaults in `supple list`), sweep each method by itself with the same `--out`."""
+    """Strengths of every method that has one; each method's default when left out. If methods need strengths of
+    different size (compare the defaults in `supple list`), sweep them one by one with the same `--out`."""
     step_sizes: tuple[float, ...] = ()
-    """The optimizer's; the problem's own when left out."""
+    """The optimizer's step sizes; the problem's when left out."""
     seeds: int = 3
-    """Networks for each setting, from different initial weights on different tasks."""
+    """Networks per setting, each with other initial weights and tasks."""
     tuning_seeds: int = 0
-    """Choose each method's strength and step size on so many other seeds; the best alone are trained on `seeds`."""
+    """Number of other seeds to choose each method's strength and step size; only the best are trained on `seeds`."""
 
     def __call__(self) -> None:
         from supple.lab.grid import TUNING_SEEDS, product, tuned
@@ -125,19 +125,19 @@ class Sweep(Protocol, Engine):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Engine):
-    """Make a figure of the paper again: train what it needs, and draw it."""
+    """Reproduce a figure of the paper: train the runs that it needs, and draw it."""
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")]
-    """1: generalisation on tiny-ImageNet. 2: pixel permutation. 3: inside networks that memorize random labels. 4: the
-    strength with a ResNet-18. 6: two units, exactly. 7: the exponent. 8: Fashion-MNIST. 9: tiny-ImageNet's random
-    labels. 10: the strength with MLPs. 11: EMNIST. 12: MNIST. 13: capacity. 14: singular values. 15: Continual
-    ImageNet. (5 and 16 are made by `supple rl`: docs/control.md.)"""
+    """1: generalisation on tiny-ImageNet. 2: pixel permutation. 3: diagnostics of networks that memorize random labels.
+    4: the strength with a ResNet-18. 6: two units, exact. 7: the exponent. 8: Fashion-MNIST. 9: random labels on
+    tiny-ImageNet. 10: the strength with MLPs. 11: EMNIST. 12: MNIST. 13: capacity. 14: singular values. 15: Continual
+    ImageNet. (For 5 and 16 use `supple rl`: docs/control.md.)"""
     scale: Literal["quick", "paper"] = "quick"
-    """`quick` ends within ten minutes on two cores and shows the whole way; `paper` is the published protocol."""
+    """`quick` takes at most ten minutes on two cores and tries every part; `paper` is the published protocol."""
     seeds: int | None = None
-    """Networks for each curve; 2 at quick scale and the paper's 10 when left out."""
+    """Networks per curve; when left out, 2 at quick scale and 10, as in the paper, at paper scale."""
     out: str = "runs/figures"
-    """Where results and charts go. What is there is not trained again."""
+    """Folder for results and charts. Runs that are already there are not trained again."""
 
     def __call__(self) -> None:
         from supple import figures
@@ -158,13 +158,13 @@ class Figure(Engine):
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Print what lies in a folder of runs: mean, standard error, interquartile mean and bootstrap interval."""
+    """Print the results in a folder of runs: mean, standard error, interquartile mean and bootstrap interval."""
 
     runs: Folder = "runs"
-    """The folder that a run or sweep was given as `--out`; what `supple demo` and `supple figure` leave is in
-    `runs/demo` and `runs/figures`, that of `supple rl` in `runs/rl`."""
+    """The folder that a run or sweep was given as `--out`. The default of `supple demo` is `runs/demo`, that of
+    `supple figure` is `runs/figures`, that of `supple rl` is `runs/rl`."""
     metric: str | None = None
-    """What to show, such as `spectral_norm`; accuracies, in control returns, when left out."""
+    """The metric to show, such as `spectral_norm`; accuracies (of `supple rl`: returns) when left out."""
 
     def __call__(self) -> None:
         import polars as pl
@@ -196,9 +196,9 @@ class Report:
     runs: Folder = "runs"
     """The folder that a run or sweep was given as `--out`."""
     out: str | None = None
-    """The page; `index.html` in that folder when left out."""
+    """The file of the page; `index.html` in that folder when left out."""
     watch: bool = False
-    """Write it again and again while runs are at work, until Ctrl-C; meanwhile the page loads itself anew."""
+    """Keep rewriting the page while runs are training, until Ctrl-C; the page reloads itself meanwhile."""
 
     def __call__(self) -> None:
         from supple.report import page_of, watch, write_page
@@ -247,7 +247,7 @@ class List:
 
 
 def _show(rows: "pl.DataFrame", members: "list[RunConfig]", out: str, name: str = "chart") -> None:
-    """Print the tables and draw the curves of one problem, in files that are named after what was run."""
+    """Print the tables and draw the curves of one problem; the files' names depend on the runs."""
     from supple.runs.charts import learning_curves, save
     from supple.runs.store import digest
     from supple.runs.tables import stamped
@@ -263,7 +263,7 @@ def _show(rows: "pl.DataFrame", members: "list[RunConfig]", out: str, name: str 
 
 
 def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
-    """Print the tables of one problem; return the metric that it is about."""
+    """Print the tables of one problem; return the metric of the last one."""
     from rich.console import Console
 
     from supple.runs.tables import HEADLINES, results_table
@@ -271,7 +271,7 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     shown = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
     for each in shown:
         console, table = Console(), results_table(rows, each)
-        # What is cut off is lost, methods first: where there is less room (in a file 80 columns), lines are longer.
+        # A narrow console (80 columns for a file) would cut off the methods' names: print longer lines instead.
         whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
         console.width = max(console.width, whole)
         console.print(table)
@@ -308,7 +308,7 @@ def main() -> None:
         )
         _call(command, with_traceback=len(arguments) < len(sys.argv) - 1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is in a hurry presses Ctrl-C twice
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
         end = "no file is half written, and the same command starts again"
         if isinstance(command, Engine | Control):
             end = f"finished tasks are kept in {command.out}, and the same command goes on after them"
@@ -317,10 +317,10 @@ def main() -> None:
 
 
 def _call(command: Callable[[], None], *, with_traceback: bool) -> None:
-    """Call a command; whatever it raises ends the program with one line and status 1."""
+    """Call a command; any exception ends the program with a one-line message and status 1."""
     try:
         command()
-    except (Exception, SystemExit) as error:  # somebody's own code may exit
+    except (Exception, SystemExit) as error:  # the user's own code may call sys.exit()
         if with_traceback:
             traceback.print_exception(error)
         raise SystemExit(f"supple: {sentence(error)}") from None

@@ -18,64 +18,64 @@ if TYPE_CHECKING:
 
 MOST_SEEDS = 1_000
 
-# Everything heavy is imported where it is used, so that a help text appears at once.
+# Heavy modules are imported where they are used, so that help texts appear at once.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control(Engine):
     """Train soft actor-critic on a control task, with methods that keep its networks plastic.
 
-    A run that was stopped goes on after its last evaluation, and ends with the same bits.
+    An interrupted run resumes after its last evaluation, and its result is bit-for-bit identical.
     """
 
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
     """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of any Gymnasium environment, or
-    `module:id` of one that a module of your own registers."""
+    `module:id` for an environment that your own module registers."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(name="method")] = ("spectral",)
-    """What to train with, one or more of: none, resets, spectral, decoupled-spectral, spectral-norm, l2, l2-init,
+    """One or more methods to train with: none, resets, spectral, decoupled-spectral, spectral-norm, l2, l2-init,
     wasserstein, parseval, streaming-ewc, shrink-and-perturb, weight-clipping, hare-and-tortoise, upgd, redo,
-    continual-backprop, self-normalized-resets; or `package.module:Class`, a mitigator of your own."""
+    continual-backprop, self-normalized-resets; or `package.module:Class`, your own mitigator."""
     seeds: int = 3
-    """Agents trained with each method."""
+    """Agents per method."""
     steps: int = 500_000
-    """Steps of the environment. On one core the paper's network takes about 170 updates a second, 16 a step: two
-    hours and a half for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast."""
+    """Environment steps. On one core the paper's network does about 170 updates per second, with 16 per step: two and
+    a half hours for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast."""
     preset: str = "paper"
-    """Where the constants come from: paper, doro, cleanrl or sb3."""
+    """Source of the hyperparameters: paper, doro, cleanrl or sb3."""
     strength: float | None = None
-    """The method's, on actor and critic; its default when left out."""
+    """The method's strength on actor and critic; its default when left out."""
     actor_strength: float | None = None
-    """The method's on the actor, where it is another."""
+    """The method's strength on the actor, if it differs from the critic's."""
     replay_ratio: int | None = None
-    """Updates for each step of the environment; the preset's when left out."""
+    """Updates per environment step; the preset's when left out."""
     random_steps: int | None = None
     """Steps with random actions before the first update; the preset's when left out."""
     capacity: int | None = None
     """Transitions that the replay buffer holds; the preset's when left out."""
     reset_every: int | None = None
-    """For the method `resets`: updates from one to the next; 2,560,000 when left out."""
+    """For the method `resets`: updates between two resets; 2,560,000 when left out."""
     reset_unit: Literal["updates", "steps"] | None = None
-    """What `reset-every` counts; updates when left out."""
+    """The unit of `reset-every`; updates when left out."""
     reset_parts: tuple[str, ...] | None = None
-    """What is drawn anew, among actor, critic, target, temperature, optimizer and buffer; all but the buffer when left
+    """Parts to reset, among actor, critic, target, temperature, optimizer and buffer; all but the buffer when left
     out."""
     reset_layers: int | None = None
-    """How many of the last layers are drawn anew; all when left out."""
+    """How many of the last layers to reset; all when left out."""
     prime: int = 0
-    """Heavy priming: so many updates on the first 100 transitions, before training goes on as usual."""
+    """Heavy priming: number of updates on the first 100 transitions, before normal training."""
     evaluate_every: int = 5_000
-    """Steps from one evaluation and checkpoint to the next."""
+    """Steps between two evaluations; each evaluation writes a checkpoint."""
     episodes: int = 10
-    """In each evaluation, with the policy's mean. In an environment without a time limit they end after 10,000 steps at
-    the latest."""
+    """Episodes per evaluation, with the policy's mean. In an environment without a time limit they end after at most
+    10,000 steps."""
     inside: bool = False
     """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
     video: bool = False
-    """Show an episode of the first method's first agent at the end, as a strip of pictures; needs a GL library."""
+    """At the end, save an episode of the first method's first agent as a strip of images; needs a GL library."""
     out: str = "runs/rl"
-    """Where results, checkpoints and charts go: a folder on a disk, since replay buffers are mapped files."""
+    """Folder for results, checkpoints and charts, on a local disk, because replay buffers are memory-mapped files."""
     device: str = "cpu"
-    """Where the agents learn. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
+    """Device of the agents. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
 
     def __call__(self) -> None:
         if self.video:

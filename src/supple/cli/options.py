@@ -1,4 +1,4 @@
-"""The options that commands have in common, in dataclasses whose field docstrings are their help."""
+"""The options that several commands share, in dataclasses whose field docstrings are the help texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,33 +10,33 @@ if TYPE_CHECKING:
     from supple.lab.run import Run
     from supple.runs.sweep import Job, Work
 
-# Everything heavy is imported where it is used, so that a help text appears at once.
+# Heavy modules are imported where they are used, so that help texts appear at once.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where things are trained, and where results go."""
+    """Where to train, and where results go."""
 
     out: str = "runs"
-    """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`); what is there
-    is not trained again, and a run that was interrupted goes on after its last finished task."""
+    """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`). Finished runs
+    there are not trained again; an interrupted run resumes after its last finished task."""
     engine: Literal["local", "ray"] = "local"
     """Processes on this machine, or tasks on a Ray cluster (needs the extra `supple[ray]`)."""
     address: str | None = None
-    """Of an existing Ray cluster, such as `auto`; a local one is started when left out."""
+    """Address of an existing Ray cluster, such as `auto`; a local one is started when left out."""
     gpus: float = 0.0
     """With Ray: the share of a GPU that each run takes."""
     workers: int | None = None
     """Processes at a time; as many as the cores allow when left out."""
     threads: int = 1
-    """Of each process. More pay only for large networks on a quiet machine, and change results in the last bits."""
+    """CPU threads per process; more than one helps only large networks on an idle machine, and changes rounding."""
     tensorboard: str | None = None
-    """Mirror what was measured as TensorBoard events in this folder, a run for each network."""
+    """Also write the measurements as TensorBoard events to this folder, one TensorBoard run per network."""
 
     def train(self, members: Sequence["Run"]) -> "pl.DataFrame":
-        """Train what is missing of these members and return all that was measured of them.
+        """Train those of these members that are missing; return the measurements of all.
 
-        Everything that can be wrong is tried before anything is written or started.
+        Mistakes in options and in the user's own code are detected before anything is written or started.
         """
         from functools import partial
 
@@ -88,7 +88,7 @@ class Engine:
             tensorboard.mirror(rows, self.tensorboard)
 
     def check(self) -> None:
-        """Make sure that there is what these options name."""
+        """Check that these options are valid, and that the folder, TensorBoard and the cluster can be used."""
         from supple.runs import cluster, sweep, tensorboard
         from supple.runs.store import check_writable
 
@@ -105,14 +105,14 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is learned, and how; what is left out is the problem's own."""
+    """Changes to the problem and its training protocol; an option that is left out keeps the problem's value."""
 
     scale: Literal["quick", "paper"] = "quick"
-    """`quick` ends in minutes on two cores and shows the effect; `paper` is the published protocol."""
+    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol."""
     data: str | None = None
     """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
     examples: int | None = None
-    """Train on so many images, spread evenly over the data set."""
+    """Number of training images, evenly spaced over the data set."""
     shift: str | None = None
     """How the problem changes: a name, or `package.module:function`."""
     model: str | None = None
@@ -120,22 +120,22 @@ class Protocol:
     optimizer: str | None = None
     """A name from `supple list`, such as `adam` or `sgd`."""
     batch_size: int | None = None
-    """Images a step."""
+    """Images per step."""
     epochs: int | None = None
-    """For each task."""
+    """Epochs per task."""
     tasks: int | None = None
-    """How many tasks, one after the other."""
+    """Number of tasks, one after the other."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products in training steps: `high` lets a GPU round their inputs to TensorFloat32, `medium`
-    also a CPU with bfloat16 units, which is twice as fast for the 4x256 perceptron. Measurements stay exact."""
+    """Precision of float32 matrix products in training steps. `high` lets a GPU round inputs to TensorFloat32; `medium`
+    also lets a CPU use bfloat16, if it has units for it: twice as fast for the 4x256 MLP. Measurements stay exact."""
     diagnostics: tuple[str, ...] | None = None
-    """What to measure inside the networks at each task's end, of what `supple list` names; a dozen of them when left
-    out, nothing for `--diagnostics` alone."""
+    """Diagnostics of the networks at each task's end, from `supple list`; a dozen of them when left out, none for
+    `--diagnostics` without names."""
     option: dict[str, int | float | str] | None = None
-    """Keyword arguments of the method's class besides its strength, such as `exponent 4` of `spectral`."""
+    """Keyword arguments of the method's class except its strength, such as `exponent 4` of `spectral`."""
 
     def changes(self) -> dict[str, Any]:
-        """What :meth:`supple.lab.run.Run.of` is told."""
+        """The arguments for :meth:`supple.lab.run.Run.of`."""
         truth = {"true": True, "false": False}
         return {
             "scale": self.scale,

@@ -80,7 +80,7 @@ class Run:
         diagnostics: Iterable[str] | None = None,
         **changes: Any,
     ) -> "Run":
-        """The run of a named method on a named problem; where an entry of ``changes`` is None, the problem's value stays.
+        """The run of a named method on a named problem; None in ``changes`` keeps the problem's value.
 
         Raises:
             ValueError: for an unknown name (the message suggests the nearest one), a scale that the problem does not
