@@ -1,9 +1,9 @@
-"""One picture a data set, to see whether images are upright, in their colours and under the right labels.
+"""One picture per data set, to see whether images are upright, in the right colours and under the right labels.
 
-    SUPPLE_DATA=... python benchmarks/contact_sheets.py sheets/        # every data set that is at hand
+    SUPPLE_DATA=... python benchmarks/contact_sheets.py sheets/        # every data set that is available
 
-A row a class: its first training images, and behind the gap its first test images. The pictures are for looking at:
-most licences forbid to pass them on.
+One row per class: its first training images and, after a gap, its first test images. Don't publish the pictures: most
+licences forbid to redistribute the images.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ TRAIN, TEST = 10, 5
 
 @dataclass(frozen=True)
 class Sheets:
-    """One picture a data set, to see whether images are upright, in their colours and under the right labels."""
+    """One picture per data set, to see whether images are upright, in the right colours and under the right labels."""
 
     folder: tyro.conf.Positional[Path]
-    """Where the pictures go."""
+    """Folder for the pictures."""
     datasets: tuple[str, ...] = tuple(DATASETS)
-    """Names, folders of parquet files, or functions."""
+    """Data sets: names, folders of parquet files, or functions."""
 
 
 def sheet(data: Dataset) -> Image.Image:
-    """Up to twenty classes, spread evenly."""
+    """The picture of a data set, with up to twenty evenly spaced classes."""
     classes = torch.linspace(0, data.classes - 1, min(ROWS, data.classes)).round().long().tolist()
     width = LABEL + (TRAIN + TEST) * (TILE + GAP) + TILE
     picture = Image.new("RGB", (width, len(classes) * (TILE + GAP) + GAP), "white")
@@ -50,7 +50,7 @@ def sheet(data: Dataset) -> Image.Image:
 
 
 def tile(image: Tensor) -> Image.Image:
-    """``(channels, height, width)`` at the size of a tile."""
+    """An image ``(channels, height, width)``, scaled to the size of a tile."""
     pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST)
 

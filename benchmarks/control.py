@@ -1,8 +1,8 @@
-"""Control beside Stable-Baselines3's soft actor-critic: updates per second, cost, memory, and whether it learns.
+"""Compare supple's soft actor-critic with Stable-Baselines3's: updates per second, memory, cost and learning.
 
-python benchmarks/control.py speed                                        # minutes; quiet machine or not, ratios hold
+python benchmarks/control.py speed                                # minutes; ratios are valid even on a busy machine
 python benchmarks/control.py memory
-python benchmarks/control.py learn --agents supple sb3 --seeds 3          # hours; goes on where it was stopped
+python benchmarks/control.py learn --agents supple sb3 --seeds 3  # hours; resumes where it was stopped
 """
 
 import json
@@ -33,12 +33,12 @@ ROOT = Path(__file__).parent.parent / "results" / "control"
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Updates per second on one thread at quadruped's sizes, batch 256, each variant in its turn."""
+    """Updates per second on one thread at quadruped's sizes, batch 256; the variants take turns."""
 
     rounds: int = 60
-    """How often each variant is timed; ratios are of the least times."""
+    """How often each variant is timed; ratios are ratios of the minimum times."""
     updates: int = 3
-    """In one timing."""
+    """Updates in one timing."""
     out: Path = ROOT / "speed.json"
 
     def __call__(self) -> None:
@@ -57,7 +57,7 @@ class Speed:
         times: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(self.rounds):
             for name, variant in variants.items():
-                # The time that this thread had a core: what others do on the machine counts less.
+                # Processor time of this thread, which depends less on other processes.
                 start = time.thread_time()
                 variant()
                 times[name].append((time.thread_time() - start) / self.updates)
@@ -126,7 +126,7 @@ def sb3_updates(count: int) -> Callable[[], None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a full buffer of a million of quadruped's transitions takes, over the bytes of its numbers."""
+    """Memory of a full buffer with a million of quadruped's transitions, divided by the bytes of its numbers."""
 
     transitions: int = 1_000_000
     out: Path = ROOT / "memory.json"
@@ -151,11 +151,11 @@ def _resident() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Learn:
-    """Train on one task with the same budget: steps, replay ratio, batch, first random steps, evaluation."""
+    """Train all agents on one task with equal steps, replay ratio, batch size, first random steps and evaluation."""
 
     task: str = "cartpole-swingup"
     agents: tuple[str, ...] = ("supple", "sb3", "random")
-    """Among supple, sb3 and random."""
+    """Agents, among supple, sb3 and random."""
     seeds: int = 3
     steps: int = 30_000
     replay_ratio: int = 4
@@ -166,7 +166,7 @@ class Learn:
     strength: float | None = None
     """The method's default when left out."""
     out: Path = ROOT / "learn"
-    """One JSON file an agent and seed; what is there is not trained again, and supple's agents go on in the middle."""
+    """Folder for one JSON file per agent and seed; finished ones are not repeated, and supple's agents can resume."""
 
     def __call__(self) -> None:
         torch.set_num_threads(1)
@@ -230,7 +230,7 @@ class Learn:
         return {"0": self._score(seed, 0, lambda seen: rng.uniform(-1, 1, size).astype(np.float32))}
 
     def _score(self, seed: int, step: int, act: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The mean return of ten episodes, begun as supple's evaluations are."""
+        """The mean return of ten episodes, started like supple's evaluations."""
         world, totals = make(self.task), []
         for episode in range(10):
             seen, total, last = world.begin(number(Stream.EVALUATION, seed, step, episode)), 0.0, False
@@ -242,7 +242,7 @@ class Learn:
 
 
 def _as_gymnasium(task: str) -> Any:
-    """One of our environments for programs that want Gymnasium's."""
+    """One of our environments as a Gymnasium environment."""
     import gymnasium
 
     world = make(task)

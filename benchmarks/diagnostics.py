@@ -1,4 +1,4 @@
-"""What looking inside costs at a task's end: one measurement of all diagnostics against the training of a whole task.
+"""The cost of the diagnostics at a task's end: one measurement of all of them against the training of a whole task.
 
 python benchmarks/diagnostics.py --network mlp
 python benchmarks/diagnostics.py --network resnet18
@@ -23,15 +23,15 @@ from supple.diagnostics import DIAGNOSTICS, Inspection
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What looking inside costs at a task's end."""
+    """The cost of the diagnostics at a task's end."""
 
     network: Literal["mlp", "resnet18", "resnet18-small-stem"] = "mlp"
-    """4x256 on 784 inputs (a task is 1,000 steps of 512), or ResNet-18 on 3x32x32 images (4,000 steps of 250), with
-    the stem that it has for large images, or a 3x3 convolution, which keeps the resolution."""
+    """The 4x256 MLP on 784 inputs (a task is 1,000 steps, batch 512), or ResNet-18 on 3x32x32 images (4,000 steps,
+    batch 250), with ImageNet's stem, or with a 3x3 convolution as stem, which keeps the resolution."""
     probe: int = 256
-    """Examples that are looked at."""
+    """Examples on which the diagnostics are computed."""
     rounds: int = 5
-    """How often everything is timed; the shortest time counts."""
+    """How often everything is timed; the minimum time is used."""
     threads: int = 1
     """Threads of torch."""
     out: Path | None = None
@@ -78,11 +78,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], int, int
         4000,
     ),
 }
-"""How to make each, its inputs, the examples in a step and the steps in a task."""
+"""For each network: its constructor, the shape of its inputs, examples per step and steps per task."""
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of the processor, summed over threads: what else runs on the machine is not in it."""
+    """Processor time of the work, summed over threads, without other processes of the machine."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -110,7 +110,7 @@ def main() -> None:
     for _ in range(config.rounds):
         times["step"].append(min(seconds(step) for _ in range(20 if config.network == "mlp" else 1)))
         inspection = Inspection(network, *probe, initial=initial, previous=previous)
-        for name, diagnostic in DIAGNOSTICS.items():  # what several look at counts for the first of them
+        for name, diagnostic in DIAGNOSTICS.items():  # shared computations count for the first diagnostic that needs them
             times[name].append(seconds(lambda look=diagnostic, at=inspection: look(at)))
         times["measurement"].append(sum(times[name][-1] for name in DIAGNOSTICS))
     shortest = {name: min(each) for name, each in times.items()}

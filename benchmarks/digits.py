@@ -1,8 +1,8 @@
-"""Every method on digits with random labels: strengths tuned on one seed, results from others.
+"""Every method on digits with random labels: strengths tuned on one seed, results from other seeds.
 
-    python benchmarks/digits.py                  # goes on where it was stopped; tables to results/digits/
+    python benchmarks/digits.py                  # resumes where it was stopped; tables to results/digits/
 
-A quick-scale result: one small problem and three seeds. It shows which methods act here, and ranks nothing.
+A quick-scale result: one small problem and three seeds. It shows which methods have an effect here; it is no ranking.
 """
 
 from dataclasses import dataclass, replace
@@ -21,9 +21,10 @@ from supple.training.methods import METHODS
 
 PROBLEM = "random-label-digits"
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # the paper's
-OTHER_STRENGTHS = {  # where the dial means something else
+OTHER_STRENGTHS = {  # for methods whose strength means something else
     "decoupled-spectral": (3.0, 1.0, 0.3),
-    # A squared gradient is small: the paper's strengths hardly act. The source's public code uses 10 for images.
+    # Its penalty is scaled by squared gradients, which are small: the paper's strengths have hardly any effect. The
+    # source's public code uses 10 for images.
     "streaming-ewc": (1e5, 1e4, 1e3, 1e2, 10.0, 1.0, *STRENGTHS),
     "redo": (0.3, 0.1, 0.025),
     "continual-backprop": (1e-3, 1e-4, 1e-5),
@@ -38,22 +39,22 @@ OTHER_STRENGTHS = {  # where the dial means something else
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Engine):
-    """Every method on digits with random labels: strengths tuned on one seed, results from others."""
+    """Every method on digits with random labels: strengths tuned on one seed, results from other seeds."""
 
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods."""
+    """Methods to train."""
     tuning_seed: int = 100
-    """The seed that strengths are chosen on."""
+    """The seed for choosing strengths."""
     seeds: int = 3
-    """Seeds that are reported, from 0."""
+    """Number of reported seeds, from 0."""
     out: str = "runs/digits"
-    """Where the runs go; those for tuning beside them, in a folder of the same name with `-tuning`."""
+    """Folder for the runs; tuning runs go to a folder beside it, with the suffix `-tuning`."""
     tables: Path = Path("results/digits")
-    """Where the tables and the chart go."""
+    """Folder for the tables and the chart."""
 
 
 def run_of(method: str, seed: int, strength: float | None) -> Run:
-    """One that is reported."""
+    """The run of one network."""
     return Run.of(PROBLEM, method, [seed], strength=strength)
 
 

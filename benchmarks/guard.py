@@ -1,9 +1,9 @@
-"""Whether a change made supple slower: a minute, in every check of a change.
+"""Check, in a minute, that a change did not make supple slower; part of every check of a change.
 
     python benchmarks/guard.py
 
-Ratios of the least processor times, which other processes disturb least, of things that take turns, with margins wide
-enough for a busy machine; what is really reached is in docs/performance.md.
+Variants take turns, and ratios of their minimum processor times are compared with limits: minimum times depend least on
+other processes. The limits are wide enough for a busy machine; for accurate ratios see docs/performance.md.
 """
 
 import sys
@@ -16,9 +16,9 @@ from supple.lab import datasets
 from supple.lab.run import Run
 
 MOST = {"spectral": 1.5, "l2-init": 1.4, "redo": 1.4}
-"""A step of the 4x256 MLP at batch 512 with a method, over the step without."""
+"""Upper limit of the ratio of steps with and without a method (4x256 MLP, batch 512)."""
 LEAST = 1.5
-"""How many times faster a member of ten small networks is trained than by a plain eager loop."""
+"""Lower limit of the speed of a member of ten small stacked networks, relative to a plain eager loop."""
 
 
 def main() -> None:

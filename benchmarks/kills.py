@@ -1,9 +1,9 @@
-"""A sweep on digits whose processes are killed at random moments: it ends with the values of one that was left alone.
+"""Kill processes of a sweep on digits at random moments, and check that its results equal those of an undisturbed one.
 
-    python benchmarks/kills.py                   # 20 kills, of a worker and of the whole sweep in turn
+    python benchmarks/kills.py                   # 20 kills, alternately of one worker and of the whole sweep
 
-A sweep that ends before all kills are spent is compared, and another begun in a fresh folder. Linux alone: it finds
-the workers under ``/proc``.
+If a sweep ends before all kills are used up, it is compared, and another one starts in a new folder. Linux only: it
+finds the workers under ``/proc``.
 """
 
 import os
@@ -27,26 +27,26 @@ from supple.runs.store import load
 
 @dataclass(frozen=True, kw_only=True)
 class Kills:
-    """Kill the processes of a sweep at random moments, go on with it, and compare with one that was left alone."""
+    """Kill the processes of a sweep at random moments, resume it, and compare it with an undisturbed sweep."""
 
     kills: int = 20
-    """How many."""
+    """Number of kills."""
     methods: tuple[str, ...] = ("none", "spectral", "shrink-and-perturb", "redo")
-    """What is swept; the last two draw random numbers of their own."""
+    """Methods of the sweep; the last two draw random numbers themselves."""
     seeds: int = 2
-    """Networks for each."""
+    """Networks per method."""
     tasks: int = 30
-    """Of each network, some tenths of a second each."""
+    """Tasks per network; one takes some tenths of a second."""
     workers: int = 2
     """Processes at a time."""
     engine: Literal["local", "ray"] = "local"
-    """Which processes."""
+    """Local processes, or a Ray cluster."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the random moments."""
 
 
 def sweep(config: Kills, out: Path) -> "subprocess.Popen[str]":
-    """The command as anyone types it."""
+    """Start the sweep with its ordinary command."""
     options = {"--seeds": config.seeds, "--tasks": config.tasks, "--workers": config.workers, "--out": out}
     typed = ["sweep", "random-label-digits", "--methods", *config.methods, "--epochs", "10", "--model", "mlp-2x100"]
     typed += ["--engine", config.engine, *(str(part) for pair in options.items() for part in pair)]
@@ -55,13 +55,13 @@ def sweep(config: Kills, out: Path) -> "subprocess.Popen[str]":
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that train for it."""
+    """The sweep's worker processes."""
     found, ancestors = [], [process.pid]
     while ancestors:
         try:
             children = Path(f"/proc/{(pid := ancestors.pop())}/task/{pid}/children").read_text().split()
             names = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-        except (FileNotFoundError, ProcessLookupError):  # one of them has ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # one of them ended meanwhile
             continue
         found += [child for child, name in names.items() if b"spawn_main" in name or name.startswith(b"ray::_do")]
         ancestors += names
@@ -69,14 +69,14 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
 
 
 def ended(process: "subprocess.Popen[str]") -> bool:
-    """Whether it has, and that it has ended well."""
+    """Whether the sweep has ended; an error if it failed."""
     if process.poll():
         raise RuntimeError(f"expected the sweep to end well, got {process.returncode}: {process.communicate()[0]}")
     return process.returncode == 0
 
 
 def killed(config: Kills, moments: random.Random, span: float, out: Path, left: list[str]) -> Iterator[str]:
-    """One sweep to its end; yields whom it has killed, which it takes off what is ``left``."""
+    """Run one sweep to its end; yield the name of each victim killed, and remove it from ``left``."""
     process = sweep(config, out)
     try:
         while left:
@@ -88,7 +88,7 @@ def killed(config: Kills, moments: random.Random, span: float, out: Path, left: 
             victim = moments.choice(workers_of(process)) if left[0] == "a worker" else process.pid
             try:
                 os.kill(victim, signal.SIGKILL)
-            except ProcessLookupError:  # it ended by itself
+            except ProcessLookupError:  # it ended by itself before
                 continue
             if victim == process.pid:
                 process.communicate()
@@ -102,7 +102,7 @@ def killed(config: Kills, moments: random.Random, span: float, out: Path, left: 
 
 
 def tasks_in(out: Path) -> int:
-    """How many are measured by now."""
+    """The number of tasks measured so far."""
     try:
         return load(str(out)).n_unique(["run", "task"])
     except FileNotFoundError:

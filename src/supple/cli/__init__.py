@@ -99,8 +99,8 @@ class Sweep(Protocol, Engine):
     methods: tuple[str, ...] = ("none", "l2", "l2-init", "spectral")
     """Names from `supple list`, or `package.module:Class`."""
     strengths: tuple[float, ...] = ()
-    """Strengths of every method that has one; each method's default when left out. If methods need strengths of
-    different size (compare the defaults in `supple list`), sweep them one by one with the same `--out`."""
+    """Strengths of every method that has one; each method's default when left out. If strengths mean
+    different things (see the defaults in `supple list`), sweep the methods one by one with the same `--out`."""
     step_sizes: tuple[float, ...] = ()
     """The optimizer's step sizes; the problem's when left out."""
     seeds: int = 3

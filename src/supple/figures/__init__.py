@@ -1,4 +1,4 @@
-"""The paper's figures: one file a figure, with the runs it needs and the way it is drawn."""
+"""The paper's figures: one file per figure, with its runs and its drawing."""
 
 from importlib import import_module
 
@@ -10,7 +10,7 @@ NUMBERS = (1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 
 
 def load(number: int) -> Figure | Example:
-    """The figure of the paper with that number."""
+    """The paper's figure with this number."""
     known(str(number), [str(each) for each in NUMBERS], "figure of the paper")
     figure: Figure | Example = import_module(f"supple.figures.figure_{number:02}").FIGURE
     return figure

@@ -1,4 +1,4 @@
-"""What a figure is made of: panels in rows and columns, each with its runs and its curves."""
+"""The parts of a figure: panels in rows and columns, each with its runs and curves."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -25,13 +25,13 @@ METHODS = (
     "streaming-ewc",
     "spectral",
 )
-"""Those that the paper compares."""
+"""The methods that the paper compares."""
 
 REGULARIZERS = ("l2", "l2-init", "wasserstein", "streaming-ewc", "spectral")
-"""Those of them whose strength the paper swept."""
+"""The regularizers whose strength the paper swept."""
 
 EPOCHS: dict[Scale, tuple[int, ...]] = {"paper": (40, 80, 120), "quick": (20, 40)}
-"""For each task of the MLP."""
+"""Epochs per task of the MLP, by scale."""
 
 
 @dataclass(frozen=True)
@@ -42,36 +42,36 @@ class Panel:
     runs: Sequence[Run]
     metric: str = "train_accuracy"
     series: str = "method"
-    """The setting that has a line of its own for each of its values."""
+    """The setting with one line for each of its values."""
     against: str = "task"
     """The horizontal axis: the task, or ``strength`` (then the mean over all tasks is drawn)."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the paper, to be made again."""
+    """A figure of the paper to reproduce."""
 
     title: str
     claim: str
-    """What the paper says it shows."""
+    """The paper's claim about the figure."""
     panels: Callable[[Scale, int], list[list[Panel]]]
-    """Rows of panels, at a scale and over a number of seeds."""
+    """Makes the rows of panels from the scale and the number of seeds."""
     note: str = ""
-    """What is different here from the paper, or not said there."""
+    """Differences from the paper, and choices that the paper does not state."""
 
     def runs(self, scale: Scale, seeds: int) -> list[Run]:
-        """Every run that it needs, once."""
+        """All runs that the figure needs, without duplicates."""
         return list(dict.fromkeys(run for row in self.panels(scale, seeds) for panel in row for run in panel.runs))
 
     def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
-        """The chart, ``rows_of`` giving what was measured of some runs."""
+        """The chart; ``rows_of`` returns the measurements of runs."""
         drawn = [
             [_draw(panel, rows_of(panel.runs)) for panel in row if panel.runs] for row in self.panels(scale, seeds)
         ]
         stamp = f"{scale} scale, mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
         subtitle = [stamp, *([self.note] if self.note else [])]
         with warnings.catch_warnings():
-            # One legend picks a method out in all panels, which is what Altair warns of.
+            # Altair warns that all panels share one selection; here that is intended.
             warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
             grid = alt.vconcat(*(alt.hconcat(*row) for row in drawn))
         return configured(grid.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))
@@ -93,7 +93,7 @@ def sensitivity(title: str, problem: str, scale: Scale, seeds: int, **changes: A
 
 
 def networks(scale: Scale) -> dict[str, str]:
-    """The two large networks by the names that the paper gives them; a vision transformer takes too long on a CPU."""
+    """The two large networks by their names in the paper; at quick scale no vision transformer, too slow on a CPU."""
     return {"ResNet-18": "resnet18", **({"Vision Transformer": "vit-tiny"} if scale == "paper" else {})}
 
 
@@ -110,15 +110,15 @@ def compared(
     diagnostics: Sequence[str] = (),
     **changes: Any,
 ) -> list[Run]:
-    """The paper's methods on a problem, at quick scale three that stand for all.
+    """The paper's methods on a problem; at quick scale only three of them.
 
     Args:
         problem: its name.
         scale: of the protocol.
-        seeds: how many, from 0.
-        model: the problem's own when left out. Networks off the shelf have no form with CReLU.
-        strengths: of the regularizers; of each method its own when left out.
-        diagnostics: which are drawn; at paper scale the usual ones are measured, so that figures share their runs.
+        seeds: number of seeds, from 0.
+        model: the problem's when left out. Off-the-shelf networks have no CReLU variant.
+        strengths: of the regularizers; each method's default when left out.
+        diagnostics: those that are drawn; at paper scale the usual ones are measured, so that figures share runs.
         changes: to the protocol.
     """
     methods = METHODS if scale == "paper" else ("none", "l2-init", "spectral")

@@ -4,7 +4,7 @@ from supple.figures.figure import QUICK_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale
 
 DATA = {"svhn": 1e-3, "cifar10": 1e-4, "cifar100": 1e-4}
-"""With the strength that the paper found best for every regularizer (App. B)."""
+"""The data sets, with the strength that the paper found best for all regularizers (App. B)."""
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:

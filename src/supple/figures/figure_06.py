@@ -1,4 +1,4 @@
-"""Figure 6 and the example of §3.2: networks of two units in which badly scaled weights impede learning, exactly."""
+"""Figure 6 and the example of §3.2, computed exactly: badly scaled weights of two units impede learning."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +14,7 @@ from supple.runs.charts import configured
 
 TASKS = 10
 STEPS = 100
-"""For each task."""
+"""Gradient descent steps per task."""
 STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
@@ -32,17 +32,17 @@ def loss(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def solution(c: Tensor) -> tuple[Tensor, Tensor]:
-    """A.1: weights that give 1 for both inputs whatever c is; w₁ has rank one and the singular value c + 1/c."""
+    """A.1: weights whose output is 1 for both inputs for any c; w₁ has rank one and the singular value c + 1/c."""
     one = torch.ones_like(c)
     w1 = torch.stack([torch.stack([-one, c], -1), torch.stack([1 / c, -one], -1)], -2)
     return w1, torch.stack([1 / c, c], -1)
 
 
 def continual_loss(c: Tensor, step_size: float) -> Tensor:
-    """The mean loss at the ends of ``TASKS`` tasks, the first input's target being 0, 1, 0, 1, ...
+    """The mean loss at the ends of ``TASKS`` tasks; the first input's target is 0, 1, 0, 1, ...
 
-    Gradient descent on both examples, starting from the solution. A step too large for its curvature, which grows as
-    c², kills the unit: then the loss is 0 where the target is 0 and ½ for ever where it is 1.
+    Gradient descent on both examples, starting from the solution. The curvature grows as c². A step size too large for
+    it kills the unit: from then on the loss is 0 where the target is 0, and ½ where it is 1.
     """
     w1, w2 = solution(c)
     x, losses = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).to(c), []
@@ -54,11 +54,11 @@ def continual_loss(c: Tensor, step_size: float) -> Tensor:
 
 
 def steps_to_learn(a: Tensor, step_size: float, most: int = 100_000) -> Tensor:
-    """§3.2: how many steps it takes until the loss of the second task is below a tenth of its first value.
+    """§3.2: the number of steps until the loss of the second task is below a tenth of its initial value.
 
     The first task's solution is θ₁ = diag(1, a), θ₂ = (0, a), with condition number 1/a; the second task is
-    x = (0, 1), y = 1. The paper says that this takes Θ(1/a) steps; both weights grow by a factor each step, so it
-    takes Θ(log 1/a).
+    x = (0, 1), y = 1. The paper says that this takes Θ(1/a) steps. But both weights grow by a constant factor per
+    step, so it takes Θ(log 1/a).
     """
     zero, one = torch.zeros_like(a), torch.ones_like(a)
     w1, w2 = torch.diag_embed(torch.stack([one, a], -1)), torch.stack([zero, a], -1)
@@ -87,11 +87,11 @@ class Example:
     claim = "A lower spectral norm is more trainable across different step sizes."
 
     def runs(self, scale: Scale, seeds: int) -> list[Run]:
-        """None."""
+        """No runs."""
         return []
 
     def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
-        """Exact at either scale."""
+        """The charts, exact at both scales."""
         chart = alt.vconcat(alt.hconcat(_losses(), _steps()))
         subtitle = "exact: no randomness, no scale"
         return configured(chart.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))

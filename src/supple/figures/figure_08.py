@@ -1,4 +1,4 @@
-"""Figure 8: loss of plasticity on Fashion-MNIST with LayerNorm, for more and more epochs a task."""
+"""Figure 8: loss of plasticity on Fashion-MNIST with LayerNorm, for an increasing number of epochs per task."""
 
 from supple.figures.figure import EPOCHS, Figure, Panel, compared
 from supple.lab.problems import Scale

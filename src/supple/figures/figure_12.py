@@ -1,4 +1,4 @@
-"""Figure 12: random labels on MNIST for more and more epochs a task, without and with LayerNorm."""
+"""Figure 12: random labels on MNIST for an increasing number of epochs per task, without and with LayerNorm."""
 
 from supple.figures.figure import EPOCHS, Figure, Panel, compared
 from supple.lab.problems import Scale

@@ -1,4 +1,4 @@
-"""Figure 14: the inside of a ResNet-18 that memorizes random labels."""
+"""Figure 14: diagnostics of a ResNet-18 that memorizes random labels."""
 
 from supple.figures.figure import Figure, Panel, compared
 from supple.lab.problems import Scale

@@ -1,4 +1,4 @@
-"""Figure 15: generalisation on Continual ImageNet, two classes a task."""
+"""Figure 15: generalisation on Continual ImageNet, with two classes per task."""
 
 from supple.figures.figure import Figure, Panel
 from supple.lab.grid import product

@@ -1,4 +1,4 @@
-"""One page about a folder of runs, made from the store alone: it opens from disk, without a network."""
+"""One page about a folder of runs, made only from the stored results; it opens from disk and works offline."""
 
 import os
 import time
@@ -20,15 +20,15 @@ from supple.runs.store import files_at, joined, stored, write
 
 HERE = Path(__file__).parent
 AT_LEAST_EVERY = 10
-"""Seconds between two pages while runs are followed, where a page is quickly written."""
+"""The shortest time in seconds between two updates of a watched page; longer if writing it takes long."""
 
 
 def page_of(root: str, out: str | None = None) -> str:
-    """Where the page about the runs under ``root`` goes: to ``index.html`` there when nothing else is said.
+    """The path of the page about the runs under ``root``; by default ``index.html`` in that folder.
 
     Raises:
         FileNotFoundError: when there is no such folder of runs.
-        ValueError: when there is a folder in its place, into which the page would go under a hidden name.
+        ValueError: when the path is a folder: the page would end up in it under a hidden name.
     """
     files, path = files_at(root)
     if not files.isdir(path):
@@ -41,12 +41,13 @@ def page_of(root: str, out: str | None = None) -> str:
 
 
 def write_page(root: str, out: str | None = None, *, every: int | None = None) -> str:
-    """Write the page about the runs under ``root``; return where it is.
+    """Write the page about the runs under ``root``; return its path.
 
     Args:
-        root: the folder of all runs, which may be empty or at work: a path, or an address that fsspec understands.
-        out: the page; ``index.html`` in that folder when left out.
-        every: the page loads itself anew after so many seconds; never when left out.
+        root: the folder of all runs: a path, or an address that fsspec understands. It may be empty, and runs in it may
+            still be training.
+        out: the file of the page; ``index.html`` in that folder when left out.
+        every: the page reloads itself after so many seconds; never when left out.
     """
     out = page_of(root, out)
     files, path = files_at(out)
@@ -56,7 +57,7 @@ def write_page(root: str, out: str | None = None, *, every: int | None = None) -
 
 
 def watch(root: str, out: str | None = None) -> None:
-    """Write the page again and again, until Ctrl-C; then once more, as one that does not load itself anew."""
+    """Rewrite the page repeatedly until Ctrl-C; then write it once more, without reloading."""
     every = AT_LEAST_EVERY
     try:
         while True:
@@ -64,17 +65,17 @@ def watch(root: str, out: str | None = None) -> None:
             write_page(root, out, every=every)
             worked = time.process_time() - began
             time.sleep(every)
-            every = max(AT_LEAST_EVERY, round(5 * worked))  # a fifth of a core at most
+            every = max(AT_LEAST_EVERY, round(5 * worked))  # use at most a fifth of a core
     except KeyboardInterrupt:
         write_page(root, out)
 
 
 def page(root: str, way: str = "", every: int | None = None) -> str:
-    """The page as text.
+    """The page's HTML.
 
     Args:
         root: the folder of all runs.
-        way: what leads from the page to the runs' folders, in front of their names.
+        way: the prefix of links from the page to the runs' folders.
         every: see :func:`write_page`.
     """
     with warnings.catch_warnings(record=True) as unreadable:
@@ -113,13 +114,13 @@ def _template() -> Any:
 
 
 def _vega() -> str:
-    """The scripts that draw, once for all charts."""
+    """The JavaScript that draws the charts."""
     major, minor, _ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
     return vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")  # type: ignore[call-arg]  # the rest has defaults
 
 
 def _way(root: str, out: str) -> str:
-    """What leads from the page to the runs' folders."""
+    """The prefix of links from the page to the runs' folders."""
     (runs, folder), (pages, path) = files_at(root), files_at(out)
     if isinstance(runs, LocalFileSystem) and isinstance(pages, LocalFileSystem):
         between = os.path.relpath(folder, os.path.dirname(path))

@@ -1,4 +1,4 @@
-"""The command that repeats a run."""
+"""The commands that repeat a run."""
 
 import json
 import shlex
@@ -20,19 +20,19 @@ OPTIONS = {
     "tasks": "tasks",
     "matmul_precision": "matmul-precision",
 }
-"""What ``supple run`` calls the parts of a run."""
+"""The option of ``supple run`` for each field of a run."""
 
 
 def commands(run: Run) -> list[str]:
-    """What to type to train these members again: one command for each strength and each stretch of seeds.
+    """The commands that train these members again: one for each strength and each range of consecutive seeds.
 
-    What is the problem's own today is left out. Empty where only Python can make such a run.
+    Values that are the problem's current defaults are left out. Empty if the run can only be made in Python.
     """
     try:
         usual = methods.find(run.method).strength
         own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
         options = dict(json.loads(run.options))
-    except (Exception, SystemExit):  # of another version, or somebody's own code, which may do anything
+    except (Exception, SystemExit):  # another version's run, or the user's own code, which may raise anything
         return []
     changed = {name: getattr(run, name) for name in OPTIONS if getattr(run, name) != getattr(own, name)}
     if None in changed.values() or not all(map(_typed, options.values())):
@@ -58,7 +58,7 @@ def commands(run: Run) -> list[str]:
 
 
 def _typed(value: Any) -> bool:
-    """Whether the command line can say it: numbers, and words that are no numbers."""
+    """Whether the command line can pass the value: numbers, and words that can't be read as numbers or booleans."""
     if isinstance(value, str):
         try:
             float(value)

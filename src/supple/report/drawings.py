@@ -1,4 +1,4 @@
-"""Charts as the page carries them: the drawing instructions once, the numbers in columns."""
+"""The page's charts in compact form: every Vega-Lite specification once, the numbers in columns."""
 
 import json
 import math
@@ -11,17 +11,17 @@ import polars as pl
 from supple.runs.charts import Lines, colour_scale, on_dark
 
 DIGITS = 5
-"""That count in a chart."""
+"""Significant digits of a chart's numbers."""
 
 REACH = 200
-"""Square pixels around a point in which a finger or the mouse finds it."""
+"""Area around a point, in square pixels, that reacts to a finger or the mouse."""
 
 SHOWN = "!length(picked) || indexof(picked, datum.method) >= 0"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart by its number, with what stands above it."""
+    """The index of a chart, and the title above it."""
 
     chart: int
     title: str
@@ -31,7 +31,7 @@ class Drawings:
     """All charts of a page.
 
     Args:
-        methods: of the whole page: the place of each is the number of its colour.
+        methods: of the whole page; a method's index is that of its colour.
     """
 
     def __init__(self, methods: list[str]) -> None:
@@ -40,8 +40,8 @@ class Drawings:
         self._charts: list[dict[str, Any]] = []
 
     def add(self, lines: Lines, title: str) -> Figure:
-        """Take in lines by method."""
-        # Titles and colours aside, the instructions depend on no more; an axis of strengths has ticks of its own.
+        """Add a chart of lines coloured by method."""
+        # Apart from titles and colours, a specification depends only on this; a strength axis has its own ticks.
         strengths = tuple(lines.points["strength"].unique().sort()) if lines.at == "strength" else ()
         kind = (*lines.points.columns, lines.scale, *lines.within, *strengths)
         if kind not in self._specs:
@@ -53,12 +53,12 @@ class Drawings:
         return Figure(len(self._charts) - 1, title)
 
     def text(self) -> str:
-        """JSON that may stand inside a page."""
+        """All charts as JSON that is safe inside an HTML page."""
         content = {"specs": list(self._specs.values()), "charts": self._charts}
         return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
     def _for_the_page(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Without what the page itself says: titles, the legend (which also selects) and colours (dark or light)."""
+        """Remove what the page itself provides: titles, the legend (it also selects) and colours (dark or light)."""
         for name in ("title", "config", "data", "width", "height"):
             spec.pop(name, None)
         spec["params"] = [{"name": "picked", "value": []}]
@@ -83,7 +83,7 @@ def palette(methods: list[str]) -> list[tuple[str, str]]:
 
 
 def _packed(column: pl.Series) -> Any:
-    """One value where all are the same, words by their place in a list, numbers rounded."""
+    """A column in short form: one value if all are equal, words as indices into a list, numbers rounded."""
     if column.dtype.is_float():
         column = column.round_sig_figs(DIGITS)
     if column.n_unique() == 1:
@@ -96,5 +96,5 @@ def _packed(column: pl.Series) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """JSON has neither infinite numbers nor such that are none."""
+    """None for infinity and NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

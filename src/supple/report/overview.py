@@ -1,4 +1,4 @@
-"""What ran, as far as it got, and on what."""
+"""An overview of the runs: their members, progress and hardware."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import polars as pl
 
 HARDWARE = ("platform", "processor", "device", "threads", "python", "torch", "supple")
-"""What makes two environments different."""
+"""Environments that differ in one of these are listed separately."""
 
 
 def members_of(
     configs: Mapping[str, dict[str, Any]], environments: Mapping[str, dict[str, Any]], rows: pl.DataFrame
 ) -> pl.DataFrame:
-    """One row a member, also of runs that have only begun.
+    """One row per member, including members of runs that have only just started.
 
-    Its run's configuration, and ``run``, ``member``, ``seed``, ``strength``; ``done``, the tasks that are behind it;
-    ``seconds``, its share of its run's time; ``subset``, whether it saw a part of the data set only.
+    Columns: the run's configuration, and ``run``, ``member``, ``seed``, ``strength``; ``done``, the finished tasks;
+    ``seconds``, the member's share of its run's time; ``subset``, whether only part of the data set was used.
     """
     found = []
     for run, config in configs.items():
@@ -40,7 +40,7 @@ def members_of(
 
 
 def under_way(members: pl.DataFrame) -> list[dict[str, Any]]:
-    """For each method on each problem of which runs are not at their end: what is behind of the tasks of all begun."""
+    """For each problem and method with unfinished runs: finished tasks and all tasks, of all its runs."""
     if members.is_empty():
         return []
     parts = members.group_by("problem", "method", maintain_order=True).agg(
@@ -52,7 +52,7 @@ def under_way(members: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def hardware(environments: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The environments that differ, with how many runs and seconds each had."""
+    """The distinct environments, with the number of runs and the seconds of each."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for environment in environments.values():
         key = tuple(environment.get(name) for name in HARDWARE)

@@ -1,4 +1,4 @@
-"""The sections of the page: one for each protocol, with its standings and with how to repeat its runs."""
+"""The sections of the page: one per protocol, with its results and the commands that repeat its runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from supple.report.standings import TUNED, Standings, standings
 from supple.runs.tables import stamped
 
 OF_MEMBERS = ("run", "member", "seed", "done", "seconds")
-"""The columns of a table of members that say nothing about how they were trained."""
+"""The columns of :func:`supple.report.overview.members_of` that are not settings of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,26 +26,26 @@ class Section:
     protocol: dict[str, Any]
     methods: int
     seeds: list[int]
-    """Those that are reported."""
+    """The seeds that are reported."""
     tuning_seeds: list[int]
     members: int
     finished: int
     seconds: float
     standings: Standings | None
-    """None as long as nothing has been measured."""
+    """None until something has been measured."""
     settings: list[dict[str, Any]]
-    """Each setting with its seeds, how far it is, its folders, and the commands that repeat it."""
+    """Every setting with its seeds, progress, folders, and the commands that repeat it."""
 
 
 def sections_of(
     members: pl.DataFrame, rows: pl.DataFrame, configs: Mapping[str, dict[str, Any]], drawings: Drawings
 ) -> list[Section]:
-    """In the order of their names; their charts go to ``drawings``.
+    """One section per protocol, in the order of ``members``; its charts are added to ``drawings``.
 
     Args:
         members: see :func:`supple.report.overview.members_of`.
-        rows: all that was measured.
-        configs: of each run.
+        rows: all measurements.
+        configs: configurations by run.
         drawings: the page's charts.
     """
     if members.is_empty():
@@ -75,9 +75,9 @@ def sections_of(
 
 
 def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """What was measured of these members, with what is compared of them.
+    """The measurements of these members, with the compared settings (``TUNED``) as columns.
 
-    Where one was trained twice, what was measured twice counts once: with other diagnostics, other things were.
+    If a member was trained twice, with different diagnostics, a metric that was measured twice counts once.
     """
     if rows.is_empty():
         return rows

@@ -1,4 +1,4 @@
-"""How the methods stand on one protocol: curves, ranking, comparisons, sensitivity, and the inside of the networks."""
+"""The results of one protocol: curves, ranking, comparisons, sensitivity, and diagnostics of the networks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,56 +12,56 @@ from supple.runs.stats import paired, ranking, settings
 from supple.runs.tables import HEADLINES
 
 TUNED = ("method", "options", "strength", "step_size")
-"""What is compared on a protocol; whatever else differs makes another protocol."""
+"""The settings compared within a protocol; runs that differ in any other setting belong to another protocol."""
 
 LAST = 5
-"""Tasks at the end that count."""
+"""The ranking uses the mean over this many last tasks."""
 
 MOST_POINTS = 200
-"""Of a curve: of more tasks than that, neighbours are averaged."""
+"""The most points of a curve: with more tasks, neighbouring tasks are averaged."""
 
 
 Differences = list[dict[str, Any] | None]
-"""From a reference, seed by seed; of each setting."""
+"""For each setting, its difference from a reference, paired by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """One accuracy: how it went, who is best, and by how much."""
+    """The results for one main metric: curves, ranking and differences."""
 
     title: str
     curves: Figure
     ranking: list[dict[str, Any]]
     against: dict[str, Differences]
-    """By what they are compared with, in the order of the ranking."""
+    """Differences by the name of the reference, in the order of the ranking."""
     sensitivity: Figure | None
     behind: bool
-    """Whether some have not got as far as others."""
+    """Whether some settings have finished fewer tasks than others."""
     diverged: bool
-    """Whether any network did."""
+    """Whether any network has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standings:
-    """All that the measurements of one protocol say."""
+    """All results of one protocol."""
 
     methods: list[str]
     columns: list[str]
-    """The settings besides the method in which those of the ranking differ."""
+    """The settings, apart from the method, in which the ranked entries differ."""
     chosen_by: str | None
-    """What each method's setting was chosen by, where several ran on the seeds that are shown."""
+    """The metric that chose each method's setting, if several settings ran on the reported seeds."""
     last: int
-    """How many tasks at the end count."""
+    """The number of last tasks that the ranking averages."""
     window: int
-    """How many tasks a point of a curve stands for."""
+    """The number of tasks averaged in one point of a curve."""
     headlines: list[Headline]
     inside: list[Figure]
     layers: dict[str, list[Figure]]
-    """What was measured of single layers, by what it is."""
+    """Charts of single layers, by the title of the metric."""
 
 
 def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
-    """Of the rows of one protocol; their columns besides those measured are TUNED and ``tasks``."""
+    """The results from the rows of one protocol; their setting columns are ``TUNED`` and ``tasks``."""
     shown = reported(rows)
     metrics = shown["metric"].unique(maintain_order=True).to_list()
     accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
@@ -105,7 +105,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
 
 
 def so_far(rows: pl.DataFrame) -> pl.DataFrame:
-    """As if each setting were to end with the last task that one of its members has behind; the others come later."""
+    """Treat each setting's furthest task as its last; drop members that lag."""
     reached = pl.col("task").max() + 1
     return rows.with_columns(tasks=reached.over(settings(rows))).filter(
         reached.over("run", "member") == pl.col("tasks")
@@ -113,13 +113,13 @@ def so_far(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _best(rows: pl.DataFrame, metric: str, last: int, *names: str) -> pl.DataFrame:
-    """The best setting for each value of these; among those that are furthest, because early tasks are easier."""
+    """The best setting for each value of ``names``, among the furthest settings, because early tasks are easier."""
     ranked = ranking(rows, metric, last).sort("tasks", descending=True, maintain_order=True)
     return ranked.unique(names, keep="first", maintain_order=True)
 
 
 def averaged(rows: pl.DataFrame, window: int) -> pl.DataFrame:
-    """One row for so many tasks, in their middle."""
+    """Average every ``window`` tasks into one row, placed at the middle task."""
     if window == 1:
         return rows
     middle = pl.col("task") // window * window + window // 2
@@ -128,7 +128,7 @@ def averaged(rows: pl.DataFrame, window: int) -> pl.DataFrame:
 
 
 def _placed(ranked: pl.DataFrame) -> pl.DataFrame:
-    """Where each interval begins, has its middle and ends, in percent of what all of them cover; null without one."""
+    """Add the left end, middle and right end of each interval, in percent of the range of all; null without one."""
     places = {"left": "low", "middle": "iqm", "right": "high"}
     finite = {place: pl.col(name).fill_nan(None) for place, name in places.items()}
     lowest, highest = finite["left"].min(), finite["right"].max()
@@ -137,7 +137,7 @@ def _placed(ranked: pl.DataFrame) -> pl.DataFrame:
 
 
 def _against(ranked: pl.DataFrame, rows: pl.DataFrame, metric: str, last: int) -> dict[str, Differences]:
-    """Each of the ranking against the first, and against no mitigation."""
+    """The differences of all ranked settings from the best one, and from no mitigation."""
     none = ranked.filter(pl.col("method") == "none")[:1]
     references = {"the best": ranked[:1]} | ({} if none.is_empty() else {"none": none})
     if none.equals(ranked[:1]):
@@ -148,7 +148,7 @@ def _against(ranked: pl.DataFrame, rows: pl.DataFrame, metric: str, last: int) -
 def _differences(
     ranked: pl.DataFrame, reference: pl.DataFrame, rows: pl.DataFrame, metric: str, last: int
 ) -> Differences:
-    """None for the reference itself, and for those that have got further than it or less far."""
+    """The differences from the reference; None for itself, and for settings with another number of finished tasks."""
     keys = settings(rows)
     theirs = rows.join(reference, on=keys, how="semi", nulls_equal=True)
     found = paired(rows, theirs, metric, last).filter(pl.col("tasks") == reference["tasks"][0])
@@ -159,9 +159,9 @@ def _differences(
 
 
 def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings) -> Figure | None:
-    """The last tasks against the strength, each at its best step size, where a method ran at several strengths.
+    """The last tasks against the strength, with its best step size; None if no method ran at several strengths.
 
-    Those on seeds for tuning count where there are any: of the other seeds only the best strength is trained then.
+    If there are tuning seeds, only these are used: then the other seeds have only the best strength.
     """
     tuning = rows.filter(pl.col("seed") >= TUNING_SEEDS)
     rows = so_far(rows if tuning.is_empty() else tuning)
@@ -175,6 +175,6 @@ def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings)
 
 
 def _title(metric: str) -> str:
-    """What it is, beginning with a capital letter."""
+    """The metric's title, with a capital letter first."""
     title = TITLES.get(metric, metric.replace("_", " "))
     return title[:1].upper() + title[1:]

@@ -1,4 +1,4 @@
-"""Numbers as they stand on the page."""
+"""Formats of numbers on the page."""
 
 import math
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """The same with its sign."""
+    """Three decimals with a sign, or a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:+.3f}".replace("-", "−")
 
 
 def plain(value: object) -> str:
-    """As it would be typed, or a dash."""
+    """The shortest form of a value, or a dash."""
     if value is None:
         return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def setting(row: Mapping[str, Any], name: str) -> str:
-    """The same of one of a row's settings: a dash where the method has no strength, or no options are given."""
+    """One of a row's settings; a dash if the method has no strength, or no options are given."""
     value = row[name]
     if name == "options":
         return (value or "{}").strip("{}").replace('"', "") or "–"
@@ -33,7 +33,7 @@ def setting(row: Mapping[str, Any], name: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Two units at most."""
+    """A duration in at most two units."""
     if seconds is None:
         return "–"
     whole = round(seconds)
@@ -46,12 +46,12 @@ def duration(seconds: float | None) -> str:
 
 
 def ranges(numbers: list[int]) -> str:
-    """Numbers that follow each other as first and last."""
+    """Numbers as text, with consecutive ones as ranges."""
     return ", ".join(f"{first}–{last}" if last > first else str(first) for first, last in stretches(numbers))
 
 
 def stretches(numbers: list[int]) -> list[tuple[int, int]]:
-    """The first and the last of each run of numbers that follow each other."""
+    """The first and last number of each range of consecutive numbers."""
     found: list[tuple[int, int]] = []
     for value in sorted(set(numbers)):
         if found and found[-1][1] == value - 1:
