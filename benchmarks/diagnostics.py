@@ -110,7 +110,7 @@ def main() -> None:
     for _ in range(config.rounds):
         times["step"].append(min(seconds(step) for _ in range(20 if config.network == "mlp" else 1)))
         inspection = Inspection(network, *probe, initial=initial, previous=previous)
-        for name, diagnostic in DIAGNOSTICS.items():  # shared computations count for the first diagnostic that needs them
+        for name, diagnostic in DIAGNOSTICS.items():  # shared work counts for the first that needs it
             times[name].append(seconds(lambda look=diagnostic, at=inspection: look(at)))
         times["measurement"].append(sum(times[name][-1] for name in DIAGNOSTICS))
     shortest = {name: min(each) for name, each in times.items()}

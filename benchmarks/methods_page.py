@@ -1,4 +1,4 @@
-"""Write docs/methods.md from the raw results beside it.
+"""Write docs/methods.md from the raw results, which these commands make.
 
 python benchmarks/overhead.py --methods all --rounds 100 --out results/overhead/methods-mlp.json
 python benchmarks/overhead.py --methods all --rounds 15 --network conv --out results/overhead/methods-conv.json
@@ -37,7 +37,7 @@ ACTS_ON = {
 }  # all others: gradients
 
 RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset", "hare-and-tortoise")
-"""What acts now and then: its cost is that of all steps together, not that of the median one."""
+"""Methods that act only every many steps: their cost is the ratio of all steps together, not of the median step."""
 
 TEXT = """# The methods
 
@@ -89,7 +89,7 @@ On this one small problem, holding all of them did better than holding the large
 
 
 def cost(network: str) -> tuple[dict[str, float], int]:
-    """Ratio to none, by method, and of how many steps."""
+    """Every method's step time relative to no method, and the number of steps measured."""
     found = json.loads(Path(f"results/overhead/methods-{network}.json").read_text())
     seconds, config = found["seconds"], found["config"]
     ratios = {
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def spectra(digits: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row for each method: means over the square layers."""
+    """One table row per method: means over the square layers."""
     rows = summary(pl.read_parquet("results/rotations/rows.parquet")).filter(pl.col("layer") > 1)
     means = rows.group_by("method", maintain_order=True).agg(pl.all().exclude("layer").mean())
     lines = []

@@ -1,10 +1,10 @@
-"""What a method costs: a whole training step with it over the same step without, paired and alternated in one run.
+"""The cost of a method: time of a training step with it, relative to a step without it; both take turns in one run.
 
-python benchmarks/overhead.py                                # the spectral regularizer against the naive versions
+python benchmarks/overhead.py                                # the spectral regularizer against naive implementations
 python benchmarks/overhead.py --methods l2 l2-init redo      # any methods of the table
 python benchmarks/overhead.py --network conv --methods all
-python benchmarks/overhead.py --methods all --rounds 100     # 2,000 steps of each: what acts rarely is in the mean
-python benchmarks/overhead.py --within                       # the spectral regularizer's own seconds in each step
+python benchmarks/overhead.py --methods all --rounds 100     # 2,000 steps each: includes methods that act rarely
+python benchmarks/overhead.py --within                       # the spectral regularizer's own time inside steps
 """
 
 import json
@@ -35,36 +35,36 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """What a method costs: a whole training step with it over the same step without."""
+    """The cost of a method: time of a training step with it, relative to a step without it."""
 
     network: Literal["mlp", "conv", "resnet18", "vit-tiny", "gpt2"] = "mlp"
-    """The laboratory's networks, the first on 784 inputs, the others on 3x32x32 images, or a transformer of 124 million
-    parameters on 256 tokens; Adam, float32."""
+    """A network of the laboratory (the MLP on 784 inputs, the others on 3x32x32 images), or a transformer with 124
+    million parameters on 256 tokens (gpt2); Adam, float32."""
     methods: tuple[str, ...] = ()
-    """Names from the table of methods, or `all`; when left out, the spectral regularizer against the naive versions.
-    Those that change the network are timed as a whole changed network; on the MLP alone."""
+    """Names from the table of methods, or `all`; when left out, the spectral regularizer against naive implementations.
+    For methods that change the network, the whole changed network is timed, only with the MLP."""
     rounds: int = 30
-    """How often each variant is timed, the variants taking turns."""
+    """How often each variant is timed; the variants take turns."""
     steps: int = 20
     """Training steps in one timing."""
     within: bool = False
-    """Time the attached spectral regularizer, in both forms, inside of training steps instead: differences between
-    steps, which on a shared machine are larger than a share of some percent, then do not count."""
+    """Instead, time the attached spectral regularizer, in both forms, inside training steps. The result then does not
+    depend on differences between steps, which exceed a few percent on a shared machine."""
     threads: int = 1
-    """Threads of torch; one is steadiest where cores are shared."""
+    """Threads of torch; timings with one thread vary least on shared cores."""
     out: Path | None = None
     """A JSON file for the seconds of every round."""
 
 
 def of_images(model: str, *shape: int, classes: int) -> Callable[..., nn.Module]:
-    """What builds a network of the laboratory for images of a shape."""
+    """The function that builds a network of the laboratory for images of a shape."""
     examples = datasets.Examples(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     channels = (0.0,) * shape[0], (1.0,) * shape[0]
     return partial(models.load(model), datasets.Dataset(examples, None, None, classes, *channels))
 
 
 class GPT2(nn.Module):
-    """Logits of 12 blocks of width 768, the shape of GPT-2 small."""
+    """A transformer with the shape of GPT-2 small, 12 blocks of width 768; returns logits."""
 
     def __init__(self) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -92,7 +92,7 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[[], tuple[Tensor, T
 
 
 def plain_loop(model: nn.Module) -> Callable[[], None]:
-    """The same regularizer as one would write it: a power iteration a parameter, one after the other."""
+    """The same regularizer in a simple implementation: a loop with one power iteration per parameter."""
     vectors = {name: torch.randn(len(weight)) for name, weight in model.named_parameters() if weight.ndim > 1}
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ def plain_loop(model: nn.Module) -> Callable[[], None]:
 
 
 def svd_penalty(model: nn.Module) -> Tensor:
-    """The naive version: autograd through the full singular value decomposition."""
+    """The naive implementation: autograd through the full singular value decomposition."""
     total = torch.zeros(())
     for parameter in model.parameters():
         if parameter.ndim == 1:
@@ -123,7 +123,7 @@ def svd_penalty(model: nn.Module) -> Tensor:
 
 
 def normal_numbers(model: nn.Module) -> Callable[[], Tensor]:
-    """Nothing but what methods wait for that perturb every parameter."""
+    """Only draw a normal number per parameter: the minimum cost of methods that perturb every parameter."""
     numbers = torch.empty(sum(parameter.numel() for parameter in model.parameters()))
     return lambda: numbers.normal_().new_zeros(())
 
@@ -181,7 +181,7 @@ def variants(config: Overhead) -> dict[str, Step]:
         "spectral": step(supple.SpectralRegularizer),
         "a plain loop": step(after=plain_loop),
     }
-    if config.network != "gpt2":  # of which so many would not fit in memory
+    if config.network != "gpt2":  # so many copies of it don't fit in memory
         naive |= {
             "decoupled spectral": step(lambda model: supple.SpectralRegularizer(model, decoupled=True)),
             "spectral, penalty() in the loss": step(penalty=lambda model: supple.SpectralRegularizer(model).penalty),
@@ -192,7 +192,7 @@ def variants(config: Overhead) -> dict[str, Step]:
 
 
 class Stopwatch:
-    """The seconds between two hooks of a step: what was attached between them."""
+    """Measures the seconds between two hooks of a step, and so of the hooks registered between them."""
 
     def __init__(self) -> None:
         self.seconds, self.began = 0.0, 0.0
@@ -205,7 +205,7 @@ class Stopwatch:
 
 
 def shares_within(config: Overhead) -> dict[str, list[float]]:
-    """Of each round: its steps' seconds over the same without those of the attached regularizer, by form."""
+    """By form and round: the time of all steps divided by this time without the attached regularizer's own."""
     make, batch = NETWORKS[config.network]
     x, y = batch()
     ratios: dict[str, list[float]] = {}
@@ -246,7 +246,7 @@ def main() -> None:
     steps = variants(config)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    # With one thread its own seconds: what other processes do with the cores is then not counted.
+    # With one thread, measure its processor time, which excludes other processes.
     clock = time.thread_time if config.threads == 1 else time.perf_counter
     for turn in track(range(-1, config.rounds), description="timing"):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:

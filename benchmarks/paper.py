@@ -1,13 +1,13 @@
-"""The paper's experiments that a processor can run, breadth first: ten tasks of each, then more of some.
+"""Those experiments of the paper that run on a CPU: first ten tasks of each study, then more tasks of some.
 
-    python benchmarks/paper.py train      # days on a core; stop it when you like, it goes on where it was
-    python benchmarks/paper.py tables     # what there is so far: rows and charts to the repository, tables here
+    python benchmarks/paper.py train      # days on one core; stop it at any time, it resumes
+    python benchmarks/paper.py tables     # results so far: rows and charts to the repository, tables to the terminal
 
-App. B's protocol at its full size; on MNIST 12,800 images, 4x256 ReLU network, batch 512, 40 epochs a task, 50 tasks,
-Adam at 1e-3. Of EMNIST and ImageNet there is as much as SUPPLE_DATA has. Matrix products of training steps are rounded
-to bfloat16 where the processor can, which moves no result beyond the scatter over seeds (docs/reproduction.md).
-Strengths are tuned on one seed and its first ten tasks, by the mean accuracy of the last five of them; the seeds that
-are reported are others.
+App. B's protocol at full size; on MNIST 12,800 images, 4x256 ReLU network, batch 512, 40 epochs per task, 50 tasks,
+Adam at 1e-3. EMNIST and ImageNet are used as far as SUPPLE_DATA has them. Training steps round inputs of matrix
+products to bfloat16 where the CPU supports it, which changes no result by more than the variation over seeds
+(docs/reproduction.md). Strengths are tuned on one seed and its first ten tasks, by the mean accuracy of the last five
+of them; the reported seeds are different ones.
 """
 
 import json
@@ -44,7 +44,7 @@ INSIDE = (
     "stable_rank",
     "feature_rank",
 )
-"""What Figure 3 and 14 show, and what is drawn of every run."""
+"""The metrics of Figures 3 and 14, which are drawn for every run."""
 SEEDS = range(3)
 
 SWEPT = (1e-2, 1e-3, 1e-4)  # the paper's
@@ -53,12 +53,12 @@ STRENGTHS: dict[str, tuple[float | None, ...]] = {
     "spectral": SWEPT,
     "l2-init": SWEPT,
     "l2": SWEPT,
-    "decoupled-spectral": (0.1, 1.0, 10.0),  # not the paper's but ours
+    "decoupled-spectral": (0.1, 1.0, 10.0),  # not in the paper, but this library's own method
     "shrink-and-perturb": SWEPT,
     "redo": (0.1, 0.025, 0.01),  # a threshold
     "crelu": (None,),
     "wasserstein": SWEPT,
-    "streaming-ewc": (*SWEPT, 1e2, 1e4),  # a squared gradient is small: the paper's strengths hardly act
+    "streaming-ewc": (*SWEPT, 1e2, 1e4),  # squared gradients are small: the paper's strengths hardly act
 }
 FURTHER_STRENGTHS = {
     "spectral": (1e-5, 1e-1, 1.0),
@@ -76,7 +76,7 @@ def run_of(method: str, strength: float | None, seed: int, problem: str = "rando
 
 
 def tuning(methods: Iterable[str] = STRENGTHS, **changes: Any) -> list[Run]:
-    """The grid of strengths on the seed that is not reported."""
+    """The grid of strengths, on the tuning seed."""
     return [
         run_of(method, strength, TUNING_SEEDS, **changes)
         for method in methods
@@ -91,21 +91,21 @@ def reported(
     metric: str = "train_accuracy",
     **changes: Any,
 ) -> list[Run]:
-    """Each method at its best strength on a grid (MNIST's, if not said), on the seeds that are reported."""
+    """Each method at its best strength on a grid (by default MNIST's), on the reported seeds."""
     ranked = ranking(rows_of(tuned_on or GRIDS["mnist"], PIECE), metric).unique("method", keep="first")
     best = dict(ranked.select("method", "strength").rows())
     return [run_of(method, best.get(method), seed, **changes) for seed, method in product(SEEDS, methods)]
 
 
 def elsewhere(name: str, problem: str, methods: Iterable[str] = FEW, metric: str = "train_accuracy") -> list[Run]:
-    """Another problem: each method at its best strength there, and the decoupled form also at 1, its best on MNIST."""
+    """Another problem: each method at its best strength there; the decoupled form also at 1, its best on MNIST."""
     at_one = [run_of("decoupled-spectral", 1.0, seed, problem) for seed in SEEDS]
     return list(dict.fromkeys([*reported(methods, GRIDS[name], metric, problem=problem), *at_one]))
 
 
 def with_exponent(exponent: int) -> list[Run]:
     """The grid of strengths of one exponent."""
-    options = {"exponent": exponent} if exponent != 2 else None  # which is the default
+    options = {"exponent": exponent} if exponent != 2 else None  # 2 is the default
     return [run_of("spectral", strength, TUNING_SEEDS, options=options) for strength in EXPONENTS[exponent]]
 
 
@@ -116,7 +116,7 @@ def exponents() -> list[Run]:
 
 
 def curves() -> list[Run]:
-    """Figure 10: the whole range of strengths, on the seed that they are tuned on."""
+    """Figure 10: the whole range of strengths, on the tuning seed."""
     further = [
         run_of(method, strength, TUNING_SEEDS)
         for method, strengths in FURTHER_STRENGTHS.items()
@@ -126,12 +126,12 @@ def curves() -> list[Run]:
 
 
 def step_sizes() -> list[Run]:
-    """The three that App. B chose from, at the strengths that are best at 1e-3."""
+    """App. B's three candidate step sizes, at the strengths that are best for step size 1e-3."""
     return [run for step_size in (1e-3, 5e-3, 5e-4) for run in reported(FORMS, step_size=step_size)]
 
 
 def adams(grid: str, model: str) -> list[Run]:
-    """Adam as it is, forgetting faster, and forgetting all at a task's start: how much of the loss is its memory's."""
+    """Adam, with equal betas (forgets faster), or restarted each task: how much of the loss do its moments cause?"""
     return [
         run
         for optimizer in ("adam", "adam-equal-betas", "adam-restarted")
@@ -148,7 +148,7 @@ GRIDS = {
     "pixel-permutation": tuning(FEW, problem="pixel-permutation-emnist"),
     "continual-imagenet": tuning((*FEW, "redo"), problem="continual-imagenet"),
 }
-"""Before the study of the same name."""
+"""Grids of strengths, to train before the study with the same name."""
 
 STUDIES: dict[str, Callable[[], list[Run]]] = {
     "mnist": reported,
@@ -181,37 +181,37 @@ PLAN = (
     ("mnist-layer-norm", 50),
     ("continual-imagenet", 100),
 )
-"""Which study to train next, and up to which task."""
+"""The order of training: studies, and the number of tasks to reach."""
 
 
 def plan(methods: Collection[str]) -> Iterator[tuple[list[Run], int]]:
-    """The same, as runs of some methods; a grid of strengths comes before what needs the best of them."""
+    """``PLAN`` as runs of some methods; a grid of strengths precedes the study that needs its best strengths."""
     for name, tasks in PLAN:
         yield GRIDS.get(name, []), PIECE
         yield [run for run in STUDIES[name]() if run.method in methods], tasks
 
 
 SERIES = {"exponents": "options", "step-sizes": "step_size", "adam": "optimizer", "adam-layer-norm": "optimizer"}
-"""What has a colour each in a study's chart, where that is not the method."""
+"""The setting that determines a line's colour in a study's chart, if not the method."""
 
 
 def done(run: Run) -> int:
-    """How many tasks of a run have been learned."""
+    """The number of finished tasks of a run."""
     checkpoint = run.folder(ROOT).checkpoint()
     return checkpoint.finished if checkpoint else 0
 
 
 def piece(run: Run, report: Any, *, tasks: int) -> bool:
-    """The next ten tasks of a run; whether there are more up to ``tasks``."""
+    """Train the next ten tasks of a run; return whether it needs more to reach ``tasks``."""
     train(run, report, root=ROOT, pieces=run.tasks // PIECE)
     return done(run) < tasks
 
 
 def rows_of(runs: list[Run], tasks: int | None = None) -> pl.DataFrame:
-    """What was measured of some runs in their first tasks, as if there were no more; as many as all have, if not said.
+    """The measurements of the first ``tasks`` tasks of some runs; by default, of the tasks that all have finished.
 
     Raises:
-        FileNotFoundError: for runs of which there is nothing yet.
+        FileNotFoundError: if the runs have no results yet.
     """
     rows = load(ROOT, {run.folder(ROOT).name for run in runs})
     tasks = tasks or min(done(run) for run in runs)
@@ -220,12 +220,12 @@ def rows_of(runs: list[Run], tasks: int | None = None) -> pl.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train what is missing, the next ten tasks of all runs before any further ones."""
+    """Train what is missing: the next ten tasks of all runs before any later ones."""
 
     workers: int | None = None
     """Processes at a time, with one thread each; as many as the cores allow when left out."""
     methods: tuple[str, ...] = tuple(STRENGTHS)
-    """Which to compare, the others later; grids of strengths are always trained in full."""
+    """Methods to compare now; grids of strengths are always trained in full."""
 
     def __call__(self) -> None:
         for runs, tasks in plan(self.methods):
@@ -237,12 +237,12 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """Write the rows of what there is so far, draw it, and print how it stands."""
+    """Write the rows of all results so far, draw them, and print tables."""
 
     out: Path = Path("results/paper")
-    """Where rows go."""
+    """Folder for the rows."""
     charts: Path = Path("docs/paper")
-    """Where charts go."""
+    """Folder for the charts."""
 
     def __call__(self) -> None:
         for folder in (self.out, self.charts):
@@ -266,7 +266,7 @@ class Tables:
             draw = charts.sensitivity_of if name == "strengths" else charts.curves_of
             chart = charts.configured(draw(rows, metric, title, series=SERIES.get(name, "method")))
             chart.save(self.charts / f"{name}.png", scale_factor=2)
-            for first in sorted({min(PIECE, tasks), tasks}):  # what most studies have, and all of this one
+            for first in sorted({min(PIECE, tasks), tasks}):  # the tasks of most studies, and of this one
                 part = rows_of(runs, first)
                 console.print(f"The first {first} tasks:", results_table(part, metric))
                 for compared in compare(name, part, metric):
@@ -275,14 +275,14 @@ class Tables:
                     print(inside(part))
             if name.startswith("mnist"):
                 panels = [charts.curves_of(rows, each, "", width=280, height=180) for each in INSIDE]
-                # One legend picks a method out in all panels, which is what Altair warns of.
+                # Altair warns that all panels share one selection; here that is intended.
                 warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
                 chart = charts.configured(alt.concat(*panels, columns=2))
                 chart.save(self.charts / f"{name}-inside.png", scale_factor=2)
 
 
 def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame]:
-    """How far every setting lies above spectral regularization, seed by seed; of strengths, how wide the plateau is."""
+    """Each setting's difference from spectral regularization, paired by seed; for strengths, the plateau's width."""
     if name == "strengths":
         means = over_tasks(rows, metric)
         yield means.group_by("method", maintain_order=True).agg(
@@ -299,9 +299,9 @@ def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame
 
 
 def inside(rows: pl.DataFrame) -> pl.DataFrame:
-    """Over all runs, how what is seen inside the network goes with its accuracy (rank correlation, Spearman).
+    """Spearman's rank correlation of each diagnostic with accuracy, over all runs.
 
-    Of each the mean over the last five tasks, and how far that is from the first task's value, as a ratio.
+    ``level`` is a run's mean over the last five tasks, ``growth`` the ratio of this mean to the first task's value.
     """
     value, last = pl.col("value"), pl.col("task") >= pl.col("tasks") - 5
     runs = rows.group_by("run", "metric").agg(
@@ -317,7 +317,7 @@ def inside(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def plateau(strengths: pl.Series, means: pl.Series, share: float = 0.9) -> float:
-    """Over how many decades of strength the accuracy, linear in between, is at least this share of its best."""
+    """The decades of strength over which accuracy, interpolated linearly, is at least this share of its best."""
     decades = strengths.log10().to_numpy()
     fine = np.linspace(decades.min(), decades.max(), 10_001)
     return float(np.ptp(decades) * np.mean(np.interp(fine, decades, means.to_numpy()) >= share * means.max()))

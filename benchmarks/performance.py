@@ -1,9 +1,9 @@
-"""How fast supple is, each number against a baseline that takes turns with it in one run, and against the machine.
+"""The speed of supple, compared with baselines that take turns with it in one run, and with the machine's limits.
 
-    python benchmarks/performance.py                  # everything this machine allows; wants a quiet one, half an hour
+    python benchmarks/performance.py                  # everything this machine allows; needs half an idle hour
     python benchmarks/performance.py --only bandwidth population
 
-Writes benchmarks/results/<machine>.json, and the tables of docs/performance.md from all such files.
+This writes benchmarks/results/<machine>.json, and the tables of docs/performance.md from all such files.
 """
 
 import json
@@ -38,16 +38,16 @@ console = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """How fast supple is, each number against a baseline that takes turns with it in one run."""
+    """The speed of supple, compared with baselines that take turns with it in one run."""
 
     only: tuple[str, ...] = ()
     """Names of benchmarks; all when left out."""
     rounds: int = 15
-    """How often each variant is timed, the variants taking turns."""
+    """How often each variant is timed; the variants take turns."""
 
 
 def paired(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of this thread for each call, the variants taking turns; the first round warms up."""
+    """This thread's processor seconds for every call; the variants take turns, and the first round warms up."""
     names, seconds = list(variants), {name: list[float]() for name in variants}
     for turn in range(-1, rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -59,7 +59,7 @@ def paired(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def ratios(seconds: dict[str, list[float]], base: str, of: str) -> dict[str, float]:
-    """The median of how many times faster ``of`` is than ``base``, with quartiles."""
+    """How many times faster ``of`` is than ``base``: median and quartiles."""
     found = [slow / fast for slow, fast in zip(seconds[base], seconds[of], strict=True)]
     low, middle, high = statistics.quantiles(found, n=4)
     return {"ratio": middle, "low": low, "high": high}
@@ -73,27 +73,27 @@ def times(count: int, step: Callable[[], object]) -> Callable[[], None]:
     return repeated
 
 
-# The machine: what could be reached at all.
+# The limits of the machine.
 
 
 def bandwidth(rounds: int) -> float:
-    """Bytes a second that are read and written when a tensor far beyond the caches is added to another."""
+    """Bytes per second read and written in adding two tensors much larger than the caches."""
     a, b = torch.zeros(64 * 2**20), torch.ones(64 * 2**20)
     seconds = paired({"add": lambda: a.add_(b)}, rounds)["add"]
     return 3 * a.nbytes / min(seconds)
 
 
 def arithmetic(rounds: int) -> float:
-    """Multiply-adds a second of a large matrix product."""
+    """Multiply-adds per second in a large matrix product."""
     a = torch.randn(1024, 1024)
     return 1024**3 / min(paired({"product": lambda: a @ a}, rounds)["product"])
 
 
-# What is timed.
+# The benchmarks.
 
 
 def regularizer_alone(rounds: int) -> list[dict[str, Any]]:
-    """The step of the regularizer without any training, against the bytes that it must move."""
+    """The regularizer's step alone: the share of the machine's bandwidth that it reaches for the bytes it must move."""
     rows = []
     for name, network in (
         ("4x256 MLP", nn.Sequential(*(nn.Linear(784 if not layer else 256, 256) for layer in range(4)))),
@@ -109,7 +109,7 @@ def regularizer_alone(rounds: int) -> list[dict[str, Any]]:
 
 
 def _eager(method: str) -> Callable[[], None]:
-    """The loop that anybody would write: 784-100-100-10, batch 16, SGD."""
+    """A plain training loop: 784-100-100-10, batch 16, SGD."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
@@ -133,7 +133,7 @@ def _eager(method: str) -> Callable[[], None]:
 
 
 def _stepping(run: Run, steps: int, compiled: bool | None = None) -> Callable[[], None]:
-    """Some steps of a run, its first task's: batches, pixels and all."""
+    """The first steps of a run's first task, including its batches and pixel permutation."""
     trainer = Trainer(run, compiled=compiled)
     tasks = [trainer.shift.task(trainer.data, seed, 0) for seed in run.seeds]
     labels, batches = trainer._batches(tasks, 0)
@@ -148,7 +148,7 @@ def _stepping(run: Run, steps: int, compiled: bool | None = None) -> Callable[[]
 
 
 def population(rounds: int) -> list[dict[str, Any]]:
-    """Ten members of permuted MNIST as Kumar et al. have it, against one after the other."""
+    """Ten members together on permuted MNIST (Kumar et al.), against a plain loop for one after the other."""
     rows = []
     for method in ("none", "l2-init", "spectral"):
         run = Run.of("permuted-mnist-kumar", method, range(10), scale="paper", diagnostics=())
@@ -171,7 +171,7 @@ def population(rounds: int) -> list[dict[str, Any]]:
 
 
 def stacking(rounds: int) -> list[dict[str, Any]]:
-    """Ten members together against one at a time, both compiled, as their step grows with the batch."""
+    """Ten members together against one at a time, both compiled, for several batch sizes."""
     rows = []
     for batch_size in (16, 64, 128, 512):
         alone, ten = (
@@ -186,7 +186,7 @@ def stacking(rounds: int) -> list[dict[str, Any]]:
 
 
 def big_steps(rounds: int) -> list[dict[str, Any]]:
-    """A step of the 4x256 MLP at batch 512, as the laboratory takes it and in less precision, against a plain loop."""
+    """Steps of the 4x256 MLP at batch 512 in the laboratory, in full and lower precision, against a plain loop."""
     data = datasets.load("mnist")
     torch.manual_seed(0)
     network = models.load("mlp")(data)
@@ -215,7 +215,7 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
     network = models.load("resnet18")(data)
     for layer in network.modules():
         if isinstance(layer, TrimmedConv2d):
-            layer.__class__ = nn.Conv2d  # as anybody has it
+            layer.__class__ = nn.Conv2d  # the plain loop uses the ordinary layer
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     loader = DataLoader(TensorDataset(data.train.images, data.train.labels), batch_size=250, shuffle=True)
 
@@ -248,7 +248,7 @@ trainer._batches([trainer.shift.task(trainer.data, 0, 0)], 0)
 
 
 def start(rounds: int) -> list[dict[str, Any]]:
-    """From typing ``supple run`` to the first step: the command until it has workers, then a worker until it steps."""
+    """Time from ``supple run`` to the first step: the command until it starts workers, then a worker until its step."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(5):
@@ -288,7 +288,7 @@ print(json.dumps({
 
 
 def memory(rounds: int) -> list[dict[str, Any]]:
-    """What a worker of a sweep takes beyond its programs: parameters, gradients, what is remembered, and data."""
+    """A sweep worker's memory beyond its programs: parameters, gradients, state, and data."""
     told = subprocess.run([sys.executable, "-c", PROCESS], check=True, capture_output=True, text=True).stdout
     found = json.loads(told)
     found["sum"] = 2 * found["parameters"] + found["state"] + found["data"]
@@ -379,7 +379,7 @@ Not measured: none was at hand.
 
 
 def page(found: dict[str, Any]) -> str:
-    """The tables of everything that has been measured."""
+    """The tables of all measurements."""
     facts = found["machine"]
     moved, counted = facts["bandwidth"] / 1e9, facts["multiply-adds"] / 1e9
     machine = f"Memory bandwidth {moved:.1f} GB/s, {counted:.0f} G multiply-adds a second."

@@ -1,8 +1,9 @@
-"""Random labels on MNIST in plain PyTorch, with nothing of supple but the images: does Adam's memory cost a task?
+"""Random labels on MNIST in plain PyTorch, only the images come from supple: do Adam's moments impair the next task?
 
     python benchmarks/plain_adam.py       # three minutes
 
-The paper's network with LayerNorm, two tasks of 40 epochs, Adam as it is, with equal betas, and restarted between them.
+The paper's network with LayerNorm, two tasks of 40 epochs; Adam with its defaults, with equal betas, and restarted
+between the tasks.
 """
 
 import json

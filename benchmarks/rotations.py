@@ -1,10 +1,10 @@
-"""Does spectral regularization favour rotations? The singular values of what `benchmarks/digits.py` has trained.
+"""Does spectral regularization favour rotations? The singular values of the networks from `benchmarks/digits.py`.
 
-    python benchmarks/digits.py --methods none spectral parseval      # where these runs are missing
+    python benchmarks/digits.py --methods none spectral parseval      # if these runs are missing
     python benchmarks/rotations.py                                    # table and chart to results/rotations/
 
-Parseval regularization asks for rotations: it pulls every singular value of a hidden weight towards one. Spectral
-regularization asks the largest alone to be one, and leaves the others to the data.
+Parseval regularization favours rotations: it pulls every singular value of a hidden weight towards one. Spectral
+regularization pulls only the largest towards one; the data determine the others.
 """
 
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ class Rotations:
     """Singular values of each hidden layer before the first task and after the last."""
 
     runs: str = "runs/digits"
-    """Where `benchmarks/digits.py` has put its runs."""
+    """The folder of runs from `benchmarks/digits.py`."""
     tuning: Path = Path("results/digits/tuning.parquet")
-    """Which strengths it has chosen."""
+    """Its tuning results, which determine each method's strength."""
     seeds: int = 3
-    """Seeds, from 0."""
+    """Number of seeds, from 0."""
     out: Path = Path("results/rotations")
-    """Where the table and the chart go."""
+    """Folder for the table and the chart."""
 
 
 def spectra(parameters: dict[str, Tensor], method: str, seed: int) -> pl.DataFrame:
-    """One row a singular value of the weights of an MLP's hidden layers, the largest of each layer first."""
+    """One row per singular value of the weights of an MLP's hidden layers; in every layer, the largest comes first."""
     weights = [parameter for parameter in parameters.values() if parameter.ndim == 2]
     rows = [
         (method, seed, layer, index, value)
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def summary(rows: pl.DataFrame) -> pl.DataFrame:
-    """By method and layer: the largest, the middle and the smallest singular value, and how many are about one."""
+    """By method and layer: the largest, the median and the smallest singular value, and the share from 0.9 to 1.1."""
     value = pl.col("value")
     of_one = rows.group_by("method", "layer", "seed", maintain_order=True).agg(
         largest=value.max(), middle=value.median(), smallest=value.min(), about_one=value.is_between(0.9, 1.1).mean()

@@ -1,11 +1,11 @@
-"""Whether two checkouts compute the same bits, on this machine: to be run before and after code is moved.
+"""Check that two checkouts give bit-for-bit identical results on this machine, for example after moving code.
 
     git worktree add /tmp/before COMMIT
     python benchmarks/same_bits.py --before /tmp/before                    # minutes; --compiled: an hour
 
-Each checkout digests what its own copy of this program trains: every method of the laboratory for some steps, as a
-population of two, and agents for 200 updates. What depends on the processor differs between machines, so that digests
-are compared and never kept.
+Each checkout runs its own copy of this program, which trains every method of the laboratory for some steps, as a
+population of two, and agents for 200 updates, and prints digests of the results. Results differ between processors, so
+digests are only compared, never stored.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ AGENT |= {"random_steps": 50, "replay_ratio": 2, "capacity": 200}
 
 @dataclass(frozen=True, kw_only=True)
 class SameBits:
-    """Whether two checkouts compute the same bits, on this machine."""
+    """Check that two checkouts give bit-for-bit identical results on this machine."""
 
     before: Path | None = None
     """The other checkout; when left out, the digests of this one are printed as JSON."""
     methods: tuple[str, ...] = ()
     """Methods of the laboratory; all of them when left out."""
     agents: tuple[str, ...] = ("none", "spectral", "decoupled-spectral", "resets", "redo", "shrink-and-perturb")
-    """Methods of control."""
+    """Methods of the agents."""
     compiled: bool = False
-    """Compile every training step; that of a lone population otherwise, which is not compiled."""
+    """Compile every training step; otherwise none is compiled."""
 
 
 def digest(*trees: Any) -> str:
-    """Of all tensors in dictionaries and lists, with the keys that lead to them, and of everything else as text.
+    """A digest of all values in nested dictionaries and lists, with their keys: tensors as bytes, other values as text.
 
-    In whatever order; None counts as nothing.
+    The order of dictionary entries does not matter; None is skipped.
     """
     found = hashlib.sha256()
     for path, leaf in sorted(tree_flatten_with_path(trees)[0], key=lambda entry: repr(entry[0])):

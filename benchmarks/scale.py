@@ -1,4 +1,4 @@
-"""What spectral regularization costs a step of FSDP2 on many ranks, worked out, not measured: for docs/scale.md.
+"""The cost of spectral regularization in a step of FSDP2 on many ranks, calculated, not measured: for docs/scale.md.
 
 python benchmarks/scale.py
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Model:
-    """The dimensions of a Llama 2 network, as its authors publish them; no biases, one gain a channel and norm."""
+    """The published dimensions of a Llama 2 network; no biases, and one gain per channel in each norm."""
 
     name: str
     layers: int
     width: int
     inner: int
     keys: int
-    """Rows of the key and value projections: fewer than the width where query heads share them."""
+    """Rows of the key and value projections: fewer than the width if query heads share keys and values."""
     vocabulary: int = 32_000
 
     def matrices(self) -> Iterator[tuple[int, int]]:
@@ -44,11 +44,11 @@ MODELS = (
 )
 RANKS = (8, 64, 512)
 TOKENS = 4096
-"""That each rank sees in a step; what the network's own arithmetic is reckoned from."""
+"""Tokens per rank and step, from which the network's own arithmetic is calculated."""
 
 
 def message(model: Model) -> int:
-    """Numbers in the one all-reduce of a step: WᵀWv and ‖Wv‖² of every matrix, rows sharded."""
+    """Numbers in a step's single all-reduce: WᵀWv and ‖Wv‖² of every matrix, whose rows are sharded."""
     return sum(columns + 1 for _, columns in model.matrices())
 
 

@@ -1,13 +1,13 @@
-"""The decoupled spectral form beside AdamW's weight decay, a warm-up and a cosine schedule, in plain PyTorch.
+"""The decoupled spectral form together with AdamW's weight decay, warm-up and cosine schedule, in plain PyTorch.
 
     python benchmarks/schedules.py       # an hour on one core; rows to results/digits/schedules.json
 
-A run that was stopped goes on after the last setting that it finished.
+A stopped run resumes after its last finished setting.
 
-The decoupled form multiplies its pull by the optimizer's present step size: does a strength of 1 still fit where a
+The decoupled form multiplies its pull by the optimizer's current step size. Does a strength of 1 still fit if a
 schedule makes that step size small? The problem is random-label-digits, with the laboratory's networks, labels and
-batches. Accuracy under a schedule depends on its step sizes as well as on the network, so one more task follows at the
-constant peak step size: it shows how well each network still learns.
+batches. Accuracy under a schedule depends on both the step sizes and the network. So one more task follows at the
+constant peak step size: it shows how well each network can still learn.
 """
 
 import json
@@ -51,23 +51,23 @@ SETTINGS = [
     for method in METHODS
     if method in ("none", "decoupled, 1") or (method == "coupled, 1e-3") == (schedule == "constant")
 ]
-"""The larger strength is for schedules alone, the paper's form for constant step sizes."""
+"""The larger strength is used only with schedules, the paper's form only with constant step sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedules:
-    """The decoupled spectral form beside AdamW's weight decay, a warm-up and a cosine schedule."""
+    """The decoupled spectral form together with AdamW's weight decay, warm-up and cosine schedule."""
 
     seeds: int = 3
-    """Seeds, from 0, at least two: of the networks, labels and batches."""
+    """Number of seeds, from 0, at least two; they determine networks, labels and batches."""
     tasks: int = 30
     """Tasks under the schedule."""
     out: Path = Path("results/digits/schedules.json")
-    """Where the accuracy at every task's end goes."""
+    """The file for the accuracies at the ends of tasks."""
 
 
 def share(schedule: str, step: int, steps: int) -> float:
-    """The present share of the peak step size. A cosine schedule warms up for a tenth of its steps and ends at 0."""
+    """The step size as a share of its peak. A cosine schedule warms up for a tenth of its steps and ends at 0."""
     if schedule == "constant" or step >= steps:
         return 1.0
     if schedule == "cosine each task":
@@ -96,7 +96,7 @@ def train(variant: str, method: str, seed: int, tasks: int) -> list[dict[str, An
             loss = cross_entropy(network(x[batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()  # the regularizer acts here, at the step size that this step had
+            optimizer.step()  # the regularizer acts here, with this step's step size
             scheduler.step()
         with torch.no_grad():
             accuracy = (network(x).argmax(1) == y).double().mean().item()
