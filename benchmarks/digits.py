@@ -23,8 +23,7 @@ PROBLEM = "random-label-digits"
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # the paper's
 OTHER_STRENGTHS = {  # for methods whose strength means something else
     "decoupled-spectral": (3.0, 1.0, 0.3),
-    # Its penalty is scaled by squared gradients, which are small: the paper's strengths have hardly any effect. The
-    # source's public code uses 10 for images.
+    # Squared gradients are small: the paper's strengths hardly act. The source's public code uses 10 for images.
     "streaming-ewc": (1e5, 1e4, 1e3, 1e2, 10.0, 1.0, *STRENGTHS),
     "redo": (0.3, 0.1, 0.025),
     "continual-backprop": (1e-3, 1e-4, 1e-5),

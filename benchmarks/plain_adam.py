@@ -2,8 +2,7 @@
 
     python benchmarks/plain_adam.py       # three minutes
 
-The paper's network with LayerNorm, two tasks of 40 epochs; Adam with its defaults, with equal betas, and restarted
-between the tasks.
+The paper's network with LayerNorm, two tasks of 40 epochs; Adam unchanged, with equal betas, or restarted in between.
 """
 
 import json

@@ -44,8 +44,7 @@ def write_page(root: str, out: str | None = None, *, every: int | None = None) -
     """Write the page about the runs under ``root``; return its path.
 
     Args:
-        root: the folder of all runs: a path, or an address that fsspec understands. It may be empty, and runs in it may
-            still be training.
+        root: the folder of all runs, finished or still training: a path, or an address that fsspec understands.
         out: the file of the page; ``index.html`` in that folder when left out.
         every: the page reloads itself after so many seconds; never when left out.
     """

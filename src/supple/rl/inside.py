@@ -16,7 +16,7 @@ LOOKED_AT = 350
 
 
 def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """By metric, one value a member; gradients and activations are computed on a batch as for :meth:`SAC.update`.
+    """By metric, one value per member; gradients and activations are computed on a batch as for :meth:`SAC.update`.
 
     ==========================  ===================================================================================
     ``temperature``             α

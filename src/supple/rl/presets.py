@@ -42,7 +42,7 @@ class Constants:
     entropy_per_action: float = -0.5
     """The target entropy divided by the number of action dimensions."""
     temperature_loss: Literal["temperature", "logarithm"] = "temperature"
-    """What multiplies (entropy − target) in the temperature's loss: α or log α."""
+    """The factor of (entropy − target) in the temperature's loss: α or log α."""
 
     def __post_init__(self) -> None:
         check("updates a step", self.replay_ratio, 1, 1_000)
@@ -64,7 +64,7 @@ class Constants:
 
 
 def check(what: str, value: float, least: float, most: float = math.inf) -> None:
-    """Make sure that a number is in its range."""
+    """Check that a number is in its range."""
     if not (math.isfinite(value) and least <= value <= most):
         limits = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
         raise ValueError(f"expected {what} {limits}, got {value:,}: choose another number")

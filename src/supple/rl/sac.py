@@ -52,7 +52,7 @@ class SAC:
         actor_method: makes the actors' mitigator.
         critic_method: makes the critics' mitigator.
         compiled: whether :meth:`update` is compiled: this takes 20 to 60 s, so it pays only in long runs.
-        device: where the agents live.
+        device: of all tensors.
 
     Source: Haarnoja et al., *Soft Actor-Critic Algorithms and Applications*, 2018. The critic's target includes the
     entropy of the next action. One minibatch is used to update critic, target, actor (with the new critic) and
@@ -87,7 +87,7 @@ class SAC:
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions for observations ``(members, ..., size)``: with standard normal ``noise``, without it tanh(mean)."""
+        """Actions for observations ``(members, ..., size)``: sampled with standard normal ``noise``, or tanh(mean)."""
         policy = vmap(self.actor)(self.actor.parameters, observation)
         return torch.tanh(policy[0]) if noise is None else squashed(policy, noise)[0]
 

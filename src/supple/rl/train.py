@@ -305,7 +305,7 @@ def can_compile(device: str) -> bool:
     """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
     try:
         torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=device))
-    except Exception:  # whatever is missing, the path without compiling computes the same
+    except Exception:  # whatever is missing, training works without compiling
         return False
     return True
 

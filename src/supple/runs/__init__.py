@@ -1,1 +1,1 @@
-"""Running things: folders of runs on disk, many runs at once, statistics over seeds, and charts."""
+"""Infrastructure of runs: folders on disk, parallel sweeps, statistics over seeds, and charts."""

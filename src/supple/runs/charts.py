@@ -50,11 +50,11 @@ TITLES = {
 
 
 UNBOUNDED = {"representation_change", "condition_number", "gradient_condition_number", "lipschitz_bound"}
-"""Those that leave their usual size by powers of ten: drawn evenly up to one, and by their logarithm from there on."""
+"""Metrics that can grow by powers of ten: their vertical axis is linear up to one and logarithmic above (symlog)."""
 
 
 def on_dark(colour: str) -> str:
-    """The colour as it is seen on a dark page: with as much white as it takes for a contrast of 4 to 1 (WCAG 2)."""
+    """The colour for a dark page: mixed with white until the contrast is 4 to 1 (WCAG 2)."""
     if colour == "#000000":
         return "#FFFFFF"
     channels = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
@@ -71,7 +71,7 @@ def _luminance(channels: Sequence[int]) -> float:
 
 
 def colour_scale(methods: list[str], colours: Mapping[str, str] = COLOURS) -> alt.Scale:
-    """The methods in their colours."""
+    """The colour scale of these methods."""
     others = itertools.cycle(OTHER_COLOURS)
     return alt.Scale(domain=methods, range=[colours.get(method) or next(others) for method in methods])
 
@@ -189,14 +189,14 @@ class Lines:
 
 
 def lines_over_tasks(rows: pl.DataFrame, metric: str, series: str = "method") -> Lines:
-    """What :func:`curves_of` shows."""
+    """The data of :func:`curves_of`."""
     means = by_task(rows, metric).with_columns(pl.col("task") + 1)
     others = [column for column in varying(rows) if column != series]
     return _lines(means, "task", metric, series, others)
 
 
 def lines_over_strengths(rows: pl.DataFrame, metric: str, series: str = "method") -> Lines:
-    """What :func:`sensitivity_of` shows."""
+    """The data of :func:`sensitivity_of`."""
     means = over_tasks(rows, metric)
     dialled = means.filter(pl.col("strength") > 0)
     ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})

@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
     """How many tasks are finished."""
     state: dict[str, Any]
     rows: pl.DataFrame
-    """What has been measured so far."""
+    """All measurements so far."""
     seconds: float
     """Training time so far."""
 
@@ -221,7 +221,7 @@ class Stored(NamedTuple):
     environment: dict[str, Any]
     """Hardware, software versions and training ``seconds``."""
     rows: pl.DataFrame
-    """What has been measured so far."""
+    """All measurements so far."""
 
 
 def configurations(root: str) -> dict[str, dict[str, Any]]:
