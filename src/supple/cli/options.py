@@ -60,7 +60,7 @@ class Engine:
         """Do all jobs on the engine and show their progress.
 
         Args:
-            lengths: the jobs; of each its label in the display, and what it reports at its end.
+            lengths: for each job, its label in the display and the amount of work that it reports at its end.
             work: as :func:`supple.runs.sweep.work_through` takes it.
             done: how many networks are trained already,
             wanted: and how many there are.
@@ -81,7 +81,7 @@ class Engine:
             engine(lengths, work, workers=self.workers, threads=self.threads, report=report)
 
     def mirror(self, rows: "pl.DataFrame") -> None:
-        """Write TensorBoard events, where a folder for them is named."""
+        """Write TensorBoard events, if a folder for them is given."""
         from supple.runs import tensorboard
 
         if self.tensorboard is not None:
