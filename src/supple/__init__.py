@@ -1,4 +1,4 @@
-"""supple keeps neural networks trainable while the data they learn from keeps changing."""
+"""Keep PyTorch networks able to learn as their data changes."""
 
 from supple import nn
 from supple.diagnostics import PlasticityMonitor

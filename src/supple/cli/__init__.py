@@ -301,7 +301,7 @@ def main() -> None:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="supple",
-            description="Which methods keep a network trainable while its data changes? "
+            description="Which methods keep a network able to learn as its data changes? "
             "With --traceback, an error shows where it comes from.",
             args=arguments,
             config=(tyro.conf.DisallowNone,),
