@@ -1,6 +1,6 @@
 """Keep PyTorch networks able to learn as their data changes."""
 
-from supple import nn
+from supple import nn, roles
 from supple.diagnostics import PlasticityMonitor
 from supple.mitigators import (
     UPGD,
@@ -21,8 +21,8 @@ from supple.mitigators import (
     WassersteinRegularizer,
     WeightClipping,
 )
-from supple.network.find_roles import Role, describe
 from supple.network.population import Population
+from supple.roles import Role, describe
 
 __all__ = [
     "UPGD",
@@ -47,5 +47,6 @@ __all__ = [
     "WeightClipping",
     "describe",
     "nn",
+    "roles",
 ]
 __version__ = "0.1.0"

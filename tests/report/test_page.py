@@ -234,3 +234,11 @@ def test_two_hundred_thousand_rows(tmp_path):
     size = Path(write_page(str(tmp_path))).stat().st_size
     assert time.process_time() - began < 10
     assert size < 15e6
+
+
+def test_a_page_replaces_pages_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"expected a new file or an earlier page, got .*notes\.txt"):
+        supple.report.page_of(str(tmp_path), str(tmp_path / "notes.txt"))
+    (tmp_path / "page.html").write_text("<!doctype html>\n<title>supple: runs</title>")
+    assert supple.report.page_of(str(tmp_path), str(tmp_path / "page.html"))

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -504,3 +505,12 @@ def test_the_configuration_of_another_run_is_no_configuration(tmp_path):
 def test_nothing_to_load(root):
     with pytest.raises(FileNotFoundError, match=r"expected runs in .*, found none: make some with `supple run`"):
         load(root)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_nobody_waits_for_a_pipe(tmp_path):
+    folder = tmp_path / "problem-method-0123456789ab"
+    folder.mkdir()
+    os.mkfifo(folder / "run.json")
+    with pytest.warns(UserWarning, match=r"run\.json can't be read \(it is no file\)"):
+        assert configurations(str(tmp_path)) == {}

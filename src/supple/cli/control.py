@@ -90,7 +90,8 @@ class Control(Engine):
 
         runs, console = self._runs(), Console()
         self.check()
-        rehearse(runs[0], root=self.out, device=self.device)
+        for run in {run.method: run for run in runs}.values():
+            rehearse(run, root=self.out, device=self.device)
         if self.video:
             from supple.rl import video
 

@@ -16,9 +16,11 @@ from supple.report import texts
 from supple.report.drawings import Drawings, palette
 from supple.report.overview import hardware, members_of, under_way
 from supple.report.sections import sections_of
-from supple.runs.store import files_at, joined, stored, write
+from supple.runs.store import files_at, joined, read, stored, write
 
 HERE = Path(__file__).parent
+TITLE = b"<title>supple: "
+"""What tells an earlier page from other files."""
 AT_LEAST_EVERY = 10
 """The shortest time in seconds between two updates of a watched page; longer if writing it takes long."""
 
@@ -28,7 +30,8 @@ def page_of(root: str, out: str | None = None) -> str:
 
     Raises:
         FileNotFoundError: when there is no such folder of runs.
-        ValueError: when the path is a folder: the page would end up in it under a hidden name.
+        ValueError: when the path is a folder, where the page would end up under a hidden name, or another file that the
+            page would replace.
     """
     files, path = files_at(root)
     if not files.isdir(path):
@@ -37,6 +40,8 @@ def page_of(root: str, out: str | None = None) -> str:
     files, path = files_at(out)
     if files.isdir(path):
         raise ValueError(f"expected a file for the page, got the folder {out}: say {out.rstrip('/')}/index.html")
+    if files.exists(path) and TITLE not in read(files, path)[:1000]:
+        raise ValueError(f"expected a new file or an earlier page, got {out}, which is something else: name another")
     return out
 
 

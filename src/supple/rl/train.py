@@ -51,15 +51,7 @@ class Training:
         self.compiled = compiled
         if compiled:
             torch.compiler.reset()  # otherwise it silently stops compiling after eight agents of different kinds
-        self.agent = SAC(
-            *sizes,
-            run.constants,
-            run.seeds,
-            actor_method=lambda actor: put_on(method, actor, run.actor_strength, run.constants),
-            critic_method=lambda critic: put_on(method, critic, run.strength, run.constants),
-            compiled=compiled,
-            device=device,
-        )
+        self.agent = _agent_of(run, *sizes, compiled=compiled, device=device)
         spare = min(run.evaluate_every, run.steps)
         self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=spare, path=buffer)
         self.step, self.updates = 0, 0
@@ -284,7 +276,7 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
 
 
 def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
-    """Check the folder, the device and the environment before anything is written.
+    """Check the folder, the device, the environment and the method before anything is written.
 
     Raises:
         ValueError: if one of them can't be used.
@@ -299,6 +291,21 @@ def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
     world = make(run.problem)
     world.begin(0)
     world.step(np.zeros(world.action_size, np.float32))
+    _agent_of(run, world.observation_size, world.action_size, compiled=False, device=device)
+
+
+def _agent_of(run: Run, observation_size: int, action_size: int, *, compiled: bool, device: str) -> SAC:
+    method = find(run.method)
+    return SAC(
+        observation_size,
+        action_size,
+        run.constants,
+        run.seeds,
+        actor_method=lambda actor: put_on(method, actor, run.actor_strength, run.constants),
+        critic_method=lambda critic: put_on(method, critic, run.strength, run.constants),
+        compiled=compiled,
+        device=device,
+    )
 
 
 def can_compile(device: str) -> bool:

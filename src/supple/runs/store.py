@@ -125,7 +125,7 @@ class RunFolder:
         if not self._files.exists(path):
             return None
         try:
-            content = io.BytesIO(checked(self._files.cat_file(path)))
+            content = io.BytesIO(checked(read(self._files, path)))
             found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
             checkpoint = Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
             if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
@@ -145,6 +145,18 @@ class RunFolder:
 
     def _write(self, name: str, content: bytes) -> None:
         write(self._files, f"{self.path}/{name}", content)
+
+
+def read(files: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """All of a file.
+
+    Raises:
+        ValueError: for a pipe or a device, on which a reader would wait forever.
+    """
+    if isinstance(files, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+    content: bytes = files.cat_file(path)
+    return content
 
 
 def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
@@ -356,7 +368,7 @@ def digest(content: str) -> str:
 
 def _read(files: Any, path: str, name: str, parse: Callable[[bytes], T]) -> T:
     try:
-        return parse(files.cat_file(f"{path}/{name}"))
+        return parse(read(files, f"{path}/{name}"))
     except DAMAGED as error:
         raise ValueError(f"its {name} can't be read ({_first_line(error)}): run its sweep again to mend it") from error
 

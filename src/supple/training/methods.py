@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,9 +244,13 @@ def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
     if ":" not in name:
         return methods[known(name, methods, "method or package.module:Class")]
     mitigator = imported(name)
-    taken = inspect.signature(mitigator).parameters
+    taken: Mapping[str, inspect.Parameter] = {}
+    with suppress(ValueError):  # a built-in type has no signature
+        taken = inspect.signature(mitigator).parameters
     if "strength" not in taken:
-        raise ValueError(f"expected a class that takes a network and a strength, got {name}({', '.join(taken)})")
+        raise ValueError(
+            f"expected a class that takes a network and a strength, got {name}({', '.join(taken)}): name a Mitigator"
+        )
     default = taken["strength"].default
     summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
     strength = float(default) if isinstance(default, int | float) else math.nan
