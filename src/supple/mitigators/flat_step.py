@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product, working_dtype
+from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product
 from supple.network.roles import Role
 
 Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
@@ -84,20 +84,20 @@ class FlatStep:
             parts = _parts(us)
             inverse = torch.stack(torch._foreach_norm(parts)).clamp_min_(TINY).reciprocal_()
             flat = torch.cat(parts).mul_(inverse.index_select(0, layout.row_stretch))
-            us = _like(us, flat.split(layout.row_sizes))
+            us = _like(us, flat.split_with_sizes(layout.row_sizes))
             ws = [product(weight.mT, u) for weight, u in zip(weights, us, strict=True)]
         whole = [*ws, *vectors]
         parts = _parts(whole)
         stretches, flat = torch.stack(torch._foreach_norm(parts)), torch.cat(parts)
         inverse = stretches.clamp_min(TINY).reciprocal_()
         factors = amount([*matrices, *layout.vectors], stretches, layout.is_matrix) * inverse
-        pulls = _like(whole, (flat * factors.index_select(0, layout.stretch)).split(layout.sizes))
+        pulls = _like(whole, (flat * factors.index_select(0, layout.stretch)).split_with_sizes(layout.sizes))
         for role, name, u, pull in zip(roles, matrices, us, pulls, strict=False):
             role.add_outer_(into[name], u, pull)
         _add([into[name] for name in layout.vectors], pulls[len(matrices) :])
         if matrices:
             units = flat.mul_(inverse.index_select(0, layout.stretch)).nan_to_num_(0.0)
-            torch._foreach_copy_(vs, _like(ws, units.split(layout.sizes)))
+            torch._foreach_copy_(vs, _like(ws, units.split_with_sizes(layout.sizes)))
             torch._foreach_add_(vs, restarts, alpha=RESTART)
 
     def _pull_scales(
@@ -134,7 +134,7 @@ def _owners(shapes: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
 
 def _wide(tensor: Tensor) -> Tensor:
     """Convert to at least single precision."""
-    return tensor.to(working_dtype(tensor))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:
