@@ -162,9 +162,9 @@ class SpectralRegularizer(Mitigator):
 
     def _way_back(self, strength: Strength, step_size: Strength, stretches: Tensor, target: Strength) -> Tensor:
         """What to add to parameters."""
-        way = self._towards.slope(stretches, target, per_member(strength, stretches.ndim) * step_size)
+        slope = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
         distance = self._towards.distance(stretches, target)
-        return -way.clamp(-distance, distance)
+        return (slope * -step_size).clamp(-distance, distance)
 
     def describe(self) -> str:
         """A table of all parameters: name, shape, role, number of matrices, current σ₁, and target."""
