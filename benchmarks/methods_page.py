@@ -61,8 +61,8 @@ Written by `python benchmarks/methods_page.py` from `results`, which that file s
 {rows}
 
 `none` is the yardstick. LayerNorm, CReLU and spectral normalization change the network and have no dial.
-The row of `upgd` was measured when it still gated the gradient; it now gates the optimizer's update, as its authors' code
-does under Adam.
+The row of `upgd` was measured when it still gated the gradient; it now gates the optimizer's update, as its authors'
+code does under Adam.
 
 ## What cannot be cheaper
 

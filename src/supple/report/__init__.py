@@ -40,7 +40,7 @@ def page_of(root: str, out: str | None = None) -> str:
     files, path = files_at(out)
     if files.isdir(path):
         raise ValueError(f"expected a file for the page, got the folder {out}: say {out.rstrip('/')}/index.html")
-    if files.exists(path) and TITLE not in read(files, path)[:1000]:
+    if files.isfile(path) and TITLE not in read(files, path)[:1000]:
         raise ValueError(f"expected a new file or an earlier page, got {out}, which is something else: name another")
     return out
 
