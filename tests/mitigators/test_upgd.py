@@ -100,6 +100,22 @@ def test_the_noise_is_normal_gated_and_new_at_every_step(optimizer):
     assert abs(torch.corrcoef(torch.stack([noise.flatten() for noise in draws]))[0, 1]) < 4 / count**0.5
 
 
+def test_two_optimizers_in_a_loop_without_attach():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    method = UPGD(network, noise=0.0)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in network]
+    start = [parameter.detach().clone() for parameter in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    method.before_step()
+    for optimizer in optimizers:
+        optimizer.step()
+        method.after_step(optimizer)
+    for parameter, before in zip(network.parameters(), start, strict=True):
+        moved = before - parameter.detach()
+        assert ((moved > 0) & (moved < 0.1)).all(), "gated, each by its own optimizer's step"
+
+
 def test_it_must_see_the_gradients_first():
     network = nn.Linear(2, 2)
     method, optimizer = UPGD(network), torch.optim.SGD(network.parameters(), lr=0.1)

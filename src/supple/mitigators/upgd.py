@@ -90,8 +90,7 @@ class UPGD(Mitigator):
             self._before[name] = parameters[name].clone()
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        before, self._before = self._before, {}
-        if missing := parameters.keys() - before.keys():
+        if missing := parameters.keys() - self._before.keys():
             raise RuntimeError(
                 f"expected before_step() ahead of the optimizer's step, got none for {min(missing)!r}: call it after "
                 "backward(), or attach(optimizer)"
@@ -102,7 +101,7 @@ class UPGD(Mitigator):
         for name, parameter in parameters.items():
             by_member = per_member(state[name]["weight"] * scale, parameter.ndim)
             target = self._random(parameter, lambda part, random: part.normal_(std=self.noise, generator=random))
-            step_size, old = update.step_sizes[name], before[name].to(parameter.dtype)
+            step_size, old = update.step_sizes[name], self._before.pop(name).to(parameter.dtype)
             target.mul_(-step_size).add_(parameter).sub_(old).mul_((state[name]["utility"] / -by_member).sigmoid_())
             target.add_(old * (1 - step_size * self.weight_decay) if self.weight_decay else old)
             move_towards(parameter, target, strength)

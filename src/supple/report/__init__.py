@@ -20,7 +20,7 @@ from supple.runs.store import files_at, joined, read, stored, write
 
 HERE = Path(__file__).parent
 TITLE = b"<title>supple: "
-"""What tells an earlier page from other files."""
+"""Every page that this module writes contains this text."""
 AT_LEAST_EVERY = 10
 """The shortest time in seconds between two updates of a watched page; longer if writing it takes long."""
 
