@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from supple import HareAndTortoise, SpectralRegularizer, WeightClipping
+from supple import HareAndTortoise, NetworkReset, ReDo, SpectralRegularizer, WeightClipping
 from supple.lab import datasets
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
@@ -26,7 +26,7 @@ from supple.runs.store import SCHEMA, RunFolder, load
 from supple.training.methods import METHODS, Method
 from waits import Waits
 
-METRICS = ("train_accuracy", "train_loss", "spectral_norm", "weight_norm", "diverged")
+METRICS = ("train_accuracy", "train_loss", "online_accuracy", "spectral_norm", "weight_norm", "diverged")
 HELD_OUT = ("validation_accuracy", "test_accuracy")
 PATHS = ("one by one", "vectorised")
 MORE_METHODS = {
@@ -37,7 +37,10 @@ MORE_METHODS = {
         strength=0.3,
     ),
     # Those of the table act too seldom, or on weights too large, to be seen within two dozen steps.
-    "early-tortoise": Method(title="", summary="", mitigator=HareAndTortoise, options={"every": 5}, strength=1.0),
+    # These are due in the last step of a task too.
+    "early-tortoise": Method(title="", summary="", mitigator=HareAndTortoise, options={"every": 4}, strength=1.0),
+    "early-reset": Method(title="", summary="", mitigator=NetworkReset, options={"every": 12}, strength=1.0),
+    "early-redo": Method(title="", summary="", mitigator=ReDo, options={"every": 6}, strength=0.5),
     "tight-clipping": Method(title="", summary="", mitigator=WeightClipping, strength=2.0),
 }
 
@@ -125,9 +128,10 @@ def by_hand(run, member=0):
     mitigator = method.on(network, strength, **json.loads(run.options))
     if any("random" in entry for entry in mitigator.state_dict().values()):
         mitigator = method.on(network, strength, seed=seed)  # each member draws from its own seed
-    for optimizer in optimizers:
+    for optimizer in () if mitigator.scheduled else optimizers:
         mitigator.attach(optimizer)
-    found = {}
+    mitigator.observe()
+    found, steps = {}, 0
     for number in range(run.tasks):
         task = shift.task(data, seed, number)
         parts = {"train": shown(data, task, data.train)}
@@ -137,12 +141,19 @@ def by_hand(run, member=0):
         inputs, labels = parts["train"]
         if run.optimizer == "adam-restarted":
             optimizers[0].state.clear()
+        correct = []
         for batch in batch_order(len(inputs), run.batch_size, run.epochs, seed, number):
+            if mitigator.scheduled and steps:
+                mitigator.after_step(optimizers[0])  # so that no measurement sees what was just reset
             network.zero_grad()
-            cross_entropy(network(inputs[batch]), labels[batch]).backward()
+            outputs = network(inputs[batch])
+            correct += (outputs.argmax(1) == labels[batch]).tolist()
+            cross_entropy(outputs, labels[batch]).backward()
             for optimizer in optimizers:
                 optimizer.step()
+            steps += 1
         found |= {(0, number, metric): value for metric, value in measured_by_hand(network, parts).items()}
+        found[0, number, "online_accuracy"] = sum(correct) / len(correct)
     return network, found
 
 
@@ -210,6 +221,12 @@ def test_every_method_trains_as_by_hand(method, path, monkeypatch):
     trainer = trainer_of(run, path, monkeypatch)
     assert_same(learned(trainer), rows)
     assert_same(tensors(trainer.population.member(0)), tensors(expected))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_reset_at_a_tasks_end_comes_after_the_measurement(path, monkeypatch):
+    reset, none = (learned(trainer_of(run_of(name), path, monkeypatch)) for name in ("early-reset", "none"))
+    assert [(key, reset[key]) for key in reset if key[1] == 0] == [(key, none[key]) for key in none if key[1] == 0]
 
 
 SETTINGS = {
@@ -459,6 +476,7 @@ def broken(tmp_path):
     [
         *((name, "tiny", 1.5) for name in METHODS),
         *(("shrink-and-perturb", "tiny", moment) for moment in (0.5, 1, 3)),
+        *((f"early-{name}", "tiny", 1) for name in ("tortoise", "reset", "redo")),
         ("l2", "dropout", 1),
         ("spectral", "batch-norm", 1.5),
     ],

@@ -60,6 +60,9 @@ class Kernels:
     """Whether it moves parameters by small amounts in each step, which rounding to half precision would lose."""
     needs_step_sizes = False
     """Whether it must know the optimizer's step size."""
+    scheduled = False
+    """Whether it acts in some steps only, once in a period. A :class:`supple.training.learner.Learner` then acts before
+    the next step instead of after this one, so that no measurement in between sees a network that was just reset."""
 
     def __init__(
         self,
