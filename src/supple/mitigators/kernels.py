@@ -267,6 +267,13 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     return strength
 
 
+def by_member(factors: list[Tensor], strength: Strength, tensors: list[Tensor]) -> list[Tensor]:
+    """``strength`` times each of the factors (one number a tensor), to multiply the tensors."""
+    if isinstance(strength, Tensor) and strength.ndim:
+        return [torch.as_tensor(per_member(strength * f, t.ndim)) for f, t in zip(factors, tensors, strict=True)]
+    return [*torch._foreach_mul(factors, strength)]
+
+
 def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:
     """Move ``tensor`` by the fraction ``strength`` of the way to ``target``, in place, in one pass over memory."""
     share = per_member(strength, tensor.ndim)

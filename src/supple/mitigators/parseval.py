@@ -75,14 +75,15 @@ class ParsevalRegularizer(Mitigator):
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if self.acts_on_parameters:
             for name, parameter in parameters.items():
-                self._add_slope(name, parameter, parameter, strength * -update.step_sizes[name])
+                self._add_slope(name, parameter, parameter, -update.step_sizes[name], strength)
 
-    def _add_slope(self, name: str, parameter: Tensor, into: Tensor, factor: Strength) -> None:
-        """Add ``factor`` times the gradient of R to ``into``, which may be the parameter itself."""
+    def _add_slope(self, name: str, parameter: Tensor, into: Tensor, *factors: Strength) -> None:
+        """Add the gradient of R, times these factors, to ``into``, which may be the parameter itself."""
         role = self.roles[name]
         weight = role.matrices(parameter)
         excess, wide = self._excess(weight)
-        excess.mul_(per_member(4 * _share(weight) * factor, excess.ndim))
+        for factor in (4 * _share(weight) * factors[0], *factors[1:]):
+            excess.mul_(per_member(factor, excess.ndim))
         first, second = (excess, weight) if wide else (weight, excess)
         if weight is parameter and into is not parameter and weight.ndim <= 3:  # added by the product itself
             (into.addmm_ if weight.ndim == 2 else into.baddbmm_)(first, second)
