@@ -26,6 +26,10 @@ OPTIONS = {  # so that each acts within few steps
     "WeightClipping": {"strength": 2.0},
 }
 CASES = {name: (method, OPTIONS.get(name, {})) for name, method in CLASSES.items()} | {
+    "ContinualBackprop-adaptable": (
+        CLASSES["ContinualBackprop"],
+        {**OPTIONS["ContinualBackprop"], "utility": "adaptable contribution"},
+    ),
     "SpectralRegularizer-decoupled": (CLASSES["SpectralRegularizer"], {"decoupled": True}),
     "SpectralRegularizer-initial": (CLASSES["SpectralRegularizer"], {"target": "initial"}),
     "SpectralRegularizer-initial-decoupled": (
