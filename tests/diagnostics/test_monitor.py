@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from diagnostics_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 from supple import PlasticityMonitor, Population, SpectralRegularizer
-from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection
+from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection, Metric
 
 # What it says.
 
@@ -124,11 +124,10 @@ def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch):
     def moved(previous, activations, parameters, initial):
         return {"": torch.tensor([(activations[name] - h).norm() for name, h in previous.items()]).sum()}
 
-    needs = ("previous", "activations", "parameters", "initial")
-    monkeypatch.setitem(DIAGNOSTICS, "moved", Diagnostic(moved, needs))
+    monkeypatch.setitem(DIAGNOSTICS, "moved", Diagnostic(function=moved, metric=Metric(title="moved")))
     network = perceptron()
     monitor = PlasticityMonitor(network, batch(), diagnostics=["moved"])
-    assert monitor._initial.keys() == Inspection(network).parameters.keys()
+    assert monitor.state_dict()["initial"].keys() == Inspection(network).parameters.keys()
     assert monitor.measure() == {}, "there is nothing before the first look"
     assert monitor.measure() == {"moved": 0}
     network[0].weight.data.add_(1)
@@ -149,13 +148,14 @@ def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch):
 )
 def test_a_diagnostic_of_ones_own_that_returns_something_else_is_named(monkeypatch, diagnostic, message):
     diagnostic.__name__ = "weird"
-    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(diagnostic, ("parameters",)))
+    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(function=diagnostic, metric=Metric(title="weird")))
     with pytest.raises(TypeError, match=message):
         PlasticityMonitor(perceptron(), diagnostics=["weird"]).measure()
 
 
 def test_a_need_that_there_is_not_is_named(monkeypatch):
-    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(lambda weights: {}, ("weights",)))
+    weird = Diagnostic(function=lambda weights: {}, metric=Metric(title="weird"))
+    monkeypatch.setitem(DIAGNOSTICS, "weird", weird)
     with pytest.raises(ValueError, match="got the need 'weights'"):
         PlasticityMonitor(perceptron())
     monkeypatch.setitem(DIAGNOSTICS, "weird", lambda inspection: {})

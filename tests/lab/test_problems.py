@@ -10,12 +10,27 @@ from supple.lab import problems
 from supple.lab.datasets import DATASETS
 from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS, Problem
-from supple.lab.run import USUAL_DIAGNOSTICS, Run
+from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS
 from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
 
 DIGITS = "random-label-digits"
+USUAL_DIAGNOSTICS = (
+    "spectral_norm",
+    "smallest_singular_value",
+    "stable_rank",
+    "effective_rank",
+    "weight_norm",
+    "distance_from_initialization",
+    "dormant_units",
+    "dead_units",
+    "feature_rank",
+    "representation_change",
+    "gradient_norm",
+    "gradient_effective_rank",
+)
+"""In this order: the folders of runs are named after it."""
 SCALES = [(name, scale) for name, problem in PROBLEMS.items() for scale in problem.scales]
 
 

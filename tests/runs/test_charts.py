@@ -10,8 +10,8 @@ import fsspec
 import polars as pl
 import pytest
 
-from supple.diagnostics import DIAGNOSTICS
-from supple.runs.charts import COLOURS, TITLES, curves_of, learning_curves, save, sensitivity_of
+from supple.runs.charts import COLOURS, curves_of, learning_curves, save, sensitivity_of
+from supple.runs.metrics import find
 from supple.training.methods import METHODS
 
 
@@ -72,7 +72,7 @@ def test_svg(files):
     root = ElementTree.parse(files["svg"]).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     text = " ".join(root.itertext())
-    for part in ("What it shows", "and how", "none", "spectral", "task", TITLES["train_accuracy"]):
+    for part in ("What it shows", "and how", "none", "spectral", "task", find("train_accuracy").axis):
         assert part in text
     assert COLOURS["none"] in files["svg"].read_text()
 
@@ -165,7 +165,3 @@ def test_each_methods_own_strength_is_no_setting():
     spec, data = spec_of(rows)
     assert "strokeDash" not in spec["layer"][1]["encoding"]
     assert "setting" not in data[0]
-
-
-def test_every_diagnostic_has_a_title():
-    assert DIAGNOSTICS.keys() <= TITLES.keys()

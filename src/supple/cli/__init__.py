@@ -266,7 +266,8 @@ def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric of the last one."""
     from rich.console import Console
 
-    from supple.runs.tables import HEADLINES, results_table
+    from supple.runs.metrics import HEADLINES
+    from supple.runs.tables import results_table
 
     shown = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
     for each in shown:

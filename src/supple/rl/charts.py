@@ -6,16 +6,13 @@ import polars as pl
 
 from supple.rl.methods import METHODS, find, usual_strength
 from supple.rl.resets import Resets
+from supple.runs import metrics
 from supple.runs.charts import colour_scale
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 
 METHOD_COLOURS = {name: method.colour for name, method in METHODS.items()}
-INSIDE = {
-    "overestimation": "overestimation of Q, over the return",
-    "critic_weight_norm": "weight norm, critic",
-    "critic_gradient_norm": "gradient norm, critic",
-    "critic_spectral_norm": "largest singular value, critic",
-}
+INSIDE = ("overestimation", "critic_weight_norm", "critic_gradient_norm", "critic_spectral_norm")
+"""The diagnostics of agents that figure 5 shows."""
 
 
 def returns_over_steps(rows: pl.DataFrame, title: str, subtitle: str = "") -> alt.LayerChart:
@@ -60,9 +57,9 @@ def figure_5(rows: pl.DataFrame, small_buffer: pl.DataFrame, title: str = "Figur
         below,
     ]
     inside = [
-        _dressed(_curves(_mean_and_error(with_steps(_defaults(rows)), metric), name), name)
-        for metric, name in INSIDE.items()
-        if (rows["metric"] == metric).any()
+        _dressed(_curves(_mean_and_error(with_steps(_defaults(rows)), name), title), title)
+        for name, title in ((name, metrics.find(name).title) for name in INSIDE)
+        if (rows["metric"] == name).any()
     ]
     lines = [alt.hconcat(*each) for each in (panels[:2], panels[2:], inside[:2], inside[2:]) if each]
     figure: alt.VConcatChart = alt.vconcat(*lines).properties(title=alt.Title(title, anchor="start"))

@@ -4,19 +4,15 @@ import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from supple.runs.charts import TITLES
+from supple.runs import metrics
 from supple.runs.stats import ranking, varying
-
-HEADLINES = ("train_accuracy", "test_accuracy", "return")
-"""A problem's main metrics: trainability, and generalisation where measured; in reinforcement learning, the return."""
 
 
 def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
     """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first."""
     count = min([count, *rows["tasks"].unique()])
     others = [column for column in varying(rows) if column not in ("method", "strength")]
-    title = TITLES.get(metric, metric).removesuffix(" at the task's end")
-    title = f"{title.capitalize()}, {stamped(rows)}"
+    title = f"{capitalized(metrics.find(metric).title)}, {stamped(rows)}"
     table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
     for heading in ("strength", *others, "first", f"last {count}", "IQM", "95 %", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -34,6 +30,11 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
             f"{row['seeds']}{diverged}",
         )
     return table
+
+
+def capitalized(title: str) -> str:
+    """The title with a capital letter first; the others stay, as in "overestimation of Q"."""
+    return title[:1].upper() + title[1:]
 
 
 def stamped(rows: pl.DataFrame) -> str:
