@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeVar
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from supple.network.population import Population
 Function = TypeVar("Function", bound=Callable[..., dict[str, Tensor]])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """The facts of a measured quantity that charts, tables, the report page and commands show."""
 
@@ -21,6 +21,7 @@ class Metric:
     """Its name for people, as on an axis; headings begin it with a capital letter."""
     summary: str = ""
     """What it is, in one line; a diagnostic's is the first line of its function's docstring."""
+    _: KW_ONLY
     unit: str = ""
     when: str = ""
     """When it is measured, for the axis over tasks, where this must be said."""

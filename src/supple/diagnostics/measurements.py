@@ -21,11 +21,8 @@ class Measurements:
 
     Args:
         network: before training.
-        x: see :class:`Inspection`; the same for all other arguments.
-        y: the labels.
+        x: as the other arguments, see :class:`Inspection`.
         diagnostics: names; None for all that the probe allows, also those that need a previous measurement.
-        loss: of a batch.
-        roles: overrides.
 
     Raises:
         ValueError: for an unknown diagnostic, or one that the probe does not allow.

@@ -13,6 +13,7 @@ from supple.diagnostics.measurements import Measurements
 from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
 from supple.mitigators.optimizers import inner_optimizers, steps_under_way
+from supple.mitigators.states import check_state, check_tensors
 from supple.network.find_roles import Kind, Role
 from supple.network.graph import unwrapped
 from supple.network.population import Population
@@ -144,14 +145,10 @@ class PlasticityMonitor:
             TypeError: if it is not such a state; the message names the entry, and nothing changes.
             ValueError: if the parameters differ; nothing changes.
         """
-        _check_state(state)
-        mine, theirs = _shapes(self._measurements.initial), _shapes(state["initial"])
-        if mine != theirs:
-            name = min(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-            raise ValueError(
-                f"expected a state with {name} of size {mine.get(name)}, got {theirs.get(name)}: load it into a "
-                "monitor of the same architecture"
-            )
+        mine = self.state_dict()
+        check_tensors(state, mine, "monitor")
+        without: dict[str, Any] = {"previous": {}}  # there are none before the first measurement
+        check_state({**state, **without}, mine | without, {}, "monitor")
         self._measurements.load_state_dict(state)
         self._steps = int(state[""]["steps"])
 
@@ -202,31 +199,3 @@ class PlasticityMonitor:
             self.measure()
             if self.callback is not None:
                 self.callback(self.latest)
-
-
-def _check_state(state: Any) -> None:
-    """Check that it has the form of what :meth:`PlasticityMonitor.state_dict` returns."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"expected the state_dict() of a monitor, got {type(state).__name__}: load what it returned")
-    for part in ("initial", "previous", ""):
-        entry = state.get(part)
-        tensors = entry.items() if isinstance(entry, Mapping) else [("...", entry)]
-        wrong = {name: tensor for name, tensor in tensors if not isinstance(tensor, Tensor)}
-        if part == "":
-            steps = dict(tensors).get("steps")
-            if not isinstance(steps, Tensor) or steps.ndim or steps.dtype != torch.int64:
-                wrong = {"steps": steps}
-        for name, tensor in wrong.items():
-            got = (
-                f"one of {tensor.dtype} and shape {tuple(tensor.shape)}"
-                if isinstance(tensor, Tensor)
-                else type(tensor).__name__
-            )
-            raise TypeError(
-                f"expected a tensor for {part}/{name} in the state of a monitor, got {got}: load what its "
-                "state_dict() returned"
-            )
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
