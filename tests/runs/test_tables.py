@@ -56,6 +56,13 @@ def test_the_best_come_first_and_one_seed_has_no_error():
     ]
 
 
+@pytest.mark.parametrize("metric", ["train_loss", "dead_units"])
+def test_the_lowest_come_first_where_less_is_better(metric):
+    rows = pl.concat([frame([value], seeds=1, method=method) for method, value in (("a", 1), ("b", 3), ("c", 2))])
+    _, (_, *lines) = shown(rows.with_columns(metric=pl.lit(metric)), metric)
+    assert [line[0] for line in lines] == ["a", "c", "b"]
+
+
 def test_what_differs_has_a_column():
     rows = pl.concat([frame([1, 2], step_size=step_size, model="mlp") for step_size in (1e-3, 5e-4)])
     _, (headings, *lines) = shown(rows)
