@@ -92,8 +92,8 @@ def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, .
         if lacking[name]:
             raise ValueError(
                 f"expected {lacking[name][0]} for {name}, got none: activations are had with probe=(inputs, None), "
-                "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix; or leave "
-                "that diagnostic out"
+                "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix; or "
+                "leave that diagnostic out"
             )
     return tuple(name for name in chosen if not lacking[name])
 
