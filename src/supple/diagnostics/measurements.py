@@ -59,12 +59,13 @@ class Measurements:
             for name in self.names
             if all(map(inspection.offers, DIAGNOSTICS[name].needs))
         }
-        self._keep(inspection)
+        self.keep(inspection)
         return by_layer
 
-    def keep(self) -> None:
-        """Count the present state as a measurement, with which the next one is compared."""
-        self._keep(self._inspect())
+    def keep(self, inspection: Inspection | None = None) -> None:
+        """Compare the next measurement with the network as it is now, or as it was inspected."""
+        if "previous" in self._needs:
+            self.previous = (inspection or self._inspect()).activations
 
     def state_dict(self) -> dict[str, Tensors]:
         """A copy of the states that the next measurement is compared with."""
@@ -77,10 +78,6 @@ class Measurements:
     def _inspect(self) -> Inspection:
         return self._inspection(initial=self.initial, previous=self.previous or None)
 
-    def _keep(self, inspection: Inspection) -> None:
-        if "previous" in self._needs:
-            self.previous = inspection.activations
-
 
 def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, ...]:
     """The diagnostics with these names, or all that the probe allows, also those that need a previous measurement."""
@@ -92,8 +89,8 @@ def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, .
         if lacking[name]:
             raise ValueError(
                 f"expected {lacking[name][0]} for {name}, got none: activations are had with probe=(inputs, None), "
-                "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix; or "
-                "leave that diagnostic out"
+                "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix; "
+                "or leave that diagnostic out"
             )
     return tuple(name for name in chosen if not lacking[name])
 

@@ -60,16 +60,7 @@ class Probe:
 
 @torch.no_grad()
 def evaluate(members: Sequence[nn.Module], data: Dataset, tasks: Sequence[Task]) -> Tensors:
-    """By metric, one value per member: trainability, and generalisation where it can be measured.
-
-    ======================= ===================================================================
-    ``train_accuracy``      on all training examples of the task: trainability
-    ``train_loss``          cross entropy on the same examples
-    ``validation_accuracy`` if there are validation images and labels are not random
-    ``test_accuracy``       if labels are not random: generalisation
-    ``diverged``            1 if a parameter is no longer finite
-    ======================= ===================================================================
-    """
+    """By metric of :data:`supple.runs.metrics.METRICS`, one value per member: at the end of a task."""
     found = [_evaluate(member, data, task) for member, task in zip(members, tasks, strict=True)]
     return {metric: torch.stack([each[metric] for each in found]) for metric in found[0]}
 
