@@ -36,19 +36,19 @@ def test_a_metric_has_its_facts():
 def test_a_diagnostic_of_ones_own_takes_one_place(monkeypatch):
     monkeypatch.setattr("supple.diagnostics.facts.DIAGNOSTICS", own := {})
 
-    @diagnostic(title="largest parameter", higher_is_better=False, scale="symlog", usual=True)
-    def largest_parameter(parameters, size=1):
-        """The largest parameter.
+    @diagnostic(title="a title", higher_is_better=False, scale="symlog", usual=True)
+    def of_ones_own(parameters, size=1):
+        """The a title.
 
         More.
         """
 
-    facts = Metric("largest parameter", "The largest parameter.", higher_is_better=False, scale="symlog")
-    assert own == {"largest_parameter": Diagnostic(function=largest_parameter, metric=facts, usual=True)}
-    assert own["largest_parameter"].needs == ("parameters",)
-    monkeypatch.setitem(DIAGNOSTICS, "largest_parameter", own["largest_parameter"])
-    assert Run.of("random-label-digits", "none", [0]).diagnostics[-1] == "largest_parameter"
-    assert find("largest_parameter") == facts
+    facts = Metric("a title", "The a title.", higher_is_better=False, scale="symlog")
+    assert own == {"of_ones_own": Diagnostic(function=of_ones_own, metric=facts, usual=True)}
+    assert own["of_ones_own"].needs == ("parameters",)
+    monkeypatch.setitem(DIAGNOSTICS, "of_ones_own", own["of_ones_own"])
+    assert Run.of("random-label-digits", "none", [0]).diagnostics[-1] == "of_ones_own"
+    assert find("of_ones_own") == facts
 
 
 def test_a_metric_without_facts_has_its_name_as_title():
