@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import ZOO, Tied
 from supple import Population, SpectralRegularizer
+from support.zoo import ZOO, Tied
 
 SEEDS = [5, 0, 11]
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # attention under vmap

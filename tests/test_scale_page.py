@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ranks import load
+from support.ranks import load
 
 ROOT = Path(__file__).parents[1]
 scale = load(ROOT / "benchmarks" / "scale.py")

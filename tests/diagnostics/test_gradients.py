@@ -13,10 +13,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.utils import prune
 
-from diagnostics_networks import NETWORKS, network_and_probe, perceptron
 from supple import Population
 from supple.diagnostics import DIAGNOSTICS, Inspection, per_example
 from supple.diagnostics.per_example import gradient_grams
+from support.probed_networks import NETWORKS, network_and_probe, perceptron
 
 
 def naive_gradients(network, x, y, loss=cross_entropy):

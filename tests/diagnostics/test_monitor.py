@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from diagnostics_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 from supple import PlasticityMonitor, Population, SpectralRegularizer
 from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection
+from support.probed_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 
 # What it says.
 

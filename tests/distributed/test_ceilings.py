@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from oracles import spread
-from ranks import load, run_checks
-from resting import resting
 from supple import SpectralRegularizer
+from support.ranks import load, run_checks
+from support.resting import resting
+from support.zoo import spread
 
 
 def test_ceilings():

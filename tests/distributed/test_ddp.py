@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ranks import run_checks
 from supple import ReDo, mitigators
 from supple.mitigators import Mitigator
+from support.ranks import run_checks
 
 OPTIONS = {  # so that each acts within few steps
     "ContinualBackprop": {"strength": 0.1, "maturity": 2},

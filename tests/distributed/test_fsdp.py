@@ -17,8 +17,6 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from ranks import load, run_checks
-from resting import resting
 from supple import (
     HareAndTortoise,
     L2InitRegularizer,
@@ -30,6 +28,8 @@ from supple import (
     mitigators,
 )
 from supple.mitigators import Mitigator
+from support.ranks import load, run_checks
+from support.resting import resting
 
 
 def test_fsdp():

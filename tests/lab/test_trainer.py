@@ -24,7 +24,7 @@ from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
 from supple.runs.store import SCHEMA, RunFolder, load
 from supple.training.methods import METHODS, Method
-from waits import Waits
+from support.waits import Waits
 
 METRICS = ("train_accuracy", "train_loss", "spectral_norm", "weight_norm", "diverged")
 HELD_OUT = ("validation_accuracy", "test_accuracy")

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from method_cases import CASES, SEED, build, every_case, strength_of, tensors, where_taken
-from oracles import matrices, owned, spread
+from oracles.regularizers import matrices, owned
 from supple import L2Regularizer, Population
 from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Update
 from supple.mitigators.states import GLOBAL
-from waits import Waits
+from support.method_cases import CASES, SEED, build, every_case, strength_of, tensors, where_taken
+from support.waits import Waits
+from support.zoo import spread
 
 
 class Block(nn.Module):

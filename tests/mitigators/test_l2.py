@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from naive import assert_follows, descended, small_network
-from oracles import ZOO, Custom, Tied, owned, parameters64, relative_error
-from resting import resting
+from oracles.regularizers import owned, parameters64
+from oracles.training import assert_follows, descended, small_network
 from supple import L2InitRegularizer, L2Regularizer, Population
+from support.resting import resting
+from support.zoo import ZOO, Custom, Tied, relative_error
 
 METHODS = [L2Regularizer, L2InitRegularizer]
 

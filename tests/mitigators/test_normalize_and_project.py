@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from oracles import ZOO, kind, matrices, owned, parameters64
-from resting import resting
+from oracles.regularizers import kind, matrices, owned, parameters64
+from oracles.training import LR, assert_follows, small_network
 from supple import NormalizeAndProject
+from support.resting import resting
+from support.zoo import ZOO
 
 WITH_MATRICES = [name for name in ZOO if any(kind(m, n, p) == "matrix" for _, m, n, p in owned(ZOO[name]()))]
 

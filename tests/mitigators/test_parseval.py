@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from naive import assert_follows, descended, small_network
-from oracles import ZOO, Custom, kind, matrices, owned, parameters64, relative_error
-from resting import resting
+from oracles.regularizers import kind, matrices, owned, parameters64
+from oracles.training import assert_follows, descended, small_network
 from supple import ParsevalRegularizer, Population
+from support.resting import resting
+from support.zoo import ZOO, Custom, relative_error
 
 LAYERS = {
     "tall": lambda: nn.Linear(3, 7),

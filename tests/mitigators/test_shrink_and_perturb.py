@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from resting import resting
+from oracles.training import LR, assert_follows, small_network
 from supple import Population, ShrinkAndPerturb
+from support.resting import resting
 
 VARIANTS = ["step-fresh", "step-noise", "task"]
 

@@ -9,22 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from oracles import (
-    ZOO,
-    PatchEmbeddings,
-    Tied,
+from oracles.regularizers import (
     decoupled_step,
     kind,
     owned,
     parameters64,
-    relative_error,
     spectral_gradients,
     spectral_norms,
     spectral_penalty,
-    spread,
 )
-from resting import resting
 from supple import Population, SpectralRegularizer
+from support.resting import resting
+from support.zoo import ZOO, PatchEmbeddings, Tied, relative_error, spread
 
 
 def sgd(network: nn.Module, step_size: float) -> torch.optim.Optimizer:

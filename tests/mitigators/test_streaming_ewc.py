@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from oracles import parameters64
+from oracles.regularizers import parameters64
+from oracles.training import LR, assert_follows, small_network
 from supple import StreamingEWC
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import ZOO, matrices, owned, relative_error, spread
-from oracles import kind as kind_of
-from resting import resting
+from oracles.regularizers import kind as kind_of
+from oracles.regularizers import matrices, owned
 from supple import Population, SpectralNormRegularizer, SpectralRegularizer
 from supple.mitigators.states import GLOBAL
+from support.resting import resting
+from support.zoo import ZOO, relative_error, spread
 
 CONVERGED = 60
 

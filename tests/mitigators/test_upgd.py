@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from oracles import parameters64
-from resting import resting
+from oracles.regularizers import parameters64
+from oracles.training import LR, assert_follows, small_network
 from supple import UPGD
+from support.resting import resting
 
 
 class Oracle:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from resting import resting
+from oracles.training import LR, assert_follows, small_network
 from supple import Population, WeightClipping
+from support.resting import resting
 
 FAN_IN = {
     "linear": (lambda: nn.Linear(9, 4), 9),

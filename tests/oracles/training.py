@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from oracles import Parameters, owned, parameters64
+from oracles.regularizers import Parameters, owned, parameters64
 from supple import Mitigator
 
 LR = 0.05

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from naive_sac import NaiveSAC
+from oracles.sac import NaiveSAC
 from supple import ReDo, SpectralRegularizer
 from supple.rl.presets import PRESETS, Constants
 from supple.rl.sac import SAC, Batch, squashed
 from supple.training.learner import Learner
-from waits import Waits
+from support.waits import Waits
 
 SMALL = Constants(hidden=(32, 32), actor_step_size=1e-2, critic_step_size=1e-2, averaging=0.2)
 GREEDY = dataclasses.replace(SMALL, temperature=1e-6, temperature_step_size=0.0)

@@ -32,7 +32,8 @@ LOADED_ONCE = [  # in the process that the ranks are forked from
     "torch.distributed.tensor.parallel",
     "torch.testing",
     "supple",
-    "oracles",
+    "oracles.regularizers",
+    "support.zoo",
 ]
 
 
