@@ -135,31 +135,6 @@ def test_members_follow_lone_networks_for_50_steps(make_model, optimizer):
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_members_follow_lone_networks_with_the_spectral_regularizer(decoupled):
-    strengths = torch.tensor([0.0, 0.1, 1.0]) * (10 if decoupled else 1)
-    population, networks = Population(layer_normed, SEEDS), [lone(layer_normed, seed) for seed in SEEDS]
-    together = torch.optim.Adam(population.parameters(), lr=1e-3)
-    optimizers = [torch.optim.Adam(network.parameters(), lr=1e-3) for network in networks]
-    stacked = SpectralRegularizer(population, strength=strengths, decoupled=decoupled).attach(together)
-    alone = [
-        SpectralRegularizer(network, strength=strength.item(), decoupled=decoupled).attach(own)
-        for network, own, strength in zip(networks, optimizers, strengths, strict=True)
-    ]
-    for x, y in batches(layer_normed):
-        train(population, together, x, y)
-        for index, network in enumerate(networks):
-            train(network, optimizers[index], x[index], y[index])
-    assert_same(population, networks, rtol=1e-4, atol=1e-5)
-    for name, sigmas in stacked.spectral_norms().items():
-        torch.testing.assert_close(
-            sigmas, torch.stack([method.spectral_norms()[name] for method in alone]), rtol=1e-3, atol=0
-        )
-    torch.testing.assert_close(
-        stacked.penalty(), torch.stack([method.penalty() for method in alone]), rtol=1e-3, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("decoupled", [False, True])
 def test_a_strength_acts_on_its_own_member_alone(decoupled):
     """Strength 0 is a network without the method, bit for bit."""
     regularized, plain = Population(mlp, SEEDS), Population(mlp, SEEDS)

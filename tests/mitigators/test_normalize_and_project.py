@@ -62,19 +62,6 @@ def test_twenty_steps_are_the_oracles(strength):
     assert_follows(network, NormalizeAndProject(network, strength=strength), step, rtol=1e-6)
 
 
-def test_the_direction_is_kept():
-    network = nn.Linear(4, 3)
-    method = NormalizeAndProject(network)
-    with torch.no_grad():
-        network.weight.add_(torch.randn(3, 4))
-    before = network.weight.detach().clone()
-    method.after_step(torch.optim.SGD(resting(network).parameters()))
-    torch.testing.assert_close(
-        nn.functional.normalize(before.flatten(), dim=0) * method.state["weight"]["norm"],
-        network.weight.detach().flatten(),
-    )
-
-
 def test_the_norm_has_the_precision_of_the_weight():
     network = nn.Linear(40, 30).double()
     norm = network.weight.norm().item()
