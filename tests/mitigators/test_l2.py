@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from oracles.regularizers import owned, parameters64
-from oracles.training import assert_follows, descended, small_network
+from oracles.training import assert_follows, descended
 from supple import L2InitRegularizer, L2Regularizer
 from support.resting import resting
 from support.zoo import ZOO, Custom, Tied, relative_error
@@ -112,7 +112,7 @@ def test_tied_and_left_out_parameters(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twenty_steps_are_the_oracles(method):
+def test_twenty_steps_are_the_oracles(method, small_network):
     network = small_network()
     initial = parameters64(network)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from oracles.regularizers import kind, matrices, owned, parameters64
-from oracles.training import LR, assert_follows, small_network
+from oracles.training import LR, assert_follows
 from supple import NormalizeAndProject
 from support.resting import resting
 from support.zoo import ZOO
@@ -51,7 +51,7 @@ def test_each_matrix_goes_back_to_its_initial_norm(name, strength):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.3])
-def test_twenty_steps_are_the_oracles(strength):
+def test_twenty_steps_are_the_oracles(strength, small_network):
     network = small_network()
     initial = norms(network, parameters64(network))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from oracles.regularizers import kind, matrices, owned, parameters64
-from oracles.training import assert_follows, descended, small_network
+from oracles.training import assert_follows, descended
 from supple import SpectralNormRegularizer
 from support.resting import resting
 from support.zoo import ZOO, relative_error, spread
@@ -41,7 +41,7 @@ def test_gradient_and_penalty_are_the_oracles(name):
             assert not parameter.grad.any(), name
 
 
-def test_twenty_steps_are_the_oracles():
+def test_twenty_steps_are_the_oracles(small_network):
     network = spread(small_network())
     method = SpectralNormRegularizer(network, strength=0.1, power_iterations=CONVERGED)
     assert_follows(network, method, descended(lambda parameters: oracle(network, parameters), 0.1), rtol=1e-7)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from oracles.training import LR, assert_follows, small_network
+from oracles.training import LR, assert_follows
 from supple import Population, WeightClipping
 from support.resting import resting
 
@@ -41,7 +41,7 @@ def test_weights_and_biases_are_held_by_the_fan_in(name, strength):
         assert not torch.equal(parameter, before[name])
 
 
-def test_twenty_steps_are_the_oracles():
+def test_twenty_steps_are_the_oracles(small_network):
     network = small_network()
 
     def step(parameters, gradients, number):

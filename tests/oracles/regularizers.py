@@ -68,7 +68,8 @@ def matrices(module: nn.Module, name: str, weight: Tensor) -> list[Tensor]:
 
 
 def parameters64(network: nn.Module) -> Parameters:
-    return {name: parameter.detach().to(torch.float64, copy=True) for name, _, _, parameter in owned(network)}
+    """Copies on the CPU."""
+    return {name: parameter.detach().to("cpu", torch.float64, copy=True) for name, _, _, parameter in owned(network)}
 
 
 def spectral_penalty(network: nn.Module, parameters: Parameters, k: int = 2, target: float = 1.0) -> Tensor:
