@@ -4,6 +4,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the tensors are small, and two threads collapse where others use the cores too
+torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU as exact as on the CPU, which they are compared with
 
 
 @pytest.fixture(autouse=True)

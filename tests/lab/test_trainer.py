@@ -95,10 +95,10 @@ def run_of(method, seeds=(4,), **changes):
     return Run.of("random-label-digits", method, seeds, **(defaults | changes))
 
 
-def trainer_of(run, path, monkeypatch):
+def trainer_of(run, path, monkeypatch, device="cpu"):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", lambda step: step)
-        return Trainer(run, compiled=path == "vectorised")
+        return Trainer(run, compiled=path == "vectorised", device=device)
 
 
 def learned(trainer):
@@ -198,16 +198,21 @@ def assert_same(found, expected, tolerance=1e-5):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(
-            found[key], value, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+            found[key],
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            check_device=False,
+            msg=lambda text, key=key: f"{key}: {text}",
         )
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", [*METHODS, *MORE_METHODS])
-def test_every_method_trains_as_by_hand(method, path, monkeypatch):
+def test_every_method_trains_as_by_hand(method, path, monkeypatch, device):
     run = run_of(method)
     expected, rows = by_hand(run)
-    trainer = trainer_of(run, path, monkeypatch)
+    trainer = trainer_of(run, path, monkeypatch, device)
     assert_same(learned(trainer), rows)
     assert_same(tensors(trainer.population.member(0)), tensors(expected))
 
@@ -228,9 +233,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_setting_trains_as_by_hand(setting, path, monkeypatch):
+def test_every_setting_trains_as_by_hand(setting, path, monkeypatch, device):
     run = run_of("spectral", (4, 7), strength=0.03, **SETTINGS[setting])
-    trainer = trainer_of(run, path, monkeypatch)
+    trainer = trainer_of(run, path, monkeypatch, device)
     rows = learned(trainer)
     for member in range(2):
         expected, found = by_hand(run, member)

@@ -90,7 +90,10 @@ def assert_same(population, networks, **tolerance):
         for name, value in network.state_dict().items():
             assert member[name].dtype == value.dtype
             torch.testing.assert_close(
-                member[name], value, **tolerance or {"rtol": 0, "atol": 0}, msg=lambda m, name=name: f"{name}: {m}"
+                member[name].cpu(),
+                value,
+                **tolerance or {"rtol": 0, "atol": 0},
+                msg=lambda m, name=name: f"{name}: {m}",
             )
 
 
@@ -118,15 +121,15 @@ def train(network, optimizer, x, y):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("make_model", MODELS)
-def test_members_follow_lone_networks_for_50_steps(make_model, optimizer):
+def test_members_follow_lone_networks_on_the_cpu_for_50_steps(make_model, optimizer, device):
     if make_model is not mlp and optimizer not in ("adam", "sgd"):
         pytest.skip("what the optimizers differ in does not depend on the network")
-    population, networks = Population(make_model, SEEDS), [lone(make_model, seed) for seed in SEEDS]
+    population, networks = Population(make_model, SEEDS).to(device), [lone(make_model, seed) for seed in SEEDS]
     start = copy.deepcopy(population)
     optimizers = [OPTIMIZERS[optimizer](network.parameters()) for network in networks]
     together = OPTIMIZERS[optimizer](population.parameters())
     for x, y in batches(make_model):
-        train(population, together, x, y)
+        train(population, together, x.to(device), y.to(device))
         for index, network in enumerate(networks):
             train(network, optimizers[index], x[index], y[index])
     assert_same(population, networks, rtol=1e-4, atol=1e-5)

@@ -30,7 +30,7 @@ def spread(network: nn.Module, sigma: float = 1.7, gap: float = 0.4) -> nn.Modul
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ in float64; both zero is no error."""
-    distance = torch.linalg.vector_norm(actual.detach().double() - expected.double()).item()
+    distance = torch.linalg.vector_norm(actual.detach().cpu().double() - expected.cpu().double()).item()
     size = torch.linalg.vector_norm(expected.double()).item()
     return distance / size if size > 0 else distance
 
