@@ -247,7 +247,7 @@ next(Trainer(Run.of("random-label-digits", "spectral", [0])).steps(0))
 
 
 def start(rounds: int) -> list[dict[str, Any]]:
-    """Time from ``supple run`` to the first step: the command until it starts workers, then a worker until its step."""
+    """Time from ``supple run`` to the first step: the command until it starts workers, then a worker with its step."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(5):
@@ -259,7 +259,6 @@ def start(rounds: int) -> list[dict[str, Any]]:
 
 
 PROCESS = """
-import itertools
 import json
 import torch
 from supple.lab import datasets
@@ -271,8 +270,9 @@ torch.zeros(512, 512) @ torch.zeros(512, 512)  # what the library of products se
 before = resident()
 run = Run.of("permuted-mnist-kumar", "spectral", [0], scale="paper", model="mlp-3x2000", diagnostics=())
 trainer = Trainer(run, compiled=False)
-for _ in itertools.islice(trainer.steps(0), 50):
-    pass
+steps = trainer.steps(0)  # holds the task until the end
+for _ in range(50):
+    next(steps)
 mapped = datasets.load(run.dataset)  # the whole file, from which the training examples are copied
 parts = [part for part in (trainer.data.train, mapped.train, mapped.validation, mapped.test) if part]
 state = [trainer.learner.parameters, *trainer.learner.moments.values(), *trainer.learner.mitigator.state.values()]
