@@ -1,4 +1,4 @@
-"""What benchmarks share: variants that take turns, ratios of their times, results with their environment."""
+"""What benchmarks share: variants that take turns, the machine's limits, results with their environment."""
 
 import json
 import statistics
@@ -60,6 +60,19 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
     """The lower quartile, the median and the upper quartile."""
     low, middle, high = statistics.quantiles(values, n=4)
     return low, middle, high
+
+
+def bandwidth(rounds: int) -> float:
+    """Bytes per second read and written in adding two tensors much larger than the caches."""
+    a, b = torch.zeros(64 * 2**20), torch.ones(64 * 2**20)
+    seconds = take_turns({"add": lambda: a.add_(b)}, rounds)["add"]
+    return 3 * a.nbytes / min(seconds)
+
+
+def arithmetic(rounds: int) -> float:
+    """Multiply-adds per second in a large matrix product."""
+    a = torch.randn(1024, 1024)
+    return 1024**3 / min(take_turns({"product": lambda: a @ a}, rounds)["product"])
 
 
 def write(path: Path | None, config: "DataclassInstance", **results: Any) -> None:

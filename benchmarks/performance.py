@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from measuring import quartiles, ratios, repeated, take_turns, use_threads
+from measuring import arithmetic, bandwidth, quartiles, ratios, repeated, take_turns, use_threads
 from performance_page import page
 from rich.console import Console
 from torch import nn
@@ -73,25 +73,6 @@ def gain(seconds: dict[str, list[float]], base: str, of: str) -> dict[str, float
     """How many times faster ``of`` is than ``base``: median and quartiles."""
     low, middle, high = quartiles(ratios(seconds[base], seconds[of]))
     return {"ratio": middle, "low": low, "high": high}
-
-
-# The limits of the machine.
-
-
-def bandwidth(rounds: int) -> float:
-    """Bytes per second read and written in adding two tensors much larger than the caches."""
-    a, b = torch.zeros(64 * 2**20), torch.ones(64 * 2**20)
-    seconds = take_turns({"add": lambda: a.add_(b)}, rounds)["add"]
-    return 3 * a.nbytes / min(seconds)
-
-
-def arithmetic(rounds: int) -> float:
-    """Multiply-adds per second in a large matrix product."""
-    a = torch.randn(1024, 1024)
-    return 1024**3 / min(take_turns({"product": lambda: a @ a}, rounds)["product"])
-
-
-# The benchmarks.
 
 
 def regularizer_alone(rounds: int) -> list[dict[str, Any]]:
