@@ -15,7 +15,6 @@ import pytest
 import torch
 from fsspec.registry import known_implementations
 
-from stores import plausible, store
 from supple import cli
 from supple.errors import LostWorkersError
 from supple.lab.datasets import DATASETS
@@ -28,6 +27,7 @@ from supple.runs import cluster, sweep
 from supple.runs.store import load
 from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
+from support.stores import plausible, store
 
 DIGITS = "random-label-digits"
 
@@ -365,20 +365,26 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--option", "roles", 3), "roles of spectral to be left out, got 3"),
         (("run", DIGITS, "--option", "exponent", 0), "at least 1, got 0"),
         (("run", DIGITS, "--tensorboard", "/proc/events"), "a folder or an address to write to"),
-        (("run", "own_mistakes:nothing"), "a Problem from own_mistakes:nothing, got NoneType"),
-        (("run", "own_mistakes:broken"), "own_mistakes.py:13 (broken), got KeyError: 'my own mistake': correct it"),
-        (("run", "own_mistakes:leaves"), "own_mistakes.py:17 (leaves), got SystemExit: correct it"),
-        (("run", "own_mistakes:needs_more"), "a function that needs no arguments"),
-        (("run", DIGITS, "--data", "own_mistakes:needs_more"), "a function that needs no arguments"),
-        (("run", DIGITS, "--model", "own_mistakes:nothing"), "a network from own_mistakes:nothing, got NoneType"),
-        (("run", DIGITS, "--model", "own_mistakes:without_parameters"), "parameters to train"),
-        (("run", DIGITS, "--model", "own_mistakes:with_three_outputs"), "logits (2, 10) from own_m"),
-        (("run", DIGITS, "--model", "own_mistakes:for_other_images"), "own_mistakes:for_other_images to work on"),
-        (("run", DIGITS, "--model", "own_mistakes:needs_more"), "own_mistakes:needs_more to work on"),
-        (("run", DIGITS, "--method", "own_mistakes:no_method"), "a Mitigator from own_mistakes:no_method"),
-        (("run", DIGITS, "--method", "own_mistakes:Broken"), "(change_parameters), got KeyError"),
-        (("run", DIGITS, "--shift", "own_mistakes:nothing"), "a Task from the shift own_mistakes:nothing"),
-        (("run", DIGITS, "--shift", "own_mistakes:beyond_the_classes"), "labels from 0 to 9 from the shift"),
+        (("run", "support.mistakes:nothing"), "a Problem from support.mistakes:nothing, got NoneType"),
+        (("run", "support.mistakes:broken"), "mistakes.py:13 (broken), got KeyError: 'my own mistake': correct it"),
+        (("run", "support.mistakes:leaves"), "mistakes.py:17 (leaves), got SystemExit: correct it"),
+        (("run", "support.mistakes:needs_more"), "a function that needs no arguments"),
+        (("run", DIGITS, "--data", "support.mistakes:needs_more"), "a function that needs no arguments"),
+        (
+            ("run", DIGITS, "--model", "support.mistakes:nothing"),
+            "a network from support.mistakes:nothing, got No",
+        ),
+        (("run", DIGITS, "--model", "support.mistakes:without_parameters"), "parameters to train"),
+        (("run", DIGITS, "--model", "support.mistakes:with_three_outputs"), "logits (2, 10) from support.m"),
+        (
+            ("run", DIGITS, "--model", "support.mistakes:for_other_images"),
+            "mistakes:for_other_images to work on",
+        ),
+        (("run", DIGITS, "--model", "support.mistakes:needs_more"), "support.mistakes:needs_more to work on"),
+        (("run", DIGITS, "--method", "support.mistakes:no_method"), "a Mitigator from support.mistakes:no_method"),
+        (("run", DIGITS, "--method", "support.mistakes:Broken"), "(change_parameters), got KeyError"),
+        (("run", DIGITS, "--shift", "support.mistakes:nothing"), "a Task from the shift support.mistakes:nothing"),
+        (("run", DIGITS, "--shift", "support.mistakes:beyond_the_classes"), "labels from 0 to 9 from the shift"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

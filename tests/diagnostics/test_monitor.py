@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from diagnostics_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 from supple import PlasticityMonitor, Population, SpectralRegularizer
 from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection, Metric
+from support.probed_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 
 # What it says.
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_flat_dictionary_of_floats_for_every_network(name):
-    network, x, y = network_and_probe(name)
-    monitor = PlasticityMonitor(network, (x, y))
+def test_a_flat_dictionary_of_floats_for_every_network(name, device):
+    network, *probe = network_and_probe(name)
+    monitor = PlasticityMonitor(network.to(device), tuple(tensor.to(device) for tensor in probe))
     first, second = monitor.measure(), monitor.measure()
     assert all(type(value) is float for value in second.values())
     assert not any(math.isnan(value) for value in second.values())

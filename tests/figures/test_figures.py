@@ -4,12 +4,12 @@ import zlib
 
 import pytest
 
-from stores import store
 from supple import figures
 from supple.diagnostics import DIAGNOSTICS
 from supple.figures.figure import Figure
 from supple.lab.grid import results
 from supple.lab.problems import PROBLEMS
+from support.stores import store
 
 SCALES = ("quick", "paper")
 TRAINED = [number for number in figures.NUMBERS if isinstance(figures.load(number), Figure)]

@@ -155,12 +155,17 @@ def test_every_field_has_its_folder(field):
         (DIGITS, "l2", {"strength": float("nan")}, "expected a strength of l2 from 0 to inf, got nan"),
         (DIGITS, "spectral", {"options": {"exponent": "abc"}}, "expected exponent of spectral to be like 2, got 'abc'"),
         (DIGITS, "spectral", {"options": {"decoupled": "yes"}}, "expected decoupled of spectral to be like False"),
-        (DIGITS, "own_methods:Bare", {}, "expected a strength of own_methods:Bare, which has no default, got none"),
         (
             DIGITS,
-            "own_methods:Dialless",
+            "support.extensions:Bare",
             {},
-            "expected a class that takes a network and a strength, got own_methods:D",
+            "expected a strength of support.extensions:Bare, which has no default",
+        ),
+        (
+            DIGITS,
+            "support.extensions:Dialless",
+            {},
+            "expected a class that takes a network and a strength, got support.extensions:D",
         ),
         (DIGITS, "upgd", {"strength": 1.5}, "expected a strength of upgd from 0 to 1, got 1.5"),
         (DIGITS, "none", {"tasks": 0}, "expected at least 1 of tasks, got 0"),
@@ -197,8 +202,8 @@ def test_no_seed():
 
 
 def test_a_problem_of_ones_own():
-    own = problems.load("lab_workers:own_problem")
+    own = problems.load("support.extensions:own_problem")
     assert isinstance(own, Problem)
-    run = Run.of("lab_workers:own_problem", "none", [0])
-    assert (run.problem, run.tasks, run.batch_size) == ("lab_workers:own_problem", 3, 32)
+    run = Run.of("support.extensions:own_problem", "none", [0])
+    assert (run.problem, run.tasks, run.batch_size) == ("support.extensions:own_problem", 3, 32)
     assert "/" not in run.folder("here").name

@@ -357,7 +357,7 @@ def test_seen_is_indexing(members, count, channels, size):
 
 def test_a_shift_by_name(data):
     assert shifts.load("label-flip") is SHIFTS["label-flip"]
-    found = shifts.load("lab_workers:rolled_labels")
+    found = shifts.load("support.extensions:rolled_labels")
     assert found.task(data, 0, 2).classes.tolist() == [19, 20, *range(19)]
     assert (found.outputs(data), found.tasks(data)) == (CLASSES, float("inf"))
 

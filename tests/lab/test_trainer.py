@@ -24,7 +24,7 @@ from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
 from supple.runs.store import SCHEMA, RunFolder, load
 from supple.training.methods import METHODS, Method
-from waits import Waits
+from support.waits import Waits
 
 METRICS = ("train_accuracy", "train_loss", "online_accuracy", "spectral_norm", "weight_norm", "diverged")
 HELD_OUT = ("validation_accuracy", "test_accuracy")
@@ -98,10 +98,10 @@ def run_of(method, seeds=(4,), **changes):
     return Run.of("random-label-digits", method, seeds, **(defaults | changes))
 
 
-def trainer_of(run, path, monkeypatch):
+def trainer_of(run, path, monkeypatch, device="cpu"):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", lambda step: step)
-        return Trainer(run, compiled=path == "vectorised")
+        return Trainer(run, compiled=path == "vectorised", device=device)
 
 
 def learned(trainer):
@@ -209,16 +209,21 @@ def assert_same(found, expected, tolerance=1e-5):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(
-            found[key], value, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+            found[key],
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            check_device=False,
+            msg=lambda text, key=key: f"{key}: {text}",
         )
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", [*METHODS, *MORE_METHODS])
-def test_every_method_trains_as_by_hand(method, path, monkeypatch):
+def test_every_method_trains_as_by_hand(method, path, monkeypatch, device):
     run = run_of(method)
     expected, rows = by_hand(run)
-    trainer = trainer_of(run, path, monkeypatch)
+    trainer = trainer_of(run, path, monkeypatch, device)
     assert_same(learned(trainer), rows)
     assert_same(tensors(trainer.population.member(0)), tensors(expected))
 
@@ -245,9 +250,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_setting_trains_as_by_hand(setting, path, monkeypatch):
+def test_every_setting_trains_as_by_hand(setting, path, monkeypatch, device):
     run = run_of("spectral", (4, 7), strength=0.03, **SETTINGS[setting])
-    trainer = trainer_of(run, path, monkeypatch)
+    trainer = trainer_of(run, path, monkeypatch, device)
     rows = learned(trainer)
     for member in range(2):
         expected, found = by_hand(run, member)

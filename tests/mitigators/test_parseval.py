@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from naive import assert_follows, descended, small_network
-from oracles import ZOO, Custom, kind, matrices, owned, parameters64, relative_error
-from resting import resting
+from oracles.regularizers import kind, matrices, owned, parameters64
+from oracles.training import assert_follows, descended
 from supple import ParsevalRegularizer, Population
+from support.resting import resting
+from support.zoo import ZOO, Custom, relative_error
 
 LAYERS = {
     "tall": lambda: nn.Linear(3, 7),
@@ -60,7 +61,7 @@ def test_gradient_and_penalty_are_the_oracles(name, scale):
             assert not parameter.grad.any(), name
 
 
-def test_twenty_steps_are_the_oracles():
+def test_twenty_steps_are_the_oracles(small_network):
     network = small_network()
     method = ParsevalRegularizer(network, strength=1e-4)
     penalty = descended(lambda parameters: oracle(network, parameters, skip=("8.weight",)), 1e-4)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import browser
-from stores import plausible, store
 from supple.lab.run import Run
 from supple.report import write_page
 from supple.runs.charts import COLOURS
+from support import browser
+from support.stores import plausible, store
 
 pytestmark = pytest.mark.skipif(
     not (browser.CHROMIUM and browser.CHROMEDRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"

@@ -87,7 +87,7 @@ def test_whatever_can_be_typed_comes_back(changes, options, strength, first, cou
 
 
 def test_a_method_without_a_default_strength():
-    run = Run.of(DIGITS, "own_methods:Bare", [0], strength=0.1)
+    run = Run.of(DIGITS, "support.extensions:Bare", [0], strength=0.1)
     assert repeated(run) == [run]
 
 
@@ -107,7 +107,7 @@ def test_a_command_for_each_strength_and_stretch_of_seeds():
 
 @pytest.mark.parametrize("value", [None, [1, 2], "4", "1e3", "nan", "-x", "true"])
 def test_what_cannot_be_typed_has_no_command(value):
-    assert commands(Run.of(DIGITS, "own_methods:Free", [0], options={"anything": value})) == []
+    assert commands(Run.of(DIGITS, "support.extensions:Free", [0], options={"anything": value})) == []
 
 
 def test_what_is_true_can_be_typed():

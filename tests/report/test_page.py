@@ -11,10 +11,10 @@ import fsspec
 import pytest
 
 import supple.report
-from stores import plausible, store
 from supple import cli
 from supple.lab.run import Run
 from supple.report import page, watch, write_page
+from support.stores import plausible, store
 
 METRICS = ("train_accuracy", "train_loss", "diverged")
 DIGITS = "random-label-digits"

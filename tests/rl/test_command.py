@@ -239,10 +239,10 @@ def test_the_papers_figures(tmp_path):
 
 def test_a_method_of_ones_own_and_its_events(supple, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    own = ["--method", "own_methods:Free", "--strength", 0.2]
+    own = ["--method", "support.extensions:Free", "--strength", 0.2]
     supple("Pendulum-v1", *own, *SHORT, "--seeds", 1, "--tensorboard", tmp_path / "events")
     rows = load(str(tmp_path))
-    assert rows.select("method", "strength").unique().rows() == [("own_methods:Free", 0.2)]
+    assert rows.select("method", "strength").unique().rows() == [("support.extensions:Free", 0.2)]
     (events,) = (tmp_path / "events").rglob("events.*")
     reader = event_accumulator.EventAccumulator(str(events.parent)).Reload()
     assert [event.step for event in reader.Scalars("return")] == [10, 20]
