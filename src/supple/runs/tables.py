@@ -25,7 +25,7 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5, problem: str 
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
     title = TITLES.get(metric, metric).removesuffix(" at the task's end")
-    title = f"{title.capitalize()}, {stamped(rows, problem)}"
+    title = f"{title.capitalize()}: {stamped(rows, problem)}"
     table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
     steps = ["at steps"] if has_steps else []
     for heading in ("strength", *others, "first", f"last {count}", *steps, "IQM", "95 %", "seeds"):
