@@ -106,6 +106,18 @@ def test_it_fetches_nothing_and_draws_with_one_copy_of_the_scripts(tmp_path):
     assert len(text) < 1_200_000
 
 
+def test_legend_and_charts_call_methods_by_their_titles(tmp_path):
+    """A click in the legend picks the curves of that title."""
+    store(tmp_path, runs_of("none", "l2"), METRICS, plausible)
+    text = page(str(tmp_path))
+    titles = {"no mitigation", "L2"}
+    assert set(re.findall(r'data-method="([^"]*)"', text)) == titles
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert all(set(chart["columns"]["method"]["words"]) == titles for chart in data["charts"])
+    assert {*data["specs"][0]["layer"][0]["encoding"]["color"]["scale"]["domain"]} == titles
+    assert "against no mitigation" in Page(text).text
+
+
 def test_each_protocol_has_a_section_of_its_own(tmp_path):
     runs = [*runs_of("none"), *runs_of("none", batch_size=64), *runs_of("l2", step_size=0.5)]
     store(tmp_path, runs, METRICS, plausible)

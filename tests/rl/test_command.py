@@ -119,6 +119,8 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
     page = (tmp_path / "index.html").read_text()
     assert page.count("<h2>Pendulum-v1 (quick scale)</h2>") == 1, "one protocol, whatever the method"
     assert all(f"{ends[method]:.3f}" in page for method in ends)
+    assert page.count("supple rl Pendulum-v1") == 3
+    assert "made in Python" not in page, "each setting has its command"
 
 
 @pytest.mark.parametrize(
@@ -208,8 +210,6 @@ def test_returns_over_steps():
 
 def test_aggregates_over_tasks():
     rows = stored().filter((pl.col("strength") < 1e-3) & (pl.col("method") != "resets"))
-    mean = shown(charts.aggregate(rows, "title", statistic="mean"))["no mitigation"]
-    assert (mean["mean"], mean["low"]) == (pytest.approx(6), pytest.approx(6 - 1 / 3**0.5))
     middle = shown(charts.aggregate(rows, "title"))["no mitigation"]
     assert middle["mean"] == pytest.approx(6)
     assert middle["low"] < 6 < middle["high"]

@@ -115,7 +115,7 @@ class Control(Engine):
         """One run per method and seed; on other devices than a CPU, one per method."""
         from supple.rl.methods import RESETS, find
         from supple.rl.presets import check
-        from supple.rl.run import Run
+        from supple.rl.run import TYPED, Run
 
         check("seeds", self.seeds, 1, MOST_SEEDS)
         check("methods", len(self.methods), 1)
@@ -133,18 +133,10 @@ class Control(Engine):
                 self.task,
                 method,
                 seeds,
-                steps=self.steps,
-                preset=self.preset,
                 strength=self.strength,
                 actor_strength=self.actor_strength,
                 resets=resets if method == RESETS else None,
-                evaluate_every=self.evaluate_every,
-                episodes=self.episodes,
-                prime=self.prime,
-                inside=self.inside,
-                replay_ratio=self.replay_ratio,
-                random_steps=self.random_steps,
-                capacity=self.capacity,
+                **{name: getattr(self, name) for name in TYPED},
             )
             for seeds in apart
             for method in dict.fromkeys(self.methods)

@@ -28,19 +28,6 @@ OPTIONS = {
 }
 """The option of ``supple run`` for each field of a run."""
 
-CONTROL = (
-    "steps",
-    "preset",
-    "replay_ratio",
-    "random_steps",
-    "capacity",
-    "prime",
-    "evaluate_every",
-    "episodes",
-    "inside",
-)
-"""The settings of an agent that ``supple rl`` takes as they are, besides its strengths and resets."""
-
 
 def commands(config: Mapping[str, Any]) -> list[str]:
     """The commands that train these members again: one for each strength and each range of consecutive seeds.
@@ -91,7 +78,7 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     resets = {name: options[name] for name in ("every", "unit", "parts", "layers") if name in options}
     if "parts" in resets:
         resets["parts"] = tuple(resets["parts"].split())
-    settings = {name: config[name] for name in CONTROL}
+    settings = {name: config[name] for name in control.TYPED}
     run = control.Run.of(
         config["problem"],
         config["method"],

@@ -10,7 +10,6 @@ from supple.runs.charts import colour_scale, titled
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 from supple.training.methods import title_of
 
-METHOD_COLOURS = {name: method.colour for name, method in METHODS.items()}
 INSIDE = {
     "overestimation": "overestimation of Q, over the return",
     "critic_weight_norm": "weight norm, critic",
@@ -25,24 +24,9 @@ def over_steps(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") 
     return _dressed(_curves(curves, INSIDE.get(metric, metric)), title, subtitle)
 
 
-def aggregate(rows: pl.DataFrame, title: str, subtitle: str = "", *, statistic: str = "iqm") -> alt.LayerChart:
-    """Returns over steps, aggregated over all tasks.
-
-    Args:
-        rows: stored rows of several tasks, methods and seeds.
-        title: of the chart.
-        subtitle: below the title.
-        statistic: ``iqm``, the interquartile mean over runs with its 95 % stratified bootstrap interval, or ``mean``,
-            with the standard error over seeds of the mean over tasks.
-    """
-    rows = with_steps(rows)
-    if statistic == "mean":
-        returns = rows.filter(pl.col("metric") == "return")
-        over_tasks = returns.group_by("method", "strength", "step", "seed", maintain_order=True).agg(
-            pl.col("value").mean(), metric=pl.lit("return")
-        )
-        return _dressed(_curves(_mean_and_error(over_tasks, "return"), "mean return over tasks"), title, subtitle)
-    return _dressed(_curves(_interquartile(rows), "interquartile mean of returns"), title, subtitle)
+def aggregate(rows: pl.DataFrame, title: str) -> alt.LayerChart:
+    """Returns over steps of all tasks: the interquartile mean over runs, with its 95 % stratified bootstrap."""
+    return _dressed(_curves(_interquartile(with_steps(rows)), "interquartile mean of returns"), title)
 
 
 def with_steps(rows: pl.DataFrame) -> pl.DataFrame:
@@ -103,7 +87,8 @@ def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:
     methods = curves["method"].unique(maintain_order=True).to_list()
-    legend, scale = alt.Legend(title="method", symbolOpacity=1), colour_scale(methods, METHOD_COLOURS)
+    scale = colour_scale(methods, {name: method.colour for name, method in METHODS.items()})
+    legend = alt.Legend(title="method", symbolOpacity=1)
     base = alt.Chart(titled(curves)).encode(
         x=alt.X("step:Q", title="steps of the environment"),
         color=alt.Color("method:N", legend=legend, scale=scale),

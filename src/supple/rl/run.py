@@ -20,6 +20,9 @@ PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 LARGEST_SEED = 2**31 - 1
 
+TYPED = ("steps", "preset", "replay_ratio", "random_steps", "capacity", "prime", "evaluate_every", "episodes", "inside")
+"""The settings that are options of ``supple rl`` under the same name, besides the method and what belongs to it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
