@@ -50,7 +50,7 @@ def test_problems_name_what_there_is(name, scale):
 def test_a_run_takes_the_protocol_and_the_strength(name, scale, method):
     run = dataclasses.asdict(Run.of(name, method, [5, 2], scale=scale))
     protocol = dataclasses.asdict(PROBLEMS[name])
-    changes = {key: protocol.pop(key) for key in ("summary", "quick", "published")}["quick"]
+    changes = {key: protocol.pop(key) for key in ("title", "summary", "quick", "published")}["quick"]
     assert run == protocol | (changes if scale == "quick" else {}) | {
         "problem": name,
         "scale": scale,
@@ -103,6 +103,13 @@ def test_paper_scale_is_what_was_published(row):
 def test_every_published_problem_is_held_against_its_source():
     rows = {row.split()[0] for row in PUBLISHED.strip().splitlines()}
     assert rows | {"class-incremental-tiny-imagenet"} == {name for name, each in PROBLEMS.items() if each.published}
+
+
+def test_titles_tell_problems_apart():
+    assert all(PROBLEMS[name].title == problems.title_of(name) for name in PROBLEMS)
+    assert len({problem.title for problem in PROBLEMS.values()} - {""}) == len(PROBLEMS)
+    assert problems.title_of("random-label-mnist") == "Random labels, MNIST"
+    assert problems.title_of("lab_workers:own_problem") == "lab_workers:own_problem"
 
 
 def test_the_digits_protocol_never_changes():

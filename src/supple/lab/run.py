@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
@@ -13,6 +13,7 @@ from supple.diagnostics import DIAGNOSTICS
 from supple.errors import is_told, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
+from supple.mitigators import Mitigator
 from supple.runs.store import RunFolder
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
@@ -80,13 +81,7 @@ class Run:
                 raise ValueError(f"expected a strength of {method}, which has no default, got none: say --strength")
         if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
             raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
-        takes = inspect.signature(tried.mitigator).parameters
-        names = [name for name in takes if name not in ("network", "strength")]
-        for name, value in (options or {}).items():
-            taken = takes[known(name, names, f"keyword of {method}")]
-            if not _fits(value, taken.annotation):
-                like = "left out" if taken.default is None else f"like {taken.default!r}"
-                raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
+        _check_options(options or {}, method, tried.mitigator)
         seeds = tuple(seeds)
         for seed in seeds:
             if not 0 <= seed <= LARGEST_SEED:
@@ -131,6 +126,16 @@ class Run:
     def folder(self, root: str) -> RunFolder:
         """The run's folder under ``root``."""
         return RunFolder(root, asdict(self))
+
+
+def _check_options(options: Mapping[str, Any], method: str, mitigator: Callable[..., Mitigator]) -> None:
+    takes = inspect.signature(mitigator).parameters
+    names = [name for name in takes if name not in ("network", "strength")]
+    for name, value in options.items():
+        taken = takes[known(name, names, f"keyword of {method}")]
+        if not _fits(value, taken.annotation):
+            like = "left out" if taken.default is None else f"like {taken.default!r}"
+            raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -13,7 +13,7 @@ import polars as pl
 from supple.runs import metrics
 from supple.runs.stats import by_task, over_tasks, varying
 from supple.runs.store import files_at, write
-from supple.training.methods import METHODS
+from supple.training.methods import METHODS, title_of
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
@@ -44,9 +44,16 @@ def _luminance(channels: Sequence[int]) -> float:
 
 
 def colour_scale(methods: list[str], colours: Mapping[str, str] = COLOURS) -> alt.Scale:
-    """The colour scale of these methods."""
+    """The colour scale of these methods, whose titles are drawn."""
     others = itertools.cycle(OTHER_COLOURS)
-    return alt.Scale(domain=methods, range=[colours.get(method) or next(others) for method in methods])
+    titles = [title_of(method) for method in methods]
+    return alt.Scale(domain=titles, range=[colours.get(method) or next(others) for method in methods])
+
+
+def titled(points: pl.DataFrame) -> pl.DataFrame:
+    """The data of a chart with the methods' titles in place of their names."""
+    titles = {name: method.title for name, method in METHODS.items()}
+    return points.with_columns(pl.col("^method$").replace(titles))
 
 
 def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
@@ -131,7 +138,7 @@ class Lines:
             x = x.scale(type="log").axis(format="~e", values=self.points["strength"].unique().sort().to_list())
         else:
             x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # label whole tasks only
-        colour = alt.Color(f"{self.series}:N", sort=values, legend=legend).scale(colours)
+        colour = alt.Color(f"{self.series}:N", legend=legend).scale(colours)
         dashes = {}
         if self.within:
             dashes["strokeDash"] = alt.StrokeDash(
@@ -139,7 +146,7 @@ class Lines:
                 title=" · ".join(self.within).replace("_", " "),
                 legend=alt.Legend(symbolType="stroke", symbolSize=400),
             )
-        base = alt.Chart(self.points).encode(x=x, color=colour, detail=detail)
+        base = alt.Chart(titled(self.points)).encode(x=x, color=colour, detail=detail)
         band = base.mark_area(clip=True).encode(
             y=alt.Y("low:Q", title=title).scale(type=self.scale),
             y2="high:Q",

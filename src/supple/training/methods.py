@@ -36,7 +36,7 @@ class Method:
     """One way of keeping a network plastic: a mitigator, a change to the network, or both."""
 
     title: str
-    """Its name in charts and tables."""
+    """Its name in charts and tables, by :func:`title_of`."""
     summary: str
     mitigator: Callable[..., Mitigator] = Mitigator
     """Called with the network and the strength; the default does nothing."""
@@ -78,7 +78,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "none": Method(
         title="no mitigation",
-        summary="no mitigation: what loses plasticity",
+        summary="plain training, which loses plasticity",
         colour="#000000",
     ),
     "l2": Method(
@@ -255,3 +255,8 @@ def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
     summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
     strength = float(default) if isinstance(default, int | float) else math.nan
     return Method(title=name, summary=summary, mitigator=mitigator, strength=strength)
+
+
+def title_of(name: str) -> str:
+    """The name of a method in charts and tables; a user's own method keeps its name."""
+    return METHODS[name].title if name in METHODS else name
