@@ -80,9 +80,9 @@ random-label-tiny-imagenet       tiny-imagenet random-labels      250  20  30
 pixel-permutation-tiny-imagenet  tiny-imagenet pixel-permutation  250  20 100
 label-flip-tiny-imagenet         tiny-imagenet label-flip         250  20 100
 continual-imagenet               imagenet32    class-pairs        100  10 500
-permuted-mnist-kumar             mnist-60000   pixel-permutation   16   1 500
-random-label-mnist-kumar         mnist-60000   random-labels       16 400  50
-online-permuted-mnist            mnist-60000   pixel-permutation    1   1 800
+permuted-mnist-kumar      mnist-60000-from-minus-1 sampled-pixel-permutation 16   1 500
+random-label-mnist-kumar  mnist-60000-from-minus-1 shuffled-labels           16 400  50
+online-permuted-mnist            mnist-60000-from-0 pixel-permutation    1   1 800
 """
 
 
@@ -93,8 +93,8 @@ def test_paper_scale_is_what_was_published(row):
     assert (run.dataset, run.shift) == (dataset, shift)
     assert [run.batch_size, run.epochs, run.tasks] == [int(number) for number in numbers]
     models = {"mnist": "mlp", "fashion-mnist": "mlp", "emnist": "mlp", "imagenet32": "conv"}
-    by_name = {"online-permuted-mnist": "mlp-3x2000"}
-    kumar = "mlp-2x100" if dataset == "mnist-60000" else "resnet18"
+    by_name = {"online-permuted-mnist": "mlp-3x2000-kaiming"}
+    kumar = "mlp-2x100" if dataset == "mnist-60000-from-minus-1" else "resnet18"
     assert run.model == by_name.get(name, models.get(dataset, kumar))
     sgd = {"permuted-mnist-kumar": 0.01, "online-permuted-mnist": 0.003}
     assert (run.optimizer, run.step_size) == (("sgd", sgd[name]) if name in sgd else ("adam", 0.001))
