@@ -24,7 +24,7 @@ from supple.rl.replay import Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
 from supple.rl.train import train
-from supple.runs.store import environment
+from supple.runs.folder import environment
 from supple.runs.streams import Stream, number
 
 QUADRUPED = 78, 12

@@ -13,7 +13,7 @@ from supple.diagnostics import DIAGNOSTICS
 from supple.errors import is_told, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
-from supple.runs.store import RunFolder
+from supple.runs.folder import RunFolder
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
 

@@ -11,7 +11,7 @@ from supple.errors import known
 from supple.rl.methods import RESETS, find, usual_strength
 from supple.rl.presets import PRESETS, Constants, check
 from supple.rl.resets import Resets
-from supple.runs.store import RunFolder
+from supple.runs.folder import RunFolder
 
 PAPER_STEPS = 1_000_000
 PRIMED_ON = 100

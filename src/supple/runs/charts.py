@@ -10,8 +10,8 @@ from typing import Literal, TypeVar
 import altair as alt
 import polars as pl
 
+from supple.runs.files import files_at, write
 from supple.runs.stats import by_task, over_tasks, varying
-from supple.runs.store import files_at, write
 from supple.training.methods import METHODS
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
