@@ -13,7 +13,8 @@ from supple.lab import grid
 from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, alone, finished, missing, product, results, tuned
 from supple.lab.operations import operations
 from supple.lab.run import Run
-from supple.runs.store import KINDS, RunFolder
+from supple.runs.folder import RunFolder
+from supple.runs.store import KINDS
 from supple.training.methods import METHODS
 from support.stores import plausible, store
 

@@ -22,7 +22,8 @@ from supple.lab.models import MODELS, mlp
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
-from supple.runs.store import SCHEMA, RunFolder, load
+from supple.runs.folder import RunFolder
+from supple.runs.store import SCHEMA, load
 from supple.training.methods import METHODS, Method
 from support.waits import Waits
 

@@ -42,7 +42,7 @@ def test_no_stretch_passes_its_target(lr, strength, sigma, exponent, target, as_
     optimizer = torch.optim.SGD(resting(network).parameters(), lr=torch.tensor(lr) if as_tensor else lr)
     options = {"exponent": exponent, "target": target, "power_iterations": 300}
     method = SpectralRegularizer(network, strength, **options).attach(optimizer)
-    goals = [method._target_of([name], method.state) for name in ("0.weight", "0.bias", "1.weight")]
+    goals = [method._targets.of([name], method.state) for name in ("0.weight", "0.bias", "1.weight")]
 
     def stretches():
         weight, bias, gain = network[0].weight, network[0].bias, network[1].weight

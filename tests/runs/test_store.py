@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from supple.runs.folder import Checkpoint, RunFolder, environment
 from supple.runs.sealed import BLANK, sealed
-from supple.runs.store import NO_ROWS, SCHEMA, Checkpoint, RunFolder, configurations, environment, load, stored
+from supple.runs.store import NO_ROWS, SCHEMA, configurations, load, stored
 
 OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
 CONFIG = OLD | {"scale": "quick", "options": "{}"}
@@ -398,7 +399,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
 
 HOLDER = """
 import sys
-from supple.runs.store import RunFolder
+from supple.runs.folder import RunFolder
 with RunFolder(sys.argv[1], {"problem": "p", "method": "m"}).held():
     print("held", flush=True)
     sys.stdin.readline()

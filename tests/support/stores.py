@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from supple.lab.run import Run
-from supple.runs.store import SCHEMA, Checkpoint
+from supple.runs.folder import Checkpoint
+from supple.runs.store import SCHEMA
 
 Measure = Callable[[Run, int, int, str], float]
 """Of a run, a member, a task and a metric."""

@@ -116,7 +116,7 @@ class Engine:
     def check(self) -> None:
         """Check that these options are valid, and that the folder, TensorBoard and the cluster can be used."""
         from supple.runs import cluster, sweep, tensorboard
-        from supple.runs.store import check_writable
+        from supple.runs.files import check_writable
 
         check_writable(self.out)
         if self.tensorboard is not None:

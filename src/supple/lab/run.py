@@ -14,7 +14,7 @@ from supple.errors import is_told, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
 from supple.mitigators import Mitigator
-from supple.runs.store import RunFolder
+from supple.runs.folder import RunFolder
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
 

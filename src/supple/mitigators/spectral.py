@@ -8,22 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from supple.errors import known
-from supple.kernels.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
-from supple.kernels.sharding import is_sharded, together
+from supple.kernels.power_iteration import TINY, norm_of, normalized, prepare_, working_dtype
+from supple.kernels.sharding import is_sharded
 from supple.mitigators.base import Mitigator
-from supple.mitigators.flat_step import FlatStep
 from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
-from supple.mitigators.kernels import Strength, Update, per_member
+from supple.mitigators.kernels import Strength, Update
 from supple.mitigators.optimizers import largest_step_sizes
+from supple.mitigators.pull import Pull
 from supple.mitigators.states import State, Tensors
-from supple.mitigators.stretch import Pull, Target, check_target
+from supple.mitigators.stretches import Stretches
+from supple.mitigators.targets import Target, Targets, check_target
 from supple.network.find_roles import Kind, Role, table
 from supple.network.population import Population
-from supple.network.shards import Piece
-
-_WARM_UP = 15
-"""Power iterations at construction, as in torch's spectral_norm, so that u and v are nearly right in the first step."""
 
 
 class SpectralRegularizer(Mitigator):
@@ -117,14 +113,21 @@ class SpectralRegularizer(Mitigator):
         self.exponent, self.power_iterations = int(exponent), power_iterations
         self.target = target if isinstance(target, Mapping | str) else float(target)
         self.one_sided = one_sided or target == "initial"
-        self._towards = Pull(self.exponent, self.one_sided, self.target in (0, 1))
+        self._pull = Pull(self.exponent, self.one_sided, self.target in (0, 1))
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.needs_step_sizes = decoupled
-        self._flat_step = FlatStep(self.roles, power_iterations)
         self._matrices = [name for name in self.parameters if self.roles[name].kind == "matrix"]
-        self.state = self._first_vectors(seed)
-        for name, ceiling in self._first_targets().items():
-            self.state.setdefault(name, {})["target"] = ceiling
+        self._stretches = Stretches(self.roles, self._pieces, self._members, power_iterations)
+        self._targets = Targets(self.target, self.roles)
+        self._set_initial_state(seed)
+
+    @torch.no_grad()
+    def _set_initial_state(self, seed: int) -> None:
+        parameters = self._unpruned({**self.parameters})
+        self.state = self._stretches.initial_state(self._here(parameters), seed)
+        exact_stretches = partial(self._stretches.exact, parameters, self.state)
+        for name, target in self._targets.initial_state(self.parameters, self._members, exact_stretches).items():
+            self.state.setdefault(name, {})["target"] = target
 
     def add_gradients(
         self,
@@ -134,44 +137,48 @@ class SpectralRegularizer(Mitigator):
         strength: Strength,
         step_sizes: Mapping[str, Strength | None] | None = None,
     ) -> None:
-        if not self.acts_on_gradients:
-            return
-
-        for step_size, names in _alike(parameters, step_sizes or {}):
-            held = {name: parameters[name] for name in names}
-            amount = partial(self._slope, strength, step_size)
-            self._pull(held, {name: gradients[name] for name in names}, state, amount)
+        if self.acts_on_gradients:
+            change = partial(self._pull.bounded_slope, strength=strength)
+            self._add(change, parameters, gradients, state, step_sizes or {})
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        if not self.acts_on_parameters:
-            return
-        for step_size, names in _alike(parameters, update.step_sizes):
-            held = {name: parameters[name] for name in names}
-            self._pull(held, held, state, partial(self._way_back, strength, step_size))
+        if self.acts_on_parameters:
+            change = partial(self._pull.step, strength=strength)
+            self._add(change, parameters, parameters, state, update.step_sizes)
 
-    def _slope(self, strength: Strength, step_size: Strength | None, stretches: Tensor, target: Strength) -> Tensor:
-        """What to add to gradients, limited so that a step of this size does not pass the target."""
-        slope = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
-        if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
-            return slope
-        distance = self._towards.distance(stretches, target)
-        if isinstance(step_size, Tensor):  # may be 0
-            distance = distance.clamp_min(TINY)
-        bound = distance / step_size
-        return slope.clamp(-bound, bound)
+    def _add(
+        self,
+        change: Callable[..., Tensor],
+        parameters: Tensors,
+        into: Tensors,
+        state: State,
+        step_sizes: Mapping[str, Strength | None],
+    ) -> None:
+        """Add ``change(stretch, target)`` times the stretch's derivative to ``into``, for each stretch."""
+        for step_size, names in _groups(parameters, step_sizes):
+            amount = partial(self._amount, partial(change, step_size=step_size), state)
+            group, into_group = ({name: tensors[name] for name in names} for tensors in (parameters, into))
+            self._stretches.pull(group, into_group, state, amount)
 
-    def _way_back(self, strength: Strength, step_size: Strength, stretches: Tensor, target: Strength) -> Tensor:
-        """What to add to parameters."""
-        slope = self._towards.slope(stretches, target, per_member(strength, stretches.ndim))
-        distance = self._towards.distance(stretches, target)
-        return (slope * -step_size).clamp(-distance, distance)
+    def _amount(
+        self,
+        change: Callable[..., Tensor],
+        state: State,
+        names: Sequence[str],
+        stretches: Tensor,
+        is_matrix: Tensor | None,
+    ) -> Tensor:
+        target = self._targets.of(names, state, is_matrix)
+        if self.roles[names[0]].kind == "scale" and not self._pull.depends_on_sign:
+            return change(stretches.abs(), target) * stretches.sign()
+        return change(stretches, target)
 
     def describe(self) -> str:
         """A table of all parameters: name, shape, role, number of matrices, current σ₁, and target."""
         self._follow_devices()
         targets = {}
         for name in self.parameters:
-            target = torch.as_tensor(self._target_of([name], self.state))
+            target = torch.as_tensor(self._targets.of([name], self.state))
             if is_sharded(target):
                 targets[name] = "sharded"
             else:
@@ -189,7 +196,8 @@ class SpectralRegularizer(Mitigator):
         """
         self._follow_devices()
         matrices = self._unpruned(self._here({name: self.parameters[name] for name in self._matrices}))
-        return {name: norm_of(w).squeeze(-1) for name, (_, w) in self._halves(matrices, self.state).items()}
+        vectors = self._stretches.singular_vectors(matrices, self.state)
+        return {name: norm_of(w).squeeze(-1) for name, (_, w) in vectors.items()}
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         total, state = super()._penalty(parameters), self._state_here()
@@ -197,141 +205,31 @@ class SpectralRegularizer(Mitigator):
             kind = self.roles[name].kind
             if kind != "scale":
                 stretches = terms if kind == "matrix" else terms.clamp_min(TINY**2).sqrt()
-                terms = self._towards.penalty(self._as_row(stretches), self._target_of([name], state))
-            total = total + terms.view(*self._members, -1).sum(-1)
+                terms = self._pull.penalty(self._stretches.by_member(stretches), self._targets.of([name], state))
+            total = total + self._stretches.by_member(terms).sum(-1)
         return total
 
     def _sums(self, parameters: Tensors, state: State) -> Tensors:
         """What the penalty needs of each parameter: σ₁ of matrices, ‖b‖² of vectors, the summed terms of scales."""
         sums = {}
         with torch.no_grad():
-            halves = self._halves(parameters, state)
+            singular = self._stretches.singular_vectors(parameters, state)
         for name, parameter in parameters.items():
             role = self.roles[name]
             if role.kind == "matrix":
-                u, w = halves[name]
+                u, w = singular[name]
                 v = normalized(w)
                 if torch.is_grad_enabled():
                     prepare_(self.state[name]["v"].copy_(v), self.state[name]["restart"])
-                sums[name] = self._sight(name).stretch(parameter, u, v)
+                sums[name] = self._stretches.view_of(name).stretch(parameter, u, v)
             elif role.kind == "vector":
-                vectors = self._vectors(name, parameter)
+                vectors = self._stretches.vectors(name, parameter)
                 sums[name] = self._pieces[name].squares(vectors) if name in self._pieces else vectors.square().sum(-1)
             else:
                 gains = role.gains(parameter.to(working_dtype(parameter)))
-                stretches = gains if self._towards.tells_signs else gains.abs()
-                sums[name] = self._towards.penalty(stretches, self._target_of([name], state)).sum(-1)
+                stretches = gains if self._pull.depends_on_sign else gains.abs()
+                sums[name] = self._pull.penalty(stretches, self._targets.of([name], state)).sum(-1)
         return sums
-
-    def _pull(
-        self, parameters: Tensors, into: Tensors, state: State, amount: Callable[[Tensor, Strength], Tensor]
-    ) -> None:
-        """Add ``amount(stretch, target)`` times the stretch's derivative to ``into``, for each stretch.
-
-        The amounts of all stretches are computed in one tensor, so the number of small operations does not grow with
-        the number of layers.
-        """
-        if not (self._members or self._pieces or torch.compiler.is_compiling()):
-
-            def of_all(names: Sequence[str], stretches: Tensor, is_matrix: Tensor | None) -> Tensor:
-                target = self._target_of(names, state, is_matrix)
-                return amount(stretches, target) if is_matrix is not None else self._of_gains(amount, stretches, target)
-
-            self._flat_step.pull(parameters, into, state, of_all)
-            return
-        by_kind: dict[str, list[str]] = {"matrix": [], "scale": [], "vector": []}
-        for name in parameters:
-            by_kind[self.roles[name].kind].append(name)
-        matrices, scales, vectors = by_kind.values()
-
-        seen = [self._vectors(name, parameters[name]) for name in vectors]
-        halves = [self._half(name, parameters[name], state) for name in matrices]
-        norms = [self._norm(name, vector) for name, vector in zip(vectors, seen, strict=True)]
-        if self._pieces:  # both in one message
-            measured = together([*halves, *norms])
-            halves, norms = measured[: len(halves)], measured[len(halves) :]
-        if matrices:
-            sigmas = [norm_of(w) for _, w in halves]
-            sigma = torch.cat([self._row(each) for each in sigmas], -1)
-            inverse = 1 / sigma.clamp_min(TINY)
-            factors = self._apart(amount(sigma, self._target_of(matrices, state)) * inverse, sigmas)
-            for name, (u, w), factor, each in zip(matrices, halves, factors, self._apart(inverse, sigmas), strict=True):
-                self._sight(name).add_outer_(into[name], u.mul_(factor), w)
-                prepare_(torch.mul(w, each, out=state[name]["v"]), state[name]["restart"])
-        for name in scales:
-            gains = self.roles[name].gains(parameters[name].to(working_dtype(parameters[name])))
-            into[name].add_(self._of_gains(amount, gains, self._target_of([name], state)).view_as(into[name]))
-        if vectors:
-            norm = torch.cat([self._row(each) for each in norms], -1)
-            factors = self._apart(amount(norm, self._target_of(vectors, state)) / norm.clamp_min(TINY), norms)
-            for name, vector, factor in zip(vectors, seen, factors, strict=True):
-                factor = self._pieces[name].of_vectors(factor) if name in self._pieces else factor
-                into[name].add_((vector * factor).view_as(into[name]))
-
-    def _of_gains(self, amount: Callable[[Tensor, Strength], Tensor], gains: Tensor, target: Strength) -> Tensor:
-        return amount(gains, target) if self._towards.tells_signs else amount(gains.abs(), target) * gains.sign()
-
-    def _target_of(self, names: Sequence[str], state: State, is_matrix: Tensor | None = None) -> Strength:
-        """The targets of all stretches of these parameters, concatenated ``(members…, n)``, or one for all.
-
-        All parameters are of one kind, or ``is_matrix`` is 1 for the stretches of matrices and 0 for the others.
-        """
-        kind = self.roles[names[0]].kind
-        if not isinstance(self.target, Mapping | str):
-            if is_matrix is None:
-                return 0.0 if kind == "vector" else self.target
-            return is_matrix if self.target == 1 else is_matrix * self.target
-        targets = [state[name]["target"] for name in names]
-        if kind == "scale":
-            targets = [self.roles[name].vector(target) for name, target in zip(names, targets, strict=True)]
-        return targets[0] if len(targets) == 1 else torch.cat(targets, -1)
-
-    @torch.no_grad()
-    def _first_targets(self) -> Tensors:
-        """A target per stretch, in the shape that :meth:`_target_of` concatenates; empty if one number is for all."""
-        if not isinstance(self.target, Mapping | str):
-            return {}
-        now = self._present() if self.target == "initial" else {}
-        targets = dict(self.target) if isinstance(self.target, Mapping) else {}
-        for name in targets:
-            known(name, self.parameters, "parameter that is regularized")
-        found = {}
-        for name, parameter in self.parameters.items():
-            kind = self.roles[name].kind
-            usual = 0.0 if kind == "vector" else 1.0
-            if self.target == "initial":
-                found[name] = now[name].clamp_min(usual).to(working_dtype(parameter))
-            else:
-                shape = parameter if kind == "scale" else parameter.new_empty(*self._members, self._count(name))
-                found[name] = torch.full_like(shape, float(targets.get(name, usual)), dtype=working_dtype(parameter))
-        return found
-
-    def _present(self) -> Tensors:
-        """Each parameter's current stretches: exact, or for sharded matrices from a converged power iteration."""
-        pieces, parameters = self._pieces, self._unpruned({**self.parameters})
-        here = self._here(parameters)
-        vectors = [name for name in parameters if self.roles[name].kind == "vector"]
-        norms = together(self._norm(name, self._vectors(name, here[name])) for name in vectors)
-        present = {name: self._row(norm) for name, norm in zip(vectors, norms, strict=True)}
-        for name, parameter in parameters.items():
-            role = self.roles[name]
-            if role.kind == "scale":
-                present[name] = (parameter + role.offset).abs()
-            elif role.kind == "matrix" and name not in pieces:
-                present[name] = self._as_row(role.spectral_norms(parameter))
-        sharded = {name: here[name] for name in self._matrices if name in pieces}
-        sigma: Tensors = {}
-        for iterations in (50, 200, 800, 3200):
-            before, halves = sigma, self._halves(sharded, self.state, iterations)
-            sigma = {name: self._row(norm_of(w)) for name, (_, w) in halves.items()}
-            if all(name in before and (sigma[name] - before[name]).abs().max() <= 1e-5 for name in sigma):
-                break
-        return present | sigma
-
-    def _count(self, name: str) -> int:
-        """How many matrices or vectors a parameter holds."""
-        layout = self.roles[name].layout
-        return layout[0] if layout else 1
 
     def _options(self) -> dict[str, float]:
         options: dict[str, float] = {"exponent": self.exponent, "decoupled": self.acts_on_parameters}
@@ -364,19 +262,18 @@ class SpectralRegularizer(Mitigator):
         parameters = self._trainable()
         names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
         here, state = self._unpruned(self._here({name: parameters[name] for name in names})), self._state_here()
-        sigmas = {name: self._row(norm_of(w)) for name, (_, w) in self._halves(here, state).items()}
+        sigmas = self._stretches.sigmas(here, state)
         squares = self._over_ranks({name: here[name].float().square().sum() for name in self._pieces if name in names})
         changes = []
         for name, sigma in sigmas.items():
-            role, target, after = self.roles[name], self._target_of([name], state), sigma
+            role, target, after = self.roles[name], self._targets.of([name], state), sigma
             if name in squares:  # one sum for all groups
                 norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
             else:
-                norms = self._as_row(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
+                norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
             for _ in range(STEPS):
-                distance = self._towards.distance(after, target)
-                pull = self._towards.slope(after, target, per_member(self.strength, after.ndim))
-                after = after - (pull * sizes[id(self.parameters[name])]).clamp(-distance, distance)
+                step_size = sizes[id(self.parameters[name])]
+                after = after + self._pull.step(after, target, strength=self.strength, step_size=step_size)
             shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > NEAR * target, 0.0).flatten()
             worst = int(shares.argmax())
             stretch, norm = sigma.flatten()[worst].item(), norms.flatten()[worst].item()
@@ -384,72 +281,8 @@ class SpectralRegularizer(Mitigator):
             changes.append(Change(name, stretch, shares[worst].item(), fresh))
         return changes
 
-    def _row(self, sigma: Tensor) -> Tensor:
-        """Reshape (members…, groups, 1), or (members…, 1) for one matrix, to (members…, n)."""
-        return sigma if sigma.ndim == len(self._members) + 1 else sigma.squeeze(-1)
 
-    def _as_row(self, stretches: Tensor) -> Tensor:
-        """Reshape (members…, groups), or (members…) for one matrix, to (members…, n)."""
-        return stretches.view(*self._members, -1)
-
-    def _apart(self, together: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-        """Split a concatenation back into the shapes of ``tensors``."""
-        sizes = [tensor.shape[len(self._members)] for tensor in tensors]
-        pieces: tuple[Tensor, ...] = torch.split(together, sizes, -1)
-        return [
-            piece if piece.ndim == tensor.ndim else piece.unsqueeze(-1)
-            for piece, tensor in zip(pieces, tensors, strict=True)
-        ]
-
-    def _halves(
-        self, parameters: Tensors, state: State, iterations: int | None = None
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """u and w = σv of each matrix after ``iterations`` power iterations (default: a step's number)."""
-        names = [name for name in parameters if self.roles[name].kind == "matrix"]
-        halves = together(self._half(name, parameters[name], state, iterations) for name in names)
-        return dict(zip(names, halves, strict=True))
-
-    def _half(self, name: str, parameter: Tensor, state: State, iterations: int | None = None) -> Any:
-        """u and w of one parameter; for a shard, a computation that :func:`together` completes with sums over ranks."""
-        v, restart, iterations = state[name]["v"], state[name]["restart"], iterations or self.power_iterations
-        if name in self._pieces:
-            return self._pieces[name].half_iteration(parameter, v, restart, iterations)
-        return half_iteration(self.roles[name].matrices(parameter), v, restart, iterations)
-
-    def _norm(self, name: str, vectors: Tensor) -> Any:
-        return self._pieces[name].norms(vectors) if name in self._pieces else norm_of(vectors)
-
-    def _vectors(self, name: str, parameter: Tensor) -> Tensor:
-        """The vectors that a parameter, or its local shard, holds, in at least single precision."""
-        parameter = parameter.to(working_dtype(parameter))
-        return self._pieces[name].vectors(parameter) if name in self._pieces else self.roles[name].vectors(parameter)
-
-    def _sight(self, name: str) -> Role | Piece:
-        """What gives a parameter's matrices: its Role, or its local shard if sharded."""
-        return self._pieces.get(name, self.roles[name])
-
-    @torch.no_grad()
-    def _first_vectors(self, seed: int) -> State:
-        generator = torch.Generator().manual_seed(seed)
-        state: State = {}
-        for name, parameter in self.parameters.items():
-            if self.roles[name].kind == "matrix":
-                groups, _, columns = self.roles[name].sizes
-                shape = (columns,) if groups == 1 else (groups, columns)
-                v, restart = (
-                    nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
-                    .to(parameter.device, working_dtype(parameter))
-                    .expand(*self._members, *shape)
-                    for _ in range(2)
-                )
-                state[name] = {"v": v, "restart": restart.contiguous()}
-        matrices = self._unpruned(self._here({name: self.parameters[name] for name in state}))
-        for name, (_, w) in self._halves(matrices, state, _WARM_UP).items():
-            state[name]["v"] = prepare_(normalized(w), state[name]["restart"])
-        return state
-
-
-def _alike(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:
+def _groups(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:
     """Group parameters that can be computed together: the same device, data type and step size.
 
     Two step sizes are the same if they are equal numbers or the same tensor object.

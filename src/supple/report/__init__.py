@@ -17,7 +17,8 @@ from supple.report import texts
 from supple.report.drawings import Drawings, palette
 from supple.report.overview import hardware, members_of, under_way
 from supple.report.sections import sections_of
-from supple.runs.store import files_at, joined, read, stored, write
+from supple.runs.files import files_at, read, write
+from supple.runs.store import joined, stored
 from supple.training.methods import title_of
 
 HERE = Path(__file__).parent

@@ -13,7 +13,8 @@ from supple.errors import known
 from supple.rl.methods import RESETS, find, usual_strength
 from supple.rl.presets import PRESETS, Constants, check
 from supple.rl.resets import Resets
-from supple.runs.store import RunFolder, load
+from supple.runs.folder import RunFolder
+from supple.runs.store import load
 
 PAPER_STEPS = 1_000_000
 PRIMED_ON = 100

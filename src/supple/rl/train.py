@@ -18,8 +18,9 @@ from supple.rl.methods import find, put_on
 from supple.rl.replay import Replay
 from supple.rl.run import PRIMED_ON, Run
 from supple.rl.sac import SAC, Batch
+from supple.runs.files import files_at
 from supple.runs.resume import Report, work_on
-from supple.runs.store import SCHEMA, files_at
+from supple.runs.store import SCHEMA
 from supple.runs.streams import Stream, generator, number
 
 COMPILE_FROM = 20_000

@@ -11,8 +11,8 @@ import altair as alt
 import polars as pl
 
 from supple.runs import metrics
+from supple.runs.files import files_at, write
 from supple.runs.stats import by_task, over_tasks, varying
-from supple.runs.store import files_at, write
 from supple.training.methods import METHODS, title_of
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)

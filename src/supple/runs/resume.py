@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import polars as pl
 import torch
 
-from supple.runs.store import NO_ROWS, Checkpoint, RunFolder
+from supple.runs.folder import Checkpoint, RunFolder
+from supple.runs.store import NO_ROWS
 
 Report = Callable[[float], None]
 

@@ -1,30 +1,16 @@
-"""Runs on disk: one folder per run, named after a digest of its configuration; every file is written atomically."""
+"""Reads the folders of runs, and checks what they hold."""
 
-import contextlib
 import hashlib
-import io
 import json
-import os
-import platform
 import re
-import socket
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
 import polars as pl
-import torch
-from filelock import FileLock
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 
-import supple
-from supple.errors import is_told
-from supple.runs.sealed import BLANK, checked, sealed
+from supple.runs.files import files_at, read
+from supple.runs.sealed import checked
 
 T = TypeVar("T")
 
@@ -36,194 +22,6 @@ NO_ROWS = pl.DataFrame(schema=SCHEMA)
 
 KINDS = {"problem": str, "scale": str, "method": str, "options": str, "tasks": int, "seeds": list, "strengths": list}
 """The keys that the configuration of every kind of run must have, with their types."""
-
-PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint\.pt)\.[^/]+\.\d+")
-"""The temporary names that :func:`write` uses for a run's files."""
-
-
-class Checkpoint(NamedTuple):
-    """Everything needed to continue after the last finished task."""
-
-    finished: int
-    """How many tasks are finished."""
-    state: dict[str, Any]
-    rows: pl.DataFrame
-    """All measurements so far."""
-    seconds: float
-    """Training time so far."""
-
-
-class RunFolder:
-    """The folder of one run.
-
-    ====================  ===========================================================================
-    ``run.json``          the configuration
-    ``environment.json``  hardware, software versions and training time
-    ``metrics.parquet``   one row per measurement: member, task, metric, value
-    ``checkpoint.pt``     everything needed to continue after the last finished task
-    ====================  ===========================================================================
-
-    Args:
-        root: the folder of all runs: a path, or an address that fsspec understands (``s3://bucket/runs``, ...).
-        config: plain values; the folder's name starts with ``problem`` and ``method`` and ends with a digest of all.
-    """
-
-    def __init__(self, root: str, config: Mapping[str, Any]) -> None:
-        self._config = json.dumps(config, indent=2, sort_keys=True)
-        self.name = _name(config)
-        self._files, folder = files_at(root)
-        self.path = f"{folder}/{self.name}"
-        self._facts: dict[str, Any] = {}
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Lock the folder; wait while another process trains this run. The lock is released if this process dies.
-
-        On storage without locks (an object store) two processes may do the same work, without harm.
-        """
-        self._files.makedirs(self.path, exist_ok=True)
-        local = isinstance(self._files, LocalFileSystem)
-        with FileLock(f"{self.path}/.lock") if local else contextlib.nullcontext():
-            for path in self._files.ls(self.path, detail=False) if local else ():
-                if PARTIAL.fullmatch(path.rpartition("/")[2]) and self._files.isfile(path):
-                    self._files.rm_file(path)  # left behind by a killed process
-            yield
-
-    def begin(self, **facts: Any) -> Checkpoint | None:
-        """Write the configuration and the environment, including ``facts``; return the checkpoint, if there is one.
-
-        A checkpoint that can't be read counts as none: the run restarts, and ends with the same numbers.
-        """
-        checkpoint = self.checkpoint()
-        self._facts = environment(**facts)
-        self._write("run.json", self._config.encode())
-        self._write_environment(checkpoint.seconds if checkpoint else 0.0)
-        if checkpoint:  # the rows may be missing or damaged
-            self._write("metrics.parquet", _parquet(checkpoint.rows))
-        return checkpoint
-
-    def finished(self, tasks: int) -> bool:
-        """Whether all ``tasks`` have been measured, and the files can be read."""
-        try:
-            return _stored(self._files, self.path).rows["task"].n_unique() == tasks
-        except DAMAGED:
-            return False
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Save the state after a finished task, with all rows so far."""
-        rows = _parquet(checkpoint.rows)
-        self._write_environment(checkpoint.seconds)
-        self._write("metrics.parquet", rows)
-        # Last, because a resumed run trusts the checkpoint, and writes the rows in it again.
-        buffer = io.BytesIO()
-        torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
-        self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() ignores what follows
-
-    def checkpoint(self) -> Checkpoint | None:
-        """The checkpoint, if there is one; one that can't be read counts as none, with a warning."""
-        path = f"{self.path}/checkpoint.pt"
-        if not self._files.exists(path):
-            return None
-        try:
-            content = io.BytesIO(checked(read(self._files, path)))
-            found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
-            checkpoint = Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
-            if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
-                raise ValueError("it holds something else")
-        except DAMAGED as error:
-            warnings.warn(f"{path} can't be read, the run starts again: {_first_line(error)}", stacklevel=3)
-            return None
-        return checkpoint
-
-    def forget(self) -> None:
-        """Remove the checkpoint of a run that can't be resumed and must restart."""
-        self._files.rm_file(f"{self.path}/checkpoint.pt")
-
-    def _write_environment(self, seconds: float) -> None:
-        facts = self._facts | {"seconds": round(seconds, 1)}
-        self._write("environment.json", json.dumps(facts, indent=2).encode())
-
-    def _write(self, name: str, content: bytes) -> None:
-        write(self._files, f"{self.path}/{name}", content)
-
-
-def read(files: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """All of a file.
-
-    Raises:
-        ValueError: for a pipe or a device, on which a reader would wait forever.
-    """
-    if isinstance(files, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError("it is no file")
-    content: bytes = files.cat_file(path)
-    return content
-
-
-def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write a file atomically: readers see the old or the new content, even if this process is killed.
-
-    Raises:
-        ValueError: when the path is not a regular file but a folder, a device or a socket.
-    """
-    if isinstance(files, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"expected a file to write, got {path}, which is something else: choose another name")
-    folder, _, name = path.rpartition("/")
-    partial = f"{folder}/.{name}.{socket.gethostname()}.{os.getpid()}"
-    try:
-        files.pipe_file(partial, content)
-        files.mv(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            files.rm_file(partial)
-        raise
-
-
-def check_writable(root: str) -> None:
-    """Check that other processes can read what is written there, with a probe file that is removed again.
-
-    Raises:
-        ValueError: when they can't.
-    """
-    try:
-        if not root:
-            raise ValueError("no name")
-        files, folder = files_at(root)
-        if isinstance(files, LocalFileSystem):
-            there = Path(folder)
-            while not there.exists():
-                there = there.parent
-            with tempfile.TemporaryFile(dir=there):
-                pass
-        elif isinstance(files, MemoryFileSystem):
-            raise ValueError("no other process sees this one's memory")
-        else:
-            probe = f"{folder}/.{socket.gethostname()}.{os.getpid()}"
-            files.pipe_file(probe, b"")
-            files.rm_file(probe)
-    except Exception as error:  # each file system raises its own exceptions
-        if is_told(error):
-            raise
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"expected a folder or an address to write to, got {root!r} ({why}): choose another"
-        ) from error
-
-
-def files_at(root: str) -> tuple[Any, str]:
-    """The file system and the folder of an address; nothing is cached, so other processes' files are seen at once."""
-    if not root:
-        raise ValueError("expected a folder or an address, got an empty name: say where, such as `runs`")
-    try:
-        files, folder = fsspec.url_to_fs(root, use_listings_cache=False)
-    except (ImportError, ValueError) as error:  # a package is missing, or no file system has this name
-        raise ValueError(f"expected a folder or an address that fsspec opens, got {root!r}: {error}") from error
-    return files, folder
-
-
-def _parquet(rows: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
-    return sealed(buffer.getvalue())
 
 
 class Stored(NamedTuple):
@@ -238,7 +36,7 @@ class Stored(NamedTuple):
 
 def configurations(root: str) -> dict[str, dict[str, Any]]:
     """The configurations under ``root`` by folder name. Unreadable folders are left out, as in :func:`stored`."""
-    return _each(root, _configuration)
+    return _read_all(root, _configuration)
 
 
 def stored(root: str, runs: Container[str] | None = None) -> dict[str, Stored]:
@@ -250,7 +48,7 @@ def stored(root: str, runs: Container[str] | None = None) -> dict[str, Stored]:
         root: the folder of all runs.
         runs: the names of the folders to read; all when left out.
     """
-    return _each(root, _stored, runs)
+    return _read_all(root, read_folder, runs)
 
 
 def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
@@ -287,30 +85,31 @@ def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 
-def _each(root: str, read: Callable[[Any, str], T], runs: Container[str] | None = None) -> dict[str, T]:
-    """The result of ``read`` for each folder under ``root`` that has a configuration."""
+def _read_all(root: str, read_one: Callable[[Any, str], T], runs: Container[str] | None = None) -> dict[str, T]:
+    """The result of ``read_one`` for each folder under ``root`` that has a configuration."""
     files, folder = files_at(root)
     try:
         entries = files.ls(folder, detail=True)
     except FileNotFoundError:
         return {}
-    found = {}
+    contents = {}
     # fsspec reports a link to a folder as neither a file nor a folder.
     for path in sorted(entry["name"].rstrip("/") for entry in entries if entry["type"] != "file"):
         name = path.rpartition("/")[2]
         if (runs is None or name in runs) and files.exists(f"{path}/run.json"):
             try:
-                found[name] = read(files, path)
+                contents[name] = read_one(files, path)
             except DAMAGED as error:
-                warnings.warn(f"{path} is left out: {_first_line(error)}", stacklevel=3)
-    return found
+                warnings.warn(f"{path} is left out: {first_line(error)}", stacklevel=3)
+    return contents
 
 
-def _stored(files: Any, path: str) -> Stored:
+def read_folder(files: Any, path: str) -> Stored:
+    """The contents of one folder, checked."""
     config = _configuration(files, path)
     if not files.exists(f"{path}/metrics.parquet"):  # the run has only just started
-        there = files.exists(f"{path}/environment.json")
-        return Stored(config, _read(files, path, "environment.json", _environment) if there else {}, NO_ROWS)
+        has_environment = files.exists(f"{path}/environment.json")
+        return Stored(config, _read(files, path, "environment.json", _environment) if has_environment else {}, NO_ROWS)
     environment = _read(files, path, "environment.json", _environment)
     rows = _read(files, path, "metrics.parquet", lambda content: _rows(content, config))
     return Stored(config, environment, rows)
@@ -330,7 +129,7 @@ def _configuration(files: Any, path: str) -> dict[str, Any]:
         or not {*map(type, strengths)} <= {int, float}
     ):
         raise ValueError(f"expected a seed and a strength for each member, got {seeds} and {strengths} in its run.json")
-    name = _name(config)
+    name = name_of(config)
     if name != path.rpartition("/")[2]:
         raise ValueError(f"expected the name {name}, which its run.json stands for: rename it back")
     return config
@@ -356,7 +155,8 @@ def _rows(content: bytes, config: Mapping[str, Any]) -> pl.DataFrame:
     return rows
 
 
-def _name(config: Mapping[str, Any]) -> str:
+def name_of(config: Mapping[str, Any]) -> str:
+    """The name of the folder of a run with this configuration."""
     content = json.dumps(config, indent=2, sort_keys=True)
     return re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest(content)}"
 
@@ -370,35 +170,21 @@ def _read(files: Any, path: str, name: str, parse: Callable[[bytes], T]) -> T:
     try:
         return parse(read(files, f"{path}/{name}"))
     except DAMAGED as error:
-        raise ValueError(f"its {name} can't be read ({_first_line(error)}): run its sweep again to mend it") from error
+        raise ValueError(f"its {name} can't be read ({first_line(error)}): run its sweep again to mend it") from error
 
 
 def _object(content: bytes) -> dict[str, Any]:
     """Parse a JSON object of plain values and lists of plain values, as tables and pages need them."""
-    found = json.loads(content)
-    if not isinstance(found, dict):
-        raise ValueError(f"expected an object, got {type(found).__name__}")
-    json.dumps(found, allow_nan=False, ensure_ascii=False).encode()  # raises for NaN, infinity and invalid text
-    for name, value in found.items():
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, list | dict) or (isinstance(each, int) and not -(2**63) <= each < 2**63):
-                raise ValueError(f"expected a plain value as {name}, got {type(each).__name__}")
-    return found
+    parsed = json.loads(content)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"expected an object, got {type(parsed).__name__}")
+    json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()  # raises for NaN, infinity and invalid text
+    for name, value in parsed.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, list | dict) or (isinstance(item, int) and not -(2**63) <= item < 2**63):
+                raise ValueError(f"expected a plain value as {name}, got {type(item).__name__}")
+    return parsed
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def environment(**facts: Any) -> dict[str, Any]:
-    """Facts besides the configuration that a result may depend on: hardware and software versions."""
-    return {
-        "supple": supple.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        **facts,
-    }

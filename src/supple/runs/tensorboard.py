@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from supple.runs.store import check_writable
+from supple.runs.files import check_writable
 
 
 def check(folder: str) -> None:

@@ -1,0 +1,150 @@
+"""The folder of one run, named after a digest of its configuration: what a run writes while it trains."""
+
+import contextlib
+import io
+import json
+import platform
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from filelock import FileLock
+from fsspec.implementations.local import LocalFileSystem
+
+import supple
+from supple.runs.files import files_at, read, write
+from supple.runs.sealed import BLANK, checked, sealed
+from supple.runs.store import DAMAGED, SCHEMA, first_line, name_of, read_folder
+
+PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint\.pt)\.[^/]+\.\d+")
+"""The temporary names that :func:`write` uses for a run's files."""
+
+
+class Checkpoint(NamedTuple):
+    """Everything needed to continue after the last finished task."""
+
+    finished: int
+    """How many tasks are finished."""
+    state: dict[str, Any]
+    rows: pl.DataFrame
+    """All measurements so far."""
+    seconds: float
+    """Training time so far."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    ====================  ===========================================================================
+    ``run.json``          the configuration
+    ``environment.json``  hardware, software versions and training time
+    ``metrics.parquet``   one row per measurement: member, task, metric, value
+    ``checkpoint.pt``     everything needed to continue after the last finished task
+    ====================  ===========================================================================
+
+    Args:
+        root: the folder of all runs: a path, or an address that fsspec understands (``s3://bucket/runs``, ...).
+        config: plain values; the folder's name starts with ``problem`` and ``method`` and ends with a digest of all.
+    """
+
+    def __init__(self, root: str, config: Mapping[str, Any]) -> None:
+        self._config = json.dumps(config, indent=2, sort_keys=True)
+        self.name = name_of(config)
+        self._files, folder = files_at(root)
+        self.path = f"{folder}/{self.name}"
+        self._facts: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Lock the folder; wait while another process trains this run. The lock is released if this process dies.
+
+        On storage without locks (an object store) two processes may do the same work, without harm.
+        """
+        self._files.makedirs(self.path, exist_ok=True)
+        local = isinstance(self._files, LocalFileSystem)
+        with FileLock(f"{self.path}/.lock") if local else contextlib.nullcontext():
+            for path in self._files.ls(self.path, detail=False) if local else ():
+                if PARTIAL.fullmatch(path.rpartition("/")[2]) and self._files.isfile(path):
+                    self._files.rm_file(path)  # left behind by a killed process
+            yield
+
+    def begin(self, **facts: Any) -> Checkpoint | None:
+        """Write the configuration and the environment, including ``facts``; return the checkpoint, if there is one.
+
+        A checkpoint that can't be read counts as none: the run restarts, and ends with the same numbers.
+        """
+        checkpoint = self.checkpoint()
+        self._facts = environment(**facts)
+        self._write("run.json", self._config.encode())
+        self._write_environment(checkpoint.seconds if checkpoint else 0.0)
+        if checkpoint:  # the rows may be missing or damaged
+            self._write("metrics.parquet", _parquet(checkpoint.rows))
+        return checkpoint
+
+    def finished(self, tasks: int) -> bool:
+        """Whether all ``tasks`` have been measured, and the files can be read."""
+        try:
+            return read_folder(self._files, self.path).rows["task"].n_unique() == tasks
+        except DAMAGED:
+            return False
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Save the state after a finished task, with all rows so far."""
+        rows = _parquet(checkpoint.rows)
+        self._write_environment(checkpoint.seconds)
+        self._write("metrics.parquet", rows)
+        # Last, because a resumed run trusts the checkpoint, and writes the rows in it again.
+        buffer = io.BytesIO()
+        torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
+        self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() ignores what follows
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint, if there is one; one that can't be read counts as none, with a warning."""
+        path = f"{self.path}/checkpoint.pt"
+        if not self._files.exists(path):
+            return None
+        try:
+            content = io.BytesIO(checked(read(self._files, path)))
+            found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
+            checkpoint = Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
+            if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
+                raise ValueError("it holds something else")
+        except DAMAGED as error:
+            warnings.warn(f"{path} can't be read, the run starts again: {first_line(error)}", stacklevel=3)
+            return None
+        return checkpoint
+
+    def forget(self) -> None:
+        """Remove the checkpoint of a run that can't be resumed and must restart."""
+        self._files.rm_file(f"{self.path}/checkpoint.pt")
+
+    def _write_environment(self, seconds: float) -> None:
+        facts = self._facts | {"seconds": round(seconds, 1)}
+        self._write("environment.json", json.dumps(facts, indent=2).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        write(self._files, f"{self.path}/{name}", content)
+
+
+def _parquet(rows: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
+    return sealed(buffer.getvalue())
+
+
+def environment(**facts: Any) -> dict[str, Any]:
+    """Facts besides the configuration that a result may depend on: hardware and software versions."""
+    return {
+        "supple": supple.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **facts,
+    }
