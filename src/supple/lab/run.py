@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
@@ -13,6 +13,7 @@ from supple.diagnostics import DIAGNOSTICS
 from supple.errors import is_told, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
+from supple.mitigators import Mitigator
 from supple.runs.folder import RunFolder
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
@@ -89,32 +90,26 @@ class Run:
         protocol = problems.load(problem)
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
-        tried = methods.find(method)
+        entry = methods.find(method)
         if strength is None:
-            strength = tried.strength
+            strength = entry.strength
             if math.isnan(strength):
                 raise ValueError(f"expected a strength of {method}, which has no default, got none: say --strength")
-        if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
-            raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
-        takes = inspect.signature(tried.mitigator).parameters
-        names = [name for name in takes if name not in ("network", "strength")]
-        for name, value in (options or {}).items():
-            taken = takes[known(name, names, f"keyword of {method}")]
-            if not _fits(value, taken.annotation):
-                like = "left out" if taken.default is None else f"like {taken.default!r}"
-                raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
+        if not (math.isfinite(strength) and 0 <= strength <= entry.largest_strength):
+            raise ValueError(f"expected a strength of {method} from 0 to {entry.largest_strength:g}, got {strength}")
+        _check_options(method, entry.mitigator, options or {})
         seeds = tuple(seeds)
         for seed in seeds:
             if not 0 <= seed <= LARGEST_SEED:
                 raise ValueError(f"expected seeds from 0 to {LARGEST_SEED}, got {seed}: choose others")
-        measured = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
+        diagnostics = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
         run = cls(
             problem=problem,
             method=method,
             scale=scale,
             options=json.dumps(dict(options or {}), sort_keys=True),
             matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
-            diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in measured),
+            diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in diagnostics),
             seeds=seeds,
             # As float, because 1 and 1.0 must give the same folder.
             strengths=(float(strength),) * len(seeds),
@@ -130,8 +125,8 @@ class Run:
         return replace(run, step_size=float(run.step_size))
 
     @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Attribute errors of torch in this block to the user's own parts, if the run has any."""
+    def naming_own_parts(self) -> Iterator[None]:
+        """Name the user's own parts, if the run has any, in torch's errors in this block."""
         try:
             yield
         except Exception as error:
@@ -148,10 +143,20 @@ class Run:
         return RunFolder(root, asdict(self))
 
 
+def _check_options(method: str, mitigator: Callable[..., Mitigator], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(mitigator).parameters
+    names = [name for name in parameters if name not in ("network", "strength")]
+    for name, value in options.items():
+        parameter = parameters[known(name, names, f"keyword of {method}")]
+        if not _fits(value, parameter.annotation):
+            like = "left out" if parameter.default is None else f"like {parameter.default!r}"
+            raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a number, text or bool fits an annotation; without annotation, every value fits."""
     if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(kind))
+        return any(_fits(value, option) for option in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     kind = get_origin(kind) or kind
