@@ -1,6 +1,6 @@
 """One picture per data set, to see whether images are upright, in the right colours and under the right labels.
 
-    SUPPLE_DATA=... python benchmarks/contact_sheets.py sheets/        # every data set that is available
+    SUPPLE_DATA=... python benchmarks/contact_sheets.py sheets/       # every data set that is available; a minute
 
 One row per class: its first training images and, after a gap, its first test images. Don't publish the pictures: most
 licences forbid to redistribute the images.
@@ -29,6 +29,18 @@ class Sheets:
     datasets: tuple[str, ...] = tuple(DATASETS)
     """Data sets: names, folders of parquet files, or functions."""
 
+    def __call__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in self.datasets:
+            try:
+                picture = sheet(load(name))
+            except FileNotFoundError as error:
+                print(f"{name}: left out, {error}")
+            else:
+                path = self.folder / f"{Path(name.replace(':', '-')).name}.png"
+                picture.save(path)
+                print(f"{name}: {path}")
+
 
 def sheet(data: Dataset) -> Image.Image:
     """The picture of a data set, with up to twenty evenly spaced classes."""
@@ -55,19 +67,5 @@ def tile(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.NEAREST)
 
 
-def main() -> None:
-    config = tyro.cli(Sheets)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    for name in config.datasets:
-        try:
-            picture = sheet(load(name))
-        except FileNotFoundError as error:
-            print(f"{name}: left out, {error}")
-        else:
-            path = config.folder / f"{Path(name.replace(':', '-')).name}.png"
-            picture.save(path)
-            print(f"{name}: {path}")
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(Sheets)()

@@ -1,8 +1,8 @@
 """Compare supple's soft actor-critic with Stable-Baselines3's: updates per second, memory, cost and learning.
 
-python benchmarks/control.py speed                                # minutes; ratios are valid even on a busy machine
-python benchmarks/control.py memory
-python benchmarks/control.py learn --agents supple sb3 --seeds 3  # hours; resumes where it was stopped
+python benchmarks/control.py speed      # minutes; ratios are valid even on a busy machine
+python benchmarks/control.py memory     # a minute
+python benchmarks/control.py learn      # hours; resumes where it was stopped
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from measuring import ratios, take_turns, use_threads, write
 
 import supple
 from supple.rl.envs import make
@@ -24,7 +25,6 @@ from supple.rl.replay import Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
 from supple.rl.train import train
-from supple.runs.folder import environment
 from supple.runs.streams import Stream, number
 
 QUADRUPED = 78, 12
@@ -42,41 +42,31 @@ class Speed:
     out: Path = ROOT / "speed.json"
 
     def __call__(self) -> None:
-        torch.set_num_threads(1)
+        use_threads(1)
+        spectral, plain = "one critic, LayerNorm, spectral", "one critic, LayerNorm"
         variants = {
             "sb3": sb3_updates(self.updates),
-            "one critic, LayerNorm, spectral": supple_updates(self.updates, spectral=True),
-            "one critic, LayerNorm": supple_updates(self.updates),
-            "one critic, LayerNorm, spectral, not compiled": supple_updates(
-                self.updates, spectral=True, compiled=False
-            ),
+            spectral: supple_updates(self.updates, spectral=True),
+            plain: supple_updates(self.updates),
+            f"{spectral}, not compiled": supple_updates(self.updates, spectral=True, compiled=False),
             "sb3's networks": supple_updates(self.updates, preset="sb3"),
         }
-        for variant in variants.values():
-            variant()  # compiles
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(self.rounds):
-            for name, variant in variants.items():
-                # Processor time of this thread, which depends less on other processes.
-                start = time.thread_time()
-                variant()
-                times[name].append((time.thread_time() - start) / self.updates)
-        least = {name: min(each) for name, each in times.items()}
-        found = {
+        seconds = {
+            name: [value / self.updates for value in values]
+            for name, values in take_turns(variants, self.rounds).items()
+        }
+        least = {name: min(values) for name, values in seconds.items()}
+        measured = {
             "updates_per_second": {name: 1 / value for name, value in least.items()},
             "times_sb3": {name: least["sb3"] / value for name, value in least.items()},
             "times_sb3_median_of_rounds": {
-                name: statistics.median(a / b for a, b in zip(times["sb3"], each, strict=True))
-                for name, each in times.items()
+                name: statistics.median(ratios(seconds["sb3"], values)) for name, values in seconds.items()
             },
-            "cost_of_spectral": least["one critic, LayerNorm, spectral"] / least["one critic, LayerNorm"],
-            "cost_of_spectral_median_of_rounds": statistics.median(
-                a / b
-                for a, b in zip(times["one critic, LayerNorm, spectral"], times["one critic, LayerNorm"], strict=True)
-            ),
+            "cost_of_spectral": least[spectral] / least[plain],
+            "cost_of_spectral_median_of_rounds": statistics.median(ratios(seconds[spectral], seconds[plain])),
         }
-        _write(self.out, found | {"seconds": times})
-        print(json.dumps(found, indent=2))
+        write(self.out, self, **measured, seconds=seconds)
+        print(json.dumps(measured, indent=2))
 
 
 def supple_updates(
@@ -105,6 +95,7 @@ def supple_updates(
 def sb3_updates(count: int) -> Callable[[], None]:
     import gymnasium
     from stable_baselines3 import SAC as Theirs  # noqa: N811
+    from stable_baselines3.common.logger import configure
 
     class Silent(gymnasium.Env):
         observation_space = gymnasium.spaces.Box(-1, 1, QUADRUPED[:1])
@@ -114,7 +105,7 @@ def sb3_updates(count: int) -> Callable[[], None]:
             return np.zeros(QUADRUPED[0], np.float32), {}
 
     agent = Theirs("MlpPolicy", Silent(), policy_kwargs={"net_arch": [256, 256]}, buffer_size=2000, device="cpu")
-    agent._setup_learn(1)
+    agent.set_logger(configure(None, []))
     rng = np.random.default_rng(0)
     for _ in range(1000):
         observation, following = rng.standard_normal((2, 1, QUADRUPED[0]), np.float32)
@@ -133,19 +124,19 @@ class Memory:
 
     def __call__(self) -> None:
         observation, action = QUADRUPED
-        before = _resident()
+        before = resident_bytes()
         replay = Replay(1, self.transitions, observation, action, spare=5_000)
         row = np.ones((1, observation), np.float32), np.ones((1, action), np.float32), *np.ones((2, 1), np.float32)
         for _ in range(self.transitions + 5_000):
             replay.add(*row, row[0])
         arrays = self.transitions * (2 * observation + action + 2) * 4
-        found = {"bytes_of_the_arrays": arrays, "resident": _resident() - before}
-        found["ratio"] = found["resident"] / arrays
-        _write(self.out, found)
-        print(json.dumps(found, indent=2))
+        resident = resident_bytes() - before
+        measured = {"bytes_of_the_arrays": arrays, "resident": resident, "ratio": resident / arrays}
+        write(self.out, self, **measured)
+        print(json.dumps(measured, indent=2))
 
 
-def _resident() -> int:
+def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -175,13 +166,11 @@ class Learn:
                 path = self.out / f"{self.task}-{agent}-{seed}.json"
                 if not path.exists():
                     start = time.process_time()
-                    returns = {"supple": self._supple, "sb3": self._sb3, "random": self._random}[agent](seed)
-                    settings = {key: str(value) for key, value in vars(self).items() if key != "out"}
-                    seconds = time.process_time() - start
-                    _write(path, {"returns": returns, "processor_seconds": seconds, "settings": settings})
+                    returns = {"supple": self.supple, "sb3": self.sb3, "random": self.random}[agent](seed)
+                    write(path, self, returns=returns, processor_seconds=time.process_time() - start)
                 print(agent, seed, json.loads(path.read_text())["returns"], flush=True)
 
-    def _supple(self, seed: int) -> dict[str, float]:
+    def supple(self, seed: int) -> dict[str, float]:
         run = Run.of(
             self.task,
             self.method,
@@ -204,10 +193,10 @@ class Learn:
         rows = load(root, {run.folder(root).name}).filter(pl.col("metric") == "return")
         return {str(step): value for step, value in with_steps(rows).select("step", "value").iter_rows()}
 
-    def _sb3(self, seed: int) -> dict[str, float]:
+    def sb3(self, seed: int) -> dict[str, float]:
         from stable_baselines3 import SAC as Theirs  # noqa: N811
 
-        world = _as_gymnasium(self.task)
+        world = as_gymnasium(self.task)
         agent = Theirs(
             "MlpPolicy",
             world,
@@ -221,15 +210,15 @@ class Learn:
         returns = {}
         for step in range(self.evaluate_every, self.steps + 1, self.evaluate_every):
             agent.learn(self.evaluate_every, reset_num_timesteps=False)
-            returns[str(step)] = self._score(seed, step, lambda seen: agent.predict(seen, deterministic=True)[0])
+            returns[str(step)] = self.score(seed, step, lambda seen: agent.predict(seen, deterministic=True)[0])
         return returns
 
-    def _random(self, seed: int) -> dict[str, float]:
+    def random(self, seed: int) -> dict[str, float]:
         rng = np.random.default_rng(seed)
         size = make(self.task).action_size
-        return {"0": self._score(seed, 0, lambda seen: rng.uniform(-1, 1, size).astype(np.float32))}
+        return {"0": self.score(seed, 0, lambda seen: rng.uniform(-1, 1, size).astype(np.float32))}
 
-    def _score(self, seed: int, step: int, act: Callable[[np.ndarray], np.ndarray]) -> float:
+    def score(self, seed: int, step: int, act: Callable[[np.ndarray], np.ndarray]) -> float:
         """The mean return of ten episodes, started like supple's evaluations."""
         world, totals = make(self.task), []
         for episode in range(10):
@@ -241,7 +230,7 @@ class Learn:
         return statistics.mean(totals)
 
 
-def _as_gymnasium(task: str) -> Any:
+def as_gymnasium(task: str) -> Any:
     """One of our environments as a Gymnasium environment."""
     import gymnasium
 
@@ -256,15 +245,10 @@ def _as_gymnasium(task: str) -> Any:
             return world.begin(int(self.np_random.integers(2**31))), {}
 
         def step(self, action: np.ndarray) -> Any:
-            found = world.step(action)
-            return found.observation, found.reward, found.terminal, found.last and not found.terminal, {}
+            step = world.step(action)
+            return step.observation, step.reward, step.terminal, step.last and not step.terminal, {}
 
     return Adapter()
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found | {"environment": environment()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
 """The cost of the diagnostics at a task's end: one measurement of all of them against the training of a whole task.
 
-python benchmarks/diagnostics.py --network mlp
-python benchmarks/diagnostics.py --network resnet18
+python benchmarks/diagnostics.py --network mlp          # some seconds
+python benchmarks/diagnostics.py --network resnet18     # a minute
 """
 
 import itertools
-import json
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from measuring import use_threads, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
@@ -36,6 +35,17 @@ class Cost:
     """Threads of torch."""
     out: Path | None = None
     """A JSON file for the times."""
+
+    def __call__(self) -> None:
+        use_threads(self.threads)
+        times = measured(self)
+        make, _, batch, steps = NETWORKS[self.network]
+        shortest = {name: min(values) for name, values in times.items()}
+        task = steps * shortest["step"]
+        print(f"{self.network}, {sum(p.numel() for p in make().parameters()):,} parameters, probe of {self.probe}")
+        for name, value in shortest.items():
+            print(f"{name:30} {value:9.4f} s  {100 * value / task:8.4f} % of a task of {steps} steps of {batch}")
+        write(self.out, self, seconds=times)
 
 
 class Block(nn.Module):
@@ -88,10 +98,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def main() -> None:
-    config = tyro.cli(Cost)
-    torch.set_num_threads(config.threads)
-    make, shape, batch, steps = NETWORKS[config.network]
+def measured(config: Cost) -> dict[str, list[float]]:
+    """The seconds of a training step, of each diagnostic and of all of them, in every round."""
+    make, shape, batch, _ = NETWORKS[config.network]
     torch.manual_seed(0)
     network = make()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
@@ -113,16 +122,8 @@ def main() -> None:
         for name, diagnostic in DIAGNOSTICS.items():  # shared work counts for the first that needs it
             times[name].append(seconds(lambda look=diagnostic, at=inspection: look(at)))
         times["measurement"].append(sum(times[name][-1] for name in DIAGNOSTICS))
-    shortest = {name: min(each) for name, each in times.items()}
-    task = steps * shortest["step"]
-    print(f"{config.network}, {sum(p.numel() for p in network.parameters()):,} parameters, probe of {config.probe}")
-    for name, each in shortest.items():
-        print(f"{name:30} {each:9.4f} s  {100 * each / task:8.4f} % of a task of {steps} steps of {batch}")
-    if config.out:
-        facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps({**facts, "seconds": times}, indent=1) + "\n")
+    return times
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(Cost)()

@@ -1,15 +1,17 @@
 """Every method on digits with random labels: strengths tuned on one seed, results from other seeds.
 
-    python benchmarks/digits.py                  # resumes where it was stopped; tables to results/digits/
+    python benchmarks/digits.py       # hours on one core; resumes where it was stopped; tables to results/digits/
 
 A quick-scale result: one small problem and three seeds. It shows which methods have an effect here; it is no ranking.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import tyro
+from measuring import write_environment
 from rich.console import Console
 
 from supple.cli.options import Engine
@@ -51,10 +53,30 @@ class Digits(Engine):
     tables: Path = Path("results/digits")
     """Folder for the tables and the chart."""
 
+    def __call__(self) -> None:
+        tuning = [
+            run_of(method, self.tuning_seed, strength, diagnostics=())
+            for method in self.methods
+            if METHODS[method].strength
+            for strength in OTHER_STRENGTHS.get(method, STRENGTHS)
+        ]
+        tried = replace(self, out=f"{self.out}-tuning").train(tuning)
+        tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
+        best = chosen(tuned)
+        rows = self.train(
+            [run_of(method, seed, best.get(method)) for seed in range(self.seeds) for method in self.methods]
+        )
+        write_environment(self.tables, self.out, set(rows["run"]))
+        tuned.write_parquet(self.tables / "tuning.parquet")
+        rows.write_parquet(self.tables / "rows.parquet")
+        charts.save(charts.learning_curves(rows, "train_accuracy", stamped(rows)), self.tables)
+        for shown in (tried, rows):
+            Console().print(results_table(shown, "train_accuracy"))
 
-def run_of(method: str, seed: int, strength: float | None) -> Run:
+
+def run_of(method: str, seed: int, strength: float | None, **changes: Any) -> Run:
     """The run of one network."""
-    return Run.of(PROBLEM, method, [seed], strength=strength)
+    return Run.of(PROBLEM, method, [seed], strength=strength, **changes)
 
 
 def chosen(tuned: pl.DataFrame) -> dict[str, float]:
@@ -62,27 +84,5 @@ def chosen(tuned: pl.DataFrame) -> dict[str, float]:
     return {row["method"]: row["strength"] for row in reversed(tuned.sort("mean", descending=True).to_dicts())}
 
 
-def main() -> None:
-    config = tyro.cli(Digits)
-    tuning = [
-        Run.of(PROBLEM, method, [config.tuning_seed], strength=strength, diagnostics=())
-        for method in config.methods
-        if METHODS[method].strength
-        for strength in OTHER_STRENGTHS.get(method, STRENGTHS)
-    ]
-    tried = replace(config, out=f"{config.out}-tuning").train(tuning)
-    tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
-    best = chosen(tuned)
-    rows = config.train(
-        [run_of(method, seed, best.get(method)) for seed in range(config.seeds) for method in config.methods]
-    )
-    config.tables.mkdir(parents=True, exist_ok=True)
-    tuned.write_parquet(config.tables / "tuning.parquet")
-    rows.write_parquet(config.tables / "rows.parquet")
-    charts.save(charts.learning_curves(rows, "train_accuracy", stamped(rows)), config.tables)
-    for shown in (tried, rows):
-        Console().print(results_table(shown, "train_accuracy"))
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(Digits)()

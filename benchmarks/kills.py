@@ -1,6 +1,6 @@
 """Kill processes of a sweep on digits at random moments, and check that its results equal those of an undisturbed one.
 
-    python benchmarks/kills.py                   # 20 kills, alternately of one worker and of the whole sweep
+    python benchmarks/kills.py       # 20 kills, alternately of one worker and of the whole sweep; minutes
 
 If a sweep ends before all kills are used up, it is compared, and another one starts in a new folder. Linux only: it
 finds the workers under ``/proc``.
@@ -44,6 +44,28 @@ class Kills:
     seed: int = 0
     """Seed of the random moments."""
 
+    def __call__(self) -> None:
+        moments = random.Random(self.seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            began = time.monotonic()
+            undisturbed = sweep(self, Path(scratch, "undisturbed"))
+            while not ended(undisturbed):
+                time.sleep(0.05)
+            span = time.monotonic() - began
+            expected, total = load(f"{scratch}/undisturbed"), tasks_in(Path(scratch, "undisturbed"))
+            print(f"undisturbed: {span:.1f} s, {expected.height} values", flush=True)
+            left = [("a worker", "the sweep")[kill % 2] for kill in range(self.kills)]
+            sweeps, kills = 0, Counter[str]()
+            while left or not sweeps:
+                out = Path(scratch, str(sweeps))
+                for victim in killed(self, moments, span, out, left):
+                    kills[victim] += 1
+                    print(f"killed {victim} after {tasks_in(out)} of {total} tasks", flush=True)
+                assert_frame_equal(load(str(out)), expected, check_exact=True)
+                sweeps += 1
+            counts = " and ".join(f"{victim} {count} times" for victim, count in kills.items())
+            print(f"killed {counts} in {sweeps} sweeps: all {expected.height} values of each are the same to the bit")
+
 
 def sweep(config: Kills, out: Path) -> "subprocess.Popen[str]":
     """Start the sweep with its ordinary command."""
@@ -56,16 +78,16 @@ def sweep(config: Kills, out: Path) -> "subprocess.Popen[str]":
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     """The sweep's worker processes."""
-    found, ancestors = [], [process.pid]
+    workers, ancestors = [], [process.pid]
     while ancestors:
         try:
             children = Path(f"/proc/{(pid := ancestors.pop())}/task/{pid}/children").read_text().split()
             names = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
         except (FileNotFoundError, ProcessLookupError):  # one of them ended meanwhile
             continue
-        found += [child for child, name in names.items() if b"spawn_main" in name or name.startswith(b"ray::_do")]
+        workers += [child for child, name in names.items() if b"spawn_main" in name or name.startswith(b"ray::_do")]
         ancestors += names
-    return found
+    return workers
 
 
 def ended(process: "subprocess.Popen[str]") -> bool:
@@ -109,29 +131,5 @@ def tasks_in(out: Path) -> int:
         return 0
 
 
-def main() -> None:
-    config = tyro.cli(Kills)
-    moments = random.Random(config.seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        began = time.monotonic()
-        undisturbed = sweep(config, Path(scratch, "undisturbed"))
-        while not ended(undisturbed):
-            time.sleep(0.05)
-        span = time.monotonic() - began
-        expected, total = load(f"{scratch}/undisturbed"), tasks_in(Path(scratch, "undisturbed"))
-        print(f"undisturbed: {span:.1f} s, {expected.height} values", flush=True)
-        left = [("a worker", "the sweep")[kill % 2] for kill in range(config.kills)]
-        sweeps, kills = 0, Counter[str]()
-        while left or not sweeps:
-            out = Path(scratch, str(sweeps))
-            for victim in killed(config, moments, span, out, left):
-                kills[victim] += 1
-                print(f"killed {victim} after {tasks_in(out)} of {total} tasks", flush=True)
-            assert_frame_equal(load(str(out)), expected, check_exact=True)
-            sweeps += 1
-        told = " and ".join(f"{victim} {count} times" for victim, count in kills.items())
-        print(f"killed {told} in {sweeps} sweeps: all {expected.height} values of each are the same to the bit")
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(Kills)()

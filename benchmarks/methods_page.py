@@ -4,16 +4,19 @@ python benchmarks/overhead.py --methods all --rounds 100 --out results/overhead/
 python benchmarks/overhead.py --methods all --rounds 15 --network conv --out results/overhead/methods-conv.json
 python benchmarks/digits.py
 python benchmarks/rotations.py
-python benchmarks/methods_page.py
+python benchmarks/methods_page.py       # at once
 """
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import tyro
+from measuring import ratios
 from overhead import NETWORKS
 from rotations import summary
 
@@ -90,52 +93,57 @@ On this one small problem, holding all of them did better than holding the large
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodsPage:
+    """Write docs/methods.md from the raw results."""
+
+    out: Path = Path("docs/methods.md")
+    """The page."""
+
+    def __call__(self) -> None:
+        rows = pl.read_parquet("results/digits/rows.parquet")
+        digits = {row["method"]: row for row in last_tasks(rows, "train_accuracy").to_dicts()}
+        mlp_cost, mlp_steps = cost("mlp")
+        conv_cost, conv_steps = cost("conv")
+        text = TEXT.format(
+            rows="\n".join(row_of(name, (mlp_cost, conv_cost), digits) for name in METHODS),
+            seeds=max(row["seeds"] for row in digits.values()),
+            steps=mlp_steps,
+            conv_steps=conv_steps,
+            normal=f"{mlp_cost['a normal number a parameter']:.2f}",
+            spectra=spectra(digits),
+        )
+        self.out.write_text(text)
+
+
 def cost(network: str) -> tuple[dict[str, float], int]:
     """Every method's step time relative to no method, and the number of steps measured."""
-    found = json.loads(Path(f"results/overhead/methods-{network}.json").read_text())
-    seconds, config = found["seconds"], found["config"]
-    ratios = {
-        name: sum(times) / sum(seconds["none"])
-        if name in RARE
-        else statistics.median(a / b for a, b in zip(times, seconds["none"], strict=True))
+    measured = json.loads(Path(f"results/overhead/methods-{network}.json").read_text())
+    seconds, config = measured["seconds"], measured["config"]
+    costs = {
+        name: sum(times) / sum(seconds["none"]) if name in RARE else statistics.median(ratios(times, seconds["none"]))
         for name, times in seconds.items()
     }
-    return ratios, config["rounds"] * config["steps"]
+    return costs, config["rounds"] * config["steps"]
 
 
-def main() -> None:
-    rows = pl.read_parquet("results/digits/rows.parquet")
-    digits = {row["method"]: row for row in last_tasks(rows, "train_accuracy").to_dicts()}
-    mlp_cost, mlp_steps = cost("mlp")
-    conv_cost, conv_steps = cost("conv")
-    lines = []
-    for name, method in METHODS.items():
-        network = NETWORKS["mlp"][0]()
-        size = sum(parameter.numel() for parameter in network.parameters())
-        state = method.on(network, method.strength).state_dict()
-        kept = sum(tensor.nbytes for entry in state.values() for tensor in entry.values()) / size
-        found = digits.get(name)
-        lines.append(
-            [
-                f"`{name}`",
-                method.summary,
-                ACTS_ON.get(name, "gradients"),
-                f"{kept:.2f}" if kept else "0",
-                *(f"{each[name]:.2f}" if name in each else "-" for each in (mlp_cost, conv_cost)),
-                f"{found['strength']:g}" if found and found["strength"] else "-",
-                f"{found['mean']:.3f} ± {found['error']:.3f}" if found else "-",
-            ]
-        )
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text = TEXT.format(
-        rows=table,
-        seeds=max(row["seeds"] for row in digits.values()),
-        steps=mlp_steps,
-        conv_steps=conv_steps,
-        normal=f"{mlp_cost['a normal number a parameter']:.2f}",
-        spectra=spectra(digits),
-    )
-    Path("docs/methods.md").write_text(text)
+def row_of(name: str, costs: Iterable[Mapping[str, float]], digits: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table row of a method."""
+    method, network = METHODS[name], NETWORKS["mlp"][0]()
+    size = sum(parameter.numel() for parameter in network.parameters())
+    state = method.on(network, method.strength).state_dict()
+    kept = sum(tensor.nbytes for entry in state.values() for tensor in entry.values()) / size
+    on_digits = digits.get(name)
+    columns = [
+        f"`{name}`",
+        method.summary,
+        ACTS_ON.get(name, "gradients"),
+        f"{kept:.2f}" if kept else "0",
+        *(f"{cost[name]:.2f}" if name in cost else "-" for cost in costs),
+        f"{on_digits['strength']:g}" if on_digits and on_digits["strength"] else "-",
+        f"{on_digits['mean']:.3f} ± {on_digits['error']:.3f}" if on_digits else "-",
+    ]
+    return f"| {' | '.join(columns)} |"
 
 
 def spectra(digits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -144,13 +152,13 @@ def spectra(digits: Mapping[str, Mapping[str, Any]]) -> str:
     means = rows.group_by("method", maintain_order=True).agg(pl.all().exclude("layer").mean())
     lines = []
     for row in means.to_dicts():
-        found = digits.get(row["method"])
+        on_digits = digits.get(row["method"])
         lines.append(
             f"| {row['method']} | {row['largest']:.2f} | {row['middle']:.2f} | {row['smallest']:.3f} | "
-            f"{100 * row['about_one']:.0f} % | {format(found['mean'], '.3f') if found else '-'} |"
+            f"{100 * row['about_one']:.0f} % | {format(on_digits['mean'], '.3f') if on_digits else '-'} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(MethodsPage)()

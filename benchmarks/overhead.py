@@ -1,24 +1,25 @@
 """The cost of a method: time of a training step with it, relative to a step without it; both take turns in one run.
 
-python benchmarks/overhead.py                                # the spectral regularizer against naive implementations
-python benchmarks/overhead.py --methods l2 l2-init redo      # any methods of the table
-python benchmarks/overhead.py --network conv --methods all
-python benchmarks/overhead.py --methods all --rounds 100     # 2,000 steps each: includes methods that act rarely
-python benchmarks/overhead.py --within                       # the spectral regularizer's own time inside steps
+    python benchmarks/overhead.py                              # the spectral regularizer against naive implementations
+    python benchmarks/overhead.py --methods l2 l2-init redo    # any methods of the table
+    python benchmarks/overhead.py --network conv --methods all
+    python benchmarks/overhead.py --methods all --rounds 100   # 2,000 steps each: includes methods that act rarely
+    python benchmarks/overhead.py --within                     # the spectral regularizer's own time inside steps
+
+Two minutes with the MLP; 100 rounds of all methods take a quarter of an hour. Large networks: `--steps 1`.
 """
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
+from measuring import quartiles, ratios, repeated, take_turns, use_threads, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -54,6 +55,22 @@ class Overhead:
     """Threads of torch; timings with one thread vary least on shared cores."""
     out: Path | None = None
     """A JSON file for the seconds of every round."""
+
+    def __call__(self) -> None:
+        use_threads(self.threads)
+        if self.within:
+            shares = shares_within(self)
+            for form, of_form in shares.items():
+                low, middle, high = quartiles(of_form)
+                print(f"{self.network}, {form}: {middle:.3f} ({low:.3f} to {high:.3f})")
+            write(self.out, self, ratios=shares)
+            return
+        steps = {name: repeated(self.steps, step) for name, step in variants(self).items()}
+        # With one thread, measure its processor time, which excludes other processes.
+        seconds = take_turns(steps, self.rounds, time.thread_time if self.threads == 1 else time.perf_counter)
+        seconds = {name: [value / self.steps for value in values] for name, values in seconds.items()}
+        show(self, seconds)
+        write(self.out, self, seconds=seconds)
 
 
 def of_images(model: str, *shape: int, classes: int) -> Callable[..., nn.Module]:
@@ -128,67 +145,80 @@ def normal_numbers(model: nn.Module) -> Callable[[], Tensor]:
     return lambda: numbers.normal_().new_zeros(())
 
 
+def normalize(model: nn.Module) -> None:
+    """torch's own spectral normalization of every layer, in place."""
+    for layer in list(model.modules()):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.utils.parametrizations.spectral_norm(layer)
+
+
+def step_of(
+    network: str,
+    mitigator: Callable[[nn.Module], Mitigator] | None = None,
+    penalty: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
+    change: Callable[[nn.Module], object] = lambda model: None,
+    after: Callable[[nn.Module], Callable[[], None]] = lambda model: lambda: None,
+    **options: str | bool,
+) -> Step:
+    """A training step of a new network, always on the same batch.
+
+    Args:
+        network: a name from ``NETWORKS``.
+        mitigator: attached to the optimizer.
+        penalty: added to the loss.
+        change: changes the network before its optimizer is built.
+        after: called after the backward pass.
+        options: of the network.
+    """
+    make, batch = NETWORKS[network]
+    torch.manual_seed(0)
+    (x, y), model = batch(), make(**options)
+    change(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    added, last = penalty(model) if penalty else None, after(model)
+    if mitigator:
+        mitigator(model).attach(optimizer)
+
+    def train() -> None:
+        loss = functional.cross_entropy(model(x), y)
+        if added:
+            loss = loss + added()
+        optimizer.zero_grad()
+        loss.backward()
+        last()
+        optimizer.step()
+
+    return train
+
+
 def variants(config: Overhead) -> dict[str, Step]:
-    make, batch = NETWORKS[config.network]
-    x, y = batch()
-
-    def step(
-        mitigator: Callable[[nn.Module], Mitigator] | None = None,
-        penalty: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
-        change: Callable[[nn.Module], object] = lambda model: None,
-        after: Callable[[nn.Module], Callable[[], None]] = lambda model: lambda: None,
-        **options: Any,
-    ) -> Step:
-        torch.manual_seed(0)
-        model = make(**options)
-        change(model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-        added, last = penalty(model) if penalty else None, after(model)
-        if mitigator:
-            mitigator(model).attach(optimizer)
-
-        def train() -> None:
-            loss = functional.cross_entropy(model(x), y)
-            if added:
-                loss = loss + added()
-            optimizer.zero_grad()
-            loss.backward()
-            last()
-            optimizer.step()
-
-        return train
-
-    def normalize(model: nn.Module) -> None:
-        for layer in list(model.modules()):
-            if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                nn.utils.parametrizations.spectral_norm(layer)
-
-    usable = [
-        name for name, method in METHODS.items() if name != "none" and not (method.network and config.network != "mlp")
-    ]
-    names = usable if config.methods == ("all",) else config.methods
-    chosen = {
+    """The steps to compare by name, the one without a method first and twice."""
+    step = partial(step_of, config.network)
+    plain = {"none": step(), "none again": step()}
+    if not config.methods:
+        return plain | implementations(step, few=config.network == "gpt2")
+    names = config.methods
+    if names == ("all",):
+        usable = {name: method for name, method in METHODS.items() if config.network == "mlp" or not method.network}
+        names = tuple(name for name in usable if name != "none")
+        plain["a normal number a parameter"] = step(penalty=normal_numbers)
+    return plain | {
         name: step(lambda model, name=name: METHODS[name].on(model, METHODS[name].strength), **METHODS[name].network)
         for name in names
     }
-    if config.methods == ("all",):
-        chosen["a normal number a parameter"] = step(penalty=normal_numbers)
-    if chosen:
-        return {"none": step(), "none again": step(), **chosen}
-    naive = {
-        "none": step(),
-        "none again": step(),
-        "spectral": step(supple.SpectralRegularizer),
-        "a plain loop": step(after=plain_loop),
-    }
-    if config.network != "gpt2":  # so many copies of it don't fit in memory
-        naive |= {
+
+
+def implementations(step: Callable[..., Step], *, few: bool) -> dict[str, Step]:
+    """The spectral regularizer and other ways to do the same; ``few`` of a network whose copies fill the memory."""
+    found = {"spectral": step(supple.SpectralRegularizer), "a plain loop": step(after=plain_loop)}
+    if not few:
+        found |= {
             "decoupled spectral": step(lambda model: supple.SpectralRegularizer(model, decoupled=True)),
             "spectral, penalty() in the loss": step(penalty=lambda model: supple.SpectralRegularizer(model).penalty),
             "torch's spectral_norm": step(change=normalize),
             "autograd through a full SVD": step(penalty=lambda model: lambda: svd_penalty(model)),
         }
-    return naive
+    return found
 
 
 class Stopwatch:
@@ -208,7 +238,7 @@ def shares_within(config: Overhead) -> dict[str, list[float]]:
     """By form and round: the time of all steps divided by this time without the attached regularizer's own."""
     make, batch = NETWORKS[config.network]
     x, y = batch()
-    ratios: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
     for form, options in {"coupled": {}, "decoupled": {"decoupled": True}}.items():
         model, watch = make(), Stopwatch()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
@@ -217,7 +247,7 @@ def shares_within(config: Overhead) -> dict[str, list[float]]:
         supple.SpectralRegularizer(model, **options).attach(optimizer)
         for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
             register(watch.stop)
-        ratios[form] = []
+        shares[form] = []
         for turn in track(range(-1, config.rounds), description=f"timing {form}"):
             watch.seconds, start = 0.0, time.thread_time()
             for _ in range(config.steps):
@@ -226,51 +256,21 @@ def shares_within(config: Overhead) -> dict[str, list[float]]:
                 optimizer.step()
             whole = time.thread_time() - start
             if turn >= 0:  # the first turn warms up
-                ratios[form].append(whole / (whole - watch.seconds))
-    return ratios
+                shares[form].append(whole / (whole - watch.seconds))
+    return shares
 
 
-def main() -> None:
-    config = tyro.cli(Overhead)
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)
-    facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
-    if config.within:
-        ratios = shares_within(config)
-        for form, of_form in ratios.items():
-            low, middle, high = statistics.quantiles(of_form, n=4)
-            print(f"{config.network}, {form}: {middle:.3f} ({low:.3f} to {high:.3f})")
-        if config.out:
-            config.out.write_text(json.dumps({**facts, "ratios": ratios}, indent=1))
-        return
-    steps = variants(config)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    # With one thread, measure its processor time, which excludes other processes.
-    clock = time.thread_time if config.threads == 1 else time.perf_counter
-    for turn in track(range(-1, config.rounds), description="timing"):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = clock()
-            for _ in range(config.steps):
-                steps[name]()
-            if turn >= 0:  # the first turn warms up
-                seconds[name].append((clock() - start) / config.steps)
-    ratios_of = {
-        name: [time / base for time, base in zip(times, seconds["none"], strict=True)]
-        for name, times in seconds.items()
-    }
+def show(config: Overhead, seconds: dict[str, list[float]]) -> None:
+    """Print the times as a table."""
     table = Table("variant", "ms a step", "ratio to none", "quartiles", "ratio of all steps")
-    for name, of_none in ratios_of.items():
-        low, middle, high = statistics.quantiles(of_none, n=4)
-        milliseconds, all_steps = 1e3 * statistics.median(seconds[name]), sum(seconds[name]) / sum(seconds["none"])
+    for name, times in seconds.items():
+        low, middle, high = quartiles(ratios(times, seconds["none"]))
+        milliseconds, all_steps = 1e3 * statistics.median(times), sum(times) / sum(seconds["none"])
         table.add_row(name, f"{milliseconds:.2f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{all_steps:.3f}")
     console = Console()
     console.print(f"{config.network}, {config.rounds} rounds of {config.steps} steps", highlight=False)
     console.print(table)
-    if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps({**facts, "seconds": seconds}, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(Overhead)()

@@ -1,11 +1,12 @@
 """The speed of supple, compared with baselines that take turns with it in one run, and with the machine's limits.
 
-    python benchmarks/performance.py                  # everything this machine allows; needs half an idle hour
-    python benchmarks/performance.py --only bandwidth population
+    python benchmarks/performance.py                          # everything; half an hour on an idle machine
+    python benchmarks/performance.py --only alone population
 
-This writes benchmarks/results/<machine>.json, and the tables of docs/performance.md from all such files.
+This writes benchmarks/results/<machine>.json and, from it and from results/overhead, docs/performance.md.
 """
 
+import itertools
 import json
 import platform
 import statistics
@@ -16,80 +17,62 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
+from measuring import arithmetic, bandwidth, quartiles, ratios, repeated, take_turns, use_threads
+from performance_page import page
 from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import supple
 from supple.lab import datasets, models
-from supple.lab.grid import SMALL_STEP
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer, matmul_precision
 from supple.lab.trimmed import TrimmedConv2d
+from supple.runs.folder import environment
 
 RESULTS = Path(__file__).parent / "results"
-console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
     """The speed of supple, compared with baselines that take turns with it in one run."""
 
-    only: tuple[str, ...] = ()
-    """Names of benchmarks; all when left out."""
+    only: tuple[Literal["alone", "population", "stacking", "big", "resnet", "start", "memory"], ...] = ()
+    """Benchmarks to repeat; all when left out."""
     rounds: int = 15
     """How often each variant is timed; the variants take turns."""
+    results: Path = RESULTS
+    """Folder for one file per machine; a benchmark that is not repeated keeps its numbers there."""
+    out: Path = Path("docs/performance.md")
+    """The page, written once every benchmark has numbers."""
+
+    def __call__(self) -> None:
+        use_threads(1)
+        console = Console()
+        machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+        path = self.results / f"{machine.lower()}.json"
+        measured: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        measured["environment"] = environment()
+        measured["machine"] = {"bandwidth": bandwidth(self.rounds), "multiply-adds": arithmetic(self.rounds)}
+        for name in self.only or BENCHMARKS:
+            console.print(name)
+            measured[name] = BENCHMARKS[name](self.rounds)
+            console.print(measured[name])
+            self.results.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(measured, indent=1))
+        if measured.keys() >= BENCHMARKS.keys():
+            self.out.write_text(page(measured))
 
 
-def paired(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """This thread's processor seconds for every call; the variants take turns, and the first round warms up."""
-    names, seconds = list(variants), {name: list[float]() for name in variants}
-    for turn in range(-1, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.thread_time()
-            variants[name]()
-            if turn >= 0:
-                seconds[name].append(time.thread_time() - start)
-    return seconds
-
-
-def ratios(seconds: dict[str, list[float]], base: str, of: str) -> dict[str, float]:
+def gain(seconds: dict[str, list[float]], base: str, of: str) -> dict[str, float]:
     """How many times faster ``of`` is than ``base``: median and quartiles."""
-    found = [slow / fast for slow, fast in zip(seconds[base], seconds[of], strict=True)]
-    low, middle, high = statistics.quantiles(found, n=4)
+    low, middle, high = quartiles(ratios(seconds[base], seconds[of]))
     return {"ratio": middle, "low": low, "high": high}
-
-
-def times(count: int, step: Callable[[], object]) -> Callable[[], None]:
-    def repeated() -> None:
-        for _ in range(count):
-            step()
-
-    return repeated
-
-
-# The limits of the machine.
-
-
-def bandwidth(rounds: int) -> float:
-    """Bytes per second read and written in adding two tensors much larger than the caches."""
-    a, b = torch.zeros(64 * 2**20), torch.ones(64 * 2**20)
-    seconds = paired({"add": lambda: a.add_(b)}, rounds)["add"]
-    return 3 * a.nbytes / min(seconds)
-
-
-def arithmetic(rounds: int) -> float:
-    """Multiply-adds per second in a large matrix product."""
-    a = torch.randn(1024, 1024)
-    return 1024**3 / min(paired({"product": lambda: a @ a}, rounds)["product"])
-
-
-# The benchmarks.
 
 
 def regularizer_alone(rounds: int) -> list[dict[str, Any]]:
@@ -102,13 +85,13 @@ def regularizer_alone(rounds: int) -> list[dict[str, Any]]:
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
         regularizer = supple.SpectralRegularizer(network)
-        seconds = statistics.median(paired({"step": times(5, regularizer.before_step)}, rounds)["step"]) / 5
+        seconds = statistics.median(take_turns({"step": repeated(5, regularizer.before_step)}, rounds)["step"]) / 5
         moved = 4 * sum(parameter.nbytes for parameter in network.parameters() if parameter.ndim > 1)
         rows.append({"what": name, "share": moved / seconds / bandwidth(5), "bytes": moved})
     return rows
 
 
-def _eager(method: str) -> Callable[[], None]:
+def eager_steps(method: str) -> Callable[[], None]:
     """A plain training loop: 784-100-100-10, batch 16, SGD."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
@@ -132,17 +115,15 @@ def _eager(method: str) -> Callable[[], None]:
     return learn
 
 
-def _stepping(run: Run, steps: int, compiled: bool | None = None) -> Callable[[], None]:
-    """The first steps of a run's first task, including its batches and pixel permutation."""
+def steps_of(run: Run, count: int, compiled: bool | None = None) -> Callable[[], None]:
+    """So many steps of a run at each call, including their batches and pixel permutation; the next call goes on."""
     trainer = Trainer(run, compiled=compiled)
-    tasks = [trainer.shift.task(trainer.data, seed, 0) for seed in run.seeds]
-    labels, batches = trainer._batches(tasks, 0)
-    pixels = torch.stack([task.pixels for task in tasks]) if tasks[0].pixels is not None else None
+    steps = itertools.chain.from_iterable(trainer.steps(task) for task in range(run.tasks))
 
     def learn() -> None:
         with matmul_precision(run.matmul_precision):
-            for batch in batches[:steps]:
-                trainer._step(trainer._inputs(batch, pixels), labels.gather(1, batch))
+            for _ in range(count):
+                next(steps)
 
     return learn
 
@@ -153,16 +134,16 @@ def population(rounds: int) -> list[dict[str, Any]]:
     for method in ("none", "l2-init", "spectral"):
         run = Run.of("permuted-mnist-kumar", method, range(10), scale="paper", diagnostics=())
         start = time.perf_counter()
-        ours = _stepping(run, 100, compiled=True)
+        ours = steps_of(run, 100, compiled=True)
         ours()
         compiling = time.perf_counter() - start
-        seconds = paired({"eager": _eager(method), "population": ours}, rounds)
-        seconds["population"] = [each / 10 for each in seconds["population"]]  # for each member
+        seconds = take_turns({"eager": eager_steps(method), "population": ours}, rounds)
+        seconds["population"] = [value / 10 for value in seconds["population"]]  # for each member
         rate = 100 / statistics.median(seconds["population"])
         rows.append(
             {
                 "what": method,
-                **ratios(seconds, "eager", "population"),
+                **gain(seconds, "eager", "population"),
                 "member steps a second": rate,
                 "compiling": compiling,
             }
@@ -178,10 +159,10 @@ def stacking(rounds: int) -> list[dict[str, Any]]:
             Run.of("permuted-mnist-kumar", "spectral", seeds, scale="paper", batch_size=batch_size, diagnostics=())
             for seeds in (range(1), range(10))
         )
-        variants = {"alone": _stepping(alone, 10, compiled=True), "together": _stepping(ten, 10, compiled=True)}
-        seconds = paired(variants, rounds)
-        seconds["together"] = [each / 10 for each in seconds["together"]]
-        rows.append({"what": batch_size, "operations": operations(ten), **ratios(seconds, "alone", "together")})
+        variants = {"alone": steps_of(alone, 10, compiled=True), "together": steps_of(ten, 10, compiled=True)}
+        seconds = take_turns(variants, rounds)
+        seconds["together"] = [value / 10 for value in seconds["together"]]
+        rows.append({"what": batch_size, "operations": operations(ten), **gain(seconds, "alone", "together")})
     return rows
 
 
@@ -201,9 +182,9 @@ def big_steps(rounds: int) -> list[dict[str, Any]]:
             optimizer.step()
 
     run = Run.of("random-label-mnist", "none", [0], scale="paper", diagnostics=())
-    ours = {each: _stepping(replace(run, matmul_precision=each), 5) for each in ("highest", "medium")}
-    seconds = paired({"plain": learn, **ours}, rounds)
-    return [{"what": each, **ratios(seconds, "plain", each)} for each in ours]
+    ours = {precision: steps_of(replace(run, matmul_precision=precision), 5) for precision in ("highest", "medium")}
+    seconds = take_turns({"plain": learn, **ours}, rounds)
+    return [{"what": precision, **gain(seconds, "plain", precision)} for precision in ours]
 
 
 def resnet(rounds: int) -> list[dict[str, Any]]:
@@ -227,8 +208,8 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
             optimizer.step()
 
     run = Run.of("random-label-cifar10", "none", [0], examples=2500, batch_size=250, diagnostics=())
-    seconds = paired({"plain": learn, "ours": _stepping(run, 2)}, max(3, rounds // 4))
-    return [{"what": "none", **ratios(seconds, "plain", "ours")}]
+    seconds = take_turns({"plain": learn, "ours": steps_of(run, 2)}, max(3, rounds // 4))
+    return [{"what": "none", **gain(seconds, "plain", "ours")}]
 
 
 COMMAND = """
@@ -242,13 +223,12 @@ main()
 WORKER = """
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer
-trainer = Trainer(Run.of("random-label-digits", "spectral", [0]))
-trainer._batches([trainer.shift.task(trainer.data, 0, 0)], 0)
+next(Trainer(Run.of("random-label-digits", "spectral", [0])).steps(0))
 """
 
 
 def start(rounds: int) -> list[dict[str, Any]]:
-    """Time from ``supple run`` to the first step: the command until it starts workers, then a worker until its step."""
+    """Time from ``supple run`` to the first step: the command until it starts workers, then a worker with its step."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(5):
@@ -271,10 +251,9 @@ torch.zeros(512, 512) @ torch.zeros(512, 512)  # what the library of products se
 before = resident()
 run = Run.of("permuted-mnist-kumar", "spectral", [0], scale="paper", model="mlp-3x2000", diagnostics=())
 trainer = Trainer(run, compiled=False)
-task = trainer.shift.task(trainer.data, 0, 0)
-labels, batches = trainer._batches([task], 0)
-for batch in batches[:50]:
-    trainer._step(trainer._inputs(batch, task.pixels[None]), labels.gather(1, batch))
+steps = trainer.steps(0)  # holds the task until the end
+for _ in range(50):
+    next(steps)
 mapped = datasets.load(run.dataset)  # the whole file, from which the training examples are copied
 parts = [part for part in (trainer.data.train, mapped.train, mapped.validation, mapped.test) if part]
 state = [trainer.learner.parameters, *trainer.learner.moments.values(), *trainer.learner.mitigator.state.values()]
@@ -289,10 +268,10 @@ print(json.dumps({
 
 def memory(rounds: int) -> list[dict[str, Any]]:
     """A sweep worker's memory beyond its programs: parameters, gradients, state, and data."""
-    told = subprocess.run([sys.executable, "-c", PROCESS], check=True, capture_output=True, text=True).stdout
-    found = json.loads(told)
-    found["sum"] = 2 * found["parameters"] + found["state"] + found["data"]
-    return [{"what": "784-2000-2000-2000-10, spectral, batch 16", "ratio": found["used"] / found["sum"], **found}]
+    printed = subprocess.run([sys.executable, "-c", PROCESS], check=True, capture_output=True, text=True).stdout
+    sizes = json.loads(printed)
+    sizes["sum"] = 2 * sizes["parameters"] + sizes["state"] + sizes["data"]
+    return [{"what": "784-2000-2000-2000-10, spectral, batch 16", "ratio": sizes["used"] / sizes["sum"], **sizes}]
 
 
 BENCHMARKS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
@@ -306,164 +285,5 @@ BENCHMARKS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
 }
 
 
-PAGE = """# Speed
-
-Written by `python benchmarks/performance.py` and `python benchmarks/overhead.py` from their raw results (in
-`benchmarks/results` and `results/overhead`). Each number is a ratio between two things that took turns in one run, the
-median over rounds with its quartiles; seconds are those of the thread, on one thread, so that other processes on the
-machine count as little as possible. The machine is a virtual one with neighbours: where a step is compared with itself
-("none again") the quartiles say how far to trust the others. {machine}
-
-## The regularizer's share of a training step
-
-The whole step with it over the same step without; what other ways of doing the same cost, beside it. *Timed within its
-steps* is the surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the
-differences between steps do not count.
-
-{overhead}
-
-## The regularizer alone
-
-A step without any training, against what the memory can move: each weight is read twice, each gradient read and written
-once.
-
-{alone}
-
-## Many networks at once
-
-Ten members of permuted MNIST as Kumar et al. (2023) have it (784-100-100-10, batch 16, SGD), compiled and vectorised
-over the members, for each member against a plain eager loop on one network. Compiling is not counted; it took
-{compiling}.
-
-{population}
-
-The same with the method at other batch sizes, a member of ten against one alone, both compiled. A sweep on a CPU trains
-members together whose step takes less than {small_step:.0f} million operations.
-
-{stacking}
-
-A step of the 4x256 MLP at batch 512 (Adam), as the laboratory takes it, against a plain loop: {big}; with
-`--matmul-precision medium` and this processor's bfloat16 units: {medium}.
-ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resnet}.
-
-## The start
-
-From typing `supple run random-label-digits` to the first step: {start} s, fastest of five {fastest} s.
-
-## Memory
-
-A worker of a sweep that trains {memory}, beyond the programs themselves: {used} MB,
-{share:.2f} times the sum of parameters, gradients, what optimizer and method remember ({state:.1f} MB
-with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
-
-## What was tried and did not help
-
-Looked at once each; the raw times were not kept, so no numbers are given.
-
-- ResNet-18 in `channels_last`: no gain. Compiled it was slower than the plain loop, vectorised over members too, and
-  took minutes to compile: therefore large steps are not compiled on a CPU. Most of its gain above is from leaving out
-  the taps of kernels that only meet padding.
-- The power iteration of a compiled population as elementwise products and sums, or as a product for each member, in
-  place of batched products: the same within noise. What helped was to prepare the vectors when they are kept: a
-  compiler that fuses their preparation into the product does it again for every row.
-- Skipping the guards of a compiled step: nothing within noise.
-- The regularizer's small operators as `_foreach_` calls: fewer of them, no faster on a CPU.
-- Rank-one updates by `addr_`, biases by `addcmul_`: nothing within noise in a whole step. On the MLP a step of the
-  regularizer takes nearly twice as long in training as with its data in the caches: what is left is many calls of small
-  operators, and data that have to be fetched again.
-
-## On a GPU
-
-Not measured: none was at hand.
-"""
-
-
-def page(found: dict[str, Any]) -> str:
-    """The tables of all measurements."""
-    facts = found["machine"]
-    moved, counted = facts["bandwidth"] / 1e9, facts["multiply-adds"] / 1e9
-    machine = f"Memory bandwidth {moved:.1f} GB/s, {counted:.0f} G multiply-adds a second."
-    overhead = ["| network | variant | ratio to none | quartiles |", "|---|---|---|---|"]
-    for path in sorted(Path("results/overhead").glob("share-*.json")):
-        seconds = json.loads(path.read_text())["seconds"]
-        for name, times_of in seconds.items():
-            low, middle, high = statistics.quantiles(
-                [each / base for each, base in zip(times_of, seconds["none"], strict=True)], n=4
-            )
-            if name != "none":
-                overhead.append(
-                    f"| {path.stem.removeprefix('share-')} | {name} | {middle:.3f} | {low:.3f} to {high:.3f} |"
-                )
-    for path in sorted(Path("results/overhead").glob("within-*.json")):
-        ratios_of = json.loads(path.read_text())["ratios"]
-        network = path.stem.removeprefix("within-")
-        for form, each in (ratios_of if isinstance(ratios_of, dict) else {"coupled": ratios_of}).items():
-            low, middle, high = statistics.quantiles(each, n=4)
-            what = f"spectral, {form}, timed within its steps"
-            overhead.append(f"| {network} | {what} | {middle:.3f} | {low:.3f} to {high:.3f} |")
-    alone = ["| network | bytes | share of the bandwidth |", "|---|---|---|"]
-    alone += [f"| {row['what']} | {row['bytes'] / 1e6:.0f} MB | {row['share']:.0%} |" for row in found["alone"]]
-    population = ["| method | times an eager loop | quartiles | member steps a second |", "|---|---|---|---|"]
-    population += [
-        f"| {row['what']} | {row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f} "
-        f"| {row['member steps a second']:,.0f} |"
-        for row in found["population"]
-    ]
-    stacked = ["| batch | million operations | together, times alone | quartiles |", "|---|---|---|---|"]
-    stacked += [
-        f"| {row['what']} | {row['operations'] / 1e6:.0f} | {row['ratio']:.2f} "
-        f"| {row['low']:.2f} to {row['high']:.2f} |"
-        for row in found["stacking"]
-    ]
-    compiling = [row["compiling"] for row in found["population"]]
-    (big, medium), (resnet,), (start,), (memory,) = (found[name] for name in ("big", "resnet", "start", "memory"))
-    return PAGE.format(
-        machine=machine,
-        overhead="\n".join(overhead),
-        alone="\n".join(alone),
-        population="\n".join(population),
-        stacking="\n".join(stacked),
-        small_step=SMALL_STEP / 1e6,
-        compiling=f"{min(compiling):.0f} to {max(compiling):.0f} s",
-        big=_faster(big),
-        medium=_faster(medium),
-        resnet=_faster(resnet),
-        start=f"{start['seconds']:.1f}",
-        fastest=f"{start['fastest']:.1f}",
-        memory=memory["what"],
-        used=f"{memory['used'] / 1e6:.0f}",
-        share=memory["ratio"],
-        state=memory["state"] / 1e6,
-        data=memory["data"] / 1e6,
-    )
-
-
-def _faster(row: dict[str, Any]) -> str:
-    return f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})"
-
-
-def main() -> None:
-    config = tyro.cli(Performance)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
-    path = RESULTS / f"{machine.lower()}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    found["machine"] = {
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "bandwidth": bandwidth(config.rounds),
-        "multiply-adds": arithmetic(config.rounds),
-    }
-    for name in config.only or BENCHMARKS:
-        console.print(name)
-        found[name] = BENCHMARKS[name](config.rounds)
-        console.print(found[name])
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found, indent=1))
-    if found.keys() >= BENCHMARKS.keys():
-        Path("docs/performance.md").write_text(page(found))
-
-
 if __name__ == "__main__":
-    main()
+    tyro.cli(Performance)()

@@ -5,18 +5,41 @@
 The paper's network with LayerNorm, two tasks of 40 epochs; Adam unchanged, with equal betas, or restarted in between.
 """
 
-import json
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+import tyro
+from measuring import write
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from supple.lab import datasets
 
-OUT = Path("results/paper/plain-adam.json")
 VARIANTS = {"adam": (0.999, False), "equal betas": (0.9, False), "restarted": (0.999, True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainAdam:
+    """Random labels on MNIST in plain PyTorch: do Adam's moments impair the next task?"""
+
+    seeds: int = 3
+    """Networks per variant, from seed 0."""
+    out: Path = Path("results/paper/plain-adam.json")
+    """The file for the accuracies: by variant, for each seed those of both tasks."""
+
+    def __call__(self) -> None:
+        torch.set_num_threads(1)
+        torch.set_float32_matmul_precision("medium")
+        data = datasets.load("mnist")
+        x = data.normalized(data.train.images).flatten(1)
+        reached = {
+            name: [accuracies(x, *variant, seed) for seed in range(self.seeds)] for name, variant in VARIANTS.items()
+        }
+        write(self.out, self, accuracies=reached)
+        for name, of_seeds in reached.items():
+            print(f"{name:12}", "  ".join(f"{first:.3f} -> {second:.3f}" for first, second in of_seeds))
 
 
 def accuracies(x: torch.Tensor, beta2: float, restarted: bool, seed: int) -> list[float]:
@@ -29,7 +52,7 @@ def accuracies(x: torch.Tensor, beta2: float, restarted: bool, seed: int) -> lis
         for layer in (nn.Linear(before, after), nn.LayerNorm(after), nn.ReLU())
     ]
     network = nn.Sequential(*hidden, nn.Linear(256, 10))
-    found = []
+    reached = []
     for task in range(2):
         if task == 0 or restarted:
             optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.9, beta2))
@@ -40,20 +63,9 @@ def accuracies(x: torch.Tensor, beta2: float, restarted: bool, seed: int) -> lis
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        found.append((network(x).argmax(1) == y).double().mean().item())
-    return found
-
-
-def main() -> None:
-    data = datasets.load("mnist")
-    x = data.normalized(data.train.images).flatten(1)
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("medium")
-    found = {name: [accuracies(x, *variant, seed) for seed in range(3)] for name, variant in VARIANTS.items()}
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
-    for name, each in found.items():
-        print(f"{name:12}", "  ".join(f"{first:.3f} -> {second:.3f}" for first, second in each))
+        reached.append((network(x).argmax(1) == y).double().mean().item())
+    return reached
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(PlainAdam)()

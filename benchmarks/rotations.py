@@ -1,13 +1,14 @@
 """Does spectral regularization favour rotations? The singular values of the networks from `benchmarks/digits.py`.
 
-    python benchmarks/digits.py --methods none spectral parseval      # if these runs are missing
-    python benchmarks/rotations.py                                    # table and chart to results/rotations/
+    python benchmarks/digits.py --methods none spectral parseval   # if these runs are missing
+    python benchmarks/rotations.py                        # seconds; table and chart to results/rotations/
 
 Parseval regularization favours rotations: it pulls every singular value of a hidden weight towards one. Spectral
 regularization pulls only the largest towards one; the data determine the others.
 """
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import altair as alt
@@ -15,6 +16,7 @@ import polars as pl
 import torch
 import tyro
 from digits import PROBLEM, chosen, run_of
+from measuring import write_environment
 from torch import Tensor
 
 from supple.lab import datasets, models
@@ -36,6 +38,32 @@ class Rotations:
     """Number of seeds, from 0."""
     out: Path = Path("results/rotations")
     """Folder for the table and the chart."""
+
+    def __call__(self) -> None:
+        rows = measured(self)
+        write_environment(self.out)
+        rows.write_parquet(self.out / "rows.parquet")
+        charts.save(chart(rows), self.out)
+        with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, float_precision=3):
+            print(summary(rows))
+
+
+def measured(config: Rotations) -> pl.DataFrame:
+    """The singular values of every seed's networks, the initial ones first."""
+    strengths = chosen(pl.read_parquet(config.tuning))
+    frames = []
+    for seed, method in product(range(config.seeds), METHODS):
+        run = run_of(method, seed, strengths.get(method))
+        if method == METHODS[0]:
+            torch.manual_seed(seed)
+            network = models.load(run.model)(datasets.load(run.dataset))
+            frames.append(spectra({name: p.detach() for name, p in network.named_parameters()}, START, seed))
+        trained = run.folder(config.runs).checkpoint()
+        if trained is None:
+            raise FileNotFoundError(f"expected {method} of seed {seed} in {config.runs}: run digits.py first")
+        parameters = {name: stacked[0] for name, stacked in trained.state["parameters"].items()}
+        frames.append(spectra(parameters, method, seed))
+    return pl.concat(frames)
 
 
 def spectra(parameters: dict[str, Tensor], method: str, seed: int) -> pl.DataFrame:
@@ -77,30 +105,6 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
     return charts.configured(faceted)
 
 
-def main() -> None:
-    config = tyro.cli(Rotations)
-    strengths = chosen(pl.read_parquet(config.tuning))
-    frames = []
-    for seed in range(config.seeds):
-        for method in METHODS:
-            run = run_of(method, seed, strengths.get(method))
-            if method == METHODS[0]:
-                torch.manual_seed(seed)
-                network = models.load(run.model)(datasets.load(run.dataset))
-                frames.append(spectra({name: p.detach() for name, p in network.named_parameters()}, START, seed))
-            trained = run.folder(config.runs).checkpoint()
-            if trained is None:
-                raise FileNotFoundError(f"expected {method} of seed {seed} in {config.runs}: run digits.py first")
-            parameters = {name: stacked[0] for name, stacked in trained.state["parameters"].items()}
-            frames.append(spectra(parameters, method, seed))
-    rows = pl.concat(frames)
-    config.out.mkdir(parents=True, exist_ok=True)
-    rows.write_parquet(config.out / "rows.parquet")
-    charts.save(chart(rows), config.out)
-    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, float_precision=3):
-        print(summary(rows))
-
-
 def summary(rows: pl.DataFrame) -> pl.DataFrame:
     """By method and layer: the largest, the median and the smallest singular value, and the share from 0.9 to 1.1."""
     value = pl.col("value")
@@ -112,4 +116,4 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(Rotations)()

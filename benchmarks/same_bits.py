@@ -1,7 +1,7 @@
 """Check that two checkouts give bit-for-bit identical results on this machine, for example after moving code.
 
     git worktree add /tmp/before COMMIT
-    python benchmarks/same_bits.py --before /tmp/before                    # minutes; --compiled: an hour
+    python benchmarks/same_bits.py --before /tmp/before       # minutes; --compiled: an hour
 
 Each checkout runs its own copy of this program, which trains every method of the laboratory for some steps, as a
 population of two, and agents for 200 updates, and prints digests of the results. Results differ between processors, so
@@ -41,19 +41,37 @@ class SameBits:
     compiled: bool = False
     """Compile every training step; otherwise none is compiled."""
 
+    def __call__(self) -> None:
+        if self.before is None:
+            print(json.dumps(digests(self)))
+            return
+        arguments = [*sys.argv[1:]]
+        at = arguments.index("--before")
+        del arguments[at : at + 2]
+        here = Path(__file__).resolve().parents[1]
+        before, now = of_checkout(self.before.resolve(), arguments), of_checkout(here, arguments)
+        names = list(before | now)
+        different = [name for name in names if before.get(name) != now.get(name)]
+        table = Table("", "before", "now", "same")
+        for name in names:
+            table.add_row(name, before.get(name), now.get(name), "NO" if name in different else "yes")
+        Console().print(table)
+        if different:
+            sys.exit(f"{len(different)} of {len(names)} differ: {', '.join(different)}")
+
 
 def digest(*trees: Any) -> str:
     """A digest of all values in nested dictionaries and lists, with their keys: tensors as bytes, other values as text.
 
     The order of dictionary entries does not matter; None is skipped.
     """
-    found = hashlib.sha256()
+    summary = hashlib.sha256()
     for path, leaf in sorted(tree_flatten_with_path(trees)[0], key=lambda entry: repr(entry[0])):
         if leaf is None:
             continue
         value = leaf.detach().cpu().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode()
-        found.update(repr(path).encode() + value)
-    return found.hexdigest()[:16]
+        summary.update(repr(path).encode() + value)
+    return summary.hexdigest()[:16]
 
 
 def of_method(method: str, compiled: bool) -> str:
@@ -88,37 +106,17 @@ def digests(config: SameBits) -> dict[str, str]:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    found = {f"laboratory, {name}": of_method(name, config.compiled) for name in config.methods or METHODS}
-    return found | {f"agent, {name}": of_agent(name, config.compiled) for name in config.agents}
+    trained = {f"laboratory, {name}": of_method(name, config.compiled) for name in config.methods or METHODS}
+    return trained | {f"agent, {name}": of_agent(name, config.compiled) for name in config.agents}
 
 
 def of_checkout(folder: Path, arguments: list[str]) -> dict[str, str]:
     program, path = folder / "benchmarks" / "same_bits.py", str(folder / "src")
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, program, *arguments], env=environment, stdout=subprocess.PIPE, check=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
-
-
-def main() -> None:
-    config = tyro.cli(SameBits)
-    if config.before is None:
-        print(json.dumps(digests(config)))
-        return
-    arguments = [*sys.argv[1:]]
-    at = arguments.index("--before")
-    del arguments[at : at + 2]
-    here = Path(__file__).resolve().parents[1]
-    before, now = of_checkout(config.before.resolve(), arguments), of_checkout(here, arguments)
-    names = list(before | now)
-    table = Table("", "before", "now", "same")
-    for name in names:
-        table.add_row(name, before.get(name), now.get(name), "yes" if before.get(name) == now.get(name) else "NO")
-    Console().print(table)
-    different = [name for name in names if before.get(name) != now.get(name)]
-    if different:
-        sys.exit(f"{len(different)} of {len(names)} differ: {', '.join(different)}")
+    printed: dict[str, str] = json.loads(done.stdout)
+    return printed
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(SameBits)()

@@ -1,11 +1,13 @@
 """The cost of spectral regularization in a step of FSDP2 on many ranks, calculated, not measured: for docs/scale.md.
 
-python benchmarks/scale.py
+python benchmarks/scale.py       # prints the tables at once
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import tyro
 
 
 @dataclass(frozen=True)
@@ -86,5 +88,13 @@ def tables() -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The cost of spectral regularization in a step of FSDP2 on many ranks, calculated, not measured."""
+
+    def __call__(self) -> None:
+        print(tables())
+
+
 if __name__ == "__main__":
-    print(tables())
+    tyro.cli(Scale)()

@@ -1,6 +1,6 @@
 """The decoupled spectral form together with AdamW's weight decay, warm-up and cosine schedule, in plain PyTorch.
 
-    python benchmarks/schedules.py       # an hour on one core; rows to results/digits/schedules.json
+    python benchmarks/schedules.py       # three hours on one core; rows to results/digits/schedules.json
 
 A stopped run resumes after its last finished setting.
 
@@ -12,15 +12,15 @@ constant peak step size: it shows how well each network can still learn.
 
 import json
 import math
-import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 import tyro
+from measuring import settings, use_threads, write
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -65,6 +65,24 @@ class Schedules:
     out: Path = Path("results/digits/schedules.json")
     """The file for the accuracies at the ends of tasks."""
 
+    def __call__(self) -> None:
+        use_threads(1)
+        began, rows = time.monotonic(), []
+        if self.out.exists() and (before := json.loads(self.out.read_text()))["config"] == settings(self):
+            rows, began = before["rows"], began - before["seconds"]
+        table = Table("optimizer", "method", "last 5 tasks", "one more, constant", "spectral norm")
+        for variant, method in track(SETTINGS, "training"):
+            of_setting = [row for row in rows if (row["variant"], row["method"]) == (variant, method)]
+            runs = [[row for row in of_setting if row["seed"] == seed] for seed in range(self.seeds)]
+            if not all(runs):
+                runs = [train(variant, method, seed, self.tasks) for seed in range(self.seeds)]
+                rows += [row for run in runs for row in run]
+                write(self.out, self, seconds=round(time.monotonic() - began), rows=rows)
+            last = [fmean(row["accuracy"] for row in run[-6:-1]) for run in runs]
+            more, norms = [run[-1]["accuracy"] for run in runs], [run[-2]["spectral_norm"] for run in runs]
+            table.add_row(variant, method, shown(last), shown(more), shown(norms))
+        Console().print(table)
+
 
 def share(schedule: str, step: int, steps: int) -> float:
     """The step size as a share of its peak. A cosine schedule warms up for a tenth of its steps and ends at 0."""
@@ -101,32 +119,9 @@ def train(variant: str, method: str, seed: int, tasks: int) -> list[dict[str, An
         with torch.no_grad():
             accuracy = (network(x).argmax(1) == y).double().mean().item()
             norms = [torch.linalg.matrix_norm(weight, 2).item() for weight in network.parameters() if weight.ndim == 2]
-        found = {"task": task, "accuracy": accuracy, "spectral_norm": fmean(norms)}
-        rows.append({"variant": variant, "method": method, "seed": seed, **found})
+        measured = {"task": task, "accuracy": accuracy, "spectral_norm": fmean(norms)}
+        rows.append({"variant": variant, "method": method, "seed": seed, **measured})
     return rows
-
-
-def main() -> None:
-    config = tyro.cli(Schedules)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    began, rows = time.monotonic(), []
-    facts = {"torch": torch.__version__, "platform": platform.platform(), "config": asdict(config) | {"out": None}}
-    if config.out.exists() and (before := json.loads(config.out.read_text()))["config"] == facts["config"]:
-        rows, began = before["rows"], began - before["seconds"]
-    table = Table("optimizer", "method", "last 5 tasks", "one more, constant", "spectral norm")
-    for variant, method in track(SETTINGS, "training"):
-        of_setting = [row for row in rows if (row["variant"], row["method"]) == (variant, method)]
-        runs = [[row for row in of_setting if row["seed"] == seed] for seed in range(config.seeds)]
-        if not all(runs):
-            runs = [train(variant, method, seed, config.tasks) for seed in range(config.seeds)]
-            rows += [row for run in runs for row in run]
-            facts |= {"seconds": round(time.monotonic() - began), "rows": rows}
-            config.out.write_text(json.dumps(facts, indent=1) + "\n")
-        last = [fmean(row["accuracy"] for row in run[-6:-1]) for run in runs]
-        more, norms = [run[-1]["accuracy"] for run in runs], [run[-2]["spectral_norm"] for run in runs]
-        table.add_row(variant, method, shown(last), shown(more), shown(norms))
-    Console().print(table)
 
 
 def shown(values: list[float]) -> str:
@@ -135,4 +130,4 @@ def shown(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(Schedules)()

@@ -4,8 +4,15 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the tensors are small, and two threads collapse where others use the cores too
+torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU as exact as on the CPU, which they are compared with
 
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU, and a GPU where there is one: a test that takes this runs on both."""
+    return request.param

@@ -15,8 +15,7 @@ import pytest
 import torch
 from fsspec.registry import known_implementations
 
-from stores import plausible, store
-from supple import cli
+from supple import cli, figures
 from supple.errors import LostWorkersError
 from supple.lab.datasets import DATASETS
 from supple.lab.grid import TUNING_SEEDS, alone
@@ -28,6 +27,7 @@ from supple.runs import cluster, sweep
 from supple.runs.store import load
 from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
+from support.stores import plausible, store
 
 DIGITS = "random-label-digits"
 
@@ -75,7 +75,7 @@ def accuracies(out):
 
 
 def table(output):
-    """Of the first table: method to the other cells."""
+    """Of the first table: the method's title to the other cells."""
     lines = itertools.takewhile(str.strip, output[output.index(" method ") :].splitlines()[2:])
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
     return {row[0]: row[1:] for row in rows}
@@ -92,9 +92,13 @@ def test_list_names_everything(supple, capsys):
     }
     for name, problem in PROBLEMS.items():
         tasks = [str(problem.protocol(scale)["tasks"]) for scale in problem.scales]
-        assert found[name] == [", ".join(problem.scales), ", ".join(tasks), problem.summary]
+        told = f"{problem.title}: {problem.summary}"
+        assert found[name] == [", ".join(problem.scales), ", ".join(tasks), told]
     for name, method in METHODS.items():
-        assert found[name] == [f"{method.strength:g}" if method.strength else "-", method.summary]
+        told = f"{method.title}: {method.summary}"
+        assert found[name] == [f"{method.strength:g}" if method.strength else "-", told]
+    for number, content in figures.contents().items():
+        assert found[str(number)] == [content]
     for kind, names in (("data", DATASETS), ("shift", SHIFTS), ("model", MODELS), ("optimizer", OPTIMIZERS)):
         assert found[f"--{kind}"][0].split(", ")[0] == next(iter(names))
         assert all(name in output for name in names)
@@ -105,7 +109,7 @@ def test_run_trains_in_processes_of_its_own(supple, tmp_path, capsys):
     ((accuracy,),) = accuracies(tmp_path).values()
     assert accuracy > 0.3  # of random labels, of which 0.1 are right by chance
     shown = f"{accuracy:.3f}"
-    assert table(capsys.readouterr().out) == {"none": ["-", shown, shown, shown, f"{shown}, {shown}", "1"]}
+    assert table(capsys.readouterr().out) == {"no mitigation": ["-", shown, shown, shown, f"{shown}, {shown}", "1"]}
 
 
 def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
@@ -114,19 +118,21 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
         Run.of(DIGITS, method, [seed]) for method in ("none", "spectral") for seed in (0, 1)
     }
     output, measured = capsys.readouterr().out, accuracies(tmp_path)
-    assert "Training accuracy, random-label-digits (quick scale)" in output
+    assert "Training accuracy: Random labels, digits (quick scale)" in output
     found = table(output)
+    assert found.keys() == {"no mitigation", "spectral"}
     means = {}
-    for method, cells in found.items():
+    for title, cells in found.items():
+        method = {"no mitigation": "none"}.get(title, title)
         strength = METHODS[method].strength
         (a0, a1), (b0, b1) = (measured[method, strength, seed] for seed in (0, 1))
         a, b = (a0 + a1) / 2, (b0 + b1) / 2
-        means[method] = (a + b) / 2
+        means[title] = (a + b) / 2
         assert cells == [
             f"{strength:g}" if strength else "-",
             f"{(a0 + b0) / 2:.3f}",
-            f"{means[method]:.3f} ± {abs(a - b) / 2:.3f}",
-            f"{means[method]:.3f}",
+            f"{means[title]:.3f} ± {abs(a - b) / 2:.3f}",
+            f"{means[title]:.3f}",
             f"{min(a, b):.3f}, {max(a, b):.3f}",
             "2",
         ]
@@ -137,7 +143,7 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
         assert path.stat().st_size > 0
         assert str(path) in output
     bars = [line for line in output.splitlines() if "100%" in line]
-    assert {line.split()[0] for line in bars} == {"none", "spectral", "all"}
+    assert {line.split("  ")[0].split(" ━")[0] for line in bars} == {"no mitigation", "spectral", "all"}
 
 
 OPTIONS = {
@@ -223,7 +229,7 @@ def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
     supple(*command, "--seeds", 2, "--step-sizes", 1e-3, 1e-2)
     assert {run.step_size for job in jobs for run in alone(job)} == {1e-2}
     output = capsys.readouterr().out
-    assert len([line for line in output[output.rindex("Training accuracy") :].splitlines() if " l2 " in line]) == 4
+    assert len([line for line in output[output.rindex("Training accuracy") :].splitlines() if " L2 " in line]) == 4
 
 
 def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, capsys):
@@ -238,7 +244,7 @@ def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, c
         (*setting, seed) for setting in (("none", 0.0), ("l2", best)) for seed in (0, 1)
     }
     output = capsys.readouterr().out
-    assert table(output[output.rindex("Training accuracy") :]).keys() == {"none", "l2"}
+    assert table(output[output.rindex("Training accuracy") :]).keys() == {"no mitigation", "L2"}
     assert [*tmp_path.glob(f"tuning-{DIGITS}-*.png")]
     assert [*tmp_path.glob(f"chart-{DIGITS}-*.png")]
 
@@ -265,7 +271,7 @@ def test_results_leave_out_what_was_chosen_by(supple, tmp_path, capsys):
     other = [Run.of("random-label-mnist", "none", [TUNING_SEEDS + seed]) for seed in range(4)]
     store(tmp_path / "both", other, ["train_accuracy"], plausible)
     supple("results", tmp_path / "both")
-    counts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith(" none")]
+    counts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith(" no mitigation")]
     assert sorted(counts) == ["2", "4"], "each problem for itself"
 
 
@@ -275,8 +281,8 @@ def test_results_leave_out_what_is_not_at_its_end_and_say_so(supple, tmp_path, c
     store(tmp_path, [Run.of(DIGITS, "l2", [0], tasks=8)], ["train_accuracy"], plausible, done=2)
     supple("results", tmp_path)
     output = capsys.readouterr().out
-    assert {method: cells[-1] for method, cells in table(output).items()} == {"none": "2"}
-    assert f"2 of 4 networks on {DIGITS} are not at their end and left out" in output
+    assert {method: cells[-1] for method, cells in table(output).items()} == {"no mitigation": "2"}
+    assert "2 of 4 networks on Random labels, digits are not at their end and left out" in output
     assert f"supple report {tmp_path}" in output
 
 
@@ -321,7 +327,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
     capsys.readouterr()
     with pytest.warns(UserWarning, match="its metrics.parquet can't be read"):
         supple("results", tmp_path)
-    assert table(capsys.readouterr().out).keys() == {"none"}
+    assert table(capsys.readouterr().out).keys() == {"no mitigation"}
 
 
 @pytest.mark.parametrize(
@@ -365,20 +371,26 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--option", "roles", 3), "roles of spectral to be left out, got 3"),
         (("run", DIGITS, "--option", "exponent", 0), "at least 1, got 0"),
         (("run", DIGITS, "--tensorboard", "/proc/events"), "a folder or an address to write to"),
-        (("run", "own_mistakes:nothing"), "a Problem from own_mistakes:nothing, got NoneType"),
-        (("run", "own_mistakes:broken"), "own_mistakes.py:13 (broken), got KeyError: 'my own mistake': correct it"),
-        (("run", "own_mistakes:leaves"), "own_mistakes.py:17 (leaves), got SystemExit: correct it"),
-        (("run", "own_mistakes:needs_more"), "a function that needs no arguments"),
-        (("run", DIGITS, "--data", "own_mistakes:needs_more"), "a function that needs no arguments"),
-        (("run", DIGITS, "--model", "own_mistakes:nothing"), "a network from own_mistakes:nothing, got NoneType"),
-        (("run", DIGITS, "--model", "own_mistakes:without_parameters"), "parameters to train"),
-        (("run", DIGITS, "--model", "own_mistakes:with_three_outputs"), "logits (2, 10) from own_m"),
-        (("run", DIGITS, "--model", "own_mistakes:for_other_images"), "own_mistakes:for_other_images to work on"),
-        (("run", DIGITS, "--model", "own_mistakes:needs_more"), "own_mistakes:needs_more to work on"),
-        (("run", DIGITS, "--method", "own_mistakes:no_method"), "a Mitigator from own_mistakes:no_method"),
-        (("run", DIGITS, "--method", "own_mistakes:Broken"), "(change_parameters), got KeyError"),
-        (("run", DIGITS, "--shift", "own_mistakes:nothing"), "a Task from the shift own_mistakes:nothing"),
-        (("run", DIGITS, "--shift", "own_mistakes:beyond_the_classes"), "labels from 0 to 9 from the shift"),
+        (("run", "support.mistakes:nothing"), "a Problem from support.mistakes:nothing, got NoneType"),
+        (("run", "support.mistakes:broken"), "mistakes.py:13 (broken), got KeyError: 'my own mistake': correct it"),
+        (("run", "support.mistakes:leaves"), "mistakes.py:17 (leaves), got SystemExit: correct it"),
+        (("run", "support.mistakes:needs_more"), "a function that needs no arguments"),
+        (("run", DIGITS, "--data", "support.mistakes:needs_more"), "a function that needs no arguments"),
+        (
+            ("run", DIGITS, "--model", "support.mistakes:nothing"),
+            "a network from support.mistakes:nothing, got No",
+        ),
+        (("run", DIGITS, "--model", "support.mistakes:without_parameters"), "parameters to train"),
+        (("run", DIGITS, "--model", "support.mistakes:with_three_outputs"), "logits (2, 10) from support.m"),
+        (
+            ("run", DIGITS, "--model", "support.mistakes:for_other_images"),
+            "mistakes:for_other_images to work on",
+        ),
+        (("run", DIGITS, "--model", "support.mistakes:needs_more"), "support.mistakes:needs_more to work on"),
+        (("run", DIGITS, "--method", "support.mistakes:no_method"), "a Mitigator from support.mistakes:no_method"),
+        (("run", DIGITS, "--method", "support.mistakes:Broken"), "(change_parameters), got KeyError"),
+        (("run", DIGITS, "--shift", "support.mistakes:nothing"), "a Task from the shift support.mistakes:nothing"),
+        (("run", DIGITS, "--shift", "support.mistakes:beyond_the_classes"), "labels from 0 to 9 from the shift"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
@@ -496,7 +508,7 @@ def test_an_error_is_printed_without_a_traceback():
 SHOWN_AS = {
     ("run", "problem"): "A name from `supple list`",
     ("sweep", "problem"): "A name from `supple list`",
-    ("figure", "number"): "1: generalisation",
+    ("figure", "number"): "5: returns of soft actor-critic",
     ("results", "runs"): "The folder that",
     ("report", "runs"): "The folder that",
     ("rl", "task"): "A task of the DeepMind Control Suite",

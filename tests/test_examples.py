@@ -1,11 +1,12 @@
 """Each example runs, in a tiny setting, and its two columns differ."""
 
-import importlib.util
 import math
 import re
 from pathlib import Path
 
 import pytest
+
+from support.modules import module_at
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {"streaming_regression": (200,), "continual_finetuning": (2, 10), "stable_baselines3_agent": (110,)}
@@ -29,10 +30,8 @@ def test_every_example_is_tested():
 def test_it_runs(name, capsys):
     if name == "stable_baselines3_agent":
         pytest.importorskip("stable_baselines3")
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    without, regularized = (numbers(column) for column in module.main(*TINY[name]).values())
+    program = module_at(EXAMPLES / f"{name}.py")
+    without, regularized = (numbers(column) for column in program.main(*TINY[name]).values())
     assert len(without) == len(regularized) >= 2
     assert all(map(math.isfinite, [*without, *regularized]))
     assert without != regularized

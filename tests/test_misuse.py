@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hand_written import adam, assert_same, batches, mean_square, mlp, spectral, train_by_hand
-from resting import resting
+from oracles.plain_loop import adam, assert_same, batches, mean_square, mlp, spectral, train_by_hand
 from supple import (
     ContinualBackprop,
     L2InitRegularizer,
@@ -17,6 +16,7 @@ from supple import (
     SpectralNormRegularizer,
     SpectralRegularizer,
 )
+from support.resting import resting
 
 
 def sgd(network, lr=0.1):

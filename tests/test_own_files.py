@@ -1,6 +1,5 @@
 """The examples of methods, problems and networks of one's own, used from outside the package as their texts say."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from supple.network import role_rules
+from support.modules import module_at
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = [
@@ -21,10 +21,7 @@ COMMANDS = [
 
 def test_roles_of_ones_own_types(monkeypatch, capsys):
     monkeypatch.setattr(role_rules, "_TABLE", [*role_rules._TABLE])
-    spec = importlib.util.spec_from_file_location("own_roles", EXAMPLES / "own_roles.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kinds = {name: role.kind for name, role in module.main().items()}
+    kinds = {name: role.kind for name, role in module_at(EXAMPLES / "own_roles.py").main().items()}
     assert kinds == {"maps": "matrix", "shifts": "vector", "temperature": "other"}
     table, shape = capsys.readouterr().out.rsplit("\n", 2)[:2]
     assert re.search(r"^maps +4x8x16 +matrix +4 ", table, re.MULTILINE)

@@ -91,7 +91,14 @@ def test_every_package_that_is_imported_is_declared():
 def test_the_source_distribution_can_be_built_and_tested_from(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "tests/oracles.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        "tests/oracles/sac.py",
+    } <= names
     assert "src/supple/py.typed" in names
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ranks import load
+from support.modules import module_at
 
 ROOT = Path(__file__).parents[1]
-scale = load(ROOT / "benchmarks" / "scale.py")
+scale = module_at(ROOT / "benchmarks" / "scale.py")
 
 
 def test_the_page_shows_the_tables():

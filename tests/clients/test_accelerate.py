@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from hand_written import adam, assert_differs, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
+from oracles.plain_loop import (
+    adam,
+    assert_differs,
+    assert_same,
+    batches,
+    copies,
+    mean_square,
+    mlp,
+    spectral,
+    train_by_hand,
+)
 
 accelerate = pytest.importorskip("accelerate")
 

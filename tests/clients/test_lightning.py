@@ -5,7 +5,17 @@ import copy
 import pytest
 import torch
 
-from hand_written import adam, assert_differs, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
+from oracles.plain_loop import (
+    adam,
+    assert_differs,
+    assert_same,
+    batches,
+    copies,
+    mean_square,
+    mlp,
+    spectral,
+    train_by_hand,
+)
 
 lightning = pytest.importorskip("lightning.pytorch")
 

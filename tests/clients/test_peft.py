@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hand_written import adam, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
+from oracles.plain_loop import adam, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
 
 peft = pytest.importorskip("peft")
 

@@ -6,9 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from hand_written import adam, assert_differs, assert_same, batches, copies, mean_square, mlp, spectral, train_by_hand
-from resting import resting
+from oracles.plain_loop import (
+    adam,
+    assert_differs,
+    assert_same,
+    batches,
+    copies,
+    mean_square,
+    mlp,
+    spectral,
+    train_by_hand,
+)
 from supple import SpectralRegularizer
+from support.resting import resting
 
 compiling = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 every_form = pytest.mark.parametrize("decoupled", [False, True])

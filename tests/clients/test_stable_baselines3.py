@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hand_written import spectral
-from resting import resting
+from oracles.plain_loop import spectral
+from support.resting import resting
 
 gymnasium = pytest.importorskip("gymnasium")
 stable_baselines3 = pytest.importorskip("stable_baselines3")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import oracles
-from hand_written import STRENGTH, adam, assert_differs, assert_same, copies, spectral, train_by_hand
-from resting import resting
+from oracles.plain_loop import STRENGTH, adam, assert_differs, assert_same, copies, spectral, train_by_hand
 from supple import L2InitRegularizer, ParsevalRegularizer, SpectralRegularizer, WeightClipping
+from support.resting import resting
+from support.zoo import relative_error
 
 transformers = pytest.importorskip("transformers")
 
@@ -193,7 +193,7 @@ def test_the_pull_lands_where_the_matrices_are(decoupled):
             left, sigmas, right = torch.linalg.svd(before.double())
             pull = 0.1 * STRENGTH * 4 * sigmas[0] * (sigmas[0] ** 2 - 1)
             wanted = before.double() - pull * torch.outer(left[:, 0], right[0])
-            assert oracles.relative_error(after, wanted) < 1e-5, name
+            assert relative_error(after, wanted) < 1e-5, name
 
 
 @pytest.mark.parametrize("method", [ParsevalRegularizer, WeightClipping, L2InitRegularizer])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import relu
 
-from diagnostics_networks import NETWORKS, network_and_probe
 from supple import Population, ReDo
 from supple.diagnostics import DIAGNOSTICS, Inspection
 from supple.diagnostics.activations import dead_units, dormant_units, feature_rank, representation_change
+from support.probed_networks import NETWORKS, network_and_probe
 
 
 def seen(network, x):

@@ -13,10 +13,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.utils import prune
 
-from diagnostics_networks import NETWORKS, network_and_probe, perceptron
 from supple import Population
 from supple.diagnostics import DIAGNOSTICS, Inspection, per_example
 from supple.diagnostics.per_example import gradient_grams
+from support.probed_networks import NETWORKS, network_and_probe, perceptron
 
 
 def naive_gradients(network, x, y, loss=cross_entropy):
@@ -37,18 +37,18 @@ def grams(network, x, y, loss=cross_entropy):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_inner_products_are_those_of_the_gradients(name, dtype):
+def test_inner_products_are_those_of_the_gradients_on_the_cpu(name, dtype, device):
     network, x, y = network_and_probe(name)
     network, x = network.to(dtype), x.to(dtype) if x.is_floating_point() else x
     expected = naive_gradients(network, x, y)
-    found = grams(network, x, y)
+    found = grams(network.to(device), x.to(device), y.to(device))
     assert list(found) == list(expected)
     for parameter, gradients in expected.items():
         gram = gradients.double() @ gradients.double().T
         scale = gram.diagonal().max().item()
         rtol = 1e-11 if dtype == torch.float64 else 1e-4
         torch.testing.assert_close(
-            found[parameter], gram, rtol=rtol, atol=rtol * scale, msg=lambda m, n=parameter: n + m
+            found[parameter].cpu(), gram, rtol=rtol, atol=rtol * scale, msg=lambda m, n=parameter: n + m
         )
         assert (scale > 0) == (not parameter.startswith("unused")), f"{parameter} is tested"
 

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from diagnostics_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 from supple import PlasticityMonitor, Population, SpectralRegularizer
-from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection
+from supple.diagnostics import DIAGNOSTICS, Diagnostic, Inspection, Metric
+from support.probed_networks import NETWORKS, batch, network_and_probe, perceptron, step, train
 
 # What it says.
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_flat_dictionary_of_floats_for_every_network(name):
-    network, x, y = network_and_probe(name)
-    monitor = PlasticityMonitor(network, (x, y))
+def test_a_flat_dictionary_of_floats_for_every_network(name, device):
+    network, *probe = network_and_probe(name)
+    monitor = PlasticityMonitor(network.to(device), tuple(tensor.to(device) for tensor in probe))
     first, second = monitor.measure(), monitor.measure()
     assert all(type(value) is float for value in second.values())
     assert not any(math.isnan(value) for value in second.values())
@@ -124,11 +124,10 @@ def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch):
     def moved(previous, activations, parameters, initial):
         return {"": torch.tensor([(activations[name] - h).norm() for name, h in previous.items()]).sum()}
 
-    needs = ("previous", "activations", "parameters", "initial")
-    monkeypatch.setitem(DIAGNOSTICS, "moved", Diagnostic(moved, needs))
+    monkeypatch.setitem(DIAGNOSTICS, "moved", Diagnostic(function=moved, metric=Metric(title="moved")))
     network = perceptron()
     monitor = PlasticityMonitor(network, batch(), diagnostics=["moved"])
-    assert monitor._initial.keys() == Inspection(network).parameters.keys()
+    assert monitor.state_dict()["initial"].keys() == Inspection(network).parameters.keys()
     assert monitor.measure() == {}, "there is nothing before the first look"
     assert monitor.measure() == {"moved": 0}
     network[0].weight.data.add_(1)
@@ -149,13 +148,14 @@ def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch):
 )
 def test_a_diagnostic_of_ones_own_that_returns_something_else_is_named(monkeypatch, diagnostic, message):
     diagnostic.__name__ = "weird"
-    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(diagnostic, ("parameters",)))
+    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(function=diagnostic, metric=Metric(title="weird")))
     with pytest.raises(TypeError, match=message):
         PlasticityMonitor(perceptron(), diagnostics=["weird"]).measure()
 
 
 def test_a_need_that_there_is_not_is_named(monkeypatch):
-    monkeypatch.setitem(DIAGNOSTICS, "weird", Diagnostic(lambda weights: {}, ("weights",)))
+    weird = Diagnostic(function=lambda weights: {}, metric=Metric(title="weird"))
+    monkeypatch.setitem(DIAGNOSTICS, "weird", weird)
     with pytest.raises(ValueError, match="got the need 'weights'"):
         PlasticityMonitor(perceptron())
     monkeypatch.setitem(DIAGNOSTICS, "weird", lambda inspection: {})
@@ -496,7 +496,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(part):
         with pytest.raises(TypeError, match=r"expected .*, got .*: load what"):
             monitor.load_state_dict(wrong)
     for steps in (None, torch.ones(2), torch.tensor(math.nan)):
-        with pytest.raises(TypeError, match="expected a tensor for /steps"):
+        with pytest.raises(TypeError, match=r"expected a plain tensor of torch\.int64 for /steps"):
             monitor.load_state_dict({**state, "": {"steps": steps}})
     assert str(monitor.state_dict()) == before
     monitor.load_state_dict(state)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diagnostics_networks import batch, perceptron, step, train
 from supple import PlasticityMonitor, Population
+from support.probed_networks import batch, perceptron, step, train
 
 
 class Restless(nn.Module):

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-import oracles
-from diagnostics_networks import NETWORKS, network_and_probe
+from oracles.regularizers import kind, matrices, owned
 from supple import Population
 from supple.diagnostics import DIAGNOSTICS, Inspection
+from support.probed_networks import NETWORKS, network_and_probe
 
 
 def by_layer(network):
     """Each layer's matrices, by its name, cut out by hand."""
     return {
-        full.removesuffix(".weight"): [m.detach().double().numpy() for m in oracles.matrices(module, name, parameter)]
-        for full, module, name, parameter in oracles.owned(network)
-        if oracles.kind(module, name, parameter) == "matrix"
+        full.removesuffix(".weight"): [m.detach().double().numpy() for m in matrices(module, name, parameter)]
+        for full, module, name, parameter in owned(network)
+        if kind(module, name, parameter) == "matrix"
     }
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from oracles import spread
-from ranks import load, run_checks
-from resting import resting
 from supple import SpectralRegularizer
+from support.modules import module_at
+from support.ranks import run_checks
+from support.resting import resting
+from support.zoo import spread
 
 
 def test_ceilings():
@@ -36,7 +37,7 @@ def whole(tensor):
 
 
 def check_ceilings_and_what_they_hold(folder: Path) -> None:
-    pieces = load(Path(__file__).with_name("test_pieces.py"))
+    pieces = module_at(Path(__file__).with_name("test_pieces.py"))
     for mesh, placements in pieces.meshes():
         lone = network()
         pair = lone, pieces.sharded(lone, mesh, placements)

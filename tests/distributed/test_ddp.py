@@ -10,29 +10,15 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ranks import run_checks
-from supple import ReDo, mitigators
-from supple.mitigators import Mitigator
+from supple import ReDo
+from support.method_cases import CLASSES, build
+from support.ranks import run_checks
 
-OPTIONS = {  # so that each acts within few steps
-    "ContinualBackprop": {"strength": 0.1, "maturity": 2},
-    "HareAndTortoise": {"every": 4, "decay": 0.9, "strength": 0.9},
-    "NetworkReset": {"every": 4, "strength": 0.5},
-    "ReDo": {"every": 4, "strength": 0.9},
-    "SelfNormalizedResets": {"every": 1, "patience": 1, "quiet": 0.9, "strength": 0.2, "refresh": 3},
-    "WeightClipping": {"strength": 2.0},
-}
-METHODS = [name for name, entry in vars(mitigators).items() if isinstance(entry, type) and name != "Mitigator"]
-METHODS = [name for name in METHODS if issubclass(getattr(mitigators, name), Mitigator)]
 UNITS = ("ContinualBackprop", "ReDo", "SelfNormalizedResets")
 
 
 def test_ddp():
     run_checks(__file__, 2)
-
-
-def build(name: str, network: nn.Module) -> Mitigator:
-    return getattr(mitigators, name)(network, **{"strength": 0.1, **OPTIONS.get(name, {})})
 
 
 def mlp() -> nn.Module:
@@ -70,7 +56,7 @@ def same_on_all_ranks(tensor: Tensor) -> bool:
 
 
 def check_ranks_stay_equal_and_do_what_one_process_does(folder: Path) -> None:
-    for name in METHODS:
+    for name in CLASSES:
         plain, single = mlp(), mlp()
         wrapped = DistributedDataParallel(copy.deepcopy(single))
         optimizers = {n: adam(n) for n in (plain, single, wrapped)}
@@ -87,7 +73,7 @@ def check_ranks_stay_equal_and_do_what_one_process_does(folder: Path) -> None:
 
 
 def check_methods_that_judge_no_units_may_know_the_inner_network(folder: Path) -> None:
-    for name in METHODS:
+    for name in CLASSES:
         if name not in UNITS:
             network = mlp()
             optimizer = adam(network)

@@ -17,8 +17,6 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from ranks import load, run_checks
-from resting import resting
 from supple import (
     HareAndTortoise,
     L2InitRegularizer,
@@ -30,6 +28,9 @@ from supple import (
     mitigators,
 )
 from supple.mitigators import Mitigator
+from support.modules import module_at
+from support.ranks import run_checks
+from support.resting import resting
 
 
 def test_fsdp():
@@ -226,7 +227,7 @@ def check_one_small_all_reduce_a_step_and_no_gathering(folder: Path) -> None:
 
 
 def check_the_page_about_scale_counts_what_is_sent(folder: Path) -> None:
-    scale = load(Path(__file__).parents[2] / "benchmarks" / "scale.py")
+    scale = module_at(Path(__file__).parents[2] / "benchmarks" / "scale.py")
     model = scale.Model("small", layers=2, width=8, inner=12, keys=4, vocabulary=16)
     shards = shard(nn.Sequential(*(nn.Linear(columns, rows, bias=False) for rows, columns in model.matrices())))
     regularizer = SpectralRegularizer(shards)

@@ -12,11 +12,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from oracles import ZOO, owned
-from ranks import run_checks
-from resting import resting
+from oracles.regularizers import owned
 from supple import L2InitRegularizer, Role, SpectralRegularizer, StreamingEWC
 from supple.mitigators import Mitigator
+from support.ranks import run_checks
+from support.resting import resting
+from support.zoo import ZOO
 
 
 def test_pieces():

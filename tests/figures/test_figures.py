@@ -1,18 +1,25 @@
 """The paper's figures: which runs they need, and that they can be drawn from what those leave behind."""
 
+import sys
 import zlib
 
 import pytest
 
-from stores import store
-from supple import figures
+from supple import cli, figures
 from supple.diagnostics import DIAGNOSTICS
+from supple.figures import figure_05
+from supple.figures.control import ControlFigure
 from supple.figures.figure import Figure
 from supple.lab.grid import results
-from supple.lab.problems import PROBLEMS
+from supple.lab.problems import PROBLEMS, title_of
+from supple.rl import train
+from supple.rl.charts import INSIDE
+from supple.runs import charts, sweep
+from support.stores import store
 
 SCALES = ("quick", "paper")
-TRAINED = [number for number in figures.NUMBERS if isinstance(figures.load(number), Figure)]
+TRAINED = [number for number in figures.FILES if isinstance(figures.find(number), Figure)]
+CONTROL = [number for number in figures.FILES if isinstance(figures.find(number), ControlFigure)]
 
 
 def measure(run, member, task, metric):
@@ -23,7 +30,7 @@ def measure(run, member, task, metric):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("number", TRAINED)
 def test_runs_are_of_known_problems_and_measure_what_is_drawn(number, scale):
-    figure = figures.load(number)
+    figure = figures.find(number)
     runs = figure.runs(scale, 2)
     assert runs
     assert len(set(runs)) == len(runs)
@@ -38,7 +45,7 @@ def test_runs_are_of_known_problems_and_measure_what_is_drawn(number, scale):
 
 @pytest.mark.parametrize("number", TRAINED)
 def test_paper_scale_is_the_published_protocol(number):
-    for run in figures.load(number).runs("paper", 1):
+    for run in figures.find(number).runs("paper", 1):
         protocol = PROBLEMS[run.problem].protocol("paper")
         # What a figure is about may differ: its network, its epochs (Figures 8, 12), or one task for long (13).
         free = {"model", "epochs"} if number != 13 else {"epochs", "tasks", "shift"}
@@ -47,7 +54,7 @@ def test_paper_scale_is_the_published_protocol(number):
 
 @pytest.mark.parametrize("number", TRAINED)
 def test_a_figure_is_drawn_from_the_store(number, tmp_path):
-    figure = figures.load(number)
+    figure = figures.find(number)
     runs = figure.runs("quick", 2)
     panels = [panel for row in figure.panels("quick", 2) for panel in row]
     store(tmp_path, runs, {panel.metric for panel in panels}, measure)
@@ -57,6 +64,62 @@ def test_a_figure_is_drawn_from_the_store(number, tmp_path):
     assert "quick scale" in chart["title"]["subtitle"][0]
 
 
+def test_panels_have_titles_for_people():
+    titles = [panel.title for row in figures.find(4).panels("quick", 1) for panel in row]
+    assert titles == [title_of("random-label-cifar10")] == ["Random labels, CIFAR-10"]
+
+
+def test_every_file_is_a_figure_that_says_what_it_shows():
+    assert figures.FILES.keys() >= set(range(1, 17))
+    for number, content in figures.contents().items():
+        assert figures.find(number).title.startswith(f"Figure {number}: ")
+        assert content.endswith(".")
+
+
 def test_an_unknown_figure_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match=r"expected a figure of the paper, got '5'.*known are 1, 2, 3, 4, 6"):
-        figures.load(5)
+    with pytest.raises(ValueError, match="expected a figure of the paper, got 99: known are 1, 2, 3, 4, 5, 6"):
+        figures.find(99)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("number", CONTROL)
+def test_runs_of_agents_are_of_one_scale(number, scale):
+    runs = figures.find(number).runs(scale, 2)
+    assert len({run.folder("here").name for run in runs}) == len(runs)
+    assert {run.scale for run in runs} == {scale}
+    assert {run.seeds for run in runs} == {(0,), (1,)}
+    assert all(run.is_reset for run in runs if run.method == "resets")
+
+
+def test_the_command_for_agents(tmp_path, monkeypatch, capsys):
+    """They are trained once, and drawn by what was varied."""
+    trained, drawn = [], []
+
+    def work_through(jobs, work, **_):
+        trained.extend(jobs)
+        store(tmp_path, jobs, ("return", *INSIDE), measure, done=4)
+
+    monkeypatch.setattr(train, "rehearse", lambda run, **_: None)
+    monkeypatch.setattr(sweep, "work_through", work_through)
+    monkeypatch.setattr(charts, "save", lambda chart, out, name: drawn.append((name, chart.to_dict())) or [])
+    for number in (5, 16):
+        cli.Figure(number=number, seeds=1, out=str(tmp_path))()
+    assert len(trained) == len(set(trained)) == 16
+    assert "6 of 6 already done" in capsys.readouterr().out, "the runs of Figure 16 are among those of Figure 5"
+    (name, figure), (other_name, other) = drawn
+    assert (name, other_name) == ("figure-05-quick", "figure-16-quick")
+    assert "quick scale" in figure["title"]["subtitle"][0]
+    assert [len(row["hconcat"]) for row in figure["vconcat"]] == [2, 2, 2, 2]
+    titles = [panel["title"]["text"] for row in other["vconcat"] for panel in row["hconcat"]]
+    assert titles == ["cartpole-swingup", "pendulum-swingup"]
+    points = [point for rows in figure["datasets"].values() for point in rows]
+    assert {point["method"] for point in points if "method" in point} == {"no mitigation", "resets", "spectral"}
+    assert {point["strength"] for point in points if "strength" in point} >= set(figure_05.STRENGTHS["quick"])
+    assert {point["reset_every"] for point in points if "reset_every" in point} == {500, 1000}
+
+
+def test_without_the_packages_of_control_the_command_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ValueError, match=r"expected the packages of control, .*: pip install 'supple\[rl\]'"):
+        cli.Figure(number=5, out=str(tmp_path))()
+    assert not list(tmp_path.iterdir())

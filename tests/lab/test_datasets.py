@@ -11,9 +11,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pictures import as_tensor, pictures, svhn, write
 from supple.lab import files
 from supple.lab.datasets import Dataset, Examples, digits, load
+from support.pictures import as_tensor, pictures, svhn, write
 
 needs_real_data = pytest.mark.skipif(
     "SUPPLE_DATA" not in os.environ, reason="SUPPLE_DATA does not name a folder of real data sets"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-import lab_workers
 from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import cluster, sweep
 from supple.runs.store import load
+from support import worker_jobs
 
 # 70 steps a task, and a report after 50 of them.
 RUNS = [
@@ -31,7 +31,7 @@ def expected(tmp_path_factory):
 
 
 def test_a_worker_that_is_killed_in_mid_task_changes_no_number(expected, tmp_path):
-    work, done = partial(lab_workers.training_that_dies, root=str(tmp_path)), dict.fromkeys(RUNS, 0.0)
+    work, done = partial(worker_jobs.training_that_dies, root=str(tmp_path)), dict.fromkeys(RUNS, 0.0)
     sweep.work_through(RUNS, work, workers=1, report=done.__setitem__)
     assert len(list(tmp_path.glob("died.*"))) == 2
     assert done == dict.fromkeys(RUNS, 2)

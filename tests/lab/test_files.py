@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pictures import as_tensor, pictures, svhn, write
 from supple.lab import files
 from supple.lab.datasets import DATASETS, load
+from support.pictures import as_tensor, pictures, svhn, write
 
 MAPS = Path("/proc/self/maps")
 

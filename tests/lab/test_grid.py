@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from stores import plausible, store
 from supple.lab import grid
 from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, alone, finished, missing, product, results, tuned
 from supple.lab.operations import operations
@@ -17,6 +16,7 @@ from supple.lab.run import Run
 from supple.runs.folder import RunFolder
 from supple.runs.store import KINDS
 from supple.training.methods import METHODS
+from support.stores import plausible, store
 
 DIGITS = "random-label-digits"
 METRICS = ("train_accuracy", "diverged")
@@ -172,11 +172,11 @@ def test_tuning_takes_the_best_of_each_method(judge, tmp_path):
 
 
 def test_a_method_of_ones_own_takes_strengths():
-    found = members(["none", "own_methods:Bare", "layer-norm"], [0], strengths=(0.1, 0.5))
+    found = members(["none", "support.extensions:Bare", "layer-norm"], [0], strengths=(0.1, 0.5))
     assert [(run.method, run.strengths[0]) for run in found] == [
         ("none", 0.0),
-        ("own_methods:Bare", 0.1),
-        ("own_methods:Bare", 0.5),
+        ("support.extensions:Bare", 0.1),
+        ("support.extensions:Bare", 0.5),
         ("layer-norm", 0.0),
     ]
 

@@ -10,12 +10,27 @@ from supple.lab import problems
 from supple.lab.datasets import DATASETS
 from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS, Problem
-from supple.lab.run import USUAL_DIAGNOSTICS, Run
+from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS
 from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
 
 DIGITS = "random-label-digits"
+USUAL_DIAGNOSTICS = (
+    "spectral_norm",
+    "smallest_singular_value",
+    "stable_rank",
+    "effective_rank",
+    "weight_norm",
+    "distance_from_initialization",
+    "dormant_units",
+    "dead_units",
+    "feature_rank",
+    "representation_change",
+    "gradient_norm",
+    "gradient_effective_rank",
+)
+"""In this order: the folders of runs are named after it."""
 SCALES = [(name, scale) for name, problem in PROBLEMS.items() for scale in problem.scales]
 
 
@@ -35,7 +50,7 @@ def test_problems_name_what_there_is(name, scale):
 def test_a_run_takes_the_protocol_and_the_strength(name, scale, method):
     run = dataclasses.asdict(Run.of(name, method, [5, 2], scale=scale))
     protocol = dataclasses.asdict(PROBLEMS[name])
-    changes = {key: protocol.pop(key) for key in ("summary", "quick", "published")}["quick"]
+    changes = {key: protocol.pop(key) for key in ("title", "summary", "quick", "published")}["quick"]
     assert run == protocol | (changes if scale == "quick" else {}) | {
         "problem": name,
         "scale": scale,
@@ -65,9 +80,9 @@ random-label-tiny-imagenet       tiny-imagenet random-labels      250  20  30
 pixel-permutation-tiny-imagenet  tiny-imagenet pixel-permutation  250  20 100
 label-flip-tiny-imagenet         tiny-imagenet label-flip         250  20 100
 continual-imagenet               imagenet32    class-pairs        100  10 500
-permuted-mnist-kumar             mnist-60000   pixel-permutation   16   1 500
-random-label-mnist-kumar         mnist-60000   random-labels       16 400  50
-online-permuted-mnist            mnist-60000   pixel-permutation    1   1 800
+permuted-mnist-kumar      mnist-60000-from-minus-1 sampled-pixel-permutation 16   1 500
+random-label-mnist-kumar  mnist-60000-from-minus-1 shuffled-labels           16 400  50
+online-permuted-mnist            mnist-60000-from-0 pixel-permutation    1   1 800
 """
 
 
@@ -78,8 +93,8 @@ def test_paper_scale_is_what_was_published(row):
     assert (run.dataset, run.shift) == (dataset, shift)
     assert [run.batch_size, run.epochs, run.tasks] == [int(number) for number in numbers]
     models = {"mnist": "mlp", "fashion-mnist": "mlp", "emnist": "mlp", "imagenet32": "conv"}
-    by_name = {"online-permuted-mnist": "mlp-3x2000"}
-    kumar = "mlp-2x100" if dataset == "mnist-60000" else "resnet18"
+    by_name = {"online-permuted-mnist": "mlp-3x2000-kaiming"}
+    kumar = "mlp-2x100" if dataset == "mnist-60000-from-minus-1" else "resnet18"
     assert run.model == by_name.get(name, models.get(dataset, kumar))
     sgd = {"permuted-mnist-kumar": 0.01, "online-permuted-mnist": 0.003}
     assert (run.optimizer, run.step_size) == (("sgd", sgd[name]) if name in sgd else ("adam", 0.001))
@@ -88,6 +103,13 @@ def test_paper_scale_is_what_was_published(row):
 def test_every_published_problem_is_held_against_its_source():
     rows = {row.split()[0] for row in PUBLISHED.strip().splitlines()}
     assert rows | {"class-incremental-tiny-imagenet"} == {name for name, each in PROBLEMS.items() if each.published}
+
+
+def test_titles_tell_problems_apart():
+    assert all(PROBLEMS[name].title == problems.title_of(name) for name in PROBLEMS)
+    assert len({problem.title for problem in PROBLEMS.values()} - {""}) == len(PROBLEMS)
+    assert problems.title_of("random-label-mnist") == "Random labels, MNIST"
+    assert problems.title_of("lab_workers:own_problem") == "lab_workers:own_problem"
 
 
 def test_the_digits_protocol_never_changes():
@@ -140,12 +162,17 @@ def test_every_field_has_its_folder(field):
         (DIGITS, "l2", {"strength": float("nan")}, "expected a strength of l2 from 0 to inf, got nan"),
         (DIGITS, "spectral", {"options": {"exponent": "abc"}}, "expected exponent of spectral to be like 2, got 'abc'"),
         (DIGITS, "spectral", {"options": {"decoupled": "yes"}}, "expected decoupled of spectral to be like False"),
-        (DIGITS, "own_methods:Bare", {}, "expected a strength of own_methods:Bare, which has no default, got none"),
         (
             DIGITS,
-            "own_methods:Dialless",
+            "support.extensions:Bare",
             {},
-            "expected a class that takes a network and a strength, got own_methods:D",
+            "expected a strength of support.extensions:Bare, which has no default",
+        ),
+        (
+            DIGITS,
+            "support.extensions:Dialless",
+            {},
+            "expected a class that takes a network and a strength, got support.extensions:D",
         ),
         (DIGITS, "upgd", {"strength": 1.5}, "expected a strength of upgd from 0 to 1, got 1.5"),
         (DIGITS, "none", {"tasks": 0}, "expected at least 1 of tasks, got 0"),
@@ -182,8 +209,8 @@ def test_no_seed():
 
 
 def test_a_problem_of_ones_own():
-    own = problems.load("lab_workers:own_problem")
+    own = problems.load("support.extensions:own_problem")
     assert isinstance(own, Problem)
-    run = Run.of("lab_workers:own_problem", "none", [0])
-    assert (run.problem, run.tasks, run.batch_size) == ("lab_workers:own_problem", 3, 32)
+    run = Run.of("support.extensions:own_problem", "none", [0])
+    assert (run.problem, run.tasks, run.batch_size) == ("support.extensions:own_problem", 3, 32)
     assert "/" not in run.folder("here").name

@@ -55,6 +55,12 @@ def slow_random_labels(data, seed, task):
     return {image: int(labels[image]) for image in range(len(data.train))}, places
 
 
+def slow_shuffled_labels(data, seed, task):
+    _, places = as_they_are(data)
+    order = draws(1, seed, task).permutation(len(data.train)).tolist()
+    return {image: int(data.train.labels[other]) for image, other in enumerate(order)}, places
+
+
 def slow_fixed_random_labels(data, seed, task):
     return slow_random_labels(data, seed, 0)
 
@@ -79,6 +85,12 @@ def permuted(places, permutation):
 def slow_pixel_permutation(data, seed, task):
     labels, places = as_they_are(data)
     return labels, permuted(places, draws(3, seed, task).permutation(HEIGHT * WIDTH))
+
+
+def slow_sampled_pixel_permutation(data, seed, task):
+    labels, places = slow_pixel_permutation(data, seed, task)
+    sampled = draws(9, seed, task).choice(len(labels), len(labels) // 6, replace=False).tolist()
+    return {image: labels[image] for image in sampled}, places if task else as_they_are(data)[1]
 
 
 def slow_compounding_pixel_permutation(data, seed, task):
@@ -128,9 +140,11 @@ def slow_class_pairs(data, seed, task):
 
 SLOW = {
     "random-labels": slow_random_labels,
+    "shuffled-labels": slow_shuffled_labels,
     "fixed-random-labels": slow_fixed_random_labels,
     "drifting-labels": slow_drifting_labels,
     "pixel-permutation": slow_pixel_permutation,
+    "sampled-pixel-permutation": slow_sampled_pixel_permutation,
     "compounding-pixel-permutation": slow_compounding_pixel_permutation,
     "drifting-pixels": slow_drifting_pixels,
     "label-flip": slow_label_flip,
@@ -160,7 +174,7 @@ def test_tasks_are_as_defined(name, data):
 def test_what_is_tested_on_follows_from_the_training_examples(name, data):
     """Where labels have to do with their images, both parts have the same classes under the same labels."""
     task = SHIFTS[name].task(data, 1, 2)
-    (chosen, labels), (tested, test_labels) = task.training_examples(data), task.examples(data.test)
+    (chosen, labels), (tested, test_labels) = task.examples(data.train), task.examples(data.test)
     meaning = {int(data.train.labels[image]): int(labels[image]) for image in chosen}
     assert {int(data.test.labels[image]): int(test_labels[image]) for image in tested} == meaning
     assert len(tested) == sum(int(label) in meaning for label in data.test.labels)
@@ -177,7 +191,7 @@ def test_outputs_are_as_many_as_labels(shift, data):
 
 def same(first, second):
     return vars(first).keys() == vars(second).keys() and all(
-        (value is None and other is None) or torch.equal(value, other)
+        value is other if value is None or other is None else torch.equal(value, other)
         for value, other in zip(vars(first).values(), vars(second).values(), strict=True)
     )
 
@@ -343,7 +357,7 @@ def test_seen_is_indexing(members, count, channels, size):
 
 def test_a_shift_by_name(data):
     assert shifts.load("label-flip") is SHIFTS["label-flip"]
-    found = shifts.load("lab_workers:rolled_labels")
+    found = shifts.load("support.extensions:rolled_labels")
     assert found.task(data, 0, 2).classes.tolist() == [19, 20, *range(19)]
     assert (found.outputs(data), found.tasks(data)) == (CLASSES, float("inf"))
 
@@ -370,6 +384,7 @@ def test_the_streams_never_change():
         "random-labels": [6, 2, 0, 0, 7, 3],
         "drifting-labels": [7, 8, 9, 1, 1, 9],
         "pixel-permutation": [6, 45, 23, 7, 24, 39],
+        "sampled-pixel-permutation": [6, 45, 23, 7, 24, 39],
         "compounding-pixel-permutation": [29, 39, 8, 53, 60, 18],
         "drifting-pixels": [0, 1, 2, 3, 4, 22],
         "label-flip": [5, 3, 9, 0, 8, 2],
@@ -397,6 +412,7 @@ def test_the_numbers_of_the_streams_never_change():
         "PAIRS": 6,
         "PHASES": 7,
         "PROBE": 8,
+        "SAMPLE": 9,
         "ACTOR": 11,
         "CRITIC": 12,
         "EPISODE": 13,

@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from supple import HareAndTortoise, SpectralRegularizer, WeightClipping
+from supple import HareAndTortoise, NetworkReset, ReDo, SpectralRegularizer, WeightClipping
 from supple.lab import datasets
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
@@ -25,9 +25,9 @@ from supple.lab.trainer import Trainer, train
 from supple.runs.folder import RunFolder
 from supple.runs.store import SCHEMA, load
 from supple.training.methods import METHODS, Method
-from waits import Waits
+from support.waits import Waits
 
-METRICS = ("train_accuracy", "train_loss", "spectral_norm", "weight_norm", "diverged")
+METRICS = ("train_accuracy", "train_loss", "online_accuracy", "spectral_norm", "weight_norm", "diverged")
 HELD_OUT = ("validation_accuracy", "test_accuracy")
 PATHS = ("one by one", "vectorised")
 MORE_METHODS = {
@@ -38,7 +38,10 @@ MORE_METHODS = {
         strength=0.3,
     ),
     # Those of the table act too seldom, or on weights too large, to be seen within two dozen steps.
-    "early-tortoise": Method(title="", summary="", mitigator=HareAndTortoise, options={"every": 5}, strength=1.0),
+    # These are due in the last step of a task too.
+    "early-tortoise": Method(title="", summary="", mitigator=HareAndTortoise, options={"every": 4}, strength=1.0),
+    "early-reset": Method(title="", summary="", mitigator=NetworkReset, options={"every": 12}, strength=1.0),
+    "early-redo": Method(title="", summary="", mitigator=ReDo, options={"every": 6}, strength=0.5),
     "tight-clipping": Method(title="", summary="", mitigator=WeightClipping, strength=2.0),
 }
 
@@ -96,10 +99,10 @@ def run_of(method, seeds=(4,), **changes):
     return Run.of("random-label-digits", method, seeds, **(defaults | changes))
 
 
-def trainer_of(run, path, monkeypatch):
+def trainer_of(run, path, monkeypatch, device="cpu"):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", lambda step: step)
-        return Trainer(run, compiled=path == "vectorised")
+        return Trainer(run, compiled=path == "vectorised", device=device)
 
 
 def learned(trainer):
@@ -126,9 +129,10 @@ def by_hand(run, member=0):
     mitigator = method.on(network, strength, **json.loads(run.options))
     if any("random" in entry for entry in mitigator.state_dict().values()):
         mitigator = method.on(network, strength, seed=seed)  # each member draws from its own seed
-    for optimizer in optimizers:
+    for optimizer in () if mitigator.scheduled else optimizers:
         mitigator.attach(optimizer)
-    found = {}
+    mitigator.observe()
+    found, steps = {}, 0
     for number in range(run.tasks):
         task = shift.task(data, seed, number)
         parts = {"train": shown(data, task, data.train)}
@@ -138,12 +142,19 @@ def by_hand(run, member=0):
         inputs, labels = parts["train"]
         if run.optimizer == "adam-restarted":
             optimizers[0].state.clear()
+        correct = []
         for batch in batch_order(len(inputs), run.batch_size, run.epochs, seed, number):
+            if mitigator.scheduled and steps:
+                mitigator.after_step(optimizers[0])  # so that no measurement sees what was just reset
             network.zero_grad()
-            cross_entropy(network(inputs[batch]), labels[batch]).backward()
+            outputs = network(inputs[batch])
+            correct += (outputs.argmax(1) == labels[batch]).tolist()
+            cross_entropy(outputs, labels[batch]).backward()
             for optimizer in optimizers:
                 optimizer.step()
+            steps += 1
         found |= {(0, number, metric): value for metric, value in measured_by_hand(network, parts).items()}
+        found[0, number, "online_accuracy"] = sum(correct) / len(correct)
     return network, found
 
 
@@ -199,18 +210,29 @@ def assert_same(found, expected, tolerance=1e-5):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(
-            found[key], value, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
+            found[key],
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            check_device=False,
+            msg=lambda text, key=key: f"{key}: {text}",
         )
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", [*METHODS, *MORE_METHODS])
-def test_every_method_trains_as_by_hand(method, path, monkeypatch):
+def test_every_method_trains_as_by_hand(method, path, monkeypatch, device):
     run = run_of(method)
     expected, rows = by_hand(run)
-    trainer = trainer_of(run, path, monkeypatch)
+    trainer = trainer_of(run, path, monkeypatch, device)
     assert_same(learned(trainer), rows)
     assert_same(tensors(trainer.population.member(0)), tensors(expected))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_reset_at_a_tasks_end_comes_after_the_measurement(path, monkeypatch):
+    reset, none = (learned(trainer_of(run_of(name), path, monkeypatch)) for name in ("early-reset", "none"))
+    assert [(key, reset[key]) for key in reset if key[1] == 0] == [(key, none[key]) for key in none if key[1] == 0]
 
 
 SETTINGS = {
@@ -229,9 +251,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_setting_trains_as_by_hand(setting, path, monkeypatch):
+def test_every_setting_trains_as_by_hand(setting, path, monkeypatch, device):
     run = run_of("spectral", (4, 7), strength=0.03, **SETTINGS[setting])
-    trainer = trainer_of(run, path, monkeypatch)
+    trainer = trainer_of(run, path, monkeypatch, device)
     rows = learned(trainer)
     for member in range(2):
         expected, found = by_hand(run, member)
@@ -322,14 +344,14 @@ def test_no_step_waits_for_the_device(optimizer, path, monkeypatch):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_diverged_member_is_measured_and_does_not_touch_the_others(method, path, monkeypatch):
-    run = run_of(method, seeds=(1, 2, 3), diagnostics=None if method in ALL_LOOKED_AT else METRICS[2:4])
+    run = run_of(method, seeds=(1, 2, 3), diagnostics=None if method in ALL_LOOKED_AT else METRICS[3:5])
     sound, sick = (trainer_of(run, path, monkeypatch) for _ in range(2))
     next(iter(sick.learner.parameters.values()))[1] = float("nan")
     expected, found = learned(sound), learned(sick)
     others = [key for key in expected if key[0] != 1]
     assert {key: found[key] for key in others} == {key: expected[key] for key in others}
     assert all(torch.equal(a[[0, 2]], b[[0, 2]]) for a, b in zip(*map(parameters, (sound, sick)), strict=True))
-    assert all(found[1, 1, metric] != found[1, 1, metric] for metric in METRICS[1:-1])
+    assert all(found[1, 1, metric] != found[1, 1, metric] for metric in ("train_loss", *METRICS[3:5]))
     assert [found[member, task, "diverged"] for task in (0, 1) for member in (0, 1, 2)] == [0, 1, 0] * 2
 
 
@@ -460,6 +482,7 @@ def broken(tmp_path):
     [
         *((name, "tiny", 1.5) for name in METHODS),
         *(("shrink-and-perturb", "tiny", moment) for moment in (0.5, 1, 3)),
+        *((f"early-{name}", "tiny", 1) for name in ("tortoise", "reset", "redo")),
         ("l2", "dropout", 1),
         ("spectral", "batch-norm", 1.5),
     ],

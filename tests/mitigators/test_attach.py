@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import decoupled_step, relative_error, spectral_gradients, spread
-from resting import resting
+from oracles.regularizers import decoupled_step, spectral_gradients
 from supple import L2InitRegularizer, L2Regularizer, Population, SpectralRegularizer
 from supple.mitigators.states import GLOBAL
+from support.resting import resting
+from support.zoo import relative_error, spread
 
 CONVERGED = 40
 STRENGTH = 0.3

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from oracles import spread
-from resting import resting
 from supple import SpectralRegularizer
 from supple.mitigators import Mitigator
+from support.resting import resting
+from support.zoo import spread
 
 
 def test_a_fresh_embedding_of_many_words_stays_finite():

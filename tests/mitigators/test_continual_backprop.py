@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from perceptrons import OPTIMIZERS, Replacing, assert_same, batches, perceptron, train
+from oracles.replaced_units import OPTIMIZERS, Replacing, assert_same, batches, perceptron, train
 from supple import ContinualBackprop, Population
 
 
 class Continual(Replacing):
-    def __init__(self, *args, rate, maturity, decay):
+    def __init__(self, *args, rate, maturity, decay, utility):
         super().__init__(*args)
-        self.rate, self.maturity, self.decay = rate, maturity, decay
+        self.rate, self.maturity, self.decay, self.utility = rate, maturity, decay, utility
         self.units = [[{"age": 0, "utility": 0.0, "mean": 0.0} for _ in range(size)] for size in (12, 10)]
         self.owed = [0.0, 0.0]
 
@@ -23,10 +23,13 @@ class Continual(Replacing):
         for index, unit in enumerate(units):
             outgoing = following.weight[:, index].abs().mean().item()
             unit["age"] += 1
-            unit["utility"] = (
-                self.decay * unit["utility"] + (1 - self.decay) * h[:, index].abs().mean().item() * outgoing
-            )
             unit["mean"] = self.decay * unit["mean"] + (1 - self.decay) * h[:, index].mean().item()
+            if self.utility == "contribution":
+                new = h[:, index].abs().mean().item() * outgoing
+            else:
+                varying = (h[:, index] - self.corrected(unit, "mean")).abs().mean().item()
+                new = varying * outgoing / self.layers[layer].weight[index].abs().mean().item()
+            unit["utility"] = self.decay * unit["utility"] + (1 - self.decay) * new
         mature = [index for index, unit in enumerate(units) if unit["age"] > self.maturity]
         self.owed[layer] += self.rate * len(mature)
         count = int(self.owed[layer])
@@ -44,10 +47,11 @@ class Continual(Replacing):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("utility", ["contribution", "adaptable contribution"])
 @pytest.mark.parametrize(("rate", "maturity"), [(0.03125, 5), (0.25, 3), (0.0625, 0)])
-def test_as_the_paper_writes_it(optimizer, rate, maturity):
+def test_as_the_paper_writes_it(optimizer, rate, maturity, utility):
     network = perceptron()
-    options = {"maturity": maturity, "decay": 0.9}
+    options = {"maturity": maturity, "decay": 0.9, "utility": utility}
     oracle = Continual(network, optimizer, rate=rate, **options)
     mine = OPTIMIZERS[optimizer](network)
     ContinualBackprop(network, strength=rate, **options).attach(mine)
@@ -117,7 +121,7 @@ def test_members_replace_units_at_their_own_rates():
     assert torch.equal(population.stacked[4].bias[0], before[0])
 
 
-@pytest.mark.parametrize("options", [{"strength": 1.5}, {"maturity": -1}, {"decay": 1.0}])
+@pytest.mark.parametrize("options", [{"strength": 1.5}, {"maturity": -1}, {"decay": 1.0}, {"utility": "none"}])
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="expected a"):
         ContinualBackprop(perceptron(), **options)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import PatchEmbeddings, Tied
 from supple import Population
 from supple.mitigators.fresh import FreshParameters
+from support.zoo import PatchEmbeddings, Tied
 
 
 def generators(*seeds):

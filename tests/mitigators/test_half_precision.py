@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from method_cases import build, every_case
-from resting import resting
 from supple import NormalizeAndProject, ShrinkAndPerturb, SpectralRegularizer
 from supple.mitigators.rounding import rounded_at_random
+from support.method_cases import build, every_case
+from support.resting import resting
 
 HALVES = [torch.bfloat16, torch.float16]
 

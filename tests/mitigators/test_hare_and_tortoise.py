@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from oracles import parameters64
-from resting import resting
+from oracles.regularizers import parameters64
+from oracles.training import LR, assert_follows
 from supple import HareAndTortoise
+from support.resting import resting
 
 
 @pytest.mark.parametrize("every", [1, 6])
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_twenty_steps_are_the_oracles(every, strength):
+def test_twenty_steps_are_the_oracles(every, strength, small_network):
     network = small_network()
     slow = parameters64(network)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from perceptrons import OPTIMIZERS, batches, perceptron, train
-from resting import resting
+from oracles.replaced_units import OPTIMIZERS, batches, perceptron, train
 from supple import NetworkReset, Population
 from supple.mitigators.kernels import SEED_OFFSET
+from support.resting import resting
 
 
 class CountingInPython(torch.optim.Optimizer):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from method_cases import CASES, build, every_case, tensors
 from supple import ContinualBackprop, HareAndTortoise, NetworkReset, ReDo
 from supple.mitigators.states import GLOBAL
+from support.method_cases import CASES, build, every_case, tensors
 
 
 class Heads(nn.Module):

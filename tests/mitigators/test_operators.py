@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,25 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from supple import SpectralRegularizer
+from supple import (
+    UPGD,
+    ContinualBackprop,
+    HareAndTortoise,
+    L2InitRegularizer,
+    L2Regularizer,
+    Mitigator,
+    NetworkReset,
+    NormalizeAndProject,
+    ParsevalRegularizer,
+    ReDo,
+    SelfNormalizedResets,
+    ShrinkAndPerturb,
+    SpectralNormRegularizer,
+    SpectralRegularizer,
+    StreamingEWC,
+    WassersteinRegularizer,
+    WeightClipping,
+)
 from supple.lab import datasets, models
 
 
@@ -59,6 +78,48 @@ def test_a_step_of_the_regularizer_takes_few_operators(
         optimizer.step()
     added = attached.counts - without.counts
     assert 0 < added.total() <= most, added
+
+
+# What each takes on the perceptron of ten parameters: more is to be noticed.
+METHODS: dict[str, tuple[Callable[[nn.Module], Mitigator], int]] = {
+    "L2": (L2Regularizer, 10),
+    "L2 init": (L2InitRegularizer, 20),
+    "Wasserstein": (WassersteinRegularizer, 100),
+    "spectral norm": (SpectralNormRegularizer, 46),
+    "Parseval": (ParsevalRegularizer, 16),
+    "Parseval, decoupled": (partial(ParsevalRegularizer, decoupled=True), 25),
+    "streaming EWC": (StreamingEWC, 10),
+    "shrink and perturb": (ShrinkAndPerturb, 60),
+    "shrink and perturb with noise": (partial(ShrinkAndPerturb, variant="step-noise"), 70),
+    "UPGD": (UPGD, 70),
+    "normalize and project": (NormalizeAndProject, 35),
+    "weight clipping": (partial(WeightClipping, strength=1.0), 10),
+    "hare and tortoise": (HareAndTortoise, 30),
+    "ReDo": (ReDo, 8),
+    "continual backprop": (ContinualBackprop, 124),
+    "self-normalized resets": (SelfNormalizedResets, 76),
+    "network reset": (NetworkReset, 22),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_takes_more_operators_than_it_did(name: str) -> None:
+    make, most = METHODS[name]
+    network = of_images("mlp", 8)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    method = make(network)
+
+    def operators_of_a_step() -> Counter[str]:
+        network(torch.ones(2, 3, 8, 8)).sum().backward()
+        with Operators() as operators:
+            optimizer.step()
+        return operators.counts
+
+    without = operators_of_a_step()
+    method.attach(optimizer)
+    operators_of_a_step()  # the first step prepares what the others need
+    added = operators_of_a_step() - without
+    assert added.total() <= most, added
 
 
 def test_parameters_of_two_data_types_are_pulled_apart() -> None:

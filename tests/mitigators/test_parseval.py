@@ -1,13 +1,14 @@
-"""Parseval regularization against ‖W Wᵀ − s I‖² differentiated in float64, for every layout of a weight."""
+"""Parseval regularization against (64/n)² ‖W Wᵀ − s I‖² differentiated in float64, for every layout of a weight."""
 
 import pytest
 import torch
 from torch import nn
 
-from naive import assert_follows, descended, small_network
-from oracles import ZOO, Custom, kind, matrices, owned, parameters64, relative_error
-from resting import resting
+from oracles.regularizers import kind, matrices, owned, parameters64
+from oracles.training import assert_follows, descended
 from supple import ParsevalRegularizer, Population
+from support.resting import resting
+from support.zoo import ZOO, Custom, relative_error
 
 LAYERS = {
     "tall": lambda: nn.Linear(3, 7),
@@ -30,13 +31,14 @@ LAYERS = {
 }
 
 
-def oracle(network, parameters, scale=1.0, skip=()):
-    """Σ over matrices of ‖W Wᵀ − s I‖²_F, as written: with W Wᵀ also where Wᵀ W is smaller."""
+def oracle(network, parameters, scale=2.0, skip=()):
+    """Σ over matrices of (64/n)² ‖W Wᵀ − s I‖²_F, as the authors' code has it: with W Wᵀ also where Wᵀ W is smaller."""
     total = torch.zeros((), dtype=torch.float64)
     for full_name, module, name, original in owned(network):
         if kind(module, name, original) == "matrix" and full_name not in skip:
             for matrix in matrices(module, name, parameters[full_name]):
-                total = total + ((matrix @ matrix.T - scale * torch.eye(len(matrix))) ** 2).sum()
+                width_factor = (64 / len(matrix)) ** 2
+                total = total + width_factor * ((matrix @ matrix.T - scale * torch.eye(len(matrix))) ** 2).sum()
     return total
 
 
@@ -45,9 +47,9 @@ def oracle(network, parameters, scale=1.0, skip=()):
 def test_gradient_and_penalty_are_the_oracles(name, scale):
     network = LAYERS[name]()
     weights = {name for name, module, short, p in owned(network) if kind(module, short, p) == "matrix"}
-    regularizer = ParsevalRegularizer(network, strength=0.3, scale=scale, roles=dict.fromkeys(weights, "matrix"))
+    regularizer = ParsevalRegularizer(network, strength=0.001, scale=scale, roles=dict.fromkeys(weights, "matrix"))
     parameters = {name: value.requires_grad_() for name, value in parameters64(network).items()}
-    expected = 0.3 * oracle(network, parameters, scale)
+    expected = 0.001 * oracle(network, parameters, scale)
     expected.backward()
     torch.testing.assert_close(regularizer.penalty().double(), expected.detach(), rtol=1e-5, atol=0)
     resting(network)
@@ -59,25 +61,42 @@ def test_gradient_and_penalty_are_the_oracles(name, scale):
             assert not parameter.grad.any(), name
 
 
-def test_twenty_steps_are_the_oracles():
+def test_twenty_steps_are_the_oracles(small_network):
     network = small_network()
-    method = ParsevalRegularizer(network, strength=0.02)
-    penalty = descended(lambda parameters: oracle(network, parameters, skip=("8.weight",)), 0.02)
+    method = ParsevalRegularizer(network, strength=1e-4)
+    penalty = descended(lambda parameters: oracle(network, parameters, skip=("8.weight",)), 1e-4)
     assert_follows(network, method, penalty)
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (3, 6), (5, 5)], ids=str)
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_every_singular_value_goes_to_the_root_of_the_scale(shape, scale):
+@pytest.mark.parametrize(("scale", "decoupled"), [(1.0, False), (2.0, True)])
+def test_every_singular_value_goes_to_the_root_of_the_scale(shape, scale, decoupled):
     network = nn.Linear(*shape, bias=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
-    ParsevalRegularizer(network, strength=0.5, scale=scale, roles={"weight": "matrix"}).attach(optimizer)
+    options = {"strength": 0.5 * (shape[1] / 64) ** 2, "roles": {"weight": "matrix"}}
+    ParsevalRegularizer(network, scale=scale, decoupled=decoupled, **options).attach(optimizer)
     for _ in range(400):
         optimizer.zero_grad()
         resting(network)
         optimizer.step()
     values = torch.linalg.svdvals(network.weight.detach())
     torch.testing.assert_close(values, torch.full_like(values, scale**0.5), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_decoupled_step_subtracts_step_size_times_the_gradient(name):
+    network = LAYERS[name]()
+    weights = {name for name, module, short, p in owned(network) if kind(module, short, p) == "matrix"}
+    before = {name: value.requires_grad_() for name, value in parameters64(network).items()}
+    oracle(network, before).backward()
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.01 * (k + 1)} for k, p in enumerate(network.parameters())])
+    roles = dict.fromkeys(weights, "matrix")
+    ParsevalRegularizer(network, strength=1e-4, decoupled=True, roles=roles).attach(optimizer)
+    resting(network)
+    optimizer.step()
+    for k, (name, parameter) in enumerate(network.named_parameters()):
+        change = 0.01 * (k + 1) * 1e-4 * before[name].grad if name in weights else 0.0
+        torch.testing.assert_close(parameter.detach().double(), before[name].detach() - change, rtol=1e-6, atol=1e-7)
 
 
 def test_the_output_layer_is_free_unless_named():

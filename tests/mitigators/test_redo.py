@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptrons import OPTIMIZERS, Replacing, assert_same, batches, perceptron, train
+from oracles.replaced_units import OPTIMIZERS, Replacing, assert_same, batches, perceptron, train
 from supple import Population, ReDo
 
 

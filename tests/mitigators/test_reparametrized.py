@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from resting import resting
 from supple import (
     NetworkReset,
     NormalizeAndProject,
@@ -21,6 +20,7 @@ from supple import (
 )
 from supple.network.find_roles import find_roles
 from supple.nn import spectral_normalization
+from support.resting import resting
 
 
 def pruned(amount=0.5):

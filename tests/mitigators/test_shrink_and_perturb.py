@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from resting import resting
+from oracles.training import LR, assert_follows
 from supple import Population, ShrinkAndPerturb
+from support.resting import resting
 
 VARIANTS = ["step-fresh", "step-noise", "task"]
 
@@ -30,7 +30,7 @@ def weights(network):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_twenty_steps_of_shrinking_are_the_oracles(variant):
+def test_twenty_steps_of_shrinking_are_the_oracles(variant, small_network):
     """(1 − s)θ each step, (1 − αs)θ as weight decay, or nothing until a task starts."""
     network = small_network()
     kept = {"step-fresh": 1 - 0.2, "step-noise": 1 - LR * 0.2, "task": 1.0}[variant]

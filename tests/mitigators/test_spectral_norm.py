@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from naive import assert_follows, descended, small_network
-from oracles import ZOO, kind, matrices, owned, parameters64, relative_error, spread
-from resting import resting
+from oracles.regularizers import kind, matrices, owned, parameters64
+from oracles.training import assert_follows, descended
 from supple import SpectralNormRegularizer
+from support.resting import resting
+from support.zoo import ZOO, relative_error, spread
 
 CONVERGED = 40
 WITH_MATRICES = [name for name in ZOO if any(kind(m, n, p) == "matrix" for _, m, n, p in owned(ZOO[name]()))]
@@ -40,7 +41,7 @@ def test_gradient_and_penalty_are_the_oracles(name):
             assert not parameter.grad.any(), name
 
 
-def test_twenty_steps_are_the_oracles():
+def test_twenty_steps_are_the_oracles(small_network):
     network = spread(small_network())
     method = SpectralNormRegularizer(network, strength=0.1, power_iterations=CONVERGED)
     assert_follows(network, method, descended(lambda parameters: oracle(network, parameters), 0.1), rtol=1e-7)

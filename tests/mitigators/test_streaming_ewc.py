@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from oracles import parameters64
+from oracles.regularizers import parameters64
+from oracles.training import LR, assert_follows
 from supple import StreamingEWC
 
 
@@ -31,7 +31,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
-def test_twenty_steps_are_the_oracles(decay):
+def test_twenty_steps_are_the_oracles(decay, small_network):
     network = small_network()
     oracle = Oracle(parameters64(network), 30.0, decay)
     assert_follows(network, StreamingEWC(network, strength=30.0, decay=decay), oracle, rtol=1e-6)

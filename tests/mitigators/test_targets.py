@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import ZOO, matrices, owned, relative_error, spread
-from oracles import kind as kind_of
-from resting import resting
+from oracles.regularizers import kind as kind_of
+from oracles.regularizers import matrices, owned
 from supple import Population, SpectralNormRegularizer, SpectralRegularizer
 from supple.mitigators.states import GLOBAL
+from support.resting import resting
+from support.zoo import ZOO, relative_error, spread
 
 CONVERGED = 60
 
@@ -261,36 +262,6 @@ def test_another_kind_of_target_is_named():
     state = SpectralRegularizer(nn.Linear(3, 2)).state_dict()
     with pytest.raises(ValueError, match="with target 'initial', got one with target 1"):
         SpectralRegularizer(nn.Linear(3, 2), target="initial").load_state_dict(state)
-
-
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_a_resumed_run_gives_the_same_bits(decoupled, tmp_path):
-    def begin(seed):
-        torch.manual_seed(seed)
-        network = spread(ZOO["mlp"](), sigma=2.0)
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-        return (
-            network,
-            optimizer,
-            SpectralRegularizer(network, 0.1, target="initial", decoupled=decoupled).attach(optimizer),
-        )
-
-    def train(network, optimizer, steps):
-        for step in steps:
-            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-            optimizer.zero_grad()
-            network(x).square().mean().neg().backward()  # which grows
-            optimizer.step()
-
-    parts = begin(0)
-    train(*parts[:2], range(5))
-    torch.save([part.state_dict() for part in parts], tmp_path / "state.pt")
-    train(*parts[:2], range(5, 10))
-    resumed = begin(1)
-    for part, state in zip(resumed, torch.load(tmp_path / "state.pt"), strict=True):
-        part.load_state_dict(state)
-    train(*resumed[:2], range(5, 10))
-    assert all(torch.equal(a, b) for a, b in zip(parts[0].parameters(), resumed[0].parameters(), strict=True))
 
 
 # What is shown, and what is refused.

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from oracles import parameters64
-from resting import resting
+from oracles.regularizers import parameters64
+from oracles.training import LR, assert_follows
 from supple import UPGD
+from support.resting import resting
 
 
 class Oracle:
@@ -45,7 +45,7 @@ class Oracle:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("corrected", [True, False])
-def test_twenty_steps_are_the_published_ones(decay, weight_decay, optimizer, corrected):
+def test_twenty_steps_are_the_published_ones(decay, weight_decay, optimizer, corrected, small_network):
     network = small_network()
     oracle = Oracle(parameters64(network), decay, weight_decay, optimizer is torch.optim.Adam, corrected)
     options = {"decay": decay, "weight_decay": weight_decay, "corrected_maximum": corrected}

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from naive import assert_follows, descended, small_network
-from oracles import ZOO, owned, parameters64, relative_error
-from resting import resting
+from oracles.regularizers import owned, parameters64
+from oracles.training import assert_follows, descended
 from supple import WassersteinRegularizer
 from supple.mitigators.wasserstein import sorting_order
+from support.resting import resting
+from support.zoo import ZOO, relative_error
 
 every_reduction = pytest.mark.parametrize("reduction", ["sum", "mean"])
 
@@ -47,7 +48,7 @@ def test_gradient_and_penalty_are_the_oracles(name, reduction):
 
 
 @every_reduction
-def test_twenty_steps_are_the_oracles(reduction):
+def test_twenty_steps_are_the_oracles(reduction, small_network):
     network = small_network()
     initial = parameters64(network)
     method = WassersteinRegularizer(network, strength=0.2, reduction=reduction)

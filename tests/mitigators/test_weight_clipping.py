@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from naive import LR, assert_follows, small_network
-from resting import resting
+from oracles.training import LR, assert_follows
 from supple import Population, WeightClipping
+from support.resting import resting
 
 FAN_IN = {
     "linear": (lambda: nn.Linear(9, 4), 9),
@@ -41,7 +41,7 @@ def test_weights_and_biases_are_held_by_the_fan_in(name, strength):
         assert not torch.equal(parameter, before[name])
 
 
-def test_twenty_steps_are_the_oracles():
+def test_twenty_steps_are_the_oracles(small_network):
     network = small_network()
 
     def step(parameters, gradients, number):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from resting import resting
 from supple import L2Regularizer, NetworkReset, PlasticityMonitor, ReDo, ShrinkAndPerturb, SpectralRegularizer
 from supple.mitigators.optimizers import step_size
+from support.resting import resting
 
 
 class Lookahead(torch.optim.Optimizer):

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
-import browser
-from stores import plausible, store
 from supple.lab.run import Run
 from supple.report import write_page
 from supple.runs.charts import COLOURS
+from support import browser
+from support.stores import plausible, store
 
 pytestmark = pytest.mark.skipif(
     not (browser.CHROMIUM and browser.CHROMEDRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"
 )
 
-METHODS = ("none", "l2", "spectral")
+METHODS = {"none": "no mitigation", "l2": "L2", "spectral": "spectral"}
+"""Titles by name."""
 METRICS = ("train_accuracy", "test_accuracy", "train_loss", "spectral_norm", "spectral_norm/0", "spectral_norm/2")
 STRENGTHS = (1e-4, 1e-3)
 SEEDS, TASKS = range(3), 4
@@ -98,7 +99,7 @@ def test_no_mitigation_is_black_on_white_and_white_on_black(window, page, dark, 
 
 def test_a_click_in_the_legend_shows_one_method_alone(window, page):
     window.open(page)
-    spectral, l2 = (f"#section-1 .legend [data-method={method}]" for method in ("spectral", "l2"))
+    spectral, l2 = (f"#section-1 .legend [data-method={method}]" for method in ("spectral", "L2"))
 
     def shown(methods):
         """Wait until so many methods are shown in the six charts of the one problem, and all in the other's."""
@@ -116,19 +117,19 @@ def test_a_click_in_the_legend_shows_one_method_alone(window, page):
     click(window, spectral, shiftKey=True)
     assert shown(1) == ["spectral"]
     click(window, l2, shiftKey=True)
-    assert shown(2) == ["l2", "spectral"]
+    assert shown(2) == ["L2", "spectral"]
 
 
 def test_a_click_on_a_heading_sorts(window, page):
     window.open(page)
     table, head = "#section-1 .ranking", "#section-1 .ranking th:nth-child({}) button"
-    assert sorted(column(window, table, 0)) == sorted(METHODS)
+    assert sorted(column(window, table, 0)) == sorted(METHODS.values())
     means = [float(mean.split(" ± ")[0]) for mean in column(window, table, 2)]
     assert means == sorted(means, reverse=True)
     click(window, head.format(1))
-    assert column(window, table, 0) == sorted(METHODS, reverse=True)
+    assert column(window, table, 0) == sorted(METHODS.values(), reverse=True)
     click(window, head.format(1))
-    assert column(window, table, 0) == sorted(METHODS)
+    assert column(window, table, 0) == sorted(METHODS.values())
     for _ in range(2):  # what has no strength comes last either way
         click(window, head.format(2))
         assert column(window, table, 1)[-1] == "–"
@@ -157,16 +158,16 @@ def test_pointing_at_a_curve_tells_its_numbers(window, page):
     )
     found = told(window, x, y)
     assert found.keys() >= {"method", "task", "mean", "standard error", "seeds"}
-    assert found["method"] in METHODS
+    assert found["method"] in METHODS.values()
     assert found["task"] in "1234"
     assert float(found["mean"]) > 0
     assert found["seeds"] == "3"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.values())
 def test_only_what_is_shown_tells_its_numbers(window, page, method):
     window.open(page)
-    click(window, f"#section-2 .legend [data-method={method}]")
+    click(window, f"#section-2 .legend [data-method='{method}']")
     window.run("document.querySelector('#section-2 .chart').scrollIntoView({block: 'center'})")
     discs = "document.querySelectorAll('#section-2 .layer_2_marks path')"
     window.wait(f"{discs}.length == {TASKS}")
@@ -193,7 +194,7 @@ def test_on_paper_it_is_light_and_complete(window, page):
 def test_a_watched_page_loads_itself_and_is_left_as_the_reader_had_it(window, page, tmp_path):
     watched = Path(write_page(str(page.parent), str(tmp_path / "watched.html"), every=1))
     window.open(watched)
-    click(window, "#section-1 .legend [data-method=l2]")
+    click(window, "#section-1 .legend [data-method=L2]")
     click(window, "#section-1-runs summary")
     window.run("window.before = true")
     window.wait("!window.before && 'ready' in document.body.dataset")

@@ -1,6 +1,8 @@
 """The command that repeats a run, read back by the command line itself."""
 
+import dataclasses
 import itertools
+import json
 import shlex
 from unittest import mock
 
@@ -13,10 +15,18 @@ from supple.cli import COMMANDS
 from supple.lab.grid import alone
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
-from supple.report.commands import commands
+from supple.report import commands as report_commands
+from supple.rl import run as control
+from supple.rl.methods import METHODS as CONTROL_METHODS
 from supple.training.methods import METHODS
 
 DIGITS = "random-label-digits"
+
+
+def commands(run):
+    """Of a run, from its configuration as the store holds it."""
+    config = dataclasses.asdict(run) if isinstance(run, Run) else run.config()
+    return report_commands.commands(json.loads(json.dumps(config)))
 
 
 def typed(command):
@@ -87,7 +97,7 @@ def test_whatever_can_be_typed_comes_back(changes, options, strength, first, cou
 
 
 def test_a_method_without_a_default_strength():
-    run = Run.of(DIGITS, "own_methods:Bare", [0], strength=0.1)
+    run = Run.of(DIGITS, "support.extensions:Bare", [0], strength=0.1)
     assert repeated(run) == [run]
 
 
@@ -107,7 +117,7 @@ def test_a_command_for_each_strength_and_stretch_of_seeds():
 
 @pytest.mark.parametrize("value", [None, [1, 2], "4", "1e3", "nan", "-x", "true"])
 def test_what_cannot_be_typed_has_no_command(value):
-    assert commands(Run.of(DIGITS, "own_methods:Free", [0], options={"anything": value})) == []
+    assert commands(Run.of(DIGITS, "support.extensions:Free", [0], options={"anything": value})) == []
 
 
 def test_what_is_true_can_be_typed():
@@ -120,3 +130,56 @@ def test_what_is_no_longer_known_has_no_command():
     with mock.patch.dict(PROBLEMS):
         del PROBLEMS[DIGITS]
         assert commands(run) == []
+
+
+def test_what_has_other_settings_is_another_versions():
+    run = dataclasses.asdict(Run.of(DIGITS, "l2", [0]))
+    assert report_commands.commands(run | {"new": 1}) == []
+
+
+# Reinforcement learning.
+
+SHORT = {"steps": 3_000, "random_steps": 300, "evaluate_every": 500}
+
+
+@pytest.mark.parametrize("method", CONTROL_METHODS)
+def test_every_method_of_control(method):
+    run = control.Run.of("Pendulum-v1", method, [0], **SHORT)
+    assert repeated(run) == [run]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"strength": 0.5},
+        {"strength": 0.5, "actor_strength": 0.25},
+        {"preset": "sb3", "replay_ratio": 2, "capacity": 5_000},
+        {"prime": 10, "evaluate_every": 1_000, "episodes": 2, "inside": True},
+    ],
+)
+def test_settings_of_control_come_back(settings):
+    run = control.Run.of("cartpole-swingup", "spectral", [0], **SHORT | settings)
+    assert repeated(run) == [run]
+
+
+@pytest.mark.parametrize(
+    "resets", [{"every": 9_000}, {"every": 600, "unit": "steps"}, {"parts": ("actor", "buffer"), "layers": 1}]
+)
+def test_resets_come_back(resets):
+    run = control.Run.of("Pendulum-v1", "resets", [0], resets=resets, **SHORT)
+    assert repeated(run) == [run]
+
+
+def test_seeds_of_control_are_trained_one_by_one():
+    run = control.Run.of("Pendulum-v1", "l2", [0, 1, 7], steps=20_000)
+    alike = [dataclasses.replace(run, seeds=(seed,)) for seed in (0, 1, 7)]
+    assert commands(run) == [
+        "supple rl Pendulum-v1 --method l2 --steps 20000 --seeds 2",
+        "supple rl Pendulum-v1 --method l2 --steps 20000 --first-seed 7 --seeds 1",
+    ]
+    assert repeated(run) == alike
+
+
+def test_constants_that_no_option_takes_have_no_command():
+    assert commands(control.Run.of("Pendulum-v1", "l2", [0], steps=20_000, hidden=(64,))) == []

@@ -11,10 +11,10 @@ import fsspec
 import pytest
 
 import supple.report
-from stores import plausible, store
 from supple import cli
 from supple.lab.run import Run
 from supple.report import page, watch, write_page
+from support.stores import plausible, store
 
 METRICS = ("train_accuracy", "train_loss", "diverged")
 DIGITS = "random-label-digits"
@@ -84,7 +84,7 @@ def test_half_finished_runs_beside_finished_ones(tmp_path):
     store(tmp_path, runs_of("l2"), METRICS, plausible, done=1)
     found = Page(page(str(tmp_path)))
     assert "2 of 4 networks trained to the end" in found.text
-    assert "l2 0 of 2 2 of 6" in found.text  # networks and tasks under way
+    assert "Random labels, digits L2 0 of 2 2 of 6" in found.text  # networks and tasks under way
     assert "so far" in found.text
 
 
@@ -106,13 +106,27 @@ def test_it_fetches_nothing_and_draws_with_one_copy_of_the_scripts(tmp_path):
     assert len(text) < 1_200_000
 
 
+def test_legend_and_charts_call_methods_by_their_titles(tmp_path):
+    """A click in the legend picks the curves of that title."""
+    store(tmp_path, runs_of("none", "l2"), METRICS, plausible)
+    text = page(str(tmp_path))
+    titles = {"no mitigation", "L2"}
+    assert set(re.findall(r'data-method="([^"]*)"', text)) == titles
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert all(set(chart["columns"]["method"]["words"]) == titles for chart in data["charts"])
+    assert {*data["specs"][0]["layer"][0]["encoding"]["color"]["scale"]["domain"]} == titles
+    assert "against no mitigation" in Page(text).text
+
+
 def test_each_protocol_has_a_section_of_its_own(tmp_path):
     runs = [*runs_of("none"), *runs_of("none", batch_size=64), *runs_of("l2", step_size=0.5)]
     store(tmp_path, runs, METRICS, plausible)
-    assert re.findall(rf"<h2>({DIGITS}.*)</h2>", page(str(tmp_path))) == [
-        f"{DIGITS} (quick scale), batch size 256",
-        f"{DIGITS} (quick scale), batch size 64",
+    text = page(str(tmp_path))
+    assert re.findall(r"<h2>(Random.*)</h2>", text) == [
+        "Random labels, digits (quick scale), batch size 256",
+        "Random labels, digits (quick scale), batch size 64",
     ]
+    assert text.count(f"<dt>problem</dt><dd>{DIGITS}</dd>") == 2, "the name to type"
 
 
 def test_the_same_network_twice_counts_once(tmp_path):

@@ -58,7 +58,8 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     ]
     supple(*typed)
     printed = capsys.readouterr().out
-    assert {"none", "resets"} <= set(printed.split())
+    assert printed.count("no mitigation") == 2, "in the progress and in the table"
+    assert " none " not in printed
     assert "no reset falls" not in printed
     (chart,) = tmp_path.glob("chart-Pendulum-v1-*.svg")
     assert {path.name for path in tmp_path.glob("chart-*")} == {
@@ -107,16 +108,19 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
     cli.Results(runs=str(tmp_path))()
     printed = capsys.readouterr().out
     assert "Pendulum-v1 (quick scale)" in printed
-    assert "random-label-digits (quick scale)" in printed
-    for method in ("none", "resets", "spectral"):
-        (line,) = (line for line in printed.splitlines() if line.split()[:1] == [method] and "-1" in line)
+    assert "Random labels, digits (quick scale)" in printed
+    for method, title in {"none": "no mitigation", "resets": "resets", "spectral": "spectral"}.items():
+        (line,) = (line for line in printed.splitlines() if line.strip().startswith(title) and "-1" in line)
         assert f"{ends[method]:.3f}" in line
+        assert " 10–20 " in line, "the steps of the two evaluations"
     cli.Results(runs=str(tmp_path), metric="return")()
-    assert "random-label-digits" not in capsys.readouterr().out, "it has no such thing"
+    assert "Random labels, digits" not in capsys.readouterr().out, "it has no such thing"
     write_page(str(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert page.count("<h2>Pendulum-v1 (quick scale)</h2>") == 1, "one protocol, whatever the method"
     assert all(f"{ends[method]:.3f}" in page for method in ends)
+    assert page.count("supple rl Pendulum-v1") == 3
+    assert "made in Python" not in page, "each setting has its command"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def shown(chart):
 
 def test_returns_over_steps():
     rows = stored().filter((pl.col("problem") == "task1") & (pl.col("strength") < 1e-3))
-    found = shown(charts.returns_over_steps(rows, "title"))
+    found = shown(charts.over_steps(rows, "return", "title"))
     assert found["spectral"]["mean"] == pytest.approx(11)
     assert found["spectral"]["low"] == pytest.approx(11 - 1 / 3**0.5)
     assert found["spectral"]["seeds"] == 3
@@ -206,43 +210,17 @@ def test_returns_over_steps():
 
 def test_aggregates_over_tasks():
     rows = stored().filter((pl.col("strength") < 1e-3) & (pl.col("method") != "resets"))
-    mean = shown(charts.aggregate(rows, "title", statistic="mean"))["none"]
-    assert (mean["mean"], mean["low"]) == (pytest.approx(6), pytest.approx(6 - 1 / 3**0.5))
-    middle = shown(charts.aggregate(rows, "title"))["none"]
+    middle = shown(charts.aggregate(rows, "title"))["no mitigation"]
     assert middle["mean"] == pytest.approx(6)
     assert middle["low"] < 6 < middle["high"]
 
 
-def test_curves_are_of_the_usual_strength_where_others_have_as_many_agents():
-    """One agent that was looked into has many rows, and is one agent."""
-    rows = stored().filter(pl.col("method") == "spectral")
-    first = rows.filter(pl.col("strength") == 1e-3)
-    others = first.with_columns(run=pl.col("run") + "again", seed=pl.col("seed") + 2)
-    crowded = pl.concat([first, first.with_columns(metric=pl.lit("another")), others, rows.filter(strength=1e-4)])
-    seeds = rows.filter(pl.col("strength") == 1e-4)["seed"].n_unique()
-    assert crowded.filter(strength=1e-3)["seed"].n_unique() == seeds + 1
-    assert charts._defaults(crowded)["strength"].unique().to_list() == [1e-3], "more agents"
-    assert charts._defaults(crowded.filter(pl.col("seed") < 2))["strength"].unique().to_list() == [1e-4], "as many"
-
-
-def test_the_papers_figures(tmp_path):
-    for name, figure in {
-        "5": charts.figure_5(stored(), stored(250_000), "Figure 5, quick"),
-        "16": charts.figure_16(stored(), "Figure 16, quick"),
-    }.items():
-        path = tmp_path / f"{name}.svg"
-        figure.save(path)
-        text = path.read_text()
-        assert f"Figure {name}, quick" in text
-        assert "task1" in text or "250,000" in text
-
-
 def test_a_method_of_ones_own_and_its_events(supple, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    own = ["--method", "own_methods:Free", "--strength", 0.2]
+    own = ["--method", "support.extensions:Free", "--strength", 0.2]
     supple("Pendulum-v1", *own, *SHORT, "--seeds", 1, "--tensorboard", tmp_path / "events")
     rows = load(str(tmp_path))
-    assert rows.select("method", "strength").unique().rows() == [("own_methods:Free", 0.2)]
+    assert rows.select("method", "strength").unique().rows() == [("support.extensions:Free", 0.2)]
     (events,) = (tmp_path / "events").rglob("events.*")
     reader = event_accumulator.EventAccumulator(str(events.parent)).Reload()
     assert [event.step for event in reader.Scalars("return")] == [10, 20]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from naive_sac import NaiveSAC
+from oracles.sac import NaiveSAC
 from supple import ReDo, SpectralRegularizer
 from supple.rl.presets import PRESETS, Constants
 from supple.rl.sac import SAC, Batch, squashed
 from supple.training.learner import Learner
-from waits import Waits
+from support.waits import Waits
 
 SMALL = Constants(hidden=(32, 32), actor_step_size=1e-2, critic_step_size=1e-2, averaging=0.2)
 GREEDY = dataclasses.replace(SMALL, temperature=1e-6, temperature_step_size=0.0)
@@ -160,28 +160,28 @@ def parameters_of(network):
 @pytest.mark.parametrize("path", ["autograd", "transform"])
 @pytest.mark.parametrize("mitigate", [None, spectral], ids=["none", "spectral"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_ten_updates_as_the_transcription_makes_them(preset, mitigate, path, monkeypatch):
-    """Each member as an agent of its own, whichever way the gradients are found."""
+def test_ten_updates_as_the_transcription_makes_them(preset, mitigate, path, monkeypatch, device):
+    """Each member as an agent of its own on the CPU, whichever way the gradients are found."""
     if path == "transform":
         monkeypatch.setattr(Learner, "_one_by_one", Learner._vectorized)
     constants = dataclasses.replace(Constants(**PRESETS[preset].changes), hidden=(16, 16), averaging=0.05)
     methods = {"actor_method": mitigate, "critic_method": mitigate} if mitigate else {}
-    agent = SAC(5, 3, constants, [0, 1], **methods)
-    naive = [
-        NaiveSAC(agent.actor.population.member(i), agent.critic.population.member(i), constants, 3, mitigate)
-        for i in range(2)
-    ]
+    agent = SAC(5, 3, constants, [0, 1], device=device, **methods)
+    naive = []
+    for index in range(2):
+        actor, critic = (learner.population.member(index).cpu() for learner in (agent.actor, agent.critic))
+        naive.append(NaiveSAC(actor, critic, constants, 3, mitigate))
     for batch, noise in batches(2, 10):
-        agent.update(batch, noise)
+        agent.update(Batch(*(part.to(device) for part in batch)), noise.to(device))
         for index, alone in enumerate(naive):
             alone.update(Batch(*(part[index] for part in batch)), noise[:, index])
     for index, alone in enumerate(naive):
         found = agent.actor.parameters, agent.critic.parameters, agent.target
         expected = alone.actor, alone.critic, alone.target
         for mine, theirs in zip(found, expected, strict=True):
-            mine = {name: tensor[index] for name, tensor in mine.items()}
+            mine = {name: tensor[index].cpu() for name, tensor in mine.items()}
             torch.testing.assert_close(mine, parameters_of(theirs), rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(agent.temperature["logarithm"][index], alone.log_alpha.detach())
+        torch.testing.assert_close(agent.temperature["logarithm"][index].cpu(), alone.log_alpha.detach())
     assert not torch.equal(found[0]["mean.weight"][0], found[0]["mean.weight"][1])
 
 

@@ -10,8 +10,8 @@ import fsspec
 import polars as pl
 import pytest
 
-from supple.diagnostics import DIAGNOSTICS
-from supple.runs.charts import COLOURS, TITLES, curves_of, learning_curves, save, sensitivity_of
+from supple.runs.charts import COLOURS, curves_of, learning_curves, save, sensitivity_of
+from supple.runs.metrics import find
 from supple.training.methods import METHODS
 
 
@@ -43,7 +43,8 @@ def test_a_strength_has_one_point_and_what_has_none_goes_across():
         for strength in strengths
     )
     points = sensitivity_of(rows, "train_accuracy", "").data.select("method", "strength", "mean").sort("method")
-    expected = [("l2", 0.1, 1.6), ("l2", 0.2, 1.7), ("none", 0.1, 1.5), ("none", 0.2, 1.5), ("spectral", 0.2, 1.7)]
+    none = [("no mitigation", 0.1, 1.5), ("no mitigation", 0.2, 1.5)]
+    expected = [("L2", 0.1, 1.6), ("L2", 0.2, 1.7), *none, ("spectral", 0.2, 1.7)]
     assert points.with_columns(pl.col("mean").round(9)).rows() == expected
 
 
@@ -72,7 +73,7 @@ def test_svg(files):
     root = ElementTree.parse(files["svg"]).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     text = " ".join(root.itertext())
-    for part in ("What it shows", "and how", "none", "spectral", "task", TITLES["train_accuracy"]):
+    for part in ("What it shows", "and how", "no mitigation", "spectral", "task", find("train_accuracy").axis):
         assert part in text
     assert COLOURS["none"] in files["svg"].read_text()
 
@@ -107,6 +108,10 @@ def test_every_method_has_a_colour_of_its_own():
     assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in COLOURS.values())
 
 
+def test_every_method_has_a_title_of_its_own():
+    assert len({method.title for method in METHODS.values()} - {""}) == len(METHODS)
+
+
 def spec_of(rows, metric="train_accuracy"):
     spec = learning_curves(rows, metric, "title").to_dict()
     (data,) = spec["datasets"].values()
@@ -135,7 +140,7 @@ def test_the_legend_selects():
 def test_a_method_has_the_same_colour_in_any_company():
     for methods in (["spectral"], ["l2", "spectral", "none"]):
         scale = spec_of(frame(methods))[0]["layer"][0]["encoding"]["color"]["scale"]
-        assert scale["domain"] == methods
+        assert scale["domain"] == [METHODS[method].title for method in methods]
         assert scale["range"] == [COLOURS[method] for method in methods]
 
 
@@ -165,7 +170,3 @@ def test_each_methods_own_strength_is_no_setting():
     spec, data = spec_of(rows)
     assert "strokeDash" not in spec["layer"][1]["encoding"]
     assert "setting" not in data[0]
-
-
-def test_every_diagnostic_has_a_title():
-    assert DIAGNOSTICS.keys() <= TITLES.keys()

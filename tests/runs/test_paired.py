@@ -72,7 +72,9 @@ def test_methods_apart_and_in_order():
     assert paired(rows, frame({0: [1]}), "loss").select("method", "difference").rows() == [("b", 2), ("a", 3)]
 
 
-@pytest.mark.parametrize(("metric", "expected"), [("accuracy", [("c", 5), ("a", 1)]), ("loss", [("a", 1), ("c", 5)])])
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("accuracy", [("c", 5), ("a", 1)]), ("train_loss", [("a", 1), ("c", 5)])]
+)
 def test_the_best_is_first_and_what_is_no_number_last(metric, expected):
     curves = {"a": [1, 2], "b": [7, math.nan], "c": [5, 9]}
     rows = pl.concat([frame({0: curve}, method, tasks=2) for method, curve in curves.items()])

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import lab_workers
 from supple.errors import FailedWorkError, LostWorkersError
 from supple.runs import sweep
 from supple.runs.sweep import available_cores, work_through
+from support import worker_jobs
 
 
 def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
@@ -21,7 +21,7 @@ def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")  # what the user has set stays
     environment, reports = dict(os.environ), {}
     jobs = [(str(tmp_path), str(number)) for number in range(5)]
-    work_through(jobs, lab_workers.notes, workers=2, report=lambda job, done: reports.setdefault(job, []).append(done))
+    work_through(jobs, worker_jobs.notes, workers=2, report=lambda job, done: reports.setdefault(job, []).append(done))
     assert reports == {job: [0.5, 1.0] for job in jobs}
     assert dict(os.environ) == environment
     notes = [ast.literal_eval((tmp_path / name).read_text()) for _, name in jobs]
@@ -34,7 +34,7 @@ def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
 
 def test_a_job_of_which_more_is_left_goes_on(tmp_path):
     done = {(str(tmp_path), str(number)): 0.0 for number in range(3)}
-    work_through(done, lab_workers.in_pieces, workers=2, report=done.__setitem__)
+    work_through(done, worker_jobs.in_pieces, workers=2, report=done.__setitem__)
     assert list(done.values()) == [3, 3, 3]
     assert {path.read_text().count("piece") for path in tmp_path.iterdir()} == {3}
 
@@ -42,9 +42,9 @@ def test_a_job_of_which_more_is_left_goes_on(tmp_path):
 def test_an_error_arrives_in_a_sentence_and_stops_the_rest(tmp_path):
     environment = dict(os.environ)
     jobs = [(str(tmp_path), str(number)) for number in range(9)]
-    place = r"expected no error in .*lab_workers.py:\d+ \(fails_first\), got UnluckyError: no luck today: correct it"
+    place = r"expected no error in .*worker_jobs.py:\d+ \(fails_first\), got UnluckyError: no luck today: correct it"
     with pytest.raises(FailedWorkError, match=place):
-        work_through(jobs, lab_workers.fails_first, workers=1, report=lambda job, done: None)
+        work_through(jobs, worker_jobs.fails_first, workers=1, report=lambda job, done: None)
     assert len(list(tmp_path.iterdir())) <= 2  # what was on its way already
     assert dict(os.environ) == environment
 
@@ -69,7 +69,7 @@ def test_it_comes_to_an_end(work, expected, tmp_path):
 
 
 def started(work, folder):
-    command = [sys.executable, lab_workers.__file__, work, str(folder)]
+    command = [sys.executable, worker_jobs.__file__, work, str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -119,7 +119,7 @@ def test_a_job_whose_worker_dies_is_begun_again(tmp_path):
     reports = {}
     jobs = [(str(tmp_path), "0"), (str(tmp_path), "1")]
     work_through(
-        jobs, lab_workers.dies_once, workers=1, report=lambda job, done: reports.setdefault(job, []).append(done)
+        jobs, worker_jobs.dies_once, workers=1, report=lambda job, done: reports.setdefault(job, []).append(done)
     )
     assert [reports[job][-1] for job in jobs] == [1.0, 1.0]
 
@@ -127,19 +127,19 @@ def test_a_job_whose_worker_dies_is_begun_again(tmp_path):
 def test_workers_that_die_one_after_the_other_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "RETRIES", 1)
     with pytest.raises(LostWorkersError, match=r"expected workers to live, but 2 died one after the other at .*: look"):
-        work_through([(str(tmp_path), "0")], lab_workers.dies_always, workers=1, report=lambda job, done: None)
+        work_through([(str(tmp_path), "0")], worker_jobs.dies_always, workers=1, report=lambda job, done: None)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_workers_may_die_as_often_as_they_like_where_work_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "RETRIES", 0)
     done = {(str(tmp_path), "0"): 0.0}
-    work_through(done, lab_workers.dies_after_each_step, workers=1, report=done.__setitem__)
+    work_through(done, worker_jobs.dies_after_each_step, workers=1, report=done.__setitem__)
     assert list(done.values()) == [4.0]
 
 
 def test_nothing_to_do():
-    work_through([], lab_workers.notes, report=lambda job, done: pytest.fail("nothing was done"))
+    work_through([], worker_jobs.notes, report=lambda job, done: pytest.fail("nothing was done"))
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux tells which cores a process may use")

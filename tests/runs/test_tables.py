@@ -34,10 +34,10 @@ def shown(rows, metric="train_accuracy", width=100, **options):
 
 def test_a_line_says_what_was_measured():
     title, (headings, row) = shown(frame([9, 1, 2, 3, 4, 5], method="l2", strength=1e-4))
-    assert title == "Training accuracy, p (quick scale)"
+    assert title == "Training accuracy: p (quick scale)"
     assert headings == ["method", "strength", "first", "last 5", "IQM", "95 %", "seeds"]
     # The seeds' means are 3 and 4: a deviation of 1/√2 over √2.
-    assert row == ["l2", "0.0001", "9.500", "3.500 ± 0.500", "3.500", "3.000, 4.000", "2"]
+    assert row == ["L2", "0.0001", "9.500", "3.500 ± 0.500", "3.500", "3.000, 4.000", "2"]
 
 
 def test_what_was_not_measured_in_the_first_task_has_a_dash():
@@ -56,11 +56,32 @@ def test_the_best_come_first_and_one_seed_has_no_error():
     ]
 
 
+@pytest.mark.parametrize("metric", ["train_loss", "dead_units"])
+def test_the_lowest_come_first_where_less_is_better(metric):
+    rows = pl.concat([frame([value], seeds=1, method=method) for method, value in (("a", 1), ("b", 3), ("c", 2))])
+    _, (_, *lines) = shown(rows.with_columns(metric=pl.lit(metric)), metric)
+    assert [line[0] for line in lines] == ["a", "c", "b"]
+
+
 def test_what_differs_has_a_column():
     rows = pl.concat([frame([1, 2], step_size=step_size, model="mlp") for step_size in (1e-3, 5e-4)])
     _, (headings, *lines) = shown(rows)
     assert headings[1:3] == ["strength", "step_size"]
     assert {line[2] for line in lines} == {"0.001", "0.0005"}
+
+
+def test_agents_show_the_steps_of_the_environment():
+    rows = pl.concat(
+        [
+            frame([1] * tasks, evaluate_every=every, steps=steps, method=method)
+            for method, tasks, every, steps in [("none", 4, 100, 350), ("l2", 2, 500, 1000)]
+        ]
+    )
+    for count, expected in {2: {"no mitigation": "300–350", "L2": "500–1,000"}, 1: {"L2": "1,000"}}.items():
+        _, (headings, *lines) = shown(rows, count=count, width=120)
+        assert headings[-4:] == ["at steps", "IQM", "95 %", "seeds"]
+        assert "steps" not in headings
+        assert expected.items() <= {line[0]: line[-4] for line in lines}.items()
 
 
 def test_diverged_networks_are_told():
@@ -89,11 +110,12 @@ def test_what_is_not_a_number_is_not_the_best():
 def test_stamps(setting, expected):
     rows = frame([1, 2], **setting)
     assert stamped(rows) == expected
-    assert shown(rows)[0] == f"Training accuracy, {expected}"
+    assert shown(rows)[0] == f"Training accuracy: {expected}"
+    assert stamped(rows, "Problem for people") == expected.replace("p", "Problem for people", 1)
 
 
 def test_it_fits_a_hundred_columns():
-    longest = max(METHODS, key=len)
+    longest = max(METHODS, key=lambda name: len(METHODS[name].title))
     rows = pl.concat(
         [
             frame([0.123, 0.456], seeds=10, method=longest, strength=strength, step_size=5e-4).with_columns(
@@ -105,6 +127,6 @@ def test_it_fits_a_hundred_columns():
     diverged = rows.with_columns(metric=pl.lit("diverged"), value=1.0)
     _, (_, *lines) = shown(pl.concat([rows, diverged]), width=100)
     for line in lines:
-        assert line[0] == longest
+        assert line[0] == METHODS[longest].title
         assert line[-1] == "10 (10 diverged)"  # nothing is cut off
         assert len(line) == 7

@@ -2,11 +2,11 @@
 
 import pytest
 
-from stores import plausible, store
 from supple import cli
 from supple.lab.run import Run
 from supple.runs.store import load
 from supple.runs.tensorboard import mirror
+from support.stores import plausible, store
 
 METRICS = ("train_accuracy", "spectral_norm")
 

@@ -13,16 +13,17 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
-from supple.cli.control import Control
+from supple import figures
+from supple.cli.control import MOST_SEEDS, Control
 from supple.cli.options import Engine, Protocol
+from supple.cli.output import print_tables, show, table
 from supple.errors import known, sentence
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from supple.lab.run import Run as RunConfig
 
 Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
+FIGURES = " ".join(f"{number}: {content}" for number, content in figures.contents().items())
 Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
 # Heavy modules are imported where they are used, so that help texts appear at once.
@@ -46,7 +47,7 @@ class Demo(Engine):
         from supple.lab.grid import product
 
         members = product("random-label-digits", self.methods, range(self.seeds))
-        _show(self.train(members), members, self.out)
+        show(self.train(members), members, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Run(Protocol, Engine):
 
     def __call__(self) -> None:
         members = self.members()
-        _show(self.train(members), members, self.out)
+        show(self.train(members), members, self.out)
 
     def members(self) -> list["RunConfig"]:
         """One run per network."""
@@ -117,21 +118,17 @@ class Sweep(Protocol, Engine):
             others = range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds)
             candidates = product(self.problem, self.methods, others, **settings)
             tried = self.train(candidates)
-            _show(tried, candidates, self.out, "tuning")
+            show(tried, candidates, self.out, "tuning")
             best = tuned(tried)
             members = [run for run in members if (run.method, run.strengths[0], run.step_size) in best]
-        _show(self.train(members), members, self.out)
+        show(self.train(members), members, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Engine):
     """Reproduce a figure of the paper: train the runs that it needs, and draw it."""
 
-    number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER")]
-    """1: generalisation on tiny-ImageNet. 2: pixel permutation. 3: diagnostics of networks that memorize random labels.
-    4: the strength with a ResNet-18. 6: two units, exact. 7: the exponent. 8: Fashion-MNIST. 9: random labels on
-    tiny-ImageNet. 10: the strength with MLPs. 11: EMNIST. 12: MNIST. 13: capacity. 14: singular values. 15: Continual
-    ImageNet. (For 5 and 16 use `supple rl`: docs/control.md.)"""
+    number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER", help=FIGURES)]
     scale: Literal["quick", "paper"] = "quick"
     """`quick` takes at most ten minutes on two cores and tries every part; `paper` is the published protocol."""
     seeds: int | None = None
@@ -140,18 +137,23 @@ class Figure(Engine):
     """Folder for results and charts. Runs that are already there are not trained again."""
 
     def __call__(self) -> None:
-        from supple import figures
-        from supple.lab.grid import results
+        from supple.figures.control import ControlFigure
+        from supple.lab import grid
+        from supple.rl import run
+        from supple.rl.presets import check
         from supple.runs.charts import save
 
         self.check()
-        figure = figures.load(self.number)
+        figure = figures.find(self.number)
         seeds = {"quick": 2, "paper": 10}[self.scale] if self.seeds is None else self.seeds
-        if seeds < 1:
-            raise ValueError(f"expected at least 1 seed, got {seeds}: nothing would be drawn")
-        if runs := figure.runs(self.scale, seeds):
-            self.train(runs)
-        chart = figure.draw(lambda runs: results(runs, self.out), self.scale, seeds)
+        check("seeds", seeds, 1, MOST_SEEDS)
+        if isinstance(figure, ControlFigure):
+            self.train_agents(figure.runs(self.scale, seeds))
+            chart = figure.draw(lambda runs: run.results(runs, self.out), self.scale, seeds)
+        else:
+            if runs := figure.runs(self.scale, seeds):
+                self.train(runs)
+            chart = figure.draw(lambda runs: grid.results(runs, self.out), self.scale, seeds)
         for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
             print(f"chart: {path}")
 
@@ -170,6 +172,7 @@ class Results:
         import polars as pl
 
         from supple.lab.grid import reported
+        from supple.lab.problems import title_of
         from supple.runs.store import load
 
         problems = [reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
@@ -180,11 +183,11 @@ class Results:
                 continue
             ended = rows.filter(pl.col("task").max().over("run", "member") == pl.col("tasks") - 1)
             if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
-                _print_tables(ended, self.metric)
-            networks = len(rows.unique(["run", "member"]))
+                print_tables(ended, self.metric)
+            networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
             if left := networks - len(ended.unique(["run", "member"])):
                 print(
-                    f"{left} of {networks} networks on {rows['problem'][0]} are not at their end and left out: "
+                    f"{left} of {networks} networks on {problem} are not at their end and left out: "
                     f"`supple report {self.runs}` shows how far they are"
                 )
 
@@ -213,11 +216,10 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Name every problem, method, data set, shift, network and optimizer."""
+    """Name every problem, method, figure, data set, shift, network and optimizer."""
 
     def __call__(self) -> None:
         from rich.console import Console
-        from rich.table import Table
 
         from supple.diagnostics import DIAGNOSTICS
         from supple.lab.datasets import DATASETS
@@ -227,55 +229,24 @@ class List:
         from supple.training.methods import METHODS
         from supple.training.optimizers import OPTIMIZERS
 
-        problems = Table("problem", "scales", "tasks", "what it is", title="Problems", title_justify="left")
+        problems = table("Problems", "problem", "scales", "tasks", "what it is")
         for name, problem in PROBLEMS.items():
-            tasks = [str(problem.protocol(scale)["tasks"]) for scale in problem.scales]
-            problems.add_row(name, ", ".join(problem.scales), ", ".join(tasks), problem.summary)
-        methods = Table("method", "strength", "what it does", title="Methods", title_justify="left")
+            tasks = ", ".join(str(problem.protocol(scale)["tasks"]) for scale in problem.scales)
+            problems.add_row(name, ", ".join(problem.scales), tasks, f"{problem.title}: {problem.summary}")
+        methods = table("Methods", "method", "strength", "what it does")
         for name, method in METHODS.items():
-            methods.add_row(name, f"{method.strength:g}" if method.strength else "-", method.summary)
-        parts = Table("of", "there are", title="Parts", title_justify="left")
-        for kind, table in (
-            ("data", DATASETS),
-            ("shift", SHIFTS),
-            ("model", MODELS),
-            ("optimizer", OPTIMIZERS),
-            ("diagnostics", DIAGNOSTICS),
-        ):
-            parts.add_row(f"--{kind}", ", ".join(table))
-        Console().print(problems, methods, parts, sep="\n\n")
-
-
-def _show(rows: "pl.DataFrame", members: "list[RunConfig]", out: str, name: str = "chart") -> None:
-    """Print the tables and draw the curves of one problem; the files' names depend on the runs."""
-    from supple.runs.charts import learning_curves, save
-    from supple.runs.store import digest
-    from supple.runs.tables import stamped
-
-    seeds = rows["seed"].n_unique()
-    metric = _print_tables(rows)
-    subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
-    problem = rows["problem"][0].replace(":", "-")
-    ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
-    for path in save(learning_curves(rows, metric, stamped(rows), subtitle), out, f"{name}-{problem}-{ending}"):
-        print(f"chart: {path}")
-    print(f"runs:  {out}")
-
-
-def _print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
-    """Print the tables of one problem; return the metric of the last one."""
-    from rich.console import Console
-
-    from supple.runs.tables import HEADLINES, results_table
-
-    shown = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
-    for each in shown:
-        console, table = Console(), results_table(rows, each)
-        # A narrow console (80 columns for a file) would cut off the methods' names: print longer lines instead.
-        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        console.width = max(console.width, whole)
-        console.print(table)
-    return shown[-1]
+            strength = f"{method.strength:g}" if method.strength else "-"
+            methods.add_row(name, strength, f"{method.title}: {method.summary}")
+        drawings = table("Figures", "figure", "what it shows")
+        for number, content in figures.contents().items():
+            drawings.add_row(str(number), content)
+        parts = table("Parts", "of", "there are")
+        parts.add_row("--data", ", ".join(DATASETS))
+        parts.add_row("--shift", ", ".join(SHIFTS))
+        parts.add_row("--model", ", ".join(MODELS))
+        parts.add_row("--optimizer", ", ".join(OPTIMIZERS))
+        parts.add_row("--diagnostics", ", ".join(DIAGNOSTICS))
+        Console().print(problems, methods, drawings, parts, sep="\n\n")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

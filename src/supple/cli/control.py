@@ -3,7 +3,6 @@
 import os
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -37,6 +36,8 @@ class Control(Engine):
     continual-backprop, self-normalized-resets; or `package.module:Class`, your own mitigator."""
     seeds: int = 3
     """Agents per method."""
+    first_seed: int = 0
+    """The first of consecutive seeds."""
     steps: int = 500_000
     """Environment steps. On one core the paper's network does about 170 updates per second, with 16 per step: two and
     a half hours for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast."""
@@ -80,50 +81,41 @@ class Control(Engine):
     def __call__(self) -> None:
         if self.video:
             os.environ.setdefault("MUJOCO_GL", "egl")
-        import polars as pl
         from rich.console import Console
 
-        from supple.rl.charts import returns_over_steps, with_steps
-        from supple.rl.train import rehearse, train
+        from supple.rl.charts import over_steps
         from supple.runs.charts import save
-        from supple.runs.store import digest, load
+        from supple.runs.store import digest
 
-        runs, console = self._runs(), Console()
-        self.check()
-        for run in {run.method: run for run in runs}.values():
-            rehearse(run, root=self.out, device=self.device)
+        runs, console = self.members(), Console()
         if self.video:
             from supple.rl import video
 
             video.rehearse(self.task)
         if any(run.resets and not run.is_reset for run in runs):
             console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
-        left = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
-        work = partial(train, root=self.out, device=self.device)
-        lengths = {run: (run.method, run.steps) for run in left}
-        self.work_through(lengths, work, done=len(runs) - len(left), wanted=len(runs))
-        order = pl.DataFrame({"run": [run.folder(self.out).name for run in runs]})
-        found = load(self.out, set(order["run"]))
-        rows = with_steps(order.join(found, on="run", maintain_order="left_right"))
-        self.mirror(rows.with_columns(task="step"))
+        rows = self.train_agents(runs, self.device)
         console.print(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
-        chart = returns_over_steps(
+        chart = over_steps(
             rows,
+            "return",
             f"{self.task}{primed}",
             f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
         )
-        name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(' '.join(sorted(order['run'])))}")
+        folders = " ".join(sorted(run.folder(self.out).name for run in runs))
+        name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(folders)}")
         for path in save(chart, self.out, name):
             console.print(f"chart: {path}", highlight=False, soft_wrap=True)
         if self.video:
             console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
         console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
 
-    def _runs(self) -> "list[Run]":
+    def members(self) -> "list[Run]":
+        """One run per method and seed; on other devices than a CPU, one per method."""
         from supple.rl.methods import RESETS, find
         from supple.rl.presets import check
-        from supple.rl.run import Run
+        from supple.rl.run import TYPED, Run
 
         check("seeds", self.seeds, 1, MOST_SEEDS)
         check("methods", len(self.methods), 1)
@@ -134,24 +126,17 @@ class Control(Engine):
         given = [name for name, value in resets.items() if value is not None]
         if given and RESETS not in self.methods:
             raise ValueError(f"expected --method resets with --reset-{given[0]}, got {', '.join(self.methods)}: add it")
-        apart = [[seed] for seed in range(self.seeds)] if self.device == "cpu" else [list(range(self.seeds))]
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        apart = [[seed] for seed in seeds] if self.device == "cpu" else [list(seeds)]
         return [
             Run.of(
                 self.task,
                 method,
                 seeds,
-                steps=self.steps,
-                preset=self.preset,
                 strength=self.strength,
                 actor_strength=self.actor_strength,
                 resets=resets if method == RESETS else None,
-                evaluate_every=self.evaluate_every,
-                episodes=self.episodes,
-                prime=self.prime,
-                inside=self.inside,
-                replay_ratio=self.replay_ratio,
-                random_steps=self.random_steps,
-                capacity=self.capacity,
+                **{name: getattr(self, name) for name in TYPED},
             )
             for seeds in apart
             for method in dict.fromkeys(self.methods)
@@ -161,6 +146,8 @@ class Control(Engine):
 def _table(rows: "pl.DataFrame", task: str) -> "Table":
     import polars as pl
     from rich.table import Table
+
+    from supple.training.methods import title_of
 
     table = Table("method", title=f"Return, {task}", title_justify="left")
     for heading in ("strength", "stopped", "steps", "seeds", "at the end", "over seeds", "best evaluation"):
@@ -173,7 +160,7 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         curve = returns.group_by("step").agg(
             mean=value.mean(), error=value.std() / value.len().sqrt(), low=value.min(), high=value.max(), n=value.len()
         )
-        row = [method, f"{strength:g}" if strength else "-", str(stopped or "-")]
+        row = [title_of(method), f"{strength:g}" if strength else "-", str(stopped or "-")]
         if len(curve):
             end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
             error = f" ± {end['error']:.1f}" if end["n"] > 1 else ""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from supple.lab.run import Run
+    from supple.rl.run import Run as Agents
     from supple.runs.sweep import Job, Work
 
 # Heavy modules are imported where they are used, so that help texts appear at once.
@@ -43,15 +44,40 @@ class Engine:
         from supple.lab.grid import missing, results
         from supple.lab.rehearsal import rehearse
         from supple.lab.trainer import train
+        from supple.training.methods import title_of
 
         self.check()
         runs, wanted = missing(members, self.out), len(set(members))
         rehearse(runs)
         done = wanted - sum(len(run.seeds) for run in runs)
         work = partial(train, root=self.out, pieces=2)
-        self.work_through({run: (run.method, run.tasks) for run in runs}, work, done=done, wanted=wanted)
+        lengths = {run: (title_of(run.method), run.tasks) for run in runs}
+        self.work_through(lengths, work, done=done, wanted=wanted)
         rows = results(members, self.out)
         self.mirror(rows)
+        return rows
+
+    def train_agents(self, runs: Sequence["Agents"], device: str = "cpu") -> "pl.DataFrame":
+        """Train those of these agents that are missing; return the measurements of all, with steps as in charts.
+
+        Mistakes are detected before anything is written or started.
+        """
+        from functools import partial
+
+        from supple.rl.charts import with_steps
+        from supple.rl.run import results
+        from supple.rl.train import rehearse, train
+        from supple.training.methods import title_of
+
+        self.check()
+        missing = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
+        for run in {(run.problem, run.method): run for run in missing}.values():
+            rehearse(run, root=self.out, device=device)
+        lengths = {run: (title_of(run.method), run.steps) for run in missing}
+        work = partial(train, root=self.out, device=device)
+        self.work_through(lengths, work, done=len(runs) - len(missing), wanted=len(runs))
+        rows = with_steps(results(runs, self.out))
+        self.mirror(rows.with_columns(task="step"))
         return rows
 
     def work_through(

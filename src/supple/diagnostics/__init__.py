@@ -1,6 +1,19 @@
 """Measurements inside a network that show whether it keeps or loses its plasticity."""
 
-from supple.diagnostics.inspection import DIAGNOSTICS, Diagnostic, Inspection
+# The order of the imports is that of DIAGNOSTICS, which the configurations of runs, and so their folders, depend on.
+from supple.diagnostics import weights, activations, gradients  # isort: skip
+from supple.diagnostics.facts import DIAGNOSTICS, Diagnostic, Metric, diagnostic
+from supple.diagnostics.inspection import Inspection
 from supple.diagnostics.monitor import PlasticityMonitor
 
-__all__ = ["DIAGNOSTICS", "Diagnostic", "Inspection", "PlasticityMonitor"]
+__all__ = [
+    "DIAGNOSTICS",
+    "Diagnostic",
+    "Inspection",
+    "Metric",
+    "PlasticityMonitor",
+    "activations",
+    "diagnostic",
+    "gradients",
+    "weights",
+]

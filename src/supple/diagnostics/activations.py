@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
+from supple.diagnostics.facts import diagnostic
 from supple.kernels.power_iteration import working_dtype
 from supple.network.units import redo_scores
 
 ByLayer = Mapping[str, Tensor]
 
 
+@diagnostic(title="share of dormant units", higher_is_better=False, usual=True)
 def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Tensor]:
     r"""The fraction of units whose ReDo score is at most τ; for the network, among the units of all layers.
 
@@ -32,11 +34,13 @@ def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Ten
     return _shares({name: redo_scores(size) for name, size in _magnitudes(activations).items()}, threshold)
 
 
+@diagnostic(title="share of dead units", higher_is_better=False, usual=True)
 def dead_units(activations: ByLayer) -> dict[str, Tensor]:
     """The fraction of units that are zero on the whole probe; for the network, among the units of all layers."""
     return _shares(_magnitudes(activations), 0.0)
 
 
+@diagnostic(title="rank of the last hidden activations", higher_is_better=True, usual=True)
 def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
     r"""How many singular values of the last hidden activations reach 99 % of their sum; only for the whole network.
 
@@ -53,6 +57,7 @@ def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
     return {"": spectra.rank_of_share(spectra.singular_values(last))}
 
 
+@diagnostic(title="relative change of activations", scale="symlog", usual=True)
 def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, Tensor]:
     r"""How far the activations on the same probe have moved since the last measurement; the mean over layers.
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
+from supple.diagnostics.facts import diagnostic
 
 ByLayer = Mapping[str, Tensor]
 
 
+@diagnostic(title="norm of the gradient on the probe", usual=True)
 def gradient_norm(gradients: ByLayer) -> dict[str, Tensor]:
     r"""The norm :math:`\lVert \nabla_\theta J \rVert` of the gradient of the loss on the probe.
 
@@ -23,6 +25,7 @@ def gradient_norm(gradients: ByLayer) -> dict[str, Tensor]:
     return {"": torch.linalg.vector_norm(torch.stack(list(norms.values()), -1), dim=-1), **norms}
 
 
+@diagnostic(title="effective rank of the examples' gradients", higher_is_better=True, usual=True)
 def gradient_effective_rank(gradient_singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The effective rank of the matrix G whose columns are the gradients of single examples: a measure of diversity.
 
@@ -39,6 +42,7 @@ def gradient_effective_rank(gradient_singular_values: ByLayer) -> dict[str, Tens
     return {name: spectra.effective_rank(values) for name, values in gradient_singular_values.items()}
 
 
+@diagnostic(title="condition number of the examples' gradients", higher_is_better=False, scale="symlog")
 def gradient_condition_number(gradient_singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The condition number :math:`\sigma_1(G) / \sigma_{\min}(G)` of the matrix of the gradients of single examples.
 

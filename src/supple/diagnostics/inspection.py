@@ -1,16 +1,16 @@
-"""The quantities that diagnostics use, and the table of diagnostics."""
+"""The quantities that diagnostics use."""
 
 import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from supple.diagnostics import activations, gradients, spectra, weights
+from supple.diagnostics import spectra
 from supple.diagnostics.per_example import gradient_grams
 from supple.diagnostics.probing import Inputs, Labels, Loss, Member, hidden_activations, loss_gradients, undisturbed
 from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
@@ -44,8 +44,8 @@ class Inspection:
             parameters without values (on the meta device).
 
     >>> inspection = Inspection(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.ones(4, 2))
-    >>> sorted(DIAGNOSTICS["dormant_units"](inspection))
-    ['', '2']
+    >>> list(inspection.activations)
+    ['2']
     """
 
     def __init__(
@@ -213,67 +213,6 @@ class Inspection:
     def _vector(self, name: str, tensor: Tensor) -> Tensor:
         shape = self._roles[name].shape
         return tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1)
-
-
-class Diagnostic(NamedTuple):
-    """A function of some of an :class:`Inspection`'s attributes, ``needs``, that returns values by layer."""
-
-    function: Callable[..., dict[str, Tensor]]
-    """Its docstring is the definition."""
-    needs: tuple[str, ...]
-    """``singular_values`` and ``parameters`` need only the weights; ``activations`` needs probe inputs; ``gradients``
-    and ``gradient_singular_values`` need labels too; the caller gives ``initial`` and ``previous``."""
-
-    def __call__(self, inspection: Inspection) -> dict[str, Tensor]:
-        """The network's value under ``""``, then the layers' values; ``(members…)`` each. Only the gradients of single
-        examples wait for the device.
-
-        Raises:
-            ValueError: if the inspection was not given what this needs.
-        """
-        for need in self.needs:
-            if not inspection.offers(need):
-                raise ValueError(
-                    f"expected an inspection with {need} for {self.function.__name__}, got one without: give probe "
-                    "inputs for activations, labels and trainable parameters too for gradients, and initial or "
-                    "previous themselves"
-                )
-        found = self.function(*(getattr(inspection, need) for need in self.needs))
-        members = (len(inspection.network),) if isinstance(inspection.network, Population) else ()
-        values = found.values() if isinstance(found, Mapping) else [found]
-        if not (isinstance(found, Mapping) and all(isinstance(v, Tensor) and v.shape == members for v in values)):
-            got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)
-            raise TypeError(
-                f"expected {self.function.__name__} to return tensors of shape {members} by layer, got {got}: return "
-                '{"": value} for the network alone'
-            )
-        return found
-
-
-DIAGNOSTICS: dict[str, Diagnostic] = {
-    diagnostic.function.__name__: diagnostic
-    for diagnostic in (
-        Diagnostic(weights.spectral_norm, ("singular_values",)),
-        Diagnostic(weights.smallest_singular_value, ("singular_values",)),
-        Diagnostic(weights.condition_number, ("singular_values",)),
-        Diagnostic(weights.stable_rank, ("singular_values",)),
-        Diagnostic(weights.effective_rank, ("singular_values",)),
-        Diagnostic(weights.lipschitz_bound, ("singular_values",)),
-        Diagnostic(weights.weight_norm, ("parameters",)),
-        Diagnostic(weights.distance_from_initialization, ("parameters", "initial")),
-        Diagnostic(activations.dormant_units, ("activations",)),
-        Diagnostic(activations.dead_units, ("activations",)),
-        Diagnostic(activations.feature_rank, ("activations",)),
-        Diagnostic(activations.representation_change, ("activations", "previous")),
-        Diagnostic(gradients.gradient_norm, ("gradients",)),
-        Diagnostic(gradients.gradient_effective_rank, ("gradient_singular_values",)),
-        Diagnostic(gradients.gradient_condition_number, ("gradient_singular_values",)),
-    )
-}
-"""All diagnostics by name, which is also the measurement's name. To compute some of them, one value per member:
-
-``{name: DIAGNOSTICS[name](inspection)[""] for name in names}``.
-"""
 
 
 def _tensors_in(values: Any) -> list[Tensor]:

@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from supple.diagnostics.inspection import DIAGNOSTICS, Diagnostic, Inspection
+from supple.diagnostics.measurements import Measurements
 from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
-from supple.errors import known
 from supple.mitigators.optimizers import inner_optimizers, steps_under_way
+from supple.mitigators.states import check_state, check_tensors
 from supple.network.find_roles import Kind, Role
 from supple.network.graph import unwrapped
 from supple.network.population import Population
@@ -73,21 +73,14 @@ class PlasticityMonitor:
         self.model, self.every, self.callback = model, every, callback
         self.latest: dict[str, float] = {}
         """The last measurement."""
-        self._probe, self._loss, self._roles = probe or (None, None), loss, roles
+        x, y = probe or (None, None)
+        self._measurements = Measurements(model, x, y, diagnostics, loss=loss, roles=roles)
+        self.diagnostics = self._measurements.names
+        """The names of the diagnostics that are measured."""
         self._steps = 0
         self._optimizer: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
         self._depth = 0
-        self._initial: dict[str, Tensor] = {}
-        self._previous: dict[str, Tensor] = {}
-        inspection = self._inspect()
-        self.diagnostics = _chosen(diagnostics, inspection)
-        """The names of the diagnostics that are measured."""
-        needs = self._needs()
-        if "initial" in needs:
-            self._initial = {name: vector.clone() for name, vector in inspection.parameters.items()}
-        if "gradient_singular_values" in needs:
-            inspection.check_examples()
 
     def measure(self) -> dict[str, float]:
         """Measure all chosen diagnostics now; the result is also kept as :attr:`latest`.
@@ -97,24 +90,20 @@ class PlasticityMonitor:
         has a panel with the names of a single network. Diagnostics that need ``previous``, such as
         ``representation_change``, compare with the last measurement and are absent from the first.
         """
-        inspection = self._inspect()
-        found = {
+        values = {
             f"{name}/{layer}" if layer else name: value.double()
-            for name in self.diagnostics
-            if all(map(inspection.offers, DIAGNOSTICS[name].needs))
-            for layer, value in DIAGNOSTICS[name](inspection).items()
+            for name, by_layer in self._measurements.measure().items()
+            for layer, value in by_layer.items()
         }
-        rows = torch.stack(list(found.values()), -1).tolist() if found else []
-        if isinstance(inspection.network, Population):
+        rows = torch.stack(list(values.values()), -1).tolist() if values else []
+        if isinstance(unwrapped(self.model), Population):
             self.latest = {
                 f"member{index}/{key}": value
                 for index, row in enumerate(rows)
-                for key, value in zip(found, row, strict=True)
+                for key, value in zip(values, row, strict=True)
             }
         else:
-            self.latest = dict(zip(found, rows, strict=True))
-        if "previous" in self._needs():
-            self._previous = inspection.activations
+            self.latest = dict(zip(values, rows, strict=True))
         return self.latest
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -147,11 +136,7 @@ class PlasticityMonitor:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """A copy of the initial weights, the activations at the last measurement and the number of steps."""
-        return {
-            "initial": {name: vector.clone() for name, vector in self._initial.items()},
-            "previous": {name: h.clone() for name, h in self._previous.items()},
-            "": {"steps": torch.tensor(self._steps)},
-        }
+        return self._measurements.state_dict() | {"": {"steps": torch.tensor(self._steps)}}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load what :meth:`state_dict` returned, from a monitor of the same architecture with the same probe.
@@ -160,16 +145,11 @@ class PlasticityMonitor:
             TypeError: if it is not such a state; the message names the entry, and nothing changes.
             ValueError: if the parameters differ; nothing changes.
         """
-        _check_state(state)
-        mine, theirs = _shapes(self._initial), _shapes(state["initial"])
-        if mine != theirs:
-            name = min(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-            raise ValueError(
-                f"expected a state with {name} of size {mine.get(name)}, got {theirs.get(name)}: load it into a "
-                "monitor of the same architecture"
-            )
-        self._initial = {name: vector.clone() for name, vector in state["initial"].items()}
-        self._previous = {name: h.clone() for name, h in state["previous"].items()}
+        mine = self.state_dict()
+        check_tensors(state, mine, "monitor")
+        without: dict[str, Any] = {"previous": {}}  # there are none before the first measurement
+        check_state({**state, **without}, mine | without, {}, "monitor")
+        self._measurements.load_state_dict(state)
         self._steps = int(state[""]["steps"])
 
     @property
@@ -204,16 +184,6 @@ class PlasticityMonitor:
         if self._optimizer is not None:
             self.attach(self._optimizer)
 
-    def _needs(self) -> set[str]:
-        return {need for name in self.diagnostics for need in DIAGNOSTICS[name].needs}
-
-    def _inspect(self) -> Inspection:
-        x, y = self._probe
-        previous = self._previous or None
-        return Inspection(
-            self.model, x, y, loss=self._loss, initial=self._initial, previous=previous, roles=self._roles
-        )
-
     def _on_step_start(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Torch runs the hooks twice if a user's optimizer class calls super().step() within its own step().
         if self._depth:
@@ -229,58 +199,3 @@ class PlasticityMonitor:
             self.measure()
             if self.callback is not None:
                 self.callback(self.latest)
-
-
-def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, ...]:
-    """The diagnostics with these names, or all that the probe allows, also those that need a previous measurement."""
-    if isinstance(names, str):
-        raise ValueError(f"expected a list of diagnostics, got {names!r}: write [{names!r}]")
-    chosen = list(DIAGNOSTICS if names is None else (known(str(name), DIAGNOSTICS, "diagnostic") for name in names))
-    lacking = {name: _lacking(name, inspection) for name in chosen}
-    for name in chosen if names is not None else ():
-        if lacking[name]:
-            raise ValueError(
-                f"expected {lacking[name][0]} for {name}, got none: activations are had with probe=(inputs, None), "
-                "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix"
-            )
-    return tuple(name for name in chosen if not lacking[name])
-
-
-def _lacking(name: str, inspection: Inspection) -> list[str]:
-    """The needs of a diagnostic that the inspection cannot offer."""
-    diagnostic = DIAGNOSTICS[name]
-    if not isinstance(diagnostic, Diagnostic):
-        raise TypeError(
-            f"expected a Diagnostic as DIAGNOSTICS[{name!r}], got {type(diagnostic).__name__}: say "
-            f"Diagnostic(function, needs)"
-        )
-    needs = ["activations" if need == "previous" else need for need in diagnostic.needs if need != "initial"]
-    return [need for need in needs if not inspection.offers(need)]
-
-
-def _check_state(state: Any) -> None:
-    """Check that it has the form of what :meth:`PlasticityMonitor.state_dict` returns."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"expected the state_dict() of a monitor, got {type(state).__name__}: load what it returned")
-    for part in ("initial", "previous", ""):
-        entry = state.get(part)
-        tensors = entry.items() if isinstance(entry, Mapping) else [("...", entry)]
-        wrong = {name: tensor for name, tensor in tensors if not isinstance(tensor, Tensor)}
-        if part == "":
-            steps = dict(tensors).get("steps")
-            if not isinstance(steps, Tensor) or steps.ndim or steps.dtype != torch.int64:
-                wrong = {"steps": steps}
-        for name, tensor in wrong.items():
-            got = (
-                f"one of {tensor.dtype} and shape {tuple(tensor.shape)}"
-                if isinstance(tensor, Tensor)
-                else type(tensor).__name__
-            )
-            raise TypeError(
-                f"expected a tensor for {part}/{name} in the state of a monitor, got {got}: load what its "
-                "state_dict() returned"
-            )
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

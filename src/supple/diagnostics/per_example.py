@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from supple.diagnostics.probing import Labels, Loss, Member, derivatives, scalar
+from supple.diagnostics.probing import Labels, Loss, Member, derivatives, loss_gradients
 from supple.kernels.power_iteration import working_dtype
 
 HELD = 2**24
@@ -56,17 +57,17 @@ def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
     weights = 1 + torch.rand(member.examples, generator=random)
     weights *= torch.randn(member.examples, generator=random).sign()
-    found: dict[str, Tensor] = {}
-    calls, sums = _calls(member, loss, _closed_forms(member), weights)
-    for path, each in calls.items():
-        if not all(a.ndim > 1 and len(a) % member.examples == len(b) % member.examples == 0 for a, b in each):
+    checked: dict[str, Tensor] = {}
+    by_layer, sums = _calls(member, loss, _closed_forms(member), weights)
+    for path, calls in by_layer.items():
+        if not all(a.ndim > 1 and len(a) % member.examples == len(b) % member.examples == 0 for a, b in calls):
             continue
-        each = [(_by_example(a, member.examples), _by_example(b, member.examples)) for a, b in each]
-        factors = _factors(member, path, each)
+        calls = [(_by_example(a, member.examples), _by_example(b, member.examples)) for a, b in calls]
+        factors = _factors(member, path, calls)
         grams = {name: torch.stack([_product_gram(a, b) for a, b in pairs]).sum(0) for name, pairs in factors.items()}
         if all(_holds(pairs, grams[name], weights, sums[name]) for name, pairs in factors.items()):
-            found |= grams
-    return found
+            checked |= grams
+    return checked
 
 
 def _holds(pairs: list[_Call], gram: Tensor, weights: Tensor, expected: Tensor) -> bool:
@@ -147,7 +148,7 @@ def _calls(
         except RuntimeError:  # torch.func.vmap refuses a loss that reads values, by an ``if`` or ``item()``
             return {}, {}
         total, weighted = losses.sum(), (losses * weights.to(losses)).sum()
-    if not _alike_alone(member, tensors):
+    if not _examples_are_independent(member, tensors):
         return {}, {}
     # If the network itself uses torch.func.vmap or grad, tensors inside are invalid after the call.
     seen = {path: each for path, each in calls.items() if not any(map(is_functorch_wrapped_tensor, chain(*each)))}
@@ -157,7 +158,7 @@ def _calls(
     return {path: [(a, next(gradients)) for a, _ in each] for path, each in seen.items()}, sums
 
 
-def _alike_alone(member: Member, outputs: list[Tensor]) -> bool:
+def _examples_are_independent(member: Member, outputs: list[Tensor]) -> bool:
     """Whether the network's outputs for a single example equal those for it in the batch, up to rounding."""
     index = member.examples // 2
     one = member.alone(index)
@@ -208,17 +209,17 @@ def _factors(member: Member, path: str, calls: list[_Call]) -> dict[str, list[_C
     if isinstance(layer, _Norm):
         tensors = {name: (member.parameters | member.buffers).get(full) for full, name in _named(layer, path).items()}
         gains, biases = zip(*(_norm_gradients(layer, tensors, a, b) for a, b in calls), strict=True)
-        found = {"weight": [_alone(torch.stack(gains).sum(0))], "bias": [_alone(torch.stack(biases).sum(0))]}
+        found = {"weight": [_as_factors(torch.stack(gains).sum(0))], "bias": [_as_factors(torch.stack(biases).sum(0))]}
     else:
         assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
         a, b = (torch.cat(parts, 1) for parts in zip(*(_rows(layer, a, b) for a, b in calls), strict=True))
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         by_group = zip(a.chunk(groups, -1), b.chunk(groups, -1), strict=True)
-        found = {"weight": list(by_group), "bias": [_alone(b.sum(1))]}
+        found = {"weight": list(by_group), "bias": [_as_factors(b.sum(1))]}
     return {full: found[name] for full, name in _trained(member, path).items()}
 
 
-def _alone(gradients: Tensor) -> _Call:
+def _as_factors(gradients: Tensor) -> _Call:
     """Factors from the gradients themselves, ``(examples, n)``."""
     return gradients.new_ones(len(gradients), 1, 1), gradients.unsqueeze(1)
 
@@ -290,14 +291,6 @@ def _groups(names: list[str], member: Member) -> Iterator[list[str]]:
 
 
 def _one_by_one(member: Member, loss: Loss, names: list[str]) -> dict[str, Tensor]:
-    rows = [_gradients(member.alone(index), loss, names) for index in range(member.examples)]
-    stacked = (torch.stack(each).reshape(member.examples, -1) for each in zip(*rows, strict=True))
-    return dict(zip(names, map(_gram, stacked), strict=True))
-
-
-def _gradients(one: Member, loss: Loss, names: list[str]) -> list[Tensor]:
-    """The gradients of one example."""
-    parameters = one.differentiable(names)
-    with torch.enable_grad():
-        value = scalar(loss(one(parameters), one.y))
-    return derivatives(value, [parameters[name] for name in names])
+    trained = replace(member, trained=tuple(names))
+    rows = [loss_gradients(trained.alone(index), loss) for index in range(member.examples)]
+    return {name: _gram(torch.stack([row[name].flatten() for row in rows])) for name in names}

@@ -43,12 +43,9 @@ def stable_rank(values: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> Tensor:
-    r"""The effective rank from singular values ``(..., n)``.
+    """The exponential of the entropy of singular values ``(..., n)`` over their sum.
 
-    .. math:: \exp\Bigl(-\sum_i \bar\sigma_i \log \bar\sigma_i\Bigr), \qquad \bar\sigma_i = \sigma_i / \sum_j \sigma_j
-
-    Between 1 and the rank; 0 for a zero matrix. The spectral regularization paper prints it without the minus sign and
-    without exp (§3.2); this is the original (Roy & Vetterli, 2007), to which it refers.
+    Between 1 and the rank; 0 for a zero matrix.
     """
     total = values.sum(-1, keepdim=True)
     entropy: Tensor = torch.special.entr(values / total.where(total != 0, 1)).sum(-1)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
+from supple.diagnostics.facts import diagnostic
 
 ByLayer = Mapping[str, Tensor]
 
 
+@diagnostic(title="largest singular value, mean over layers", usual=True)
 def spectral_norm(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The largest singular value :math:`\sigma_1(W)`; for the network, the mean over its matrices.
 
@@ -25,11 +27,13 @@ def spectral_norm(singular_values: ByLayer) -> dict[str, Tensor]:
     return _averaged(singular_values, lambda values: values[..., 0])
 
 
+@diagnostic(title="smallest singular value, mean over layers", usual=True)
 def smallest_singular_value(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The smallest singular value :math:`\sigma_{\min(m, n)}(W)` of an m × n matrix; the mean over matrices."""
     return _averaged(singular_values, lambda values: values[..., -1])
 
 
+@diagnostic(title="condition number of the weights", higher_is_better=False, scale="symlog")
 def condition_number(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The condition number :math:`\kappa(W) = \sigma_1(W) / \sigma_{\min(m, n)}(W)`; the mean over matrices.
 
@@ -38,11 +42,13 @@ def condition_number(singular_values: ByLayer) -> dict[str, Tensor]:
     return _averaged(singular_values, spectra.condition_number)
 
 
+@diagnostic(title="stable rank of the weights", higher_is_better=True, usual=True)
 def stable_rank(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The stable rank :math:`\lVert W \rVert_F^2 / \sigma_1(W)^2`, 0 for a zero matrix; the mean over matrices."""
     return _averaged(singular_values, spectra.stable_rank)
 
 
+@diagnostic(title="effective rank of the weights", higher_is_better=True, usual=True)
 def effective_rank(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The effective rank, the exponential of the entropy of the singular values; the mean over matrices.
 
@@ -54,6 +60,7 @@ def effective_rank(singular_values: ByLayer) -> dict[str, Tensor]:
     return _averaged(singular_values, spectra.effective_rank)
 
 
+@diagnostic(title="product of the largest singular values", scale="symlog")
 def lipschitz_bound(singular_values: ByLayer) -> dict[str, Tensor]:
     r"""The product over layers of :math:`\sigma_1`; only for the whole network.
 
@@ -65,6 +72,7 @@ def lipschitz_bound(singular_values: ByLayer) -> dict[str, Tensor]:
     return {"": torch.stack([values[..., 0].amax(-1) for values in singular_values.values()], -1).prod(-1)}
 
 
+@diagnostic(title="norm of all parameters", usual=True)
 def weight_norm(parameters: ByLayer) -> dict[str, Tensor]:
     r"""The Frobenius norm :math:`\lVert \theta \rVert` of each parameter, and of all parameters together.
 
@@ -74,6 +82,7 @@ def weight_norm(parameters: ByLayer) -> dict[str, Tensor]:
     return _norms(parameters)
 
 
+@diagnostic(title="distance from initialisation", usual=True)
 def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[str, Tensor]:
     r"""The distance :math:`\lVert \theta - \theta^{(0)} \rVert` of each parameter, and of all, from its initial value.
 

@@ -65,16 +65,20 @@ class Figure:
 
     def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
         """The chart; ``rows_of`` returns the measurements of runs."""
-        drawn = [
+        charts = [
             [_draw(panel, rows_of(panel.runs)) for panel in row if panel.runs] for row in self.panels(scale, seeds)
         ]
         stamp = f"{scale} scale, mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
-        subtitle = [stamp, *([self.note] if self.note else [])]
-        with warnings.catch_warnings():
-            # Altair warns that all panels share one selection; here that is intended.
-            warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
-            grid = alt.vconcat(*(alt.hconcat(*row) for row in drawn))
-        return configured(grid.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))
+        return arranged(charts, self.title, stamp, self.note)
+
+
+def arranged(charts: Iterable[Sequence[alt.Chart | alt.LayerChart]], title: str, *subtitle: str) -> alt.VConcatChart:
+    """Rows of charts under one title; empty lines of the subtitle are left out."""
+    text = alt.Title(title, subtitle=[line for line in subtitle if line], anchor="start")
+    with warnings.catch_warnings():
+        # Altair warns that all panels share one selection; here that is intended.
+        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+        return configured(alt.vconcat(*(alt.hconcat(*row) for row in charts)).properties(title=text))
 
 
 def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
@@ -83,13 +87,13 @@ def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
     return draw(rows, panel.metric, title, series=panel.series, width=240, height=180)
 
 
-def sensitivity(title: str, problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel:
+def sensitivity(problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel:
     """Training accuracy, mean over all tasks, against the strength of three regularizers."""
     strengths = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) if scale == "paper" else (1e-2, 1e-3, 1e-4)
     methods = ("none", "l2", "l2-init", "spectral")
     diagnostics = None if scale == "paper" else ()
     runs = product(problem, methods, range(seeds), strengths=strengths, scale=scale, diagnostics=diagnostics, **changes)
-    return Panel(title, runs, against="strength")
+    return Panel(problems.title_of(problem), runs, against="strength")
 
 
 def networks(scale: Scale) -> dict[str, str]:

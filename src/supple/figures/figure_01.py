@@ -1,20 +1,20 @@
 """Figure 1: generalisation under three kinds of change on tiny-ImageNet, with a ResNet-18 and a vision transformer."""
 
 from supple.figures.figure import QUICK_NOTE, Figure, Panel, compared, networks
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
-SHIFTS = ("class-incremental", "label-flip", "pixel-permutation")
+PROBLEMS = ("class-incremental-tiny-imagenet", "label-flip-tiny-imagenet", "pixel-permutation-tiny-imagenet")
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     return [
         [
             Panel(
-                f"{shift}, {name}",
-                compared(f"{shift}-tiny-imagenet", scale, seeds, strengths=[1e-4], model=model),
+                f"{title_of(problem)}, {name}",
+                compared(problem, scale, seeds, strengths=[1e-4], model=model),
                 "test_accuracy",
             )
-            for shift in SHIFTS
+            for problem in PROBLEMS
         ]
         for name, model in networks(scale).items()
     ]

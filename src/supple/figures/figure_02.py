@@ -1,22 +1,22 @@
 """Figure 2: generalisation while the pixels are permuted, on SVHN, CIFAR-10 and CIFAR-100."""
 
 from supple.figures.figure import QUICK_NOTE, Figure, Panel, compared, networks
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
-DATA = {"svhn": 1e-3, "cifar10": 1e-4, "cifar100": 1e-4}
-"""The data sets, with the strength that the paper found best for all regularizers (App. B)."""
+STRENGTHS = {"pixel-permutation-svhn": 1e-3, "pixel-permutation-cifar10": 1e-4, "pixel-permutation-cifar100": 1e-4}
+"""For each problem, the strength that the paper found best for all regularizers (App. B)."""
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
-    data = {each: strength for each, strength in DATA.items() if scale == "paper" or each != "svhn"}
+    problems = [problem for problem in STRENGTHS if scale == "paper" or problem != "pixel-permutation-svhn"]
     return [
         [
             Panel(
-                f"{each}, {name}",
-                compared(f"pixel-permutation-{each}", scale, seeds, strengths=[strength], model=model),
+                f"{title_of(problem)}, {name}",
+                compared(problem, scale, seeds, strengths=[STRENGTHS[problem]], model=model),
                 "test_accuracy",
             )
-            for each, strength in data.items()
+            for problem in problems
         ]
         for name, model in networks(scale).items()
     ]

@@ -1,17 +1,16 @@
 """Figure 3: trainability, spectral norm and representation change of a ResNet-18 that memorizes random labels."""
 
 from supple.figures.figure import Figure, Panel, compared
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
 METRICS = ("train_accuracy", "spectral_norm", "representation_change")
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     data = ("tiny-imagenet", "cifar10", "cifar100") if scale == "paper" else ("cifar10", "cifar100")
-    runs = {
-        each: compared(f"random-label-{each}", scale, seeds, strengths=[1e-4], diagnostics=METRICS[1:]) for each in data
-    }
-    return [[Panel(each, runs[each], metric) for each in data] for metric in METRICS]
+    problems = [f"random-label-{name}" for name in data]
+    runs = {name: compared(name, scale, seeds, strengths=[1e-4], diagnostics=METRICS[1:]) for name in problems}
+    return [[Panel(title_of(name), runs[name], metric) for name in problems] for metric in METRICS]
 
 
 FIGURE = Figure(

@@ -6,7 +6,7 @@ from supple.lab.problems import Scale
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     data = ("tiny-imagenet", "cifar10", "cifar100") if scale == "paper" else ("cifar10",)
-    return [[sensitivity(each, f"random-label-{each}", scale, seeds) for each in data]]
+    return [[sensitivity(f"random-label-{name}", scale, seeds) for name in data]]
 
 
 FIGURE = Figure(

@@ -1,4 +1,4 @@
-"""Figure 6 and the example of §3.2, computed exactly: badly scaled weights of two units impede learning."""
+"""Figure 6: badly scaled weights of two units impede learning; exact, with the example of §3.2."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,9 +8,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from supple.figures.figure import arranged
 from supple.lab.problems import Scale
 from supple.lab.run import Run
-from supple.runs.charts import configured
 
 TASKS = 10
 STEPS = 100
@@ -92,9 +92,7 @@ class Example:
 
     def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
         """The charts, exact at both scales."""
-        chart = alt.vconcat(alt.hconcat(_losses(), _steps()))
-        subtitle = "exact: no randomness, no scale"
-        return configured(chart.properties(title=alt.Title(self.title, subtitle=subtitle, anchor="start")))
+        return arranged([[_losses(), _steps()]], self.title, "exact: no randomness, no scale")
 
 
 def _losses() -> alt.Chart:

@@ -2,7 +2,7 @@
 
 from supple.figures.figure import Figure, Panel
 from supple.lab.grid import product
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
 EXPONENTS = (1, 2, 4, 8)
 
@@ -11,17 +11,15 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     return [
         [
             Panel(
-                each,
+                title_of(problem),
                 [
                     run
                     for exponent in EXPONENTS
-                    for run in product(
-                        f"random-label-{each}", ["spectral"], range(seeds), scale=scale, options={"exponent": exponent}
-                    )
+                    for run in product(problem, ["spectral"], range(seeds), scale=scale, options={"exponent": exponent})
                 ],
                 series="options",
             )
-            for each in ("fashion-mnist", "mnist")
+            for problem in ("random-label-fashion-mnist", "random-label-mnist")
         ]
     ]
 

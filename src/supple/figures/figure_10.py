@@ -9,8 +9,8 @@ TASKS: dict[Scale, int | None] = {"quick": 10, "paper": None}
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     return [
         [
-            sensitivity(each, f"random-label-{each}", scale, seeds, tasks=TASKS[scale])
-            for each in ("mnist", "fashion-mnist")
+            sensitivity(problem, scale, seeds, tasks=TASKS[scale])
+            for problem in ("random-label-mnist", "random-label-fashion-mnist")
         ]
     ]
 

@@ -8,7 +8,7 @@ TASKS: dict[Scale, int | None] = {"quick": 10, "paper": None}
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     shifts = ("random-label", "pixel-permutation", "label-flip")
-    return [[sensitivity(shift, f"{shift}-emnist", scale, seeds, tasks=TASKS[scale]) for shift in shifts]]
+    return [[sensitivity(f"{shift}-emnist", scale, seeds, tasks=TASKS[scale]) for shift in shifts]]
 
 
 FIGURE = Figure(

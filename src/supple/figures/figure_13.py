@@ -1,19 +1,21 @@
 """Figure 13: how well a ResNet-18 fits one set of random labels, at the strengths that sustain plasticity."""
 
 from supple.figures.figure import Figure, Panel, compared
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
-    data = ("tiny-imagenet", "cifar10", "cifar100") if scale == "paper" else ("cifar10",)
+    problems = ["random-label-cifar10"]
+    if scale == "paper":
+        problems = ["random-label-tiny-imagenet", *problems, "random-label-cifar100"]
     epochs = 200 if scale == "paper" else 15
     return [
         [
             # One task, measured after each epoch.
             Panel(
-                each,
+                title_of(problem),
                 compared(
-                    f"random-label-{each}",
+                    problem,
                     scale,
                     seeds,
                     strengths=[1e-4],
@@ -22,7 +24,7 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
                     tasks=epochs,
                 ),
             )
-            for each in data
+            for problem in problems
         ]
     ]
 

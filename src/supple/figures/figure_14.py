@@ -1,7 +1,7 @@
 """Figure 14: diagnostics of a ResNet-18 that memorizes random labels."""
 
 from supple.figures.figure import Figure, Panel, compared
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
 METRICS = (
     "spectral_norm",
@@ -13,12 +13,14 @@ METRICS = (
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
-    data = {"cifar10": 1e-4, "cifar100": 1e-4} | ({"svhn": 1e-3} if scale == "paper" else {})
+    strengths = {"random-label-cifar10": 1e-4, "random-label-cifar100": 1e-4}
+    if scale == "paper":
+        strengths["random-label-svhn"] = 1e-3
     runs = {
-        each: compared(f"random-label-{each}", scale, seeds, strengths=[strength], diagnostics=METRICS)
-        for each, strength in data.items()
+        problem: compared(problem, scale, seeds, strengths=[strength], diagnostics=METRICS)
+        for problem, strength in strengths.items()
     }
-    return [[Panel(each, runs[each], metric) for each in data] for metric in METRICS]
+    return [[Panel(title_of(problem), runs[problem], metric) for problem in strengths] for metric in METRICS]
 
 
 FIGURE = Figure(

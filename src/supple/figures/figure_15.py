@@ -2,14 +2,14 @@
 
 from supple.figures.figure import Figure, Panel
 from supple.lab.grid import product
-from supple.lab.problems import Scale
+from supple.lab.problems import Scale, title_of
 
 METHODS = ("none", "l2", "l2-init", "redo", "spectral")
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
     runs = product("continual-imagenet", METHODS, range(seeds), scale=scale)
-    return [[Panel("continual ImageNet", runs, "test_accuracy")]]
+    return [[Panel(title_of("continual-imagenet"), runs, "test_accuracy")]]
 
 
 FIGURE = Figure(

@@ -155,12 +155,21 @@ _mnist = partial(
     Source("mnist", "ylecun/mnist", "mnist", revision="77f3279092a1c1579b2250db8eafed0ad422088c"),
     test=10_000,
 )
+
+
+def _scaled(made: Callable[[], Dataset], mean: float, std: float) -> Dataset:
+    return replace(made(), mean=(mean,), std=(std,))
+
+
+_all_of_mnist = partial(_mnist, train=60_000)
 _cifar = partial(published, train=50_000, validation=1_000, test=9_000)
 
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "digits": digits,
     "mnist": partial(_mnist, train=12_800),
-    "mnist-60000": partial(_mnist, train=60_000),
+    "mnist-60000": _all_of_mnist,
+    "mnist-60000-from-0": partial(_scaled, _all_of_mnist, 0.0, 1.0),  # grey values from 0 to 1
+    "mnist-60000-from-minus-1": partial(_scaled, _all_of_mnist, 0.5, 0.5),  # from -1 to 1
     "fashion-mnist": partial(
         published,
         Source(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from supple.diagnostics import DIAGNOSTICS, Inspection
+from supple.diagnostics.measurements import Measurements
 from supple.lab.datasets import Dataset, Examples
 from supple.lab.shifts import Task, seen
 from supple.network.population import Population
@@ -36,56 +36,31 @@ class Probe:
     """
 
     def __init__(self, population: Population, data: Dataset, classes: int, diagnostics: Sequence[str]) -> None:
-        self._population, self._diagnostics = population, diagnostics
         images = data.train.images[torch.arange(PROBE) * len(data.train) // PROBE]
         x = data.normalized(images)
-        self._x = x.expand(len(population), *x.shape)
         labels = [generator(Stream.PROBE, seed).integers(classes, size=PROBE) for seed in population.seeds]
-        self._y = torch.stack([torch.from_numpy(each) for each in labels]).to(x.device)
-        self._initial: Tensors = {}
-        self._previous: Tensors = {}
-        needs = {need for name in diagnostics for need in DIAGNOSTICS[name].needs}
-        inspection = self._inspect()
-        if "initial" in needs:
-            self._initial = {name: vector.clone() for name, vector in inspection.parameters.items()}
-        if "previous" in needs:
-            self._previous = inspection.activations
+        y = torch.stack([torch.from_numpy(drawn) for drawn in labels]).to(x.device)
+        self._device = x.device
+        self._measurements = Measurements(population, x.expand(len(population), *x.shape), y, diagnostics)
+        self._measurements.keep()
 
     def measure(self) -> Tensors:
         """Each diagnostic, one value per member; diagnostics of hidden layers are left out if there are none."""
-        inspection = self._inspect()
-        by_layer = {name: DIAGNOSTICS[name](inspection) for name in self._diagnostics}
-        found = {name: values[""] for name, values in by_layer.items() if values}
-        if self._previous:
-            self._previous = inspection.activations
-        return found
+        return {name: by_layer[""] for name, by_layer in self._measurements.measure().items() if by_layer}
 
     def state_dict(self) -> dict[str, Tensors]:
         """The state that the next measurement is compared with."""
-        return {"initial": self._initial, "previous": self._previous}
+        return self._measurements.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensors]) -> None:
         """Restore the result of :meth:`state_dict`."""
-        device = self._x.device
-        self._initial = {name: tensor.to(device) for name, tensor in state["initial"].items()}
-        self._previous = {name: tensor.to(device) for name, tensor in state["previous"].items()}
-
-    def _inspect(self) -> Inspection:
-        return Inspection(self._population, self._x, self._y, initial=self._initial, previous=self._previous)
+        on_device = {part: {name: h.to(self._device) for name, h in tensors.items()} for part, tensors in state.items()}
+        self._measurements.load_state_dict(on_device)
 
 
 @torch.no_grad()
 def evaluate(members: Sequence[nn.Module], data: Dataset, tasks: Sequence[Task]) -> Tensors:
-    """By metric, one value per member: trainability, and generalisation where it can be measured.
-
-    ======================= ===================================================================
-    ``train_accuracy``      on all training examples of the task: trainability
-    ``train_loss``          cross entropy on the same examples
-    ``validation_accuracy`` if there are validation images and labels are not random
-    ``test_accuracy``       if labels are not random: generalisation
-    ``diverged``            1 if a parameter is no longer finite
-    ======================= ===================================================================
-    """
+    """By metric of :data:`supple.runs.metrics.METRICS`, one value per member: at the end of a task."""
     found = [_evaluate(member, data, task) for member, task in zip(members, tasks, strict=True)]
     return {metric: torch.stack([each[metric] for each in found]) for metric in found[0]}
 

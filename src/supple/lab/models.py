@@ -19,6 +19,14 @@ Activation = Literal["relu", "crelu"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class KaimingLinear(nn.Linear):
+    """A linear layer for ReLU that starts as in Dohare et al. (2024): He et al.'s uniform weights, biases of zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+
 def mlp(
     data: Dataset,
     *,
@@ -27,6 +35,7 @@ def mlp(
     layer_norm: bool = False,
     activation: Activation = "relu",
     spectral_normalization: bool = False,
+    linear: type[nn.Linear] = nn.Linear,
 ) -> nn.Sequential:
     """A multi-layer perceptron: ``depth`` hidden layers of ``width`` units (the paper's, App. B).
 
@@ -39,18 +48,17 @@ def mlp(
         activation: the non-linearity.
         spectral_normalization: divide each weight by its largest singular value in the forward pass (Miyato et al.,
             2018).
-
-    Weights start from torch's default.
+        linear: the layers, which initialize themselves: torch's default, or :class:`KaimingLinear`.
     """
 
     def build(width: int, activation: Activation) -> nn.Sequential:
         features = data.train.images[0].numel()
         layers: list[nn.Module] = [nn.Flatten()]
         for _ in range(depth):
-            layers += [nn.Linear(features, width), *([nn.LayerNorm(width)] if layer_norm else [])]
+            layers += [linear(features, width), *([nn.LayerNorm(width)] if layer_norm else [])]
             layers += [CReLU() if activation == "crelu" else nn.ReLU()]
             features = 2 * width if activation == "crelu" else width
-        return nn.Sequential(*layers, nn.Linear(features, data.classes))
+        return nn.Sequential(*layers, linear(features, data.classes))
 
     return _finished(_of_equal_size(build, width, activation), spectral_normalization)
 
@@ -190,6 +198,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp-layer-norm": partial(mlp, layer_norm=True),
     "mlp-2x100": partial(mlp, width=100, depth=2),
     "mlp-3x2000": partial(mlp, width=2000, depth=3),
+    "mlp-3x2000-kaiming": partial(mlp, width=2000, depth=3, linear=KaimingLinear),
     "conv": conv,
     "resnet18": resnet18,
     "vit-tiny": vit_tiny,

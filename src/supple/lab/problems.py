@@ -13,6 +13,8 @@ Scale = Literal["quick", "paper"]
 class Problem:
     """A stream of tasks and the published protocol for learning it."""
 
+    title: str = ""
+    """Its name in charts and tables, by :func:`title_of`."""
     summary: str
     dataset: str
     shift: str
@@ -33,7 +35,7 @@ class Problem:
     def protocol(self, scale: Scale) -> dict[str, Any]:
         """The settings of the protocol at a scale: everything that determines a run's numbers."""
         protocol = asdict(self)
-        for name in ("summary", "quick", "published"):
+        for name in ("title", "summary", "quick", "published"):
             del protocol[name]
         return protocol | (dict(self.quick) if scale == "quick" else {})
 
@@ -68,20 +70,28 @@ def _colour(dataset: str, **changes: Any) -> Problem:
 
 
 def _labels(what: str) -> dict[str, Any]:
-    return {"summary": f"memorize new random labels for {what}", "shift": "random-labels"}
+    summary = f"memorize new random labels for {what}"
+    return {"title": f"Random labels, {_data(what)}", "summary": summary, "shift": "random-labels"}
 
 
 def _pixels(what: str) -> dict[str, Any]:
-    return {"summary": f"{what}, the pixels in a new order each task", "shift": "pixel-permutation"}
+    summary = f"{what}, the pixels in a new order each task"
+    return {"title": f"Pixel permutation, {_data(what)}", "summary": summary, "shift": "pixel-permutation"}
 
 
 def _flip(what: str) -> dict[str, Any]:
-    return {"summary": f"{what}, the classes exchanged among each other each task", "shift": "label-flip"}
+    summary = f"{what}, the classes exchanged among each other each task"
+    return {"title": f"Label flip, {_data(what)}", "summary": summary, "shift": "label-flip"}
+
+
+def _data(what: str) -> str:
+    """The data set, without the number of images: "MNIST" of "12,800 of MNIST"."""
+    return what.rpartition(" of ")[2]
 
 
 PROBLEMS: dict[str, Problem] = {
     "random-label-digits": Problem(
-        **_labels("1,797 digit scans"),
+        **_labels("1,797 scans of digits"),
         dataset="digits",
         batch_size=256,
         epochs=40,
@@ -104,13 +114,16 @@ PROBLEMS: dict[str, Problem] = {
     "label-flip-tiny-imagenet": _colour("tiny-imagenet", **_flip("tiny-ImageNet"), tasks=100),
     "class-incremental-tiny-imagenet": _colour(
         "tiny-imagenet",
+        title="Class-incremental, tiny-ImageNet",
         summary="tiny-ImageNet's classes, five at first and five more each task",
         shift="class-incremental",
         tasks=40,
         quick={"examples": None, "batch_size": 50, "epochs": 2, "tasks": 3},
     ),
     "continual-imagenet": Problem(
-        summary="tell two ImageNet classes apart, two others each task (Dohare et al., 2024; Kumar et al., 2023)",
+        title="Continual ImageNet",
+        summary="tell two ImageNet classes apart, two others each task (Kumar et al., 2023; "
+        "Dohare et al., 2024, train a larger network for 250 epochs and reset its last layer)",
         dataset="imagenet32",
         shift="class-pairs",
         model="conv",
@@ -120,10 +133,10 @@ PROBLEMS: dict[str, Problem] = {
         quick={"tasks": 25},
     ),
     "permuted-mnist-kumar": Problem(
-        summary="10,000 of MNIST seen once, the pixels in a new order each task (Kumar et al., 2023)",
-        dataset="mnist-60000",
-        examples=10_000,
-        shift="pixel-permutation",
+        title="Pixel permutation, MNIST (Kumar et al.)",
+        summary="10,000 others of MNIST each task, seen once, the pixels in a new order (Kumar et al., 2023)",
+        dataset="mnist-60000-from-minus-1",
+        shift="sampled-pixel-permutation",
         model="mlp-2x100",
         optimizer="sgd",
         step_size=1e-2,
@@ -133,10 +146,11 @@ PROBLEMS: dict[str, Problem] = {
         quick={"tasks": 50},
     ),
     "random-label-mnist-kumar": Problem(
-        summary="memorize new random labels for 1,200 of MNIST (Kumar et al., 2023)",
-        dataset="mnist-60000",
+        title="Random labels, MNIST (Kumar et al.)",
+        summary="memorize the labels of 1,200 of MNIST in a new random order (Kumar et al., 2023)",
+        dataset="mnist-60000-from-minus-1",
         examples=1_200,
-        shift="random-labels",
+        shift="shuffled-labels",
         model="mlp-2x100",
         batch_size=16,
         epochs=400,
@@ -144,10 +158,11 @@ PROBLEMS: dict[str, Problem] = {
         quick={"epochs": 50, "tasks": 20},
     ),
     "online-permuted-mnist": Problem(
+        title="Pixel permutation, MNIST (Dohare et al.)",
         summary="all of MNIST one by one, the pixels in a new order each task (Dohare et al., 2024)",
-        dataset="mnist-60000",
+        dataset="mnist-60000-from-0",
         shift="pixel-permutation",
-        model="mlp-3x2000",
+        model="mlp-3x2000-kaiming",
         optimizer="sgd",
         step_size=3e-3,
         batch_size=1,
@@ -157,6 +172,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "drifting-label-mnist": _mnist(
         "mnist",
+        title="Drifting labels, MNIST",
         summary="random labels for MNIST of which one in forty changes each epoch: no tasks",
         shift="drifting-labels",
         examples=2560,
@@ -167,6 +183,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "drifting-pixel-mnist": _mnist(
         "mnist",
+        title="Drifting pixels, MNIST",
         summary="MNIST, one in forty of the pixels exchanged each epoch: no tasks",
         shift="drifting-pixels",
         examples=2560,
@@ -186,3 +203,8 @@ def load(name: str) -> Problem:
             raise ValueError(f"expected a Problem from {name}, got {type(made).__name__}: return one")
         return made
     return PROBLEMS[known(name, PROBLEMS, "problem or package.module:function")]
+
+
+def title_of(name: str) -> str:
+    """The name of a problem in charts and tables; a user's own problem keeps its name."""
+    return PROBLEMS[name].title if name in PROBLEMS else name

@@ -18,22 +18,6 @@ from supple.runs.folder import RunFolder
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
 
-USUAL_DIAGNOSTICS = (
-    "spectral_norm",
-    "smallest_singular_value",
-    "stable_rank",
-    "effective_rank",
-    "weight_norm",
-    "distance_from_initialization",
-    "dormant_units",
-    "dead_units",
-    "feature_rank",
-    "representation_change",
-    "gradient_norm",
-    "gradient_effective_rank",
-)
-"""The diagnostics of :data:`supple.diagnostics.DIAGNOSTICS` that are measured by default."""
-
 LARGEST_SEED = 2**31 - 1
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -102,7 +86,8 @@ class Run:
         for seed in seeds:
             if not 0 <= seed <= LARGEST_SEED:
                 raise ValueError(f"expected seeds from 0 to {LARGEST_SEED}, got {seed}: choose others")
-        diagnostics = USUAL_DIAGNOSTICS if diagnostics is None else diagnostics
+        if diagnostics is None:
+            diagnostics = [name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual]
         run = cls(
             problem=problem,
             method=method,

@@ -21,6 +21,9 @@ ABSENT = -1
 CLASSES_A_TASK = 5
 """Class-incremental learning starts with this many classes, and adds as many per task (from the paper)."""
 
+SAMPLED = 1 / 6
+"""The share of the images that a task samples: 10,000 of MNIST's 60,000 (Kumar et al., 2023)."""
+
 DRIFT = 1 / 40
 """The share that changes per epoch: in 40 epochs, as much as from task to task in the paper's shortest protocol."""
 
@@ -36,6 +39,9 @@ class Task:
     pixels: Tensor | None = None
     """int64 ``(positions,)``: for each position, the position of the original pixel shown there, in all channels."""
 
+    images: Tensor | None = None
+    """int64 ``(n,)``: the indices of the training images in the task, if it does not have all."""
+
     def examples(self, of: Examples) -> tuple[Tensor, Tensor]:
         """The indices of the examples in the task, int64 ``(n,)``, and the label of every example."""
         labels = self.classes[of.labels]
@@ -44,8 +50,10 @@ class Task:
     def training_examples(self, data: Dataset) -> tuple[Tensor, Tensor]:
         """As :meth:`examples`, for the training images."""
         if self.labels is not None:
-            return torch.arange(len(self.labels), device=self.labels.device), self.labels
-        return self.examples(data.train)
+            chosen, labels = torch.arange(len(self.labels), device=self.labels.device), self.labels
+        else:
+            chosen, labels = self.examples(data.train)
+        return chosen if self.images is None else self.images, labels
 
     def to(self, device: torch.device | str) -> "Task":
         """The same task on ``device``."""
@@ -65,6 +73,12 @@ def random_labels(data: Dataset, seed: int, task: int) -> Task:
     """A new random label for every image, uniform and independent; so classes are only roughly balanced."""
     labels = generator(Stream.LABELS, seed, task).integers(data.classes, size=len(data.train.labels))
     return Task(classes=torch.arange(data.classes), labels=torch.from_numpy(labels))
+
+
+def shuffled_labels(data: Dataset, seed: int, task: int) -> Task:
+    """The true labels in a random order: random labels that keep each class as large as it is (Kumar et al., 2023)."""
+    order = generator(Stream.LABELS, seed, task).permutation(len(data.train.labels))
+    return Task(classes=torch.arange(data.classes), labels=data.train.labels.cpu()[torch.from_numpy(order)])
 
 
 def fixed_random_labels(data: Dataset, seed: int, task: int) -> Task:
@@ -91,6 +105,14 @@ def pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
     """One new permutation of the pixel positions for all images; the channels of a position stay together."""
     order = generator(Stream.PIXELS, seed, task).permutation(_positions(data))
     return Task(classes=torch.arange(data.classes), pixels=torch.from_numpy(order))
+
+
+def sampled_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
+    """A new sample of a sixth of the images each task; the first task not permuted (Kumar et al., 2023)."""
+    count = len(data.train.labels)
+    chosen = np.sort(generator(Stream.SAMPLE, seed, task).choice(count, max(1, round(SAMPLED * count)), replace=False))
+    plain = pixel_permutation(data, seed, task)
+    return Task(classes=plain.classes, pixels=plain.pixels if task else None, images=torch.from_numpy(chosen))
 
 
 def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
@@ -170,9 +192,11 @@ class Shift(NamedTuple):
 
 SHIFTS: dict[str, Shift] = {
     "random-labels": Shift(random_labels),
+    "shuffled-labels": Shift(shuffled_labels),
     "fixed-random-labels": Shift(fixed_random_labels),
     "drifting-labels": Shift(drifting_labels),
     "pixel-permutation": Shift(pixel_permutation),
+    "sampled-pixel-permutation": Shift(sampled_pixel_permutation),
     "compounding-pixel-permutation": Shift(compounding_pixel_permutation),
     "drifting-pixels": Shift(drifting_pixels),
     "label-flip": Shift(label_flip),

@@ -84,12 +84,15 @@ class Trainer:
         tasks, labels, batches, pixels = self._begin(task)
         if self.learner.optimizer.restarts:
             self.learner.clear_moments(list(self.learner.parameters))
+        correct = torch.zeros(len(self.run.seeds), dtype=torch.int64, device=self.device)
         with matmul_precision(self.run.matmul_precision):
             for step, batch in enumerate(batches, 1):
-                self._step(self._inputs(batch, pixels), labels.gather(1, batch))
+                correct += self._step(self._inputs(batch, pixels), labels.gather(1, batch))
                 if step % 50 == 0:
                     report(task + step / len(batches))
-        measured = evaluate(self.learner.members, self.data, tasks) | self.probe.measure()
+        measured = evaluate(self.learner.members, self.data, tasks)
+        measured["online_accuracy"] = correct / (len(batches) * self.run.batch_size)
+        measured |= self.probe.measure()
         return pl.DataFrame(
             [
                 (member, task, metric, value)
@@ -99,6 +102,13 @@ class Trainer:
             schema=SCHEMA,
             orient="row",
         )
+
+    def steps(self, task: int) -> Iterator[None]:
+        """Take a task's steps one by one, without measurements, so that they can be timed."""
+        _, labels, batches, pixels = self._begin(task)
+        for batch in batches:
+            self._step(self._inputs(batch, pixels), labels.gather(1, batch))
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next task depends on.
@@ -178,13 +188,19 @@ class Trainer:
         )
         return self.data.normalized(seen(images, pixels))
 
-    def _advance(self, x: Tensor, y: Tensor) -> None:
-        """Take one step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``."""
-        self.learner.learn(_loss, x, y)
+    def _advance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take one step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``.
+
+        Returns:
+            How many images each member told right before it learned from them.
+        """
+        correct: Tensor = self.learner.learn(_loss, x, y)
+        return correct
 
 
-def _loss(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, tuple[()]]:
-    return cross_entropy(network(x), y), ()
+def _loss(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    outputs = network(x)
+    return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from supple.errors import known
 from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import GLOBAL, State, Tensors
@@ -13,6 +15,8 @@ from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitRes
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
 from supple.network.units import UnitGroup, Units, put, take
+
+Utility = Literal["contribution", "adaptable contribution"]
 
 
 class ContinualBackprop(UnitResets):
@@ -31,6 +35,10 @@ class ContinualBackprop(UnitResets):
         strength: ρ, the replacement rate, at most 1. The paper's is 1e-4: of 256 units one every 39 steps.
         maturity: steps in which a new unit is not replaced, 100 in the paper: its outgoing weights start at 0.
         decay: β, 0.99 in the paper.
+        utility: ``"contribution"`` as above; or ``"adaptable contribution"``, which most of the authors' settings use:
+            mean |h − ĥ| in place of mean |h|, with ĥ the corrected moving average of h (this batch included), divided
+            by the mean size of the unit's incoming weights. A constant unit is then worth nothing, and a unit with
+            small incoming weights, which can change quickly, is worth more.
         units: which units, if :func:`supple.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
@@ -38,15 +46,18 @@ class ContinualBackprop(UnitResets):
         seed: of the new weights.
 
     Raises:
-        ValueError: for a rate above 1, a negative maturity, a decay outside [0, 1), for a network
+        ValueError: for a rate above 1, a negative maturity, a decay outside [0, 1), an unknown utility, for a network
             without a unit that can be replaced alone, and in a step, before anything changes, for an optimizer whose
             state cannot be reset entry by entry.
         RuntimeError: in the first step, if there were no activations.
 
     Departures from the paper: if a convolution feeds a linear layer, a unit's mean contribution is computed from its
-    mean over all places; a weight between two units that are both replaced becomes 0.
+    mean over all places, and its utility is the product of means; a weight between two units that are both replaced
+    becomes 0. The authors' code forgets a unit's mean before it adds the contribution to the next bias, so that it adds
+    nothing; and by default it draws whether to replace a fraction of a unit, here it is carried over.
 
-    Source: Dohare et al., *Loss of Plasticity in Deep Continual Learning*, 2024, algorithm 1.
+    Source: Dohare et al., *Loss of Plasticity in Deep Continual Learning*, 2024, algorithm 1; code:
+    github.com/shibhansh/loss-of-plasticity.
 
     >>> network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -67,6 +78,7 @@ class ContinualBackprop(UnitResets):
         *,
         maturity: int = 100,
         decay: float = 0.99,
+        utility: Utility = "contribution",
         units: Units | None = None,
         initializer: Initializer | None = None,
         roles: Mapping[str, Kind | Role | None] | None = None,
@@ -76,11 +88,15 @@ class ContinualBackprop(UnitResets):
             raise ValueError(f"expected a maturity of at least 0 steps, got {maturity}: the paper's is 100")
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the paper's is 0.99")
-        self.maturity, self.decay = maturity, decay
+        self.maturity, self.decay, self.utility = maturity, decay, known(utility, get_args(Utility), "kind of utility")
         super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
 
     def _first_state(self, group: UnitGroup) -> Tensors:
-        return {key: self._zeros(group, group.size) for key in ("age", "utility", "mean")}
+        state = {key: self._zeros(group, group.size) for key in ("age", "utility", "mean")}
+        if self.utility == "adaptable contribution":
+            # The recorder's ĥ: what is left of earlier batches, and the weight of the present one.
+            state |= {"past": self._zeros(group, group.size), "present": self._zeros(group, group.size) + 1}
+        return state
 
     def _first_host_state(self, group: UnitGroup) -> Tensors:
         replaced = torch.zeros(*self._members, self.maturity, dtype=torch.float64)
@@ -93,9 +109,21 @@ class ContinualBackprop(UnitResets):
         age, utility, mean = (state[group.name][key] for key in ("age", "utility", "mean"))
         age.add_(1)
         news = (1 - self.decay) * activity.seen.to(utility.dtype)
-        utility.lerp_((activity.magnitude * self._outgoing(group, tensors)).to(utility.dtype), news)
+        utility.lerp_((activity.magnitude * self._worth_of_weights(group, tensors)).to(utility.dtype), news)
         mean.lerp_(activity.mean, news)
 
+        choice = self._choose_least(group, step, tensors, state, strength)
+        if self.utility == "adaptable contribution":
+            correction = 1 - self.decay ** (age + 1)
+            state[group.name]["past"].copy_(self.decay * mean / correction)
+            state[group.name]["present"].copy_((1 - self.decay) / correction)
+        return choice
+
+    def _choose_least(
+        self, group: UnitGroup, step: int, tensors: Tensors, state: State, strength: Strength
+    ) -> Choice | None:
+        """The units to replace now; their contribution is added to the next bias, and their state set to 0."""
+        age, utility, mean = (state[group.name][key] for key in ("age", "utility", "mean"))
         counts = self._count(group, step, state, self._on_host(strength))
         if not any(counts):
             return None
@@ -131,11 +159,15 @@ class ContinualBackprop(UnitResets):
             replaced[..., step % self.maturity] = counts[..., 0]
         return [int(count) for count in counts.flatten().tolist()]
 
-    def _outgoing(self, group: UnitGroup, tensors: Tensors) -> Tensor:
-        """The mean size of each unit's outgoing weights, ``(members…, n)``."""
+    def _worth_of_weights(self, group: UnitGroup, tensors: Tensors) -> Tensor:
+        """The mean size of each unit's outgoing weights, ``(members…, n)``; over that of its incoming weights."""
         members, totals, count = len(self._members), [], 0
         for consumer in group.leaving:
             sizes = consumer.weight.by_unit(tensors[consumer.weight.name].abs(), group.size, members)
             totals.append(sizes.sum(tuple(range(members + 1, sizes.ndim)), dtype=working_dtype(sizes)))
             count += math.prod(sizes.shape[members + 1 :])
-        return sum(totals[1:], totals[0]) / count
+        outgoing = sum(totals[1:], totals[0]) / count
+        if self.utility == "contribution":
+            return outgoing
+        incoming = group.entering[0].by_unit(tensors[group.entering[0].name].abs(), group.size, members)
+        return outgoing / incoming.flatten(members + 1).mean(-1, dtype=outgoing.dtype)

@@ -41,6 +41,7 @@ class HareAndTortoise(Mitigator):
 
     largest_strength = 1.0
     traceable = False
+    scheduled = True
     works_on_pieces = True
     moves_gradually = False
 

@@ -60,6 +60,9 @@ class Kernels:
     """Whether it moves parameters by small amounts in each step, which rounding to half precision would lose."""
     needs_step_sizes = False
     """Whether it must know the optimizer's step size."""
+    scheduled = False
+    """Whether it acts in some steps only, once in a period. A :class:`supple.training.learner.Learner` then acts before
+    the next step instead of after this one, so that no measurement in between sees a network that was just reset."""
 
     def __init__(
         self,
@@ -262,6 +265,13 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     if isinstance(strength, Tensor) and strength.ndim:
         return strength.reshape(-1, *(1,) * (ndim - 1))
     return strength
+
+
+def by_member(factors: list[Tensor], strength: Strength, tensors: list[Tensor]) -> list[Tensor]:
+    """``strength`` times each of the factors (one number a tensor), to multiply the tensors."""
+    if isinstance(strength, Tensor) and strength.ndim:
+        return [torch.as_tensor(per_member(strength * f, t.ndim)) for f, t in zip(factors, tensors, strict=True)]
+    return [*torch._foreach_mul(factors, strength)]
 
 
 def move_towards(tensor: Tensor, target: Tensor, strength: Strength) -> None:

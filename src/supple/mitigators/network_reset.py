@@ -63,6 +63,7 @@ class NetworkReset(Mitigator):
 
     largest_strength = 1.0
     traceable = False
+    scheduled = True
     moves_gradually = False
 
     def __init__(

@@ -5,34 +5,43 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator
-from supple.mitigators.kernels import Strength, per_member
+from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.states import State, Tensors
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
 
 
 class ParsevalRegularizer(Mitigator):
-    r"""Keep the hidden weights orthogonal: :math:`R(\theta) = \sum_W \lVert W W^\top - s I \rVert_F^2`.
+    r"""Keep the hidden weights orthogonal.
+
+    .. math:: R(\theta) = \sum_W \left(\tfrac{64}{n}\right)^2 \lVert W W^\top - s I \rVert_F^2
+              \qquad \text{for } W \text{ with } n \text{ rows}
 
     Every singular value of W is pulled to √s; :class:`SpectralRegularizer` pulls only the largest one. The gradient is
-    :math:`4 (W W^\top - s I) W`; if W has more rows than columns, it is computed from the smaller WᵀW. Each step costs
-    two matrix products per matrix, as much as a forward pass of twice as many examples as W has rows.
+    :math:`4 (64 / n)^2 (W W^\top - s I) W`; if W has more rows than columns, it is computed from the smaller WᵀW. Each
+    step costs two matrix products per matrix, as much as a forward pass of twice as many examples as W has rows.
 
     Args:
         network: a module or a :class:`Population`.
-        strength: λ. 1e-3 is the authors' choice for their control tasks.
-        scale: s, by default 1; or the squared gain of the initialisation.
+        strength: λ. The authors' presets for control use 1e-3 and 1e-4. Decoupled, its default is 1.
+        scale: s, the squared gain of the initialisation. 2 is the authors' default, for ReLU and orthogonal weights of
+            gain √2; 1 keeps the length of a layer's inputs.
+        decoupled: subtract step size times gradient from the weights after the optimizer's step, as AdamW does with
+            weight decay. That is not in the source; AdamO (arXiv 2606.09762) does so with the same penalty.
         roles: parameter name to role. All matrices are regularized except the last one, which is assumed to be the
             output layer; an override that says ``"matrix"`` includes it.
 
     Raises:
-        ValueError: when there is no hidden matrix.
+        ValueError: when there is no hidden matrix; when attached in the decoupled form, if the optimizer does not give
+            its step size.
+
+    The authors' networks have one width; here n is each layer's own. They tuned λ for 64 units, hence the factor.
 
     Source: Chung, Cherif, Meger & Precup, *Parseval Regularization for Continual Reinforcement Learning*, 2024.
 
     >>> network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> _ = nn.init.orthogonal_(network[0].weight)
-    >>> bool(ParsevalRegularizer(network).penalty() < 1e-12)
+    >>> bool(ParsevalRegularizer(network, scale=1.0).penalty() < 1e-9)
     True
     """
 
@@ -41,30 +50,45 @@ class ParsevalRegularizer(Mitigator):
     def __init__(
         self,
         network: nn.Module | Population,
-        strength: Strength = 1e-3,
+        strength: Strength | None = None,
         *,
-        scale: float = 1.0,
+        scale: float = 2.0,
+        decoupled: bool = False,
         roles: Mapping[str, Kind | Role | None] | None = None,
     ) -> None:
-        super().__init__(network, strength, roles=roles)
+        usual = 1.0 if decoupled else 1e-3
+        super().__init__(network, usual if strength is None else strength, roles=roles)
         if not scale > 0:
             raise ValueError(f"expected a scale s above 0, got {scale}: 1 keeps singular values at one")
         self.scale = scale
+        self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
+        self.needs_step_sizes = decoupled
         matrices = [name for name, role in self.roles.items() if role.kind == "matrix" and name in self.parameters]
         hidden = [name for name in matrices if name != matrices[-1] or (roles or {}).get(name) is not None]
         self._act_on(hidden, "a hidden weight matrix")
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        for name, gradient in gradients.items():
-            role = self.roles[name]
-            weight = role.matrices(parameters[name])
-            excess, wide = self._excess(weight)
-            excess.mul_(per_member(4 * strength, excess.ndim))
-            first, second = (excess, weight) if wide else (weight, excess)
-            if weight is parameters[name] and weight.ndim <= 3:  # added by the product itself
-                (gradient.addmm_ if weight.ndim == 2 else gradient.baddbmm_)(first, second)
-            else:
-                gradient.add_(role.fold(first @ second, gradient))
+        if self.acts_on_gradients:
+            for name, gradient in gradients.items():
+                self._add_slope(name, parameters[name], gradient, strength)
+
+    def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
+        if self.acts_on_parameters:
+            for name, parameter in parameters.items():
+                self._add_slope(name, parameter, parameter, -update.step_sizes[name], strength)
+
+    def _add_slope(self, name: str, parameter: Tensor, into: Tensor, *factors: Strength) -> None:
+        """Add the gradient of R, times these factors, to ``into``, which may be the parameter itself."""
+        role = self.roles[name]
+        weight = role.matrices(parameter)
+        excess, wide = self._excess(weight)
+        for factor in (4 * _share(weight) * factors[0], *factors[1:]):
+            excess.mul_(per_member(factor, excess.ndim))
+        first, second = (excess, weight) if wide else (weight, excess)
+        if weight is parameter and into is not parameter and weight.ndim <= 3:  # added by the product itself
+            (into.addmm_ if weight.ndim == 2 else into.baddbmm_)(first, second)
+        else:
+            into.add_(role.fold(first @ second, into))
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         total = super()._penalty(parameters)
@@ -72,7 +96,7 @@ class ParsevalRegularizer(Mitigator):
             weight = self.roles[name].matrices(parameter)
             rows, columns = weight.shape[-2:]
             terms = self._excess(weight)[0].square().sum((-2, -1)) + max(0, rows - columns) * self.scale**2
-            total = total + terms.view(*self._members, -1).sum(-1)
+            total = total + _share(weight) * terms.view(*self._members, -1).sum(-1)
         return total
 
     def _excess(self, weight: Tensor) -> tuple[Tensor, bool]:
@@ -81,3 +105,7 @@ class ParsevalRegularizer(Mitigator):
         gram = weight @ weight.mT if wide else weight.mT @ weight
         gram.diagonal(dim1=-2, dim2=-1).sub_(self.scale)
         return gram, wide
+
+
+def _share(weight: Tensor) -> float:
+    return (64 / weight.shape[-2]) ** 2

@@ -16,11 +16,13 @@ from supple.network.units import UnitGroup
 class Recorder:
     """A hook that sums the inputs of a layer; it refers only to its sums, so that networks can be copied.
 
-    Values that are not finite are left out: they would stay in every sum.
+    Values that are not finite are left out: they would stay in every sum. If the group's ``state`` has ``past`` and
+    ``present``, magnitudes are measured from ``past + present * (mean of this batch)`` instead of from 0.
     """
 
-    def __init__(self, group: UnitGroup, sums: Tensors, slot: int | None, shares: bool) -> None:
-        self.group, self.sums, self.slot, self.shares, self.listening = group, sums, slot, shares, True
+    def __init__(self, group: UnitGroup, sums: Tensors, state: Tensors, slot: int | None, shares: bool) -> None:
+        self.group, self.sums, self.state, self.slot, self.shares = group, sums, state, slot, shares
+        self.listening = True
         self._examples: int | None = None
 
     @property
@@ -86,7 +88,8 @@ class Recorder:
         others = [dim for dim in range(members, activations.ndim) if dim != units]
         count = max(1, activations.numel() // activations.shape[:members].numel() // size)
         dtype = self.sums["mean"].dtype
-        added = {"magnitude": activations.abs().sum(others, dtype=dtype)}
+        sizes = activations - self._centre(activations, others) if "past" in self.state else activations
+        added = {"magnitude": sizes.abs().sum(others, dtype=dtype)}
         finite = added["magnitude"].isfinite().all(-1, keepdim=True)
         if self.sums["mean"].numel():
             added["mean"] = activations.sum(others, dtype=dtype)
@@ -98,3 +101,11 @@ class Recorder:
                 into.add_(torch.where(finite, added[key], 0.0), alpha=1 / count)
             elif key == "forwards":
                 into.add_(finite)
+
+    def _centre(self, activations: Tensor, others: list[int]) -> Tensor:
+        mean = activations.mean(others, keepdim=True)
+        past, present = (
+            (tensor if self.slot is None else tensor[self.slot]).to(mean).view_as(mean)
+            for tensor in (self.state["past"], self.state["present"])
+        )
+        return past + present * mean

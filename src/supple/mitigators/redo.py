@@ -53,6 +53,8 @@ class ReDo(UnitResets):
     ([0.0, 0.0, 0.0], [[0.0, 0.0, 0.0]])
     """
 
+    scheduled = True
+
     def __init__(
         self,
         network: nn.Module | Population,

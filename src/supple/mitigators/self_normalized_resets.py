@@ -53,7 +53,9 @@ class SelfNormalizedResets(UnitResets):
         RuntimeError: in the first step, if there were no activations.
 
     Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``every`` and
-    ``at_once``. As in the authors' code a reset ends a silence, whose length is added to the stored times, and the new
+    ``at_once``. Departures from the authors' code: it leaves times of 0 out of the distribution (a unit that fires in
+    every step has times of 1 here), and it doubles or contracts a threshold towards the quantile instead of computing
+    the quantile. As in the authors' code a reset ends a silence, whose length is added to the stored times, and the new
     unit keeps the old one's times: if the units at one position keep dying, it is reset less and less often.
 
     Source: Farias & Jozefiak, *Self-Normalized Resets for Plasticity in Continual Learning*, 2024, algorithm 1.

@@ -43,6 +43,10 @@ class ShrinkAndPerturb(Mitigator):
     Raises:
         ValueError: for a strength above 1, a negative ``perturb`` or an unknown variant.
 
+    ``step-noise`` shrinks decoupled, after the optimizer's step, as AdamW does. The source leaves the decay to the
+    optimizer: with SGD that is the same; with Adam its decay goes through the moments (there, give Adam the
+    ``weight_decay`` and take a small s with a large p).
+
     Random numbers are half of a step's cost. If a layer initialises its weights uniformly and is on a CPU,
     ``step-fresh`` therefore draws 16 bits per weight: one of 65,536 values, of which a step adds a small fraction.
 

@@ -25,7 +25,7 @@ def check_state(state: Any, mine: State, options: Mapping[str, float], kind: str
         ValueError: if an option differs, or an entry is missing, unknown or has another shape; the message names the
             first one.
     """
-    _check_tensors(state, mine, kind)
+    check_tensors(state, mine, kind)
     for option, value in options.items():
         other = state.get(GLOBAL, {}).get(option)
         if other is None or other.ndim or float(other) != value:
@@ -57,8 +57,12 @@ def set_random(generator: torch.Generator, state: Tensor) -> None:
         ) from error
 
 
-def _check_tensors(state: Any, mine: State, kind: str) -> None:
-    """Check that a state is a dictionary of dictionaries of tensors that can be copied into ``mine``."""
+def check_tensors(state: Any, mine: State, kind: str) -> None:
+    """Check that a state is a dictionary of dictionaries of tensors that can be copied into ``mine``.
+
+    Raises:
+        TypeError: if it is not; the message names the first wrong entry.
+    """
     if not isinstance(state, Mapping):
         raise TypeError(f"expected the state_dict() of a {kind}, got {type(state).__name__}: load what it returned")
     for name, entry in state.items():

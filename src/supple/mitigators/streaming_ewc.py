@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
-from supple.mitigators.kernels import Strength, per_member
+from supple.mitigators.kernels import Strength, by_member
 from supple.mitigators.states import State, Tensors
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
@@ -59,14 +59,18 @@ class StreamingEWC(Mitigator):
         }
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        weights = [state[name]["weight"] for name in gradients]
+        means, fishers, weights = ([state[name][key] for name in gradients] for key in ("mean", "fisher", "weight"))
+        present = [parameters[name].to(mean.dtype) for name, mean in zip(gradients, means, strict=True)]
+        into = list(gradients.values())
         torch._foreach_mul_(weights, self.decay)
         torch._foreach_add_(weights, 1)
-        for (name, gradient), share in zip(gradients.items(), torch._foreach_reciprocal(weights), strict=True):
-            parameter, mean, fisher = parameters[name], state[name]["mean"], state[name]["fisher"]
-            mean.lerp_(parameter.to(mean.dtype), share)
-            fisher.mul_(self.decay).addcmul_(gradient, gradient)
-            gradient.addcmul_(fisher, (parameter - mean).mul_(per_member(strength * share, mean.ndim)))
+        shares = [*torch._foreach_reciprocal(weights)]
+        torch._foreach_lerp_(means, present, shares)
+        torch._foreach_mul_(fishers, self.decay)
+        torch._foreach_addcmul_(fishers, into, into)
+        pulls = torch._foreach_sub(present, means)
+        torch._foreach_mul_(pulls, by_member(shares, strength, means))
+        torch._foreach_addcmul_(into, fishers, pulls)
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         sums, state = {}, self._state_here()

@@ -145,7 +145,8 @@ class UnitResets(Mitigator):
         slots: list[tuple[nn.Module, int | None]] = [(module, index) for index, module in enumerate(networks)]
         for group in self.groups:
             for module, slot in slots or [(self._module, None)]:
-                recorder = Recorder(group, self.state[_activity(group)], slot, self._wrapper is not None)
+                sums = self.state[_activity(group)]
+                recorder = Recorder(group, sums, self.state[group.name], slot, self._wrapper is not None)
                 layer = module.get_submodule(group.leaving[0].path)
                 self._observed.append(layer.register_forward_pre_hook(recorder, with_kwargs=True))
                 self._recorders.append(recorder)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from supple.kernels.power_iteration import TINY, working_dtype
 from supple.mitigators.base import Mitigator
-from supple.mitigators.kernels import Strength, Update, move_towards, per_member
+from supple.mitigators.kernels import Strength, Update, by_member, move_towards
 from supple.mitigators.states import State, Tensors
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
@@ -82,12 +82,13 @@ class UPGD(Mitigator):
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
         """Adds nothing; updates the utility, which needs the gradients and parameters before the step."""
-        weights = [state[name]["weight"] for name in gradients]
+        utilities, weights = ([state[name][key] for name in gradients] for key in ("utility", "weight"))
+        present = [parameters[name] for name in gradients]
         torch._foreach_mul_(weights, self.decay)
         torch._foreach_add_(weights, 1)
-        for name, gradient in gradients.items():
-            state[name]["utility"].mul_(self.decay).addcmul_(gradient, parameters[name], value=-1)
-            self._before[name] = parameters[name].clone()
+        torch._foreach_mul_(utilities, self.decay)
+        torch._foreach_addcmul_(utilities, list(gradients.values()), present, value=-1)
+        self._before |= zip(gradients, torch._foreach_mul(present, 1), strict=True)
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if missing := parameters.keys() - self._before.keys():
@@ -97,20 +98,30 @@ class UPGD(Mitigator):
             )
         if not parameters:
             return
-        scale = self._largest_utility(parameters, state)
-        for name, parameter in parameters.items():
-            by_member = per_member(state[name]["weight"] * scale, parameter.ndim)
-            target = self._random(parameter, lambda part, random: part.normal_(std=self.noise, generator=random))
-            step_size, old = update.step_sizes[name], self._before.pop(name).to(parameter.dtype)
-            target.mul_(-step_size).add_(parameter).sub_(old).mul_((state[name]["utility"] / -by_member).sigmoid_())
-            target.add_(old * (1 - step_size * self.weight_decay) if self.weight_decay else old)
+        utilities, weights = ([state[name][key] for name in parameters] for key in ("utility", "weight"))
+        scale = self._largest_utility(parameters, utilities, weights)
+        keep = torch._foreach_div(utilities, by_member(weights, -scale, utilities))
+        torch._foreach_sigmoid_(keep)  # 1 - gate
+        new, before = list(parameters.values()), [self._before.pop(name).to(p.dtype) for name, p in parameters.items()]
+        targets = [self._noise(name, parameter, update) for name, parameter in parameters.items()]
+        torch._foreach_add_(targets, new)
+        torch._foreach_sub_(targets, before)
+        torch._foreach_mul_(targets, keep)
+        if self.weight_decay:
+            sizes = (update.step_sizes[name] for name in parameters)
+            before = [old * (1 - size * self.weight_decay) for old, size in zip(before, sizes, strict=True)]
+        torch._foreach_add_(targets, before)
+        for parameter, target in zip(new, targets, strict=True):
             move_towards(parameter, target, strength)
 
-    def _largest_utility(self, parameters: Tensors, state: State) -> Tensor:
+    def _noise(self, name: str, parameter: Tensor, update: Update) -> Tensor:
+        """−αξ."""
+        noise = self._random(parameter, lambda part, random: part.normal_(std=self.noise, generator=random))
+        return noise.mul_(-update.step_sizes[name])
+
+    def _largest_utility(self, parameters: Tensors, utilities: list[Tensor], weights: list[Tensor]) -> Tensor:
         """max û over the network, by member; or max u."""
-        peaks = []
-        for name in parameters:
-            count = state[name]["weight"] if self.corrected_maximum else 1 / (1 - self.decay)
-            peaks.append(self.roles[name].vector(state[name]["utility"]).amax(-1) / count)
+        peaks = [self.roles[name].vector(utility).amax(-1) for name, utility in zip(parameters, utilities, strict=True)]
+        torch._foreach_div_(peaks, weights if self.corrected_maximum else [1 / (1 - self.decay)] * len(peaks))
         peak = torch.stack(peaks).amax(0)
         return torch.where(peak.abs() < TINY, 1, peak)

@@ -12,12 +12,14 @@ import vl_convert
 from fsspec.implementations.local import LocalFileSystem
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from supple.lab import problems
 from supple.report import texts
 from supple.report.drawings import Drawings, palette
 from supple.report.overview import hardware, members_of, under_way
 from supple.report.sections import sections_of
 from supple.runs.files import files_at, read, write
 from supple.runs.store import joined, stored
+from supple.training.methods import title_of
 
 HERE = Path(__file__).parent
 TITLE = b"<title>supple: "
@@ -115,6 +117,7 @@ def _template() -> Any:
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters |= {name: getattr(texts, name) for name in texts.__all__}
+    environment.filters |= {"method_title": title_of, "problem_title": problems.title_of}
     return environment.get_template("page.html")
 
 

@@ -1,11 +1,17 @@
 """The commands that repeat a run."""
 
+import inspect
 import json
 import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from supple.lab.run import Run
 from supple.report.texts import stretches
+from supple.rl import run as control
+from supple.rl.methods import find, usual_strength
+from supple.rl.presets import PRESETS, Constants
 from supple.training import methods
 
 OPTIONS = {
@@ -23,17 +29,27 @@ OPTIONS = {
 """The option of ``supple run`` for each field of a run."""
 
 
-def commands(run: Run) -> list[str]:
+def commands(config: Mapping[str, Any]) -> list[str]:
     """The commands that train these members again: one for each strength and each range of consecutive seeds.
 
-    Values that are the problem's current defaults are left out. Empty if the run can only be made in Python.
+    Current defaults are left out. Empty if the run can only be made in Python, or is of another version.
+
+    Args:
+        config: a run's configuration, of the laboratory or of reinforcement learning, as the store holds it.
     """
     try:
-        usual = methods.find(run.method).strength
-        own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
-        options = dict(json.loads(run.options))
+        if config.keys() == {field.name for field in fields(Run)}:
+            lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+            return _laboratory(Run(**{**config, **lists}))
+        return _control(config)
     except (Exception, SystemExit):  # another version's run, or the user's own code, which may raise anything
         return []
+
+
+def _laboratory(run: Run) -> list[str]:
+    usual = methods.find(run.method).strength
+    own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
+    options = dict(json.loads(run.options))
     changed = {name: getattr(run, name) for name in OPTIONS if getattr(run, name) != getattr(own, name)}
     if None in changed.values() or not all(map(_typed, options.values())):
         return []
@@ -47,14 +63,54 @@ def commands(run: Run) -> list[str]:
         common += ["--diagnostics", *run.diagnostics]
     if options:
         common += ["--option", *(str(part) for pair in options.items() for part in pair)]
-    found = []
-    for strength in dict.fromkeys(run.strengths):
-        chosen = [] if strength == usual else ["--strength", str(strength)]
-        seeds = [seed for seed, its in zip(run.seeds, run.strengths, strict=True) if its == strength]
-        for first, last in stretches(seeds):
-            begin = ["--first-seed", str(first)] if first else []
-            found.append(shlex.join([*common, *chosen, *begin, "--seeds", str(last - first + 1)]))
-    return found
+    return [
+        command
+        for strength in dict.fromkeys(run.strengths)
+        for command in _by_seeds(
+            common + ([] if strength == usual else ["--strength", str(strength)]),
+            [seed for seed, its in zip(run.seeds, run.strengths, strict=True) if its == strength],
+        )
+    ]
+
+
+def _control(config: Mapping[str, Any]) -> list[str]:
+    options, (strength, *_) = json.loads(config["options"]), config["strengths"]
+    resets = {name: options[name] for name in ("every", "unit", "parts", "layers") if name in options}
+    if "parts" in resets:
+        resets["parts"] = tuple(resets["parts"].split())
+    settings = {name: config[name] for name in control.TYPED}
+    run = control.Run.of(
+        config["problem"],
+        config["method"],
+        config["seeds"],
+        strength=strength,
+        actor_strength=options.get("actor_strength"),
+        resets=resets,
+        **settings,
+    )
+    if json.dumps(run.config(), sort_keys=True) != json.dumps(config, sort_keys=True):
+        return []
+    defaults = {name: parameter.default for name, parameter in inspect.signature(control.Run.of).parameters.items()}
+    defaults |= asdict(Constants(**PRESETS[run.preset].changes))
+    typed = {name: value for name, value in settings.items() if value != defaults[name]}
+    if strength != usual_strength(find(run.method)):
+        typed["strength"] = strength
+    if "actor_strength" in options:
+        typed["actor_strength"] = run.actor_strength
+    typed |= {f"reset_{name}": value for name, value in resets.items()}
+    common = ["supple", "rl", run.problem, "--method", run.method]
+    for name, value in typed.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        common += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return _by_seeds(common, run.seeds)
+
+
+def _by_seeds(common: list[str], seeds: Iterable[int]) -> list[str]:
+    """A command for each range of consecutive seeds."""
+    return [
+        shlex.join([*common, *(["--first-seed", str(first)] if first else []), "--seeds", str(last - first + 1)])
+        for first, last in stretches(list(seeds))
+    ]
 
 
 def _typed(value: Any) -> bool:

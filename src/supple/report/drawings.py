@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from supple.runs.charts import Lines, colour_scale, on_dark
+from supple.runs.charts import Lines, colour_scale, on_dark, titled
+from supple.training.methods import title_of
 
 DIGITS = 5
 """Significant digits of a chart's numbers."""
@@ -35,7 +36,10 @@ class Drawings:
     """
 
     def __init__(self, methods: list[str]) -> None:
-        self._colours = {"domain": methods, "range": [f"var(--method-{place})" for place in range(len(methods))]}
+        self._colours = {
+            "domain": [title_of(method) for method in methods],
+            "range": [f"var(--method-{place})" for place in range(len(methods))],
+        }
         self._specs: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._charts: list[dict[str, Any]] = []
 
@@ -48,7 +52,7 @@ class Drawings:
             chart = lines.chart()
             chart.data = alt.NamedData("points")
             self._specs[kind] = self._for_the_page(chart.to_dict())
-        columns = {column.name: _packed(column) for column in lines.points}
+        columns = {column.name: _packed(column) for column in titled(lines.points)}
         self._charts.append({"spec": list(self._specs).index(kind), "length": len(lines.points), "columns": columns})
         return Figure(len(self._charts) - 1, title)
 

@@ -1,13 +1,13 @@
 """The sections of the page: one per protocol, with its results and the commands that repeat its runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS
-from supple.lab.run import Run
+from supple.lab.problems import title_of
 from supple.report.commands import commands
 from supple.report.drawings import Drawings
 from supple.report.standings import TUNED, Standings, standings
@@ -53,14 +53,16 @@ def sections_of(
     protocol = [name for name in members.columns if name not in (*TUNED, *OF_MEMBERS)]
     found = []
     for part in members.partition_by(protocol, maintain_order=True):
-        siblings = members.filter(pl.col("problem") == part["problem"][0])
+        problem = part["problem"][0]
+        siblings = members.filter(pl.col("problem") == problem)
         apart = [name for name in protocol if name not in ("scale", "subset") and siblings[name].n_unique() > 1]
+        title = [stamped(part, title_of(problem)), *(f"{_words(name)} {part[name][0]}" for name in apart)]
         measured = _rows_of(part, rows)
         found.append(
             Section(
-                problem=part["problem"][0],
-                title=", ".join([stamped(part), *(f"{_words(name)} {part[name][0]}" for name in apart)]),
-                protocol={_words(name): part[name][0] for name in protocol if name not in ("problem", "subset")},
+                problem=problem,
+                title=", ".join(title),
+                protocol={_words(name): part[name][0] for name in protocol if name != "subset"},
                 methods=part["method"].n_unique(),
                 seeds=part["seed"].filter(part["seed"] < TUNING_SEEDS).to_list(),
                 tuning_seeds=part["seed"].filter(part["seed"] >= TUNING_SEEDS).to_list(),
@@ -94,15 +96,13 @@ def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     first = members.row(0, named=True)
     config = configs[first["run"]] | {"seeds": members["seed"].to_list(), "strengths": members["strength"].to_list()}
-    config |= {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-    repeatable = config.keys() == {field.name for field in fields(Run)}
     return {name: first[name] for name in TUNED} | {
         "seeds": members["seed"].to_list(),
         "done": members["done"].sum(),
         "tasks": members["tasks"].sum(),
         "seconds": members["seconds"].sum(),
         "folders": members["run"].unique(maintain_order=True).to_list(),
-        "commands": commands(Run(**config)) if repeatable else [],
+        "commands": commands(config),
     }
 
 

@@ -7,9 +7,10 @@ import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import Drawings, Figure
-from supple.runs.charts import TITLES, lines_over_strengths, lines_over_tasks
+from supple.runs.charts import lines_over_strengths, lines_over_tasks
+from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import paired, ranking, settings
-from supple.runs.tables import HEADLINES
+from supple.runs.tables import capitalized
 
 TUNED = ("method", "options", "strength", "step_size")
 """The settings compared within a protocol; runs that differ in any other setting belong to another protocol."""
@@ -65,7 +66,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     shown = reported(rows)
     metrics = shown["metric"].unique(maintain_order=True).to_list()
     accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
-    judge = next((name for name in ("validation_accuracy", "train_accuracy") if name in metrics), accuracies[0])
+    judge = next((name for name in JUDGES if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
     last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)
     best = _best(so_far(shown), judge, last, "method", "options")
@@ -74,12 +75,12 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     drawn = averaged(shown, window)
 
     def curves(metric: str, title: str | None = None) -> Figure:
-        return drawings.add(lines_over_tasks(drawn, metric), title or _title(metric))
+        return drawings.add(lines_over_tasks(drawn, metric), title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
         ranked = ranking(so_far(shown), metric, last)
         return Headline(
-            title=_title(metric).removesuffix(" at the task's end"),
+            title=capitalized(find(metric).title),
             curves=curves(metric),
             ranking=_placed(ranked).to_dicts(),
             against=_against(ranked, so_far(shown), metric, last),
@@ -91,7 +92,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     others = [name for name in metrics if name not in accuracies and name != "diverged"]
     layers: dict[str, list[Figure]] = {}
     for what, layer in (name.split("/", 1) for name in others if "/" in name):
-        layers.setdefault(_title(what), []).append(curves(f"{what}/{layer}", layer))
+        layers.setdefault(capitalized(find(what).axis), []).append(curves(f"{what}/{layer}", layer))
     return Standings(
         methods=best["method"].unique(maintain_order=True).to_list(),
         columns=[name for name in TUNED[1:] if best[name].n_unique() > 1],
@@ -172,9 +173,3 @@ def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings)
     best = _best(rows, metric, last, "method", "options", "strength")
     rows = rows.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left").drop("tasks", "step_size")
     return drawings.add(lines_over_strengths(rows, metric), "The same against the strength")
-
-
-def _title(metric: str) -> str:
-    """The metric's title, with a capital letter first."""
-    title = TITLES.get(metric, metric.replace("_", " "))
-    return title[:1].upper() + title[1:]

@@ -16,16 +16,9 @@ LOOKED_AT = 350
 
 
 def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """By metric, one value per member; gradients and activations are computed on a batch as for :meth:`SAC.update`.
+    """By metric of :data:`supple.runs.metrics.METRICS`, one value per member; a layer's is ``…_spectral_norm/<layer>``.
 
-    ==========================  ===================================================================================
-    ``temperature``             α
-    ``…_weight_norm``           of all parameters of the actor or the critic
-    ``…_gradient_norm``         of the gradient of its loss
-    ``…_spectral_norm``         the largest singular value of any layer; ``…/<layer>`` is that of one layer
-    ``…_dormant``               the share of hidden units with a ReDo score of at most 0.1
-    ``…_effective_rank``        of the activations of the last hidden layer: exp of the entropy of the singular values
-    ==========================  ===================================================================================
+    Gradients and activations are computed on a batch as for :meth:`SAC.update`.
     """
     found: dict[str, Tensor] = {"temperature": agent.alpha}
     alpha, actor, critic = agent.alpha, agent.actor.parameters, agent.critic.parameters

@@ -7,16 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import polars as pl
+
 from supple.errors import known
 from supple.rl.methods import RESETS, find, usual_strength
 from supple.rl.presets import PRESETS, Constants, check
 from supple.rl.resets import Resets
 from supple.runs.folder import RunFolder
+from supple.runs.store import load
 
 PAPER_STEPS = 1_000_000
 PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 LARGEST_SEED = 2**31 - 1
+
+TYPED = ("steps", "preset", "replay_ratio", "random_steps", "capacity", "prime", "evaluate_every", "episodes", "inside")
+"""The settings that are options of ``supple rl`` under the same name, besides the method and what belongs to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,3 +193,9 @@ class Run:
 def _joined(value: Any) -> Any:
     """A tuple as one string, for a table's column; any other value as it is."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def results(runs: Iterable[Run], root: str) -> pl.DataFrame:
+    """The measurements of these runs, in the same order."""
+    order = pl.DataFrame({"run": [run.folder(root).name for run in runs]})
+    return order.join(load(root, set(order["run"])), on="run", maintain_order="left_right")

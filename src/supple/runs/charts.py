@@ -10,9 +10,10 @@ from typing import Literal, TypeVar
 import altair as alt
 import polars as pl
 
+from supple.runs import metrics
 from supple.runs.files import files_at, write
 from supple.runs.stats import by_task, over_tasks, varying
-from supple.training.methods import METHODS
+from supple.training.methods import METHODS, title_of
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
@@ -23,34 +24,6 @@ OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194
 
 DARK_PAGE = (0x14, 0x17, 0x1C)
 """The background of a dark page: red, green, blue."""
-
-TITLES = {
-    "train_accuracy": "training accuracy at the task's end",
-    "validation_accuracy": "validation accuracy at the task's end",
-    "test_accuracy": "test accuracy at the task's end",
-    "train_loss": "training loss at the task's end (nats)",
-    "return": "return of the policy's mean",
-    "spectral_norm": "largest singular value, mean over layers",
-    "smallest_singular_value": "smallest singular value, mean over layers",
-    "condition_number": "condition number of the weights",
-    "stable_rank": "stable rank of the weights",
-    "effective_rank": "effective rank of the weights",
-    "lipschitz_bound": "product of the largest singular values",
-    "weight_norm": "norm of all parameters",
-    "distance_from_initialization": "distance from initialisation",
-    "dormant_units": "share of dormant units",
-    "dead_units": "share of dead units",
-    "feature_rank": "rank of the last hidden activations",
-    "representation_change": "relative change of activations",
-    "gradient_norm": "norm of the gradient on the probe",
-    "gradient_effective_rank": "effective rank of the examples' gradients",
-    "gradient_condition_number": "condition number of the examples' gradients",
-    "diverged": "share of diverged networks",
-}
-
-
-UNBOUNDED = {"representation_change", "condition_number", "gradient_condition_number", "lipschitz_bound"}
-"""Metrics that can grow by powers of ten: their vertical axis is linear up to one and logarithmic above (symlog)."""
 
 
 def on_dark(colour: str) -> str:
@@ -71,9 +44,16 @@ def _luminance(channels: Sequence[int]) -> float:
 
 
 def colour_scale(methods: list[str], colours: Mapping[str, str] = COLOURS) -> alt.Scale:
-    """The colour scale of these methods."""
+    """The colour scale of these methods, whose titles are drawn."""
     others = itertools.cycle(OTHER_COLOURS)
-    return alt.Scale(domain=methods, range=[colours.get(method) or next(others) for method in methods])
+    titles = [title_of(method) for method in methods]
+    return alt.Scale(domain=titles, range=[colours.get(method) or next(others) for method in methods])
+
+
+def titled(points: pl.DataFrame) -> pl.DataFrame:
+    """The data of a chart with the methods' titles in place of their names."""
+    titles = {name: method.title for name, method in METHODS.items()}
+    return points.with_columns(pl.col("^method$").replace(titles))
 
 
 def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
@@ -139,9 +119,9 @@ class Lines:
     """Those of ``others`` that differ within one colour: dashes tell their lines apart."""
 
     @property
-    def scale(self) -> Literal["symlog", "linear"]:
+    def scale(self) -> Literal["linear", "symlog"]:
         """The scale of the vertical axis."""
-        return "symlog" if self.metric in UNBOUNDED else "linear"
+        return metrics.find(self.metric).scale
 
     def chart(self) -> alt.LayerChart:
         """The chart, without a size and a title."""
@@ -151,13 +131,14 @@ class Lines:
         picked = alt.selection_point(name=f"picked_{self.series}", fields=[self.series], bind="legend")
         shown = alt.when(picked)
         detail = [f"{column}:N" for column in self.others]
-        x, title = alt.X(f"{self.at}:Q", title=self.at), TITLES.get(self.metric, self.metric)
+        metric, x = metrics.find(self.metric), alt.X(f"{self.at}:Q", title=self.at)
+        title = metric.axis
         if self.at == "strength":
-            title = title.removesuffix(" at the task's end") + ", mean over tasks"
+            title = f"{metric.title}, mean over tasks"
             x = x.scale(type="log").axis(format="~e", values=self.points["strength"].unique().sort().to_list())
         else:
             x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # label whole tasks only
-        colour = alt.Color(f"{self.series}:N", sort=values, legend=legend).scale(colours)
+        colour = alt.Color(f"{self.series}:N", legend=legend).scale(colours)
         dashes = {}
         if self.within:
             dashes["strokeDash"] = alt.StrokeDash(
@@ -165,7 +146,7 @@ class Lines:
                 title=" · ".join(self.within).replace("_", " "),
                 legend=alt.Legend(symbolType="stroke", symbolSize=400),
             )
-        base = alt.Chart(self.points).encode(x=x, color=colour, detail=detail)
+        base = alt.Chart(titled(self.points)).encode(x=x, color=colour, detail=detail)
         band = base.mark_area(clip=True).encode(
             y=alt.Y("low:Q", title=title).scale(type=self.scale),
             y2="high:Q",

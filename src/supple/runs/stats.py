@@ -4,6 +4,8 @@ import numpy as np
 import polars as pl
 import scipy  # imports its submodules on first use, not when a run starts
 
+from supple.runs import metrics
+
 MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
@@ -85,12 +87,12 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
 
 
 def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """:func:`last_tasks`, the best setting first (lowest for a loss), with the ``first`` task's mean over seeds."""
+    """:func:`last_tasks`, the best setting first (the lowest if less is better), with the ``first`` task's mean."""
     chosen = settings(rows)
     first = by_task(rows, metric).filter(pl.col("task") == 0).select(*chosen, first="mean")
     last = last_tasks(rows, metric, count).join(first, on=chosen, how="left", nulls_equal=True, maintain_order="left")
-    most = not metric.endswith("loss")
-    return last.sort(pl.col("mean").fill_nan(None), descending=most, nulls_last=True, maintain_order=True)
+    most_first = metrics.find(metric).higher_is_better is not False
+    return last.sort(pl.col("mean").fill_nan(None), descending=most_first, nulls_last=True, maintain_order=True)
 
 
 def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     PAIRS = 6
     PHASES = 7
     PROBE = 8
+    SAMPLE = 9
     # For supple.rl.
     ACTOR = 11
     CRITIC = 12

@@ -1,34 +1,41 @@
 """Results in a terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from supple.runs.charts import TITLES
+from supple.runs import metrics
 from supple.runs.stats import ranking, varying
-
-HEADLINES = ("train_accuracy", "test_accuracy", "return")
-"""A problem's main metrics: trainability, and generalisation where measured; in reinforcement learning, the return."""
+from supple.training.methods import title_of
 
 
-def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
-    """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first."""
+def results_table(rows: pl.DataFrame, metric: str, count: int = 5, problem: str = "") -> Table:
+    """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first.
+
+    In reinforcement learning a task is an evaluation: a column says to which environment steps the last ones belong.
+    """
     count = min([count, *rows["tasks"].unique()])
-    others = [column for column in varying(rows) if column not in ("method", "strength")]
-    title = TITLES.get(metric, metric).removesuffix(" at the task's end")
-    title = f"{title.capitalize()}, {stamped(rows)}"
+    has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
+    shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
+    others = [name for name in varying(rows) if name not in shown]
+    title = f"{capitalized(metrics.find(metric).title)}: {stamped(rows, problem)}"
     table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
-    for heading in ("strength", *others, "first", f"last {count}", "IQM", "95 %", "seeds"):
+    steps = ["at steps"] if has_steps else []
+    for heading in ("strength", *others, "first", f"last {count}", *steps, "IQM", "95 %", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in ranking(rows, metric, count).iter_rows(named=True):
         error = f" ± {row['error']:.3f}" if row["error"] is not None else ""
         diverged = f" ({row['diverged']:.0f} diverged)" if row["diverged"] else ""
         table.add_row(
-            row["method"],
+            title_of(row["method"]),
             f"{row['strength']:g}" if row["strength"] else "-",
             *(f"{row[other]:g}" if isinstance(row[other], float) else str(row[other]) for other in others),
             "-" if row["first"] is None else f"{row['first']:.3f}",
             f"{row['mean']:.3f}{error}",
+            *([_steps(row, count)] if has_steps else []),
             f"{row['iqm']:.3f}",
             f"{row['low']:.3f}, {row['high']:.3f}",
             f"{row['seeds']}{diverged}",
@@ -36,9 +43,25 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5) -> Table:
     return table
 
 
-def stamped(rows: pl.DataFrame) -> str:
-    """The problem's name, its scale, and a note if only part of the data set was used."""
+def capitalized(title: str) -> str:
+    """The title with a capital letter first; the others stay, as in "overestimation of Q"."""
+    return title[:1].upper() + title[1:]
+
+
+def _steps(row: Mapping[str, Any], count: int) -> str:
+    """The environment steps before the first and before the last of the last ``count`` evaluations."""
+    first, last = (row["evaluate_every"] * task for task in (row["tasks"] - count + 1, row["tasks"]))
+    return f"{min(last, row['steps']):,}" if count == 1 else f"{first:,}–{min(last, row['steps']):,}"
+
+
+def stamped(rows: pl.DataFrame, problem: str = "") -> str:
+    """The problem, its scale, and a note if only part of the data set was used.
+
+    Args:
+        rows: of one problem.
+        problem: its title; its name when left out.
+    """
     stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
     if rows["subset"].any():
         stamps.append("part of the data set")
-    return f"{rows['problem'][0]} ({', '.join(stamps)})"
+    return f"{problem or rows['problem'][0]} ({', '.join(stamps)})"

@@ -53,6 +53,8 @@ class Learner:
         if compiled and not mitigator.traceable:
             kernels = torch.compiler.disable(kernels[0]), torch.compiler.disable(kernels[1])
         self._add_gradients, self._change_parameters = kernels
+        self._catch_up = torch.compiler.disable(self._act_on_schedule) if compiled else self._act_on_schedule
+        self._has_stepped = False
         self.gradients = self._vectorized if compiled else self._one_by_one
         """A function that returns every member's gradients of ``loss(network, *others)``, and what the loss keeps."""
 
@@ -65,15 +67,29 @@ class Learner:
 
         ``others`` are tensors, or trees of tensors, with the members' dimension first.
         """
+        if self.mitigator.scheduled:
+            self._catch_up()
         gradients, kept = self.gradients(loss, *others)
-        parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
-        step_sizes = dict.fromkeys(parameters, self.step_size)
+        parameters, step_sizes = self._parameters_and_step_sizes()
         state, strength = self.mitigator.state, self.mitigator.strength
         options = {"step_sizes": step_sizes} if self.mitigator.takes_step_sizes else {}
         self._add_gradients(parameters, {name: gradients[name] for name in parameters}, state, strength, **options)
         self.optimizer.step(self.parameters, gradients, self.moments, self.step_size)
-        self._change_parameters(parameters, state, strength, Update(step_sizes, self.moments))
+        if not self.mitigator.scheduled:
+            self._change_parameters(parameters, state, strength, Update(step_sizes, self.moments))
         return kept
+
+    def _act_on_schedule(self) -> None:
+        """Change the parameters for the step before this one: what was measured in between is what was learned."""
+        if self._has_stepped:
+            parameters, step_sizes = self._parameters_and_step_sizes()
+            update = Update(step_sizes, self.moments)
+            self._change_parameters(parameters, self.mitigator.state, self.mitigator.strength, update)
+        self._has_stepped = True
+
+    def _parameters_and_step_sizes(self) -> tuple[Tensors, dict[str, float]]:
+        parameters = {name: self.parameters[name] for name in self.mitigator.parameters}
+        return parameters, dict.fromkeys(parameters, self.step_size)
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
@@ -104,7 +120,8 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, except buffers."""
-        return {"parameters": self.parameters, "moments": self.moments, "mitigator": self.mitigator.state_dict()}
+        state = {"parameters": self.parameters, "moments": self.moments, "mitigator": self.mitigator.state_dict()}
+        return state | ({"has_stepped": self._has_stepped} if self.mitigator.scheduled else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy what :meth:`state_dict` returned into the existing tensors."""
@@ -112,6 +129,7 @@ class Learner:
         for name, moments in self.moments.items():
             copy_into(moments, state["moments"][name])
         self.mitigator.load_state_dict(state["mitigator"])
+        self._has_stepped = state.get("has_stepped", False)  # the first versions acted after the step itself
 
     def _vectorized(self, loss: Loss, *others: Any) -> tuple[Tensors, Any]:
         of_each = vmap(grad(partial(self._loss, loss), has_aux=True), randomness="different")

@@ -7,26 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from supple import mitigators
 from supple.errors import imported, known
-from supple.mitigators import (
-    UPGD,
-    ContinualBackprop,
-    HareAndTortoise,
-    L2InitRegularizer,
-    L2Regularizer,
-    Mitigator,
-    NetworkReset,
-    NormalizeAndProject,
-    ParsevalRegularizer,
-    ReDo,
-    SelfNormalizedResets,
-    ShrinkAndPerturb,
-    SpectralNormRegularizer,
-    SpectralRegularizer,
-    StreamingEWC,
-    WassersteinRegularizer,
-    WeightClipping,
-)
+from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
 from supple.network.population import Population
 
@@ -36,7 +19,7 @@ class Method:
     """One way of keeping a network plastic: a mitigator, a change to the network, or both."""
 
     title: str
-    """Its name in charts and tables."""
+    """Its name in charts and tables, by :func:`title_of`."""
     summary: str
     mitigator: Callable[..., Mitigator] = Mitigator
     """Called with the network and the strength; the default does nothing."""
@@ -78,20 +61,20 @@ class Method:
 METHODS: dict[str, Method] = {
     "none": Method(
         title="no mitigation",
-        summary="no mitigation: what loses plasticity",
+        summary="plain training, which loses plasticity",
         colour="#000000",
     ),
     "l2": Method(
         title="L2",
         summary="parameters towards zero",
-        mitigator=L2Regularizer,
+        mitigator=mitigators.L2Regularizer,
         strength=1e-4,
         colour="#E69F00",
     ),
     "l2-init": Method(
         title="L2 init",
         summary="parameters towards their initial values (Kumar et al., 2023)",
-        mitigator=L2InitRegularizer,
+        mitigator=mitigators.L2InitRegularizer,
         strength=1e-3,
         control_strength=1e-4,
         colour="#56B4E9",
@@ -117,7 +100,7 @@ METHODS: dict[str, Method] = {
     "spectral": Method(
         title="spectral",
         summary="each layer's largest singular value towards one (Lewandowski et al., 2025)",
-        mitigator=SpectralRegularizer,
+        mitigator=mitigators.SpectralRegularizer,
         strength=1e-3,
         control_strength=1e-4,
         colour="#0072B2",
@@ -125,7 +108,7 @@ METHODS: dict[str, Method] = {
     "decoupled-spectral": Method(
         title="decoupled spectral",
         summary="the same, applied after the optimizer's step as AdamW does with weight decay",
-        mitigator=SpectralRegularizer,
+        mitigator=mitigators.SpectralRegularizer,
         options={"decoupled": True},
         strength=1.0,
         colour="#D55E00",
@@ -133,7 +116,7 @@ METHODS: dict[str, Method] = {
     "wasserstein": Method(
         title="Wasserstein",
         summary="each tensor's distribution of values towards its initial one (Lewandowski et al., 2023)",
-        mitigator=WassersteinRegularizer,
+        mitigator=mitigators.WassersteinRegularizer,
         strength=1e-2,
         control_strength=1e-4,
         colour="#009E73",
@@ -141,7 +124,7 @@ METHODS: dict[str, Method] = {
     "spectral-norm": Method(
         title="spectral norm",
         summary="each weight's largest singular value towards zero (Yoshida & Miyato, 2017)",
-        mitigator=SpectralNormRegularizer,
+        mitigator=mitigators.SpectralNormRegularizer,
         strength=1e-2,
         control_strength=1e-4,
         colour="#44AA99",
@@ -149,7 +132,7 @@ METHODS: dict[str, Method] = {
     "parseval": Method(
         title="Parseval",
         summary="every singular value of hidden weights towards one (Chung et al., 2024)",
-        mitigator=ParsevalRegularizer,
+        mitigator=mitigators.ParsevalRegularizer,
         strength=1e-3,
         control_strength=1e-4,
         colour="#AA4499",
@@ -157,7 +140,7 @@ METHODS: dict[str, Method] = {
     "streaming-ewc": Method(
         title="streaming EWC",
         summary="important weights stay near their moving average (Elsayed & Mahmood, 2024)",
-        mitigator=StreamingEWC,
+        mitigator=mitigators.StreamingEWC,
         strength=1e4,
         control_strength=1e-2,
         colour="#999933",
@@ -165,7 +148,7 @@ METHODS: dict[str, Method] = {
     "shrink-and-perturb": Method(
         title="shrink and perturb",
         summary="each step a little towards a fresh initialisation (Ash & Adams, 2020; Kumar et al., 2023)",
-        mitigator=ShrinkAndPerturb,
+        mitigator=mitigators.ShrinkAndPerturb,
         strength=1e-3,
         control_strength=1e-4,
         colour="#882255",
@@ -173,14 +156,14 @@ METHODS: dict[str, Method] = {
     "upgd": Method(
         title="UPGD",
         summary="useful weights move little, others wander (Elsayed & Mahmood, 2024)",
-        mitigator=UPGD,
+        mitigator=mitigators.UPGD,
         strength=1.0,
         colour="#DDCC77",
     ),
     "normalize-and-project": Method(
         title="normalize and project",
         summary="LayerNorm, and each weight matrix kept at its initial norm (Lyle et al., 2024)",
-        mitigator=NormalizeAndProject,
+        mitigator=mitigators.NormalizeAndProject,
         strength=1.0,
         network={"layer_norm": True},
         colour="#CC6677",
@@ -188,28 +171,28 @@ METHODS: dict[str, Method] = {
     "weight-clipping": Method(
         title="weight clipping",
         summary="weights clamped to about the range of their initialisation (Elsayed et al., 2024)",
-        mitigator=WeightClipping,
+        mitigator=mitigators.WeightClipping,
         strength=1.0,
         colour="#117733",
     ),
     "hare-and-tortoise": Method(
         title="hare and tortoise",
         summary="set back every 1,000 steps to a slow average (Lee et al., 2024)",
-        mitigator=HareAndTortoise,
+        mitigator=mitigators.HareAndTortoise,
         strength=1.0,
         colour="#888888",
     ),
     "redo": Method(
         title="ReDo",
         summary="every 1,000 steps, dormant units are reinitialized (Sokar et al., 2023)",
-        mitigator=ReDo,
+        mitigator=mitigators.ReDo,
         strength=0.1,
         colour="#661100",
     ),
     "continual-backprop": Method(
         title="continual backprop",
         summary="each step a few of the least useful units are reinitialized (Dohare et al., 2024)",
-        mitigator=ContinualBackprop,
+        mitigator=mitigators.ContinualBackprop,
         strength=1e-3,
         control_strength=1e-4,
         colour="#332288",
@@ -217,7 +200,7 @@ METHODS: dict[str, Method] = {
     "self-normalized-resets": Method(
         title="self-normalized resets",
         summary="reinitializes units that are silent for longer than they used to be (Farias & Jozefiak, 2024)",
-        mitigator=SelfNormalizedResets,
+        mitigator=mitigators.SelfNormalizedResets,
         strength=0.01,
         control_strength=0.02,
         colour="#88CCEE",
@@ -225,7 +208,7 @@ METHODS: dict[str, Method] = {
     "network-reset": Method(
         title="network reset",
         summary="every 1,000 steps, the whole network is reinitialized (Nikishin et al., 2022; D'Oro et al., 2022)",
-        mitigator=NetworkReset,
+        mitigator=mitigators.NetworkReset,
         options={"every": 1000},
         strength=1.0,
         colour="#A0A000",
@@ -255,3 +238,8 @@ def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
     summary = (inspect.getdoc(mitigator) or name).splitlines()[0]
     strength = float(default) if isinstance(default, int | float) else math.nan
     return Method(title=name, summary=summary, mitigator=mitigator, strength=strength)
+
+
+def title_of(name: str) -> str:
+    """The name of a method in charts and tables; a user's own method keeps its name."""
+    return METHODS[name].title if name in METHODS else name

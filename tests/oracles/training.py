@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from oracles import Parameters, owned, parameters64
+from oracles.regularizers import Parameters, owned, parameters64
 from supple import Mitigator
 
 LR = 0.05
@@ -70,13 +70,13 @@ def assert_follows(
     expected = parameters64(network)
     for number in range(1, steps + 1):
         expected = step(expected, gradients(network, expected, number), number)
-        x, y = batch(number)
+        x, y = (tensor.to(next(network.parameters()).device) for tensor in batch(number))
         optimizer.zero_grad()
         (network(x) - y).square().mean().backward()
         optimizer.step()
         for name, _, _, parameter in owned(network):
             torch.testing.assert_close(
-                parameter.detach(),
+                parameter.detach().cpu(),
                 expected[name],
                 rtol=rtol,
                 atol=rtol,

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from resting import resting
 from supple import (
     L2InitRegularizer,
     L2Regularizer,
@@ -24,6 +23,7 @@ from supple import (
 )
 from supple.network import role_rules
 from supple.network.find_roles import find_roles
+from support.resting import resting
 
 BY_ROLE = [SpectralRegularizer, SpectralNormRegularizer, ParsevalRegularizer, NormalizeAndProject, WeightClipping]
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from oracles import ZOO, Custom, PatchEmbeddings, Tied, kind, matrices, owned, spectral_norms
+from oracles.regularizers import kind, matrices, owned, spectral_norms
 from supple import Population, Role, SpectralRegularizer, describe
 from supple.network.find_roles import find_roles
+from support.zoo import ZOO, Custom, PatchEmbeddings, Tied
 
 
 @pytest.fixture(params=ZOO)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supple.training.optimizers import OPTIMIZERS
+from supple.training.optimizers import OPTIMIZERS, written_out
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,), "kernel": (3, 2, 3, 3), "middle": (9, 7), "head": (4, 9)}
 HIDDEN = ("weight", "middle")
@@ -92,6 +92,25 @@ def test_adam_as_the_formula_has_it(gradients):
             corrected = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
             parameter = parameter - 1e-2 * corrected
         torch.testing.assert_close(found[key], parameter.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_laid_out_otherwise(gradients):
+    start = tensors()
+    turned = {key: value.movedim(0, -1).contiguous().movedim(-1, 0) for key, value in gradients[0].items()}
+    assert not turned["weight"].is_contiguous()
+    (expected, _), (found, _) = (stepped("adam", start, [given]) for given in (gradients[0], turned))
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize(("name", "options"), [("adam", {}), ("adam-equal-betas", {"beta2": 0.9})])
+def test_written_out_it_is_the_same_to_rounding(name, options, gradients):
+    start = tensors()
+    parameters = {key: value.clone() for key, value in start.items()}
+    moments = OPTIMIZERS[name].moments(parameters)
+    for given in gradients:
+        for key, parameter in parameters.items():
+            written_out(parameter, given[key], **moments[key], step_size=1e-2, **options)
+    torch.testing.assert_close(parameters, stepped(name, start, gradients)[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from oracles import ZOO, owned, parameters64, relative_error, spectral_gradients, spectral_penalty, spread
-from resting import resting
+from oracles.regularizers import owned, parameters64, spectral_gradients, spectral_penalty
 from supple import Population, SpectralRegularizer
+from support.resting import resting
+from support.zoo import ZOO, relative_error, spread
 
 CONVERGED = 60
 PRECISION = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 1e-2}

@@ -1,14 +1,13 @@
 """Folders of runs without any training: what a store holds of runs whose measurements are made up."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from supple.lab.run import Run
-from supple.runs.folder import Checkpoint, RunFolder
+from supple.runs.folder import Checkpoint
 from supple.runs.store import SCHEMA
 
 Measure = Callable[[Run, int, int, str], float]
@@ -20,7 +19,7 @@ def store(
 ) -> None:
     """Runs as the trainer leaves them, the first ``done`` tasks behind them; all when left out, none at 0."""
     for run in runs:
-        folder = RunFolder(str(root), asdict(run))
+        folder = run.folder(str(root))
         with folder.held():
             folder.begin(device="cpu", subset=False)
             tasks = run.tasks if done is None else done

@@ -1,4 +1,4 @@
-"""Functions that tests name as ``package.module:function``, or that run in processes of their own."""
+"""Jobs that tests hand to worker processes: some fail, and some kill the process that they run in."""
 
 import os
 import re
@@ -114,28 +114,14 @@ def training_that_dies(run, report, *, root):
     return train(run, report_and_die, root=root, pieces=2)
 
 
-def rolled_labels(data, seed, task):
-    """A shift: each task, every label is the next one."""
-    from supple.lab.shifts import Task
-
-    return Task(classes=torch.arange(data.classes).roll(task))
-
-
 def in_its_own_process(name, folder):
     """Two jobs with two workers; prints how much was done of each."""
     done = {(folder, str(number)): 0.0 for number in range(2)}
     try:
         work_through(done, globals()[name], workers=2, report=done.__setitem__)
     except FailedWorkError as error:
-        print(re.sub("expected .*lab_workers.py:[0-9]+ |: correct it .*", "", str(error)))
+        print(re.sub("expected .*worker_jobs.py:[0-9]+ |: correct it .*", "", str(error)))
     print(list(done.values()))
-
-
-def own_problem():
-    """A problem that is nobody else's."""
-    from supple.lab.problems import Problem
-
-    return Problem(summary="", dataset="digits", shift="label-flip", batch_size=32, epochs=1, tasks=3, published=False)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,19 @@ A check is a function of the file whose name starts with ``check_``. All run in 
 what takes time is to start them.
 """
 
-import importlib.util
 import multiprocessing
 import queue
-import sys
 import tempfile
 import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import distributed
 
 from supple.mitigators.forecast import RewriteWarning
+from support.modules import module_at
 
 TIMEOUT = timedelta(seconds=60)
 LOADED_ONCE = [  # in the process that the ranks are forked from
@@ -32,7 +30,8 @@ LOADED_ONCE = [  # in the process that the ranks are forked from
     "torch.distributed.tensor.parallel",
     "torch.testing",
     "supple",
-    "oracles",
+    "oracles.regularizers",
+    "support.zoo",
 ]
 
 
@@ -61,7 +60,7 @@ def _run(path: str, rank: int, ranks: int, folder: str, reports: "multiprocessin
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", RewriteWarning)  # as in pyproject.toml
-    module, name = load(path), "nothing yet"
+    module, name = module_at(path), "nothing yet"
     try:
         distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=TIMEOUT
@@ -75,14 +74,3 @@ def _run(path: str, rank: int, ranks: int, folder: str, reports: "multiprocessin
         distributed.destroy_process_group()
     except BaseException:
         reports.put(f"rank {rank} of {ranks} in {name}:\n{traceback.format_exc()}")
-
-
-def load(path: str | Path) -> ModuleType:
-    """The file as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up what they are annotated with
-    spec.loader.exec_module(module)
-    return module

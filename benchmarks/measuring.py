@@ -1,0 +1,100 @@
+"""What benchmarks share: variants that take turns, the machine's limits, results with their environment."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import track
+
+from supple.report.overview import hardware
+from supple.runs.folder import environment
+from supple.runs.store import stored
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def use_threads(count: int = 1) -> None:
+    """Set torch's threads; timings on one thread vary least on shared cores. Denormal numbers count as 0."""
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
+
+
+def take_turns(
+    variants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.thread_time
+) -> dict[str, list[float]]:
+    """The seconds of every call of each variant; the variants take turns, and a first round warms up.
+
+    The default clock is the processor time of this thread, which depends least on other processes.
+    """
+    names, seconds = list(variants), {name: list[float]() for name in variants}
+    for turn in track(range(-1, rounds), description="timing"):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = clock()
+            variants[name]()
+            if turn >= 0:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def repeated(count: int, step: Callable[[], object]) -> Callable[[], None]:
+    """A function that calls ``step`` so many times."""
+
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return steps
+
+
+def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[float]:
+    """The ratio of each round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return low, middle, high
+
+
+def bandwidth(rounds: int) -> float:
+    """Bytes per second read and written in adding two tensors much larger than the caches."""
+    a, b = torch.zeros(64 * 2**20), torch.ones(64 * 2**20)
+    seconds = take_turns({"add": lambda: a.add_(b)}, rounds)["add"]
+    return 3 * a.nbytes / min(seconds)
+
+
+def arithmetic(rounds: int) -> float:
+    """Multiply-adds per second in a large matrix product."""
+    a = torch.randn(1024, 1024)
+    return 1024**3 / min(take_turns({"product": lambda: a @ a}, rounds)["product"])
+
+
+def write(path: Path | None, config: "DataclassInstance", **results: Any) -> None:
+    """Write results as JSON, with the environment and the configuration that gave them; nothing without a path."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"environment": environment(), "config": settings(config), **results}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def settings(config: "DataclassInstance") -> dict[str, Any]:
+    """A configuration as JSON holds it, without paths, which change no result."""
+    values = {name: None if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
+
+
+def write_environment(folder: Path, root: str | None = None, runs: Container[str] = ()) -> None:
+    """Write the environment beside tables or charts, and those that their runs under ``root`` were trained in."""
+    facts = {}
+    if root is not None:
+        facts["trained_in"] = hardware({name: run.environment for name, run in stored(root, runs).items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "environment.json").write_text(json.dumps(environment(**facts), indent=1) + "\n")

@@ -1,0 +1,178 @@
+"""The studies of paper.py: which runs each of them compares, and in which order they are trained."""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import polars as pl
+
+from supple.lab.grid import TUNING_SEEDS
+from supple.lab.run import Run
+from supple.runs.stats import ranking
+from supple.runs.store import load
+
+ROOT = "runs/paper"
+PIECE = 10
+SEEDS = range(3)
+
+SWEPT = (1e-2, 1e-3, 1e-4)  # the paper's
+STRENGTHS: dict[str, tuple[float | None, ...]] = {
+    "none": (None,),
+    "spectral": SWEPT,
+    "l2-init": SWEPT,
+    "l2": SWEPT,
+    "decoupled-spectral": (0.1, 1.0, 10.0),  # not in the paper, but this library's own method
+    "shrink-and-perturb": SWEPT,
+    "redo": (0.1, 0.025, 0.01),  # a threshold
+    "crelu": (None,),
+    "wasserstein": SWEPT,
+    "streaming-ewc": (*SWEPT, 1e2, 1e4),  # squared gradients are small: the paper's strengths hardly act
+}
+FURTHER_STRENGTHS = {
+    "spectral": (1e-5, 1e-1, 1.0),
+    "l2": (1e-5, 1e-1),
+    "l2-init": (1e-5, 1e-1),
+    "decoupled-spectral": (0.01, 100.0),
+}
+EXPONENTS = {1: (1.0, 0.1, *SWEPT), 2: SWEPT, 4: (*SWEPT, 1e-5), 8: (*SWEPT, 1e-5, 1e-6)}
+FORMS = ("none", "spectral", "decoupled-spectral")
+FEW = ("none", "l2", "l2-init", "spectral", "decoupled-spectral")
+
+
+def run_of(method: str, strength: float | None, seed: int, problem: str = "random-label-mnist", **changes: Any) -> Run:
+    return Run.of(problem, method, [seed], scale="paper", strength=strength, matmul_precision="medium", **changes)
+
+
+def done(run: Run) -> int:
+    """The number of finished tasks of a run."""
+    checkpoint = run.folder(ROOT).checkpoint()
+    return checkpoint.finished if checkpoint else 0
+
+
+def rows_of(runs: list[Run], tasks: int | None = None) -> pl.DataFrame:
+    """The measurements of the first ``tasks`` tasks of some runs; by default, of the tasks that all have finished.
+
+    Raises:
+        FileNotFoundError: if the runs have no results yet.
+    """
+    rows = load(ROOT, {run.folder(ROOT).name for run in runs})
+    tasks = tasks or min(done(run) for run in runs)
+    return rows.filter(pl.col("task") < tasks).with_columns(tasks=pl.lit(tasks))
+
+
+def tuning(methods: Iterable[str] = STRENGTHS, **changes: Any) -> list[Run]:
+    """The grid of strengths, on the tuning seed."""
+    return [
+        run_of(method, strength, TUNING_SEEDS, **changes)
+        for method in methods
+        if len(STRENGTHS[method]) > 1
+        for strength in STRENGTHS[method]
+    ]
+
+
+def reported(
+    methods: Iterable[str] = STRENGTHS,
+    tuned_on: list[Run] | None = None,
+    metric: str = "train_accuracy",
+    **changes: Any,
+) -> list[Run]:
+    """Each method at its best strength on a grid (by default MNIST's), on the reported seeds."""
+    ranked = ranking(rows_of(tuned_on or GRIDS["mnist"], PIECE), metric).unique("method", keep="first")
+    best = dict(ranked.select("method", "strength").rows())
+    return [run_of(method, best.get(method), seed, **changes) for seed, method in product(SEEDS, methods)]
+
+
+def elsewhere(name: str, problem: str, methods: Iterable[str] = FEW, metric: str = "train_accuracy") -> list[Run]:
+    """Another problem: each method at its best strength there; the decoupled form also at 1, its best on MNIST."""
+    at_one = [run_of("decoupled-spectral", 1.0, seed, problem) for seed in SEEDS]
+    return list(dict.fromkeys([*reported(methods, GRIDS[name], metric, problem=problem), *at_one]))
+
+
+def with_exponent(exponent: int) -> list[Run]:
+    """The grid of strengths of one exponent."""
+    options = {"exponent": exponent} if exponent != 2 else None  # 2 is the default
+    return [run_of("spectral", strength, TUNING_SEEDS, options=options) for strength in EXPONENTS[exponent]]
+
+
+def exponents() -> list[Run]:
+    """Figure 7, each exponent at its best strength."""
+    grids = map(with_exponent, EXPONENTS)
+    return [run for grid in grids for run in reported(["spectral"], grid, options=json.loads(grid[0].options))]
+
+
+def curves() -> list[Run]:
+    """Figure 10: the whole range of strengths, on the tuning seed."""
+    further = [
+        run_of(method, strength, TUNING_SEEDS)
+        for method, strengths in FURTHER_STRENGTHS.items()
+        for strength in strengths
+    ]
+    return [*tuning(FURTHER_STRENGTHS), *further]
+
+
+def step_sizes() -> list[Run]:
+    """App. B's three candidate step sizes, at the strengths that are best for step size 1e-3."""
+    return [run for step_size in (1e-3, 5e-3, 5e-4) for run in reported(FORMS, step_size=step_size)]
+
+
+def adams(grid: str, model: str) -> list[Run]:
+    """Adam, with equal betas (forgets faster), or restarted each task: how much of the loss do its moments cause?"""
+    return [
+        run
+        for optimizer in ("adam", "adam-equal-betas", "adam-restarted")
+        for run in reported(FORMS, GRIDS[grid], model=model, optimizer=optimizer)
+    ]
+
+
+GRIDS = {
+    "mnist": tuning(),
+    "mnist-layer-norm": tuning(model="mlp-layer-norm"),
+    "exponents": [run for exponent in EXPONENTS for run in with_exponent(exponent)],
+    "fashion-mnist": tuning(FEW, problem="random-label-fashion-mnist"),
+    "label-flip": tuning(FEW, problem="label-flip-emnist"),
+    "pixel-permutation": tuning(FEW, problem="pixel-permutation-emnist"),
+    "continual-imagenet": tuning((*FEW, "redo"), problem="continual-imagenet"),
+}
+"""Grids of strengths, to train before the study with the same name."""
+
+STUDIES: dict[str, Callable[[], list[Run]]] = {
+    "mnist": reported,
+    "mnist-layer-norm": partial(reported, tuned_on=GRIDS["mnist-layer-norm"], model="mlp-layer-norm"),
+    "exponents": exponents,
+    "strengths": curves,
+    "fashion-mnist": partial(elsewhere, "fashion-mnist", "random-label-fashion-mnist"),
+    "step-sizes": step_sizes,
+    "adam": partial(adams, "mnist", "mlp"),
+    "adam-layer-norm": partial(adams, "mnist-layer-norm", "mlp-layer-norm"),
+    "label-flip": partial(elsewhere, "label-flip", "label-flip-emnist"),
+    "pixel-permutation": partial(elsewhere, "pixel-permutation", "pixel-permutation-emnist"),
+    "continual-imagenet": partial(
+        elsewhere, "continual-imagenet", "continual-imagenet", (*FEW, "redo"), "test_accuracy"
+    ),
+}
+
+PLAN = (
+    ("mnist", PIECE),
+    ("mnist-layer-norm", PIECE),
+    ("exponents", PIECE),
+    ("strengths", PIECE),
+    ("adam-layer-norm", PIECE),
+    ("adam", PIECE),
+    ("step-sizes", PIECE),
+    ("fashion-mnist", PIECE),
+    ("label-flip", PIECE),
+    ("pixel-permutation", PIECE),
+    ("mnist", 50),
+    ("mnist-layer-norm", 50),
+    ("continual-imagenet", 100),
+)
+"""The order of training: studies, and the number of tasks to reach."""
+
+
+def plan(methods: Collection[str]) -> Iterator[tuple[list[Run], int]]:
+    """``PLAN`` as runs of some methods; a grid of strengths precedes the study that needs its best strengths."""
+    for name, tasks in PLAN:
+        yield GRIDS.get(name, []), PIECE
+        yield [run for run in STUDIES[name]() if run.method in methods], tasks

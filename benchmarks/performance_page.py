@@ -1,0 +1,155 @@
+"""The page docs/performance.md, from the results of performance.py and overhead.py."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from measuring import quartiles, ratios
+
+from supple.lab.grid import SMALL_STEP
+
+PAGE = """# Speed
+
+Written by `python benchmarks/performance.py` and `python benchmarks/overhead.py` from their raw results (in
+`benchmarks/results` and `results/overhead`). Each number is a ratio between two things that took turns in one run, the
+median over rounds with its quartiles; seconds are those of the thread, on one thread, so that other processes on the
+machine count as little as possible. The machine is a virtual one with neighbours: where a step is compared with itself
+("none again") the quartiles say how far to trust the others. {machine}
+
+## The regularizer's share of a training step
+
+The whole step with it over the same step without; what other ways of doing the same cost, beside it. *Timed within its
+steps* is the surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the
+differences between steps do not count.
+
+{overhead}
+
+## The regularizer alone
+
+A step without any training, against what the memory can move: each weight is read twice, each gradient read and written
+once.
+
+{alone}
+
+## Many networks at once
+
+Ten members of permuted MNIST as Kumar et al. (2023) have it (784-100-100-10, batch 16, SGD), compiled and vectorised
+over the members, for each member against a plain eager loop on one network. Compiling is not counted; it took
+{compiling}.
+
+{population}
+
+The same with the method at other batch sizes, a member of ten against one alone, both compiled. A sweep on a CPU trains
+members together whose step takes less than {small_step:.0f} million operations.
+
+{stacking}
+
+A step of the 4x256 MLP at batch 512 (Adam), as the laboratory takes it, against a plain loop: {big}; with
+`--matmul-precision medium` and this processor's bfloat16 units: {medium}.
+ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resnet}.
+
+## The start
+
+From typing `supple run random-label-digits` to the first step: {start} s, fastest of five {fastest} s.
+
+## Memory
+
+A worker of a sweep that trains {memory}, beyond the programs themselves: {used} MB,
+{share:.2f} times the sum of parameters, gradients, what optimizer and method remember ({state:.1f} MB
+with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
+
+## What was tried and did not help
+
+Looked at once each; the raw times were not kept, so no numbers are given.
+
+- ResNet-18 in `channels_last`: no gain. Compiled it was slower than the plain loop, vectorised over members too, and
+  took minutes to compile: therefore large steps are not compiled on a CPU. Most of its gain above is from leaving out
+  the taps of kernels that only meet padding.
+- The power iteration of a compiled population as elementwise products and sums, or as a product for each member, in
+  place of batched products: the same within noise. What helped was to prepare the vectors when they are kept: a
+  compiler that fuses their preparation into the product does it again for every row.
+- Skipping the guards of a compiled step: nothing within noise.
+- The regularizer's small operators as `_foreach_` calls: fewer of them, no faster on a CPU.
+- Rank-one updates by `addr_`, biases by `addcmul_`: nothing within noise in a whole step. On the MLP a step of the
+  regularizer takes nearly twice as long in training as with its data in the caches: what is left is many calls of small
+  operators, and data that have to be fetched again.
+
+## On a GPU
+
+Not measured: none was at hand.
+"""
+
+
+def page(measured: dict[str, Any]) -> str:
+    """The tables of all measurements."""
+    bandwidth, products = measured["machine"]["bandwidth"] / 1e9, measured["machine"]["multiply-adds"] / 1e9
+    compiling = [row["compiling"] for row in measured["population"]]
+    (big, medium), (resnet,), (start,), (memory,) = (measured[name] for name in ("big", "resnet", "start", "memory"))
+    return PAGE.format(
+        machine=f"Memory bandwidth {bandwidth:.1f} GB/s, {products:.0f} G multiply-adds a second.",
+        overhead=table("network | variant | ratio to none | quartiles", [*shares(), *shares_within()]),
+        alone=table(
+            "network | bytes | share of the bandwidth",
+            (f"{row['what']} | {row['bytes'] / 1e6:.0f} MB | {row['share']:.0%}" for row in measured["alone"]),
+        ),
+        population=table(
+            "method | times an eager loop | quartiles | member steps a second",
+            (f"{row['what']} | {gain(row)} | {row['member steps a second']:,.0f}" for row in measured["population"]),
+        ),
+        stacking=table(
+            "batch | million operations | together, times alone | quartiles",
+            (f"{row['what']} | {row['operations'] / 1e6:.0f} | {gain(row)}" for row in measured["stacking"]),
+        ),
+        small_step=SMALL_STEP / 1e6,
+        compiling=f"{min(compiling):.0f} to {max(compiling):.0f} s",
+        big=faster(big),
+        medium=faster(medium),
+        resnet=faster(resnet),
+        start=f"{start['seconds']:.1f}",
+        fastest=f"{start['fastest']:.1f}",
+        memory=memory["what"],
+        used=f"{memory['used'] / 1e6:.0f}",
+        share=memory["ratio"],
+        state=memory["state"] / 1e6,
+        data=memory["data"] / 1e6,
+    )
+
+
+def table(titles: str, rows: Iterable[str]) -> str:
+    columns = titles.count("|") + 1
+    return "\n".join([f"| {titles} |", "|---" * columns + "|", *(f"| {row} |" for row in rows)])
+
+
+def shares() -> Iterable[str]:
+    """Whole steps of each variant relative to those without a method, by network."""
+    for path in sorted(Path("results/overhead").glob("share-*.json")):
+        seconds = json.loads(path.read_text())["seconds"]
+        for name, times in seconds.items():
+            if name != "none":
+                of_none = spread(ratios(times, seconds["none"]))
+                yield f"{path.stem.removeprefix('share-')} | {name} | {of_none}"
+
+
+def shares_within() -> Iterable[str]:
+    """The regularizer's own time inside of steps, by network and form."""
+    for path in sorted(Path("results/overhead").glob("within-*.json")):
+        by_form = json.loads(path.read_text())["ratios"]
+        if not isinstance(by_form, dict):
+            by_form = {"coupled": by_form}  # files from before the decoupled form was timed too
+        for form, values in by_form.items():
+            network = path.stem.removeprefix("within-")
+            yield f"{network} | spectral, {form}, timed within its steps | {spread(values)}"
+
+
+def spread(values: list[float]) -> str:
+    low, middle, high = quartiles(values)
+    return f"{middle:.3f} | {low:.3f} to {high:.3f}"
+
+
+def gain(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f}"
+
+
+def faster(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})"

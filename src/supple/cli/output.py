@@ -1,0 +1,53 @@
+"""What commands print and draw: tables and curves of one problem."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.table import Table
+
+    from supple.lab.run import Run
+
+# Heavy modules are imported where they are used, so that help texts appear at once.
+
+
+def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "chart") -> None:
+    """Print the tables and draw the curves of one problem; the files' names depend on the runs."""
+    from supple.lab.problems import title_of
+    from supple.runs.charts import learning_curves, save
+    from supple.runs.store import digest
+    from supple.runs.tables import stamped
+
+    seeds, problem = rows["seed"].n_unique(), rows["problem"][0]
+    metric = print_tables(rows)
+    subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
+    ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
+    chart = learning_curves(rows, metric, stamped(rows, title_of(problem)), subtitle)
+    for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
+        print(f"chart: {path}")
+    print(f"runs:  {out}")
+
+
+def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
+    """Print the tables of one problem; return the metric of the last one."""
+    from rich.console import Console
+
+    from supple.lab.problems import title_of
+    from supple.runs.metrics import HEADLINES
+    from supple.runs.tables import results_table
+
+    metrics = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
+    for metric in metrics:
+        console, results = Console(), results_table(rows, metric, problem=title_of(rows["problem"][0]))
+        # A narrow console (80 columns for a file) would cut off the methods' names: print longer lines instead.
+        whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
+        console.width = max(console.width, whole)
+        console.print(results)
+    return metrics[-1]
+
+
+def table(title: str, names: str, *columns: str) -> "Table":
+    """An empty table; the names in its first column are never cut off, because they are there to be typed."""
+    from rich.table import Column, Table
+
+    return Table(Column(names, no_wrap=True), *columns, title=title, title_justify="left")
