@@ -216,14 +216,14 @@ class Kernels:
                 )
         return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
-    def _here(self, tensors: Tensors) -> Tensors:
+    def _local_shards(self, tensors: Tensors) -> Tensors:
         """The tensors themselves for an ordinary network; this rank's shards for a sharded one."""
         return {name: local(tensor) for name, tensor in tensors.items()} if self._pieces else tensors
 
-    def _state_here(self) -> State:
-        return {name: self._here(entry) for name, entry in self.state.items()} if self._pieces else self.state
+    def _local_state(self) -> State:
+        return {name: self._local_shards(entry) for name, entry in self.state.items()} if self._pieces else self.state
 
-    def _over_ranks(self, sums: Tensors) -> Tensors:
+    def _sum_over_ranks(self, sums: Tensors) -> Tensors:
         """Complete sums over each parameter's entries: add the other ranks' parts for sharded parameters."""
         if not self._pieces:
             return sums

@@ -76,9 +76,9 @@ class Stretches:
 
         ``(members…, n)``, but shaped like the parameter for scales.
         """
-        here = {name: local(parameter) for name, parameter in parameters.items()}
+        shards = {name: local(parameter) for name, parameter in parameters.items()}
         vectors = self._of_kind("vector", parameters)
-        norms = together(self._norms(name, self.vectors(name, here[name])) for name in vectors)
+        norms = together(self._norms(name, self.vectors(name, shards[name])) for name in vectors)
         exact = {name: self.by_member(norm) for name, norm in zip(vectors, norms, strict=True)}
         for name, parameter in parameters.items():
             role = self._roles[name]
@@ -86,7 +86,7 @@ class Stretches:
                 exact[name] = (parameter + role.offset).abs()
             elif role.kind == "matrix" and name not in self._pieces:
                 exact[name] = self.by_member(role.spectral_norms(parameter))
-        sharded = {name: here[name] for name in self._of_kind("matrix", self._pieces)}
+        sharded = {name: shards[name] for name in self._of_kind("matrix", self._pieces)}
         sigmas: Tensors = {}
         for iterations in (50, 200, 800, 3200):
             before, sigmas = sigmas, self.sigmas(sharded, state, iterations)

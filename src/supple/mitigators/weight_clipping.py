@@ -67,7 +67,7 @@ class WeightClipping(Mitigator):
         held = {key for optimizer in optimizers for key in held_by(optimizer)}
         before = {name: p.detach() for name, p in self._select(held).items() if self.roles[name].kind == "matrix"}
         changes = []
-        for name, matrix in self._here(before).items():
+        for name, matrix in self._local_shards(before).items():
             clipped = matrix.clone()
             self.change_parameters({name: clipped}, {}, self.strength, Update({}, {}))
             share = ((clipped - matrix).norm() / matrix.norm().clamp_min(TINY)).item()
