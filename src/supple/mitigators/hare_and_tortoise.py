@@ -42,8 +42,8 @@ class HareAndTortoise(Mitigator):
     largest_strength = 1.0
     traceable = False
     scheduled = True
-    works_on_pieces = True
-    moves_gradually = False
+    works_on_shards = True
+    makes_small_changes = False
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class KernelRunner(Kernels):
         if self.needs_step_sizes and len(update.step_sizes) < len(parameters):
             check_step_sizes(self, optimizer)
         moved = self._local_shards({name: p for name, p in parameters.items() if name not in update.idle})
-        halves = [name for name, p in moved.items() if p.dtype in HALF] if self.moves_gradually else []
+        halves = [name for name, p in moved.items() if p.dtype in HALF] if self.makes_small_changes else []
         wide = moved | {name: moved[name].float() for name in halves}
         changed = self._unpruned(wide)
         with without_autocast(self._first):

@@ -52,12 +52,12 @@ class Kernels:
     """Whether ``torch.compile`` can trace the kernels: no if they count steps or draw random numbers on the host."""
     observes = False
     """Whether it records activations in the forward pass: :meth:`observe` sets of which modules."""
-    works_on_pieces = False
+    works_on_shards = False
     """Whether the kernels are correct for sharded parameters, of which they get only this rank's shard."""
     goes_by_role = False
     """Whether a parameter's role decides what the method does to it; it then leaves out parameters of unknown role."""
-    moves_gradually = True
-    """Whether it moves parameters by small amounts in each step, which rounding to half precision would lose."""
+    makes_small_changes = True
+    """Whether it changes parameters by small amounts in each step, which rounding to half precision would lose."""
     needs_step_sizes = False
     """Whether it must know the optimizer's step size."""
     scheduled = False
@@ -95,7 +95,7 @@ class Kernels:
                     f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
                 )
         self._pieces = {name: piece for name, piece in self._pieces.items() if name in self.parameters}
-        if self._pieces and (self._members or not self.works_on_pieces):
+        if self._pieces and (self._members or not self.works_on_shards):
             raise ValueError(
                 f"expected whole parameters, got the sharded {next(iter(self._pieces))!r}: {type(self).__name__} sees "
                 "all of a tensor, so train with DistributedDataParallel, leave sharded parameters out with "

@@ -85,7 +85,7 @@ class SpectralRegularizer(Mitigator):
     SpectralRegularizer(strength=0.1, 2 parameters, 1 of them matrices, attached to SGD (200 steps))
     """
 
-    works_on_pieces = True
+    works_on_shards = True
     goes_by_role = True
 
     def __init__(
@@ -261,21 +261,18 @@ class SpectralRegularizer(Mitigator):
         sizes = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
         parameters = self._trainable()
         names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
-        local, state = (
-            self._unpruned(self._local_shards({name: parameters[name] for name in names})),
-            self._local_state(),
-        )
-        sigmas = self._stretches.sigmas(local, state)
-        squares = self._sum_over_ranks(
-            {name: local[name].float().square().sum() for name in self._pieces if name in names}
-        )
+        shards = self._unpruned(self._local_shards({name: parameters[name] for name in names}))
+        state = self._local_state()
+        sigmas = self._stretches.sigmas(shards, state)
+        squares = {name: shards[name].float().square().sum() for name in self._pieces if name in names}
+        squares = self._sum_over_ranks(squares)
         changes = []
         for name, sigma in sigmas.items():
             role, target, after = self.roles[name], self._targets.of([name], state), sigma
             if name in squares:  # one sum for all groups
                 norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
             else:
-                norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(local[name]).to(sigma.dtype)))
+                norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(shards[name]).to(sigma.dtype)))
             for _ in range(STEPS):
                 step_size = sizes[id(self.parameters[name])]
                 after = after + self._pull.step(after, target, strength=self.strength, step_size=step_size)

@@ -20,7 +20,7 @@ class SquaredDistance(Mitigator):
     parameter's entries, which a small step does not change.
     """
 
-    works_on_pieces = True
+    works_on_shards = True
 
     def __init__(
         self,

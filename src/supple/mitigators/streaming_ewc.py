@@ -33,7 +33,7 @@ class StreamingEWC(Mitigator):
     after Kirkpatrick et al., 2017.
     """
 
-    works_on_pieces = True
+    works_on_shards = True
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class UnitResets(Mitigator):
 
     observes = True
     traceable = False
-    moves_gradually = False
+    makes_small_changes = False
     needs_mean = False
     """Whether it needs the mean of h too."""
 

@@ -43,9 +43,9 @@ class WeightClipping(Mitigator):
     tensor([[1., 1., 1., 1.]], requires_grad=True)
     """
 
-    works_on_pieces = True
+    works_on_shards = True
     goes_by_role = True
-    moves_gradually = False
+    makes_small_changes = False
 
     def __init__(
         self,
