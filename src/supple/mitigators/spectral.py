@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from supple.kernels.power_iteration import TINY, norm_of, normalized, prepare_, working_dtype
 from supple.kernels.sharding import is_sharded
 from supple.mitigators.base import Mitigator
-from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
+from supple.mitigators.forecast import STEPS, TOLERATED_RATIO, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update
 from supple.mitigators.optimizers import largest_step_sizes
 from supple.mitigators.pull import Pull
@@ -276,7 +276,7 @@ class SpectralRegularizer(Mitigator):
             for _ in range(STEPS):
                 step_size = sizes[id(self.parameters[name])]
                 after = after + self._pull.step(after, target, strength=self.strength, step_size=step_size)
-            shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > NEAR * target, 0.0).flatten()
+            shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > TOLERATED_RATIO * target, 0.0).flatten()
             worst = int(shares.argmax())
             stretch, norm = sigma.flatten()[worst].item(), norms.flatten()[worst].item()
             fresh = looks_fresh(stretch, norm, *role.sizes[1:])

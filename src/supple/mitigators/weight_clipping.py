@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from supple.kernels.power_iteration import TINY
 from supple.mitigators.base import Mitigator
-from supple.mitigators.forecast import MUCH, Change, looks_fresh, warn
+from supple.mitigators.forecast import LARGE_CHANGE, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.optimizers import held_by
 from supple.mitigators.states import State, Tensors
@@ -71,7 +71,7 @@ class WeightClipping(Mitigator):
             clipped = matrix.clone()
             self.change_parameters({name: clipped}, {}, self.strength, Update({}, {}))
             share = ((clipped - matrix).norm() / matrix.norm().clamp_min(TINY)).item()
-            if share >= MUCH and name not in self._pieces:
+            if share >= LARGE_CHANGE and name not in self._pieces:
                 norm = matrix.norm().item() / math.sqrt(self.roles[name].sizes[0] * math.prod(self._members))
                 sigma = self.roles[name].spectral_norms(matrix).amax().item()
                 changes.append(Change(name, sigma, share, looks_fresh(sigma, norm, *self.roles[name].sizes[1:])))
