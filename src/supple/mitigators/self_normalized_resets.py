@@ -12,7 +12,7 @@ from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
 from supple.network.units import UnitGroup, Units, put
 
-_ENOUGH = 10
+_MIN_TIMES = 10
 """The number of inter-firing times from which a unit is judged by its own times."""
 
 
@@ -134,4 +134,4 @@ class SelfNormalizedResets(UnitResets):
         kept = count.clamp_max(self.history)
         longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # rounding must not turn 0.02 · 50 into 0
         own = times.sort(-1, descending=True).values.gather(-1, longer.unsqueeze(-1)).squeeze(-1)
-        return torch.where(kept >= min(_ENOUGH, self.history), own, float(self.patience))
+        return torch.where(kept >= min(_MIN_TIMES, self.history), own, float(self.patience))
