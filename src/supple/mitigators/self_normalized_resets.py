@@ -10,7 +10,7 @@ from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
-from supple.network.units import UnitGroup, Units, put
+from supple.network.units import UnitGroup, Units, write_rows
 
 _MIN_TIMES = 10
 """The number of inter-firing times from which a unit is judged by its own times."""
@@ -120,7 +120,7 @@ class SelfNormalizedResets(UnitResets):
             silence, which = torch.where(missed, silent, 0.0).sort(dim=-1, descending=True, stable=True)
             most = min(group.size, self.at_once or -(-group.size // 8))
             choice = Choice(which[..., :most], silence[..., :most] > 0)
-            put(ended, *choice[:2], True)
+            write_rows(ended, *choice[:2], True)
         place = (count % self.history).unsqueeze(-1)
         times.scatter_(-1, place, torch.where(ended.unsqueeze(-1), silent.unsqueeze(-1), times.gather(-1, place)))
         count.add_(ended)
