@@ -170,7 +170,7 @@ def big_steps(rounds: int) -> list[dict[str, Any]]:
     """Steps of the 4x256 MLP at batch 512 in the laboratory, in full and lower precision, against a plain loop."""
     data = datasets.load("mnist")
     torch.manual_seed(0)
-    network = models.load("mlp")(data)
+    network = models.find("mlp")(data)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     x, y = data.normalized(data.train.images), data.train.labels
 
@@ -193,7 +193,7 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
 
     data = datasets.load("cifar10").thinned(2500)
     torch.manual_seed(0)
-    network = models.load("resnet18")(data)
+    network = models.find("resnet18")(data)
     for layer in network.modules():
         if isinstance(layer, TrimmedConv2d):
             layer.__class__ = nn.Conv2d  # the plain loop uses the ordinary layer

@@ -205,7 +205,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def load(name: str) -> Callable[..., nn.Module]:
+def find(name: str) -> Callable[..., nn.Module]:
     """The function that builds a network: an entry of ``MODELS``, or your own ``package.module:function``.
 
     Its arguments are the :class:`~supple.lab.datasets.Dataset` and, as keywords, the method's network options, if any.

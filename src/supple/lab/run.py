@@ -71,7 +71,7 @@ class Run:
             ValueError: for an unknown name (the message suggests the nearest one), a scale that the problem does not
                 have, a strength or an option that the method does not take, or if there is nothing to train.
         """
-        protocol = problems.load(problem)
+        protocol = problems.find(problem)
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
         entry = methods.find(method)

@@ -206,7 +206,7 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def load(name: str) -> Shift:
+def find(name: str) -> Shift:
     """The shift with this name: an entry of ``SHIFTS``, or ``package.module:function``, used as :attr:`Shift.task`."""
     return Shift(imported(name)) if ":" in name else SHIFTS[known(name, SHIFTS, "shift or package.module:function")]
 

@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
         method = methods.find(run.method)
-        make_model, self.shift = models.load(run.model), shifts.load(run.shift)
+        make_model, self.shift = models.find(run.model), shifts.find(run.shift)
         self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
         images = self.data.train.images
