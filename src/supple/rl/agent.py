@@ -2,7 +2,7 @@
 
 import torch
 
-from supple.rl.methods import find, put_on
+from supple.rl.methods import find, mitigator_for
 from supple.rl.run import Run
 from supple.rl.sac import SAC
 
@@ -18,8 +18,8 @@ def agent_of(run: Run, observation_size: int, action_size: int, *, compiled: boo
         action_size,
         run.constants,
         run.seeds,
-        actor_method=lambda actor: put_on(method, actor, run.actor_strength, run.constants),
-        critic_method=lambda critic: put_on(method, critic, run.strength, run.constants),
+        actor_method=lambda actor: mitigator_for(method, actor, run.actor_strength, run.constants),
+        critic_method=lambda critic: mitigator_for(method, critic, run.strength, run.constants),
         compiled=compiled,
         device=device,
     )
