@@ -137,7 +137,7 @@ def test_runs_of_another_kind_are_not_ours(tmp_path):
     ours = dataclasses.asdict(run)
     control = {name: ours[name] for name in KINDS}
     for other in (control, ours | {"newer": 1}):
-        with RunFolder(str(tmp_path), other).held():
+        with RunFolder(str(tmp_path), other).locked():
             RunFolder(str(tmp_path), other).begin()
     assert finished(str(tmp_path)).keys() == {run}
 

@@ -59,7 +59,7 @@ class RunFolder:
         self._facts: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder; wait while another process trains this run. The lock is released if this process dies.
 
         On storage without locks (an object store) two processes may do the same work, without harm.
