@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from supple.runs.digests import BLANK, with_digest
 from supple.runs.folder import Checkpoint, RunFolder, environment
-from supple.runs.sealed import BLANK, sealed
 from supple.runs.store import NO_ROWS, SCHEMA, configurations, load, stored
 
 OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
@@ -243,7 +243,9 @@ def test_files_are_whole_whenever_it_dies(error, dying, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [b"", b"half of", b"\xff\xfe[]", b"[1, 2]", b"{}", b"null", sealed(b"x" + BLANK)])
+@pytest.mark.parametrize(
+    "content", [b"", b"half of", b"\xff\xfe[]", b"[1, 2]", b"{}", b"null", with_digest(b"x" + BLANK)]
+)
 def test_a_file_that_was_planted_is_mended(name, content, root):
     folder = saved(root)
     files, _ = fsspec.url_to_fs(root)
@@ -312,7 +314,7 @@ def mends(folder, root, name):
 def parquet(rows):
     buffer = io.BytesIO()
     rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
-    return sealed(buffer.getvalue())
+    return with_digest(buffer.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,7 @@ def test_a_checkpoint_of_something_else_counts_as_none(tmp_path):
     for change in ({"finished": "2"}, {"state": None}, {"seconds": [1]}, {"more": 1}):
         content = io.BytesIO()
         torch.save(sound | change, content)
-        path.write_bytes(sealed(content.getvalue() + BLANK))
+        path.write_bytes(with_digest(content.getvalue() + BLANK))
         with pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
             assert folder.checkpoint() is None
 
