@@ -214,7 +214,7 @@ def find(name: str) -> Callable[..., nn.Module]:
     return imported(name) if ":" in name else MODELS[known(name, MODELS, "model or package.module:function")]
 
 
-def checked(network: object, name: str) -> nn.Module:
+def check_network(network: object, name: str) -> nn.Module:
     """Check that a model's function returned a network that can be trained; return the network.
 
     Raises:
