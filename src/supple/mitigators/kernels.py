@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supple.kernels.sharding import copy_whole_or_piece, is_sharded, local, together
+from supple.kernels.sharding import copy_whole_or_piece, is_sharded, local, run_in_lockstep
 from supple.mitigators.states import GLOBAL, ROUNDING, State, Tensors, check_state, set_random
 from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
 from supple.network.population import Population
@@ -227,7 +227,9 @@ class Kernels:
         """Complete sums over each parameter's entries: add the other ranks' parts for sharded parameters."""
         if not self._pieces:
             return sums
-        totals = together(self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums)
+        totals = run_in_lockstep(
+            self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums
+        )
         return dict(zip(sums, totals, strict=True))
 
     def _follow_devices(self) -> None:
