@@ -69,7 +69,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     judge = next((name for name in JUDGES if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
     last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)
-    best = _best(so_far(shown), judge, last, "method", "options")
+    best = _best(at_furthest_task(shown), judge, last, "method", "options")
     several = len(shown.unique(TUNED)) > len(best)
     shown = shown.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left")
     drawn = averaged(shown, window)
@@ -78,12 +78,12 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
         return drawings.add(lines_over_tasks(drawn, metric), title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
-        ranked = ranking(so_far(shown), metric, last)
+        ranked = ranking(at_furthest_task(shown), metric, last)
         return Headline(
             title=capitalized(find(metric).title),
             curves=curves(metric),
             ranking=_placed(ranked).to_dicts(),
-            against=_against(ranked, so_far(shown), metric, last),
+            against=_against(ranked, at_furthest_task(shown), metric, last),
             sensitivity=_sensitivity(rows, metric, last, drawings),
             behind=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
@@ -105,7 +105,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     )
 
 
-def so_far(rows: pl.DataFrame) -> pl.DataFrame:
+def at_furthest_task(rows: pl.DataFrame) -> pl.DataFrame:
     """Treat each setting's furthest task as its last; drop members that lag."""
     reached = pl.col("task").max() + 1
     return rows.with_columns(tasks=reached.over(settings(rows))).filter(
@@ -165,7 +165,7 @@ def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings)
     If there are tuning seeds, only these are used: then the other seeds have only the best strength.
     """
     tuning = rows.filter(pl.col("seed") >= TUNING_SEEDS)
-    rows = so_far(rows if tuning.is_empty() else tuning)
+    rows = at_furthest_task(rows if tuning.is_empty() else tuning)
     rows = rows.filter((pl.col("metric") == metric) & (pl.col("task") >= pl.col("tasks") - last))
     strengths = rows.filter(pl.col("strength") > 0).group_by("method").agg(pl.col("strength").n_unique())
     if rows.is_empty() or strengths.filter(pl.col("strength") > 1).is_empty():
