@@ -93,7 +93,7 @@ def test_of_each_setting_those_that_are_furthest_count():
     found = at_furthest_task(rows)
     assert found.select("run", "tasks").unique(maintain_order=True).rows() == [("a-1.0-0", 3), ("b-1.0-0", 1)]
     (headline,) = standings(rows, Drawings(["a", "b"])).headlines
-    assert headline.behind
+    assert headline.some_lag
     assert headline.against == {"the best": [None, None]}  # they are not equally far
 
 
@@ -105,7 +105,7 @@ def test_a_setting_that_has_just_begun_hides_none_that_is_further():
         ("a", 0.1, 3),
         ("none", 0.0, 3),
     ]
-    assert not headline.behind
+    assert not headline.some_lag
 
 
 def test_seeds_for_tuning_count_only_while_there_are_no_others():

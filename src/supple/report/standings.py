@@ -36,7 +36,7 @@ class Headline:
     against: dict[str, Differences]
     """Differences by the name of the reference, in the order of the ranking."""
     sensitivity: Figure | None
-    behind: bool
+    some_lag: bool
     """Whether some settings have finished fewer tasks than others."""
     diverged: bool
     """Whether any network has diverged."""
@@ -85,7 +85,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
             ranking=_placed(ranked).to_dicts(),
             against=_against(ranked, at_furthest_task(shown), metric, last),
             sensitivity=_sensitivity(rows, metric, last, drawings),
-            behind=ranked["tasks"].n_unique() > 1,
+            some_lag=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
         )
 
