@@ -227,9 +227,8 @@ class Kernels:
         """Complete sums over each parameter's entries: add the other ranks' parts for sharded parameters."""
         if not self._pieces:
             return sums
-        totals = run_in_lockstep(
-            self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums
-        )
+        pieces = self._pieces
+        totals = run_in_lockstep(pieces[name].total(part) if name in pieces else part for name, part in sums.items())
         return dict(zip(sums, totals, strict=True))
 
     def _follow_devices(self) -> None:

@@ -150,7 +150,7 @@ class Stretches:
         return [name for name in names if self._roles[name].kind == kind]
 
     def _power_iteration(self, name: str, parameter: Tensor, state: State, iterations: int | None = None) -> Any:
-        """u and w of one parameter; for a shard, a computation that :func:`run_in_lockstep` completes with sums over ranks."""
+        """u and w of one parameter; for a shard, a generator of them that :func:`run_in_lockstep` advances."""
         v, restart, iterations = state[name]["v"], state[name]["restart"], iterations or self._iterations
         if name in self._pieces:
             return self._pieces[name].half_iteration(parameter, v, restart, iterations)
