@@ -18,7 +18,7 @@ from supple.runs.sweep import (
     Work,
     available_cores,
     done_or_told,
-    environment,
+    environment_variables,
 )
 
 ANSWER_TIMEOUT = 20
@@ -52,7 +52,7 @@ def work_through(
     import ray
 
     cores = None if address else (workers or max(1, available_cores() // threads)) * threads
-    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # no usage statistics
+    with environment_variables({"RAY_USAGE_STATS_ENABLED": "0"}):  # no usage statistics
         ray.init(
             address or "local",
             num_cpus=cores,
