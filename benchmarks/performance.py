@@ -33,7 +33,7 @@ from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer, matmul_precision
 from supple.lab.trimmed import TrimmedConv2d
-from supple.runs.folder import environment
+from supple.runs.folder import hardware_and_versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +57,7 @@ class Performance:
         machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
         path = self.results / f"{machine.lower()}.json"
         measured: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        measured["environment"] = environment()
+        measured["environment"] = hardware_and_versions()
         measured["machine"] = {"bandwidth": bandwidth(self.rounds), "multiply-adds": arithmetic(self.rounds)}
         for name in self.only or BENCHMARKS:
             console.print(name)

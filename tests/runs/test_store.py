@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from supple.runs.digests import BLANK, with_digest
-from supple.runs.folder import Checkpoint, RunFolder, environment
+from supple.runs.folder import Checkpoint, RunFolder, hardware_and_versions
 from supple.runs.store import NO_ROWS, SCHEMA, configurations, load, stored
 
 OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
@@ -127,7 +127,7 @@ def test_the_environment_is_written_down(root):
     folder = RunFolder(root, CONFIG)
     with folder.locked():
         folder.begin(machine="mine")
-        expected = environment() | {"machine": "mine"}
+        expected = hardware_and_versions() | {"machine": "mine"}
         written = [json.loads(files_in(folder, root)["environment.json"])]
         folder.save(checkpoint_of(1))
         written += [json.loads(files_in(folder, root)["environment.json"])]

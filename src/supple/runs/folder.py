@@ -78,7 +78,7 @@ class RunFolder:
         A checkpoint that can't be read counts as none: the run restarts, and ends with the same numbers.
         """
         checkpoint = self.checkpoint()
-        self._facts = environment(**facts)
+        self._facts = hardware_and_versions(**facts)
         self._write("run.json", self._config.encode())
         self._write_environment(checkpoint.seconds if checkpoint else 0.0)
         if checkpoint:  # the rows may be missing or damaged
@@ -136,7 +136,7 @@ def _parquet(rows: pl.DataFrame) -> bytes:
     return with_digest(buffer.getvalue())
 
 
-def environment(**facts: Any) -> dict[str, Any]:
+def hardware_and_versions(**facts: Any) -> dict[str, Any]:
     """Facts besides the configuration that a result may depend on: hardware and software versions."""
     return {
         "supple": supple.__version__,
