@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
-from supple.report.drawings import Drawings, Figure
+from supple.report.drawings import ChartEntry, Drawings
 from supple.runs.charts import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import paired, ranking, settings
@@ -31,11 +31,11 @@ class Headline:
     """The results for one main metric: curves, ranking and differences."""
 
     title: str
-    curves: Figure
+    curves: ChartEntry
     ranking: list[dict[str, Any]]
     against: dict[str, Differences]
     """Differences by the name of the reference, in the order of the ranking."""
-    sensitivity: Figure | None
+    sensitivity: ChartEntry | None
     some_lag: bool
     """Whether some settings have finished fewer tasks than others."""
     diverged: bool
@@ -56,8 +56,8 @@ class Standings:
     window: int
     """The number of tasks averaged in one point of a curve."""
     headlines: list[Headline]
-    inside: list[Figure]
-    layers: dict[str, list[Figure]]
+    inside: list[ChartEntry]
+    layers: dict[str, list[ChartEntry]]
     """Charts of single layers, by the title of the metric."""
 
 
@@ -74,7 +74,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     shown = shown.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left")
     drawn = averaged(shown, window)
 
-    def curves(metric: str, title: str | None = None) -> Figure:
+    def curves(metric: str, title: str | None = None) -> ChartEntry:
         return drawings.add(lines_over_tasks(drawn, metric), title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
@@ -90,7 +90,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
         )
 
     others = [name for name in metrics if name not in accuracies and name != "diverged"]
-    layers: dict[str, list[Figure]] = {}
+    layers: dict[str, list[ChartEntry]] = {}
     for what, layer in (name.split("/", 1) for name in others if "/" in name):
         layers.setdefault(capitalized(find(what).axis), []).append(curves(f"{what}/{layer}", layer))
     return Standings(
@@ -159,7 +159,7 @@ def _differences(
     return [rows_by_place.get(place) for place in range(len(ranked))]
 
 
-def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings) -> Figure | None:
+def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings) -> ChartEntry | None:
     """The last tasks against the strength, with its best step size; None if no method ran at several strengths.
 
     If there are tuning seeds, only these are used: then the other seeds have only the best strength.
