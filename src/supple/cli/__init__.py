@@ -51,7 +51,7 @@ class Demo(Engine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Protocol, Engine):
+class RunCommand(Protocol, Engine):
     """Train one method on one problem, over several seeds."""
 
     problem: Problem
@@ -125,7 +125,7 @@ class Sweep(Protocol, Engine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure(Engine):
+class FigureCommand(Engine):
     """Reproduce a figure of the paper: train the runs that it needs, and draw it."""
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER", help=FIGURES)]
@@ -251,9 +251,9 @@ class List:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
-    "run": Run,
+    "run": RunCommand,
     "sweep": Sweep,
-    "figure": Figure,
+    "figure": FigureCommand,
     "results": Results,
     "report": Report,
     "list": List,
