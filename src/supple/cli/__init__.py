@@ -20,7 +20,7 @@ from supple.cli.output import print_tables, show, table
 from supple.errors import known, sentence
 
 if TYPE_CHECKING:
-    from supple.lab.run import Run as RunConfig
+    from supple.lab.run import Run
 
 Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
 FIGURES = " ".join(f"{number}: {content}" for number, content in figures.contents().items())
@@ -71,7 +71,7 @@ class RunCommand(Protocol, Engine):
         members = self.members()
         show(self.train(members), members, self.out)
 
-    def members(self) -> list["RunConfig"]:
+    def members(self) -> list["Run"]:
         """One run per network."""
         from supple.lab.grid import product
         from supple.training import methods
