@@ -82,7 +82,7 @@ def test_a_transformer_block():
     pairs, skipped = found(Residual())
     assert pairs == {"up": ("down",)}
     assert {"embed", "attention", "attention.out_proj", "down", "head"} == skipped.keys()
-    assert "meet others" in skipped["down"]
+    assert "combined with others" in skipped["down"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

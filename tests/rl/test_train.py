@@ -375,7 +375,7 @@ def test_what_does_not_work_is_told_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(ValueError, match="a device of this machine, got 'cuda:99'"):
         train(run(), root=str(tmp_path), device="cuda:99")
     monkeypatch.setattr(Short, "step", lambda self, action: (np.float32([0, math.nan, 0]), 0.0, False, False, {}))
-    with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* no method has a part in"):
+    with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* correct the environment"):
         train(run(), root=str(tmp_path))
     assert not list(tmp_path.iterdir())
 

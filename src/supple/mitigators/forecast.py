@@ -38,8 +38,8 @@ def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
         return False
     shown = ", ".join(f"{c.name} (σ₁ {c.stretch:.3g}, {100 * c.share:.2g} %)" for c in worst[:3])
     warnings.warn(
-        f"{method} would rewrite this network, which looks trained: its first {STEPS} steps would move {len(worst)} of "
-        f"the matrices by {100 * LARGE_CHANGE:g} % of their norm or more, most of all {shown}. {remedy}",
+        f"{method} would change this network, which looks trained: its first {STEPS} steps would move {len(worst)} "
+        f"matrices by at least {100 * LARGE_CHANGE:g} % of their norm, most of all {shown}. {remedy}",
         RewriteWarning,
         stacklevel=5,  # the line that calls attach
     )

@@ -251,8 +251,8 @@ class SpectralRegularizer(Mitigator):
         return warn(
             type(self).__name__,
             self.first_changes(optimizers),
-            'For a trained network say target="initial", which pulls only what grows beyond what it is now. Where it '
-            "is to change, go on; a smaller strength or step size changes it more slowly.",
+            'To keep a trained network as it is, use target="initial": it pulls only singular values that grow above '
+            "their present ones. To change the network more slowly, use a smaller strength or step size.",
         )
 
     @torch.no_grad()

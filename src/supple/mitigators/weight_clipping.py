@@ -78,8 +78,8 @@ class WeightClipping(Mitigator):
         return warn(
             type(self).__name__,
             changes,
-            "Weights are clamped to about the range of torch's initialisation: for a trained network take a smaller "
-            "strength, or leave these out with roles={name: None}.",
+            "Weights are clamped to about the range of torch's initialisation: for a trained network, use a smaller "
+            "strength, or leave these parameters out with roles={name: None}.",
         )
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:

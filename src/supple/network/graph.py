@@ -159,7 +159,7 @@ class _Graph:
                 raise Stop("reaches the network's output")
             others = (other for other in node.all_input_nodes if not _is_number(other))
             if any(flow.get(other) != flow[inputs[0]] for other in others):
-                raise Stop(f"its units meet others in {_name(node)}")
+                raise Stop(f"its units are combined with others in {_name(node)}")
             layout, module = flow[inputs[0]], self._modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, Layer):
                 self._check_consumer(module, size, layout)
