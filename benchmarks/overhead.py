@@ -77,7 +77,7 @@ def of_images(model: str, *shape: int, classes: int) -> Callable[..., nn.Module]
     """The function that builds a network of the laboratory for images of a shape."""
     examples = datasets.Examples(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     channels = (0.0,) * shape[0], (1.0,) * shape[0]
-    return partial(models.load(model), datasets.Dataset(examples, None, None, classes, *channels))
+    return partial(models.find(model), datasets.Dataset(examples, None, None, classes, *channels))
 
 
 class GPT2(nn.Module):
