@@ -56,19 +56,20 @@ def main() -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # counting GPUs then starts no CUDA in this process: see run()
     import gpu_page
     import gpu_parts
+    import gpu_steps
 
     if typed.tiny:
         import torch._dynamo  # noqa: F401 - once here, and not once in each part
 
     began = time.monotonic()
-    setting = gpu_parts.Setting(device=typed.device, tiny=typed.tiny)
+    setting = gpu_steps.Setting(device=typed.device, tiny=typed.tiny)
     for name in typed.only:
         left = 60 * typed.minutes - (time.monotonic() - began)
         run(results / f"{name}.json", getattr(gpu_parts, name), setting, min(PARTS[name], left))
     for index, method in enumerate(gpu_parts.TASK_METHODS):
         left = (60 * typed.until - (time.monotonic() - began)) / (len(gpu_parts.TASK_METHODS) - index)
         if left > 0:
-            part = partial(gpu_parts.tasks, method=method, root=str(results / "runs"))
+            part = partial(gpu_parts.tasks, method=method, root=str((typed.results or ROOT) / "runs"))
             run(results / f"tasks-{method}.json", part, setting, left)
     if is_cuda and typed.results is None:
         gpu_page.write(ROOT / "docs" / "performance.md", results)

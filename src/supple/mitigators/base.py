@@ -313,6 +313,7 @@ def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None
         name: {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         for name, entry in memory.items()
     }
-    # Looked up twice: torch.compile cannot read a value that is named inside a comprehension (Python 3.11).
-    present = {name: sizes[id(p)] for name, p in parameters.items() if sizes[id(p)] is not None}
+    # Not "if (size := ...)": torch.compile cannot read a value that is named inside a comprehension (Python 3.11).
+    sized = [(name, sizes[id(parameter)]) for name, parameter in parameters.items()]
+    present = {name: size for name, size in sized if size is not None}
     return Update(present, moments, memory, skipped, idle)
