@@ -113,5 +113,7 @@ def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None
         name: {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         for name, entry in memory.items()
     }
-    present = {name: size for name, parameter in parameters.items() if (size := sizes[id(parameter)]) is not None}
+    # Not "if (size := ...)": torch.compile cannot read a value that is named inside a comprehension (Python 3.11).
+    sized = [(name, sizes[id(parameter)]) for name, parameter in parameters.items()]
+    present = {name: size for name, size in sized if size is not None}
     return Update(present, moments, memory, skipped, idle)
