@@ -48,10 +48,12 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=0, help="minute up to which tasks on CIFAR-10 are trained")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, for a dry run")
-    parser.add_argument("--results", type=Path, help="folder of the results; results/gpu for CUDA, otherwise temporary")
+    parser.add_argument(
+        "--results", type=Path, help="their folder; if left out, the page's, or a temporary one for dry runs"
+    )
     typed = parser.parse_args()
-    is_cuda = typed.device.startswith("cuda")
-    results = typed.results or (ROOT / "results" / "gpu" if is_cuda else Path(tempfile.mkdtemp()))
+    kept = typed.device.startswith("cuda") and not typed.tiny and typed.results is None
+    results = ROOT / "results" / "gpu" if kept else typed.results or Path(tempfile.mkdtemp())
     use_what_is_here()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # counting GPUs then starts no CUDA in this process: see run()
     import gpu_page
@@ -69,9 +71,9 @@ def main() -> None:
     for index, method in enumerate(gpu_parts.TASK_METHODS):
         left = (60 * typed.until - (time.monotonic() - began)) / (len(gpu_parts.TASK_METHODS) - index)
         if left > 0:
-            part = partial(gpu_parts.tasks, method=method, root=str((typed.results or ROOT) / "runs"))
+            part = partial(gpu_parts.tasks, method=method, root=str((ROOT if kept else results) / "runs"))
             run(results / f"tasks-{method}.json", part, setting, left)
-    if is_cuda and typed.results is None:
+    if kept:
         gpu_page.write(ROOT / "docs" / "performance.md", results)
     print(f"results in {results}")
 
