@@ -27,6 +27,7 @@ OTHER_STRENGTHS = {  # for methods whose strength means something else
     "decoupled-spectral": (3.0, 1.0, 0.3),
     # Squared gradients are small: the paper's strengths hardly act. The source's public code uses 10 for images.
     "streaming-ewc": (1e5, 1e4, 1e3, 1e2, 10.0, 1.0, *STRENGTHS),
+    "parseval": (1.0, 0.1, 1e-2, 1e-3),  # times (64 / n)², 1/16 here
     "redo": (0.3, 0.1, 0.025),
     "continual-backprop": (1e-3, 1e-4, 1e-5),
     "self-normalized-resets": (0.05, 0.02, 0.01),

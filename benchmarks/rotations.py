@@ -3,7 +3,7 @@
     python benchmarks/digits.py --methods none spectral parseval   # if these runs are missing
     python benchmarks/rotations.py                        # seconds; table and chart to results/rotations/
 
-Parseval regularization favours rotations: it pulls every singular value of a hidden weight towards one. Spectral
+Parseval regularization favours rotations: it pulls all singular values of a hidden weight towards one value. Spectral
 regularization pulls only the largest towards one; the data determine the others.
 """
 
@@ -106,12 +106,12 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
 
 
 def summary(rows: pl.DataFrame) -> pl.DataFrame:
-    """By method and layer: the largest, the median and the smallest singular value, and the share from 0.9 to 1.1."""
+    """By method and layer: the largest, the median and the smallest singular value, and the share that is near it."""
     value = pl.col("value")
     of_one = rows.group_by("method", "layer", "seed", maintain_order=True).agg(
-        largest=value.max(), middle=value.median(), smallest=value.min(), about_one=value.is_between(0.9, 1.1).mean()
+        largest=value.max(), middle=value.median(), smallest=value.min(), near_middle=(value / value.median()).is_between(0.9, 1.1).mean()
     )
-    columns = ("largest", "middle", "smallest", "about_one")
+    columns = ("largest", "middle", "smallest", "near_middle")
     return of_one.group_by("method", "layer", maintain_order=True).agg(pl.col(columns).mean())
 
 

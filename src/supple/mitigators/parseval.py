@@ -1,4 +1,4 @@
-"""Parseval regularization (Chung et al., 2024): pulls every singular value of the hidden weights towards one."""
+"""Parseval regularization (Chung et al., 2024): pulls all singular values of the hidden weights together."""
 
 from collections.abc import Mapping
 

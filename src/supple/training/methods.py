@@ -131,9 +131,9 @@ METHODS: dict[str, Method] = {
     ),
     "parseval": Method(
         title="Parseval",
-        summary="every singular value of hidden weights towards one (Chung et al., 2024)",
+        summary="every singular value of hidden weights towards √2 (Chung et al., 2024)",
         mitigator=mitigators.ParsevalRegularizer,
-        strength=1e-3,
+        strength=0.1,
         control_strength=1e-4,
         colour="#AA4499",
     ),
