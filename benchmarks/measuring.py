@@ -12,7 +12,8 @@ import torch
 from rich.progress import track
 
 from supple.report.overview import hardware
-from supple.runs.store import environment, stored
+from supple.runs.folder import environment
+from supple.runs.store import stored
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -33,7 +33,7 @@ from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer, matmul_precision
 from supple.lab.trimmed import TrimmedConv2d
-from supple.runs.store import environment
+from supple.runs.folder import environment
 
 RESULTS = Path(__file__).parent / "results"
 
