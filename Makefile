@@ -30,9 +30,16 @@ bench: $(READY)  ## how fast it is, against baselines and the machine; wants a q
 	done
 	$(BIN)/python benchmarks/performance.py
 
+wheels: $(READY)  ## what benchmarks/gpu.py needs beside torch, NumPy and transformers, for Python 3.12 on Linux, in wheels/
+	rm -rf wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary=:all: --no-deps --constraint constraints.txt \
+		--python-version 3.12 --implementation cp --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 --dest wheels \
+		polars polars-runtime-32 rich markdown-it-py mdurl pygments datasets dill multiprocess xxhash
+	du --bytes --total --apparent-size wheels/*.whl
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,ray,rl,dev,clients,docs]'
 	touch $@
 
-.PHONY: demo test lint docs guard bench
+.PHONY: demo test lint docs guard bench wheels

@@ -18,7 +18,7 @@ from supple.cli.options import Engine
 from supple.lab.run import Run
 from supple.runs import charts
 from supple.runs.stats import last_tasks
-from supple.runs.tables import results_table, stamped
+from supple.runs.tables import results_table, title_with_scale
 from supple.training.methods import METHODS
 
 PROBLEM = "random-label-digits"
@@ -69,7 +69,7 @@ class Digits(Engine):
         write_environment(self.tables, self.out, set(rows["run"]))
         tuned.write_parquet(self.tables / "tuning.parquet")
         rows.write_parquet(self.tables / "rows.parquet")
-        charts.save(charts.learning_curves(rows, "train_accuracy", stamped(rows)), self.tables)
+        charts.save(charts.learning_curves(rows, "train_accuracy", title_with_scale(rows)), self.tables)
         for shown in (tried, rows):
             Console().print(results_table(shown, "train_accuracy"))
 

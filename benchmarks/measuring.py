@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from supple.report.overview import hardware
-from supple.runs.folder import environment
+from supple.runs.folder import hardware_and_versions
 from supple.runs.store import stored
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def write(path: Path | None, config: "DataclassInstance", **results: Any) -> Non
     """Write results as JSON, with the environment and the configuration that gave them; nothing without a path."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"environment": environment(), "config": settings(config), **results}
+        content = {"environment": hardware_and_versions(), "config": settings(config), **results}
         path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -97,4 +97,4 @@ def write_environment(folder: Path, root: str | None = None, runs: Container[str
     if root is not None:
         facts["trained_in"] = hardware({name: run.environment for name, run in stored(root, runs).items()})
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.json").write_text(json.dumps(environment(**facts), indent=1) + "\n")
+    (folder / "environment.json").write_text(json.dumps(hardware_and_versions(**facts), indent=1) + "\n")

@@ -33,7 +33,7 @@ from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer, matmul_precision
 from supple.lab.trimmed import TrimmedConv2d
-from supple.runs.folder import environment
+from supple.runs.folder import hardware_and_versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +57,7 @@ class Performance:
         machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
         path = self.results / f"{machine.lower()}.json"
         measured: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        measured["environment"] = environment()
+        measured["environment"] = hardware_and_versions()
         measured["machine"] = {"bandwidth": bandwidth(self.rounds), "multiply-adds": arithmetic(self.rounds)}
         for name in self.only or BENCHMARKS:
             console.print(name)
@@ -170,7 +170,7 @@ def big_steps(rounds: int) -> list[dict[str, Any]]:
     """Steps of the 4x256 MLP at batch 512 in the laboratory, in full and lower precision, against a plain loop."""
     data = datasets.load("mnist")
     torch.manual_seed(0)
-    network = models.load("mlp")(data)
+    network = models.find("mlp")(data)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     x, y = data.normalized(data.train.images), data.train.labels
 
@@ -193,7 +193,7 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
 
     data = datasets.load("cifar10").thinned(2500)
     torch.manual_seed(0)
-    network = models.load("resnet18")(data)
+    network = models.find("resnet18")(data)
     for layer in network.modules():
         if isinstance(layer, TrimmedConv2d):
             layer.__class__ = nn.Conv2d  # the plain loop uses the ordinary layer

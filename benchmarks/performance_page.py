@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gpu_page import section
 from measuring import quartiles, ratios
 
 from supple.lab.grid import SMALL_STEP
@@ -75,10 +76,7 @@ Looked at once each; the raw times were not kept, so no numbers are given.
   regularizer takes nearly twice as long in training as with its data in the caches: what is left is many calls of small
   operators, and data that have to be fetched again.
 
-## On a GPU
-
-Not measured: none was at hand.
-"""
+{gpu}"""
 
 
 def page(measured: dict[str, Any]) -> str:
@@ -87,6 +85,7 @@ def page(measured: dict[str, Any]) -> str:
     compiling = [row["compiling"] for row in measured["population"]]
     (big, medium), (resnet,), (start,), (memory,) = (measured[name] for name in ("big", "resnet", "start", "memory"))
     return PAGE.format(
+        gpu=section(Path("results/gpu")),
         machine=f"Memory bandwidth {bandwidth:.1f} GB/s, {products:.0f} G multiply-adds a second.",
         overhead=table("network | variant | ratio to none | quartiles", [*shares(), *shares_within()]),
         alone=table(

@@ -56,7 +56,7 @@ def measured(config: Rotations) -> pl.DataFrame:
         run = run_of(method, seed, strengths.get(method))
         if method == METHODS[0]:
             torch.manual_seed(seed)
-            network = models.load(run.model)(datasets.load(run.dataset))
+            network = models.find(run.model)(datasets.load(run.dataset))
             frames.append(spectra({name: p.detach() for name, p in network.named_parameters()}, START, seed))
         trained = run.folder(config.runs).checkpoint()
         if trained is None:

@@ -100,7 +100,7 @@ def train(variant: str, method: str, seed: int, tasks: int) -> list[dict[str, An
     data = datasets.load("digits")
     x = data.normalized(data.train.images)
     torch.manual_seed(seed)
-    network = models.load("mlp")(data)
+    network = models.find("mlp")(data)
     weight_decay, schedule = VARIANTS[variant]
     # Without weight decay AdamW is Adam.
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=weight_decay, fused=True)

@@ -18,7 +18,7 @@ from fsspec.registry import known_implementations
 from supple import cli, figures
 from supple.errors import LostWorkersError
 from supple.lab.datasets import DATASETS
-from supple.lab.grid import TUNING_SEEDS, alone
+from supple.lab.grid import TUNING_SEEDS, by_member
 from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
@@ -114,7 +114,7 @@ def test_run_trains_in_processes_of_its_own(supple, tmp_path, capsys):
 
 def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
     supple("demo", "--methods", "none", "spectral", "--seeds", 2, "--out", tmp_path)
-    assert {member for job in jobs for member in alone(job)} == {
+    assert {member for job in jobs for member in by_member(job)} == {
         Run.of(DIGITS, method, [seed]) for method in ("none", "spectral") for seed in (0, 1)
     }
     output, measured = capsys.readouterr().out, accuracies(tmp_path)
@@ -165,7 +165,7 @@ def test_options_reach_the_runs(supple, jobs, tmp_path):
     supple("run", DIGITS, "--method", "spectral", "--data", "digits", "--seeds", 2, *typed, "--out", tmp_path)
     changes = {name: value for name, value in OPTIONS.items() if name != "option"}
     expected = Run.of(DIGITS, "spectral", (0, 1), dataset="digits", options={"exponent": 4}, **changes)
-    assert [member for job in jobs for member in alone(job)] == alone(expected)
+    assert [member for job in jobs for member in by_member(job)] == by_member(expected)
 
 
 def test_engine_options_reach_the_engine(supple, monkeypatch, tmp_path):
@@ -215,7 +215,7 @@ def test_what_is_there_is_not_trained_again(supple, jobs, tmp_path, capsys):
 def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
     command = ("sweep", DIGITS, "--methods", "none", "l2", "--strengths", 1e-2, 1e-3, "--out", tmp_path)
     supple(*command, "--seeds", 1)
-    assert {(run.method, run.strengths[0]) for job in jobs for run in alone(job)} == {
+    assert {(run.method, run.strengths[0]) for job in jobs for run in by_member(job)} == {
         ("none", 0.0),
         ("l2", 1e-2),
         ("l2", 1e-3),
@@ -224,10 +224,10 @@ def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
     supple(*command, "--seeds", 1)
     assert jobs == []
     supple(*command, "--seeds", 2)
-    assert {run.seeds for job in jobs for run in alone(job)} == {(1,)}
+    assert {run.seeds for job in jobs for run in by_member(job)} == {(1,)}
     jobs.clear()
     supple(*command, "--seeds", 2, "--step-sizes", 1e-3, 1e-2)
-    assert {run.step_size for job in jobs for run in alone(job)} == {1e-2}
+    assert {run.step_size for job in jobs for run in by_member(job)} == {1e-2}
     output = capsys.readouterr().out
     assert len([line for line in output[output.rindex("Training accuracy") :].splitlines() if " L2 " in line]) == 4
 
@@ -235,7 +235,7 @@ def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
 def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, capsys):
     choice = ("--methods", "none", "l2", "--strengths", 1e-4, 10, "--seeds", 2, "--tuning-seeds", 1)
     supple("sweep", DIGITS, *choice, "--out", tmp_path)
-    trained = {(run.method, run.strengths[0], run.seeds[0]) for job in jobs for run in alone(job)}
+    trained = {(run.method, run.strengths[0], run.seeds[0]) for job in jobs for run in by_member(job)}
     tried = {("none", 0.0), ("l2", 1e-4), ("l2", 10.0)}
     measured = accuracies(tmp_path)
     best = max((1e-4, 10.0), key=lambda strength: sum(measured["l2", strength, TUNING_SEEDS]))

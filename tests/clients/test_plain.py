@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 from oracles.plain_loop import (
     adam,
@@ -93,7 +95,10 @@ def test_compiled_model_and_optimizer_step_with_the_strength_under_a_schedule(ba
     optimizer = adam(network, lr=torch.tensor(0.01))
     method = spectral(network, decoupled=decoupled).attach(optimizer)
     forward = torch.compile(network, backend=backend)
-    step = torch.compile(optimizer.step, backend=backend)
+    counter = CompileCounterWithBackend(backend)
+    step = torch.compile(optimizer.step, backend=counter)
+    counters.clear()
+    graphs = []
     expected = spectral(by_hand, decoupled=decoupled)
     optimizer_by_hand = adam(by_hand)
     for strength, x in zip(strengths, batches(6), strict=True):
@@ -101,9 +106,13 @@ def test_compiled_model_and_optimizer_step_with_the_strength_under_a_schedule(ba
         optimizer.zero_grad()
         mean_square(forward, x).backward()
         step()
+        graphs.append(counter.frame_count)
         expected.strength = strength
         train_by_hand(by_hand, expected, optimizer_by_hand, [x])
     assert_same(network, by_hand, rtol=1e-4, atol=1e-5)
+    assert graphs == [2] * 6  # the optimizer and the method
+    (reason,) = counters["graph_break"]
+    assert "Call to `torch._dynamo.graph_break()`" in reason  # torch's own, around every optimizer's step
 
 
 @compiling

@@ -103,7 +103,7 @@ def test_the_command_for_agents(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "work_through", work_through)
     monkeypatch.setattr(charts, "save", lambda chart, out, name: drawn.append((name, chart.to_dict())) or [])
     for number in (5, 16):
-        cli.Figure(number=number, seeds=1, out=str(tmp_path))()
+        cli.FigureCommand(number=number, seeds=1, out=str(tmp_path))()
     assert len(trained) == len(set(trained)) == 16
     assert "6 of 6 already done" in capsys.readouterr().out, "the runs of Figure 16 are among those of Figure 5"
     (name, figure), (other_name, other) = drawn
@@ -121,5 +121,5 @@ def test_the_command_for_agents(tmp_path, monkeypatch, capsys):
 def test_without_the_packages_of_control_the_command_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ValueError, match=r"expected the packages of control, .*: pip install 'supple\[rl\]'"):
-        cli.Figure(number=5, out=str(tmp_path))()
+        cli.FigureCommand(number=5, out=str(tmp_path))()
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from supple.lab import grid
-from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, alone, finished, missing, product, results, tuned
+from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, by_member, finished, missing, product, results, tuned
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.runs.folder import RunFolder
@@ -54,8 +54,8 @@ def test_defaults_are_the_methods_and_the_problems():
 @pytest.mark.parametrize("most", [1, 2, 4, 100])
 def test_together_keeps_every_member_and_its_kind(most):
     wanted = members(seeds=range(5), strengths=(0.1, 0.2), step_sizes=(1e-2, 1e-3))
-    found = grid.together(wanted, most)
-    assert sorted(map(str, (member for run in found for member in alone(run)))) == sorted(map(str, wanted))
+    found = grid.merged(wanted, most)
+    assert sorted(map(str, (member for run in found for member in by_member(run)))) == sorted(map(str, wanted))
     assert all(len(run.seeds) == len(run.strengths) <= most for run in found)
     sizes = {"none": 5, "l2": 10}
     for method, size in sizes.items():
@@ -137,7 +137,7 @@ def test_runs_of_another_kind_are_not_ours(tmp_path):
     ours = dataclasses.asdict(run)
     control = {name: ours[name] for name in KINDS}
     for other in (control, ours | {"newer": 1}):
-        with RunFolder(str(tmp_path), other).held():
+        with RunFolder(str(tmp_path), other).locked():
             RunFolder(str(tmp_path), other).begin()
     assert finished(str(tmp_path)).keys() == {run}
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, layer_norm, linear, max_pool2d
 
 from supple import L2InitRegularizer, Population, ReDo, SpectralRegularizer
 from supple.lab.datasets import Dataset, Examples
-from supple.lab.models import MODELS, conv, load, mlp, resnet18, vit_tiny
+from supple.lab.models import MODELS, conv, find, mlp, resnet18, vit_tiny
 from supple.mitigators.fresh import FreshParameters
 from supple.network.find_roles import find_roles
 from supple.network.units import find_units
@@ -45,7 +45,7 @@ SMALLEST = {"conv": (3, 16, 16)} | dict.fromkeys(OFF_THE_SHELF, (3, 4, 4))  # 16
 @pytest.mark.parametrize("model", MODELS)
 def test_images_to_classes(model, shape):
     images = data(*shape)
-    outputs = load(model)(images).eval()(inputs(images))
+    outputs = find(model)(images).eval()(inputs(images))
     assert outputs.shape == (5, 7)
     assert not torch.isclose(outputs[0], outputs[1:]).any()  # other images, other outputs
 
@@ -97,7 +97,7 @@ RESNET = (
     ],
 )
 def test_sizes_by_hand(model, shape, classes, parameters):
-    assert size(load(model)(data(*shape, classes=classes))) == parameters
+    assert size(find(model)(data(*shape, classes=classes))) == parameters
 
 
 def test_resnet18_has_the_published_size():
@@ -164,7 +164,7 @@ def transformers_own(model, images):
 def test_they_are_those_of_transformers(model):
     images = data(3, 16, 16)
     whole = seeded(partial(transformers_own, model, images))
-    network = seeded(partial(load(model), images))
+    network = seeded(partial(find(model), images))
     for training in (True, False):
         expected = whole.train(training)(inputs(images)).logits
         torch.testing.assert_close(network.train(training)(inputs(images)), expected, rtol=1e-4, atol=1e-5)
@@ -174,12 +174,12 @@ def test_they_are_those_of_transformers(model):
 @pytest.mark.parametrize("option", [{"layer_norm": True}, {"activation": "crelu"}])
 def test_what_they_do_not_have_is_refused(model, option):
     with pytest.raises(ValueError, match=rf"no {next(iter(option))}.* for {model}.*choose mlp or conv"):
-        load(model)(DATA, **option)
+        find(model)(DATA, **option)
 
 
 @pytest.mark.parametrize("model", OFF_THE_SHELF)
 def test_spectral_normalization_of_every_matrix(model):
-    network = load(model)(data(3, 4, 4), spectral_normalization=True)
+    network = find(model)(data(3, 4, 4), spectral_normalization=True)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     assert len(layers) == {"resnet18": 21, "vit-tiny": 74}[model]
     norms = torch.stack([torch.linalg.matrix_norm(layer.eval().weight.flatten(1), 2) for layer in layers[::7]])
@@ -241,14 +241,14 @@ def test_a_population_trains_as_lone_networks_do(model):
     ],
 )
 def test_roles_and_units(model, kinds, groups):
-    network = load(model)(data(3, 32, 32))
+    network = find(model)(data(3, 32, 32))
     assert Counter(role.kind for role in find_roles(network).values()) == kinds
     assert {group.name: group.size for group in find_units(network)[0]} == groups
 
 
 @pytest.mark.parametrize("model", OFF_THE_SHELF)
 def test_parameters_drawn_anew_are_drawn_as_they_were_at_first(model):
-    network = load(model)(data(3, 4, 4))
+    network = find(model)(data(3, 4, 4))
     first = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     fresh = FreshParameters(network, list(first)).draw([torch.Generator().manual_seed(1)])
     constant = {name for name, values in first.items() if values.min() == values.max()}
@@ -265,7 +265,7 @@ def test_parameters_drawn_anew_are_drawn_as_they_were_at_first(model):
 @pytest.mark.parametrize("model", ["conv", *OFF_THE_SHELF])
 def test_they_learn_with_methods_attached(model):
     images = data(*SMALLEST[model], classes=3, count=12)
-    network = seeded(partial(load(model), images))
+    network = seeded(partial(find(model), images))
     optimizer = torch.optim.Adam(network.parameters(), lr={"vit-tiny": 3e-4}.get(model, 1e-3))
     for method in (SpectralRegularizer(network, 1e-4), L2InitRegularizer(network, 1e-4), ReDo(network, every=3)):
         method.attach(optimizer)
@@ -280,7 +280,7 @@ def test_they_learn_with_methods_attached(model):
 
 
 def test_any_function_is_a_model():
-    assert load("supple.lab.models:conv") is conv
+    assert find("supple.lab.models:conv") is conv
     for name, message in (("resnet19", "did you mean 'resnet18'"), ("supple.lab.models:MODELS", "got dict at")):
         with pytest.raises(ValueError, match=message):
-            load(name)
+            find(name)

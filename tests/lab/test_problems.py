@@ -209,7 +209,7 @@ def test_no_seed():
 
 
 def test_a_problem_of_ones_own():
-    own = problems.load("support.extensions:own_problem")
+    own = problems.find("support.extensions:own_problem")
     assert isinstance(own, Problem)
     run = Run.of("support.extensions:own_problem", "none", [0])
     assert (run.problem, run.tasks, run.batch_size) == ("support.extensions:own_problem", 3, 32)

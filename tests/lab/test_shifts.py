@@ -356,8 +356,8 @@ def test_seen_is_indexing(members, count, channels, size):
 
 
 def test_a_shift_by_name(data):
-    assert shifts.load("label-flip") is SHIFTS["label-flip"]
-    found = shifts.load("support.extensions:rolled_labels")
+    assert shifts.find("label-flip") is SHIFTS["label-flip"]
+    found = shifts.find("support.extensions:rolled_labels")
     assert found.task(data, 0, 2).classes.tolist() == [19, 20, *range(19)]
     assert (found.outputs(data), found.tasks(data)) == (CLASSES, float("inf"))
 
@@ -372,7 +372,7 @@ def test_a_shift_by_name(data):
 )
 def test_unknown_shifts(name, expected):
     with pytest.raises(ValueError, match=expected):
-        shifts.load(name)
+        shifts.find(name)
 
 
 # Streams of random numbers.

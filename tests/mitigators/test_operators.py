@@ -47,7 +47,7 @@ class Operators(TorchDispatchMode):
 
 def of_images(model: str, size: int) -> nn.Module:
     examples = datasets.Examples(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
-    network: nn.Module = models.load(model)(datasets.Dataset(examples, None, None, 10, (0.0,) * 3, (1.0,) * 3))
+    network: nn.Module = models.find(model)(datasets.Dataset(examples, None, None, 10, (0.0,) * 3, (1.0,) * 3))
     return network
 
 

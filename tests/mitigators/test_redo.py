@@ -134,13 +134,13 @@ def test_it_looks_only_when_due_also_after_loading():
     method = ReDo(network, every=3).attach(optimizer)
     due = []
     for batch in batches(5):
-        due.append(method._recorders[0].listening)
+        due.append(method._recorders[0].enabled)
         train(network, optimizer, batch)
     assert due == [False, False, True, False, False]
     later = ReDo(network, every=3)
     later.observe()
     later.load_state_dict(method.state_dict())
-    assert later._recorders[0].listening
+    assert later._recorders[0].enabled
 
 
 def test_members_observed_as_modules_are_seen_each_in_its_slot():

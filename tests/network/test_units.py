@@ -82,7 +82,7 @@ def test_a_transformer_block():
     pairs, skipped = found(Residual())
     assert pairs == {"up": ("down",)}
     assert {"embed", "attention", "attention.out_proj", "down", "head"} == skipped.keys()
-    assert "meet others" in skipped["down"]
+    assert "combined with others" in skipped["down"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -209,7 +209,7 @@ def test_a_part_that_cannot_be_traced_is_left_alone_and_its_neighbours_are_not()
     network = nn.Sequential(network, nn.Linear(3, 4), nn.Linear(4, 1))
     groups, skipped = found(network)
     assert groups == {"0.0": ("0.2.0",), "0.5": ("1",), "1": ("2",)}
-    assert {name for name, reason in skipped.items() if "behind Opaque" in reason} == {"0.2.0", "0.3"}
+    assert {name for name, reason in skipped.items() if "after Opaque" in reason} == {"0.2.0", "0.3"}
     assert {name for name, reason in skipped.items() if "torch.fx" in reason} == {f"0.2.1.0.inner.{i}" for i in (0, 1)}
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supple.cli import COMMANDS
-from supple.lab.grid import alone
+from supple.lab.grid import by_member
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
 from supple.report import commands as report_commands
@@ -44,13 +44,13 @@ def repeated(run):
 def test_every_problem_and_scale(problem):
     for scale in PROBLEMS[problem].scales:
         run = Run.of(problem, "spectral", range(3), scale=scale)
-        assert repeated(run) == alone(run)
+        assert repeated(run) == by_member(run)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(method):
     run = Run.of(DIGITS, method, [0], strength=METHODS[method].strength / 3)
-    assert repeated(run) == alone(run)
+    assert repeated(run) == by_member(run)
 
 
 strengths = st.floats(1e-9, 1e3)
@@ -93,7 +93,7 @@ def test_whatever_can_be_typed_comes_back(changes, options, strength, first, cou
     seeds = range(first, first + count)
     run = Run.of(DIGITS, "spectral", seeds, strength=strength, options=options, **changes)
     (command,) = commands(run)
-    assert typed(command) == alone(run)
+    assert typed(command) == by_member(run)
 
 
 def test_a_method_without_a_default_strength():
@@ -112,7 +112,7 @@ def test_a_command_for_each_strength_and_stretch_of_seeds():
         | {"seeds": tuple(part.seeds[0] for part in parts), "strengths": tuple(part.strengths[0] for part in parts)}
     )
     assert len(commands(run)) == 3
-    assert set(repeated(run)) == set(alone(run))
+    assert set(repeated(run)) == set(by_member(run))
 
 
 @pytest.mark.parametrize("value", [None, [1, 2], "4", "1e3", "nan", "-x", "true"])

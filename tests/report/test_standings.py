@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from supple.report.drawings import Drawings, _packed
-from supple.report.standings import averaged, reported, so_far, standings
+from supple.report.standings import at_furthest_task, averaged, reported, standings
 from supple.runs.charts import Lines, lines_over_tasks
 
 
@@ -90,10 +90,10 @@ def test_where_none_is_best_there_is_one_comparison():
 
 def test_of_each_setting_those_that_are_furthest_count():
     rows = rows_of({("a", 1.0, 0): [1, 2, 3], ("a", 1.0, 1): [1], ("b", 1.0, 0): [7]}, tasks=5)
-    found = so_far(rows)
+    found = at_furthest_task(rows)
     assert found.select("run", "tasks").unique(maintain_order=True).rows() == [("a-1.0-0", 3), ("b-1.0-0", 1)]
     (headline,) = standings(rows, Drawings(["a", "b"])).headlines
-    assert headline.behind
+    assert headline.some_lag
     assert headline.against == {"the best": [None, None]}  # they are not equally far
 
 
@@ -105,7 +105,7 @@ def test_a_setting_that_has_just_begun_hides_none_that_is_further():
         ("a", 0.1, 3),
         ("none", 0.0, 3),
     ]
-    assert not headline.behind
+    assert not headline.some_lag
 
 
 def test_seeds_for_tuning_count_only_while_there_are_no_others():

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from scipy.integrate import quad
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from oracles.sac import NaiveSAC
 from supple import ReDo, SpectralRegularizer
@@ -149,8 +150,8 @@ def batches(members, count, observations=5, actions=3, size=16):
         )
 
 
-def spectral(network):
-    return SpectralRegularizer(network, strength=1e-2)
+def spectral(network, decoupled=False):
+    return SpectralRegularizer(network, strength=1e-2, decoupled=decoupled)
 
 
 def parameters_of(network):
@@ -186,15 +187,23 @@ def test_ten_updates_as_the_transcription_makes_them(preset, mitigate, path, mon
 
 
 def test_the_compiled_update_is_the_plain_one_in_a_single_graph(monkeypatch):
-    """Traced, transformed and made functional as for the compiler proper, which would take half a minute."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    """Traced, transformed and made functional as for the compiler proper, which would take half a minute.
+
+    A full graph reads nothing on the host, and the one graph serves all values of a strength that is a tensor.
+    """
+    counter = CompileCounterWithBackend("aot_eager")
+    in_one_graph = partial(torch.compile, backend=counter, fullgraph=True)
+    monkeypatch.setattr(torch, "compile", lambda function, options: in_one_graph(function))
     constants = Constants(hidden=(8,))
-    methods = {"actor_method": spectral, "critic_method": spectral}
+    methods = {"actor_method": partial(spectral, decoupled=True), "critic_method": spectral}
     plain, compiled = (SAC(5, 3, constants, [0, 1], compiled=choice, **methods) for choice in (False, True))
-    for batch, noise in batches(2, 4):
-        plain.update(batch, noise)
-        compiled.update(batch, noise)
+    for step, (batch, noise) in enumerate(batches(2, 4)):
+        for agent in (plain, compiled):
+            agent.actor.mitigator.strength = torch.tensor([0.1 * step, 1.0])
+            agent.critic.mitigator.strength = torch.tensor(0.01 / (step + 1))
+            agent.update(batch, noise)
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("preset", PRESETS)

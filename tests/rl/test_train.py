@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 
-from supple.rl import envs
+from supple.rl import agent, envs
 from supple.rl import train as module
 from supple.rl.charts import with_steps
 from supple.rl.methods import METHODS
@@ -95,9 +95,9 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
     assert whole.finished(config.evaluations)
 
 
-@pytest.mark.skipif(not module.can_compile("cpu"), reason="no compiler for C++")
+@pytest.mark.skipif(not agent.can_compile("cpu"), reason="no compiler for C++")
 def test_a_compiled_run_that_was_killed_ends_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "COMPILE_FROM", 1)
+    monkeypatch.setattr(agent, "COMPILE_FROM", 1)
     config = run("spectral", steps=40)
 
     def report(step):
@@ -193,7 +193,7 @@ def test_without_a_compiler_a_long_run_takes_the_plain_path(monkeypatch):
     def refuse(function):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(module, "COMPILE_FROM", 1)
+    monkeypatch.setattr(agent, "COMPILE_FROM", 1)
     assert not Training(run("redo")).compiled, "it would not see activations"
     monkeypatch.setattr(torch, "compile", refuse)
     assert not Training(run()).compiled
@@ -375,7 +375,7 @@ def test_what_does_not_work_is_told_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(ValueError, match="a device of this machine, got 'cuda:99'"):
         train(run(), root=str(tmp_path), device="cuda:99")
     monkeypatch.setattr(Short, "step", lambda self, action: (np.float32([0, math.nan, 0]), 0.0, False, False, {}))
-    with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* no method has a part in"):
+    with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* correct the environment"):
         train(run(), root=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -388,7 +388,7 @@ def test_an_evaluation_ends_where_the_environment_never_does(monkeypatch):
     for _ in range(30):
         training.advance()
     assert {row[3] for row in training.measure().rows() if row[2] == "return"} == {12}
-    assert (training.plays[0].number, len(training.plays[0].actions)) == (0, 30)
+    assert (training.episodes[0].number, len(training.episodes[0].actions)) == (0, 30)
 
 
 @pytest.mark.parametrize("method", ["redo", "continual-backprop", "self-normalized-resets"])

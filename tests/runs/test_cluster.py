@@ -30,7 +30,7 @@ def test_shares_that_ray_does_not_have(gpus):
 )
 def test_a_cluster_that_does_not_answer(monkeypatch, error, why):
     def run(command, *, timeout, **_):
-        assert (command[-1], timeout) == ("host:6379", cluster.PATIENCE)
+        assert (command[-1], timeout) == ("host:6379", cluster.ANSWER_TIMEOUT)
         raise error
 
     monkeypatch.setattr(subprocess, "run", run)

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from supple.runs.folder import Checkpoint, RunFolder, environment
-from supple.runs.sealed import BLANK, sealed
+from supple.runs.digests import BLANK, with_digest
+from supple.runs.folder import Checkpoint, RunFolder, hardware_and_versions
 from supple.runs.store import NO_ROWS, SCHEMA, configurations, load, stored
 
 OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
@@ -47,7 +47,7 @@ def checkpoint_of(tasks):
 
 def saved(root, tasks=2, **changes):
     folder = RunFolder(str(root), CONFIG | changes)
-    with folder.held():
+    with folder.locked():
         folder.begin(subset=False)
         for task in range(tasks):
             folder.save(checkpoint_of(task + 1))
@@ -104,7 +104,7 @@ def test_names_never_change(tmp_path):
 
 def test_what_is_saved_comes_back(root):
     folder = RunFolder(root, CONFIG)
-    with folder.held():
+    with folder.locked():
         assert folder.begin(machine="mine") is None
         assert not folder.finished(2)
         for task in (0, 1):
@@ -125,9 +125,9 @@ def test_what_is_saved_comes_back(root):
 
 def test_the_environment_is_written_down(root):
     folder = RunFolder(root, CONFIG)
-    with folder.held():
+    with folder.locked():
         folder.begin(machine="mine")
-        expected = environment() | {"machine": "mine"}
+        expected = hardware_and_versions() | {"machine": "mine"}
         written = [json.loads(files_in(folder, root)["environment.json"])]
         folder.save(checkpoint_of(1))
         written += [json.loads(files_in(folder, root)["environment.json"])]
@@ -148,7 +148,7 @@ def test_rows_of_nothing_and_of_what_is_not_a_number(tmp_path):
     folder = RunFolder(str(tmp_path), CONFIG)
     odd = rows_of(1).with_columns(value=pl.Series([float("nan"), float("inf"), -0.0, 1e-310]))
     for rows in (NO_ROWS, odd):
-        folder.begin() if rows is odd else folder.held().__enter__()
+        folder.begin() if rows is odd else folder.locked().__enter__()
         folder.save(Checkpoint(1, STATE, rows, 0.0))
         assert_frame_equal(folder.begin().rows, rows)
 
@@ -243,7 +243,9 @@ def test_files_are_whole_whenever_it_dies(error, dying, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [b"", b"half of", b"\xff\xfe[]", b"[1, 2]", b"{}", b"null", sealed(b"x" + BLANK)])
+@pytest.mark.parametrize(
+    "content", [b"", b"half of", b"\xff\xfe[]", b"[1, 2]", b"{}", b"null", with_digest(b"x" + BLANK)]
+)
 def test_a_file_that_was_planted_is_mended(name, content, root):
     folder = saved(root)
     files, _ = fsspec.url_to_fs(root)
@@ -297,7 +299,7 @@ def mends(folder, root, name):
             assert rows["seed"].unique(maintain_order=True).to_list() == [7, 1]
         assert there or name != "checkpoint.pt"  # nobody needs it any more
         if not there:
-            with folder.held():
+            with folder.locked():
                 checkpoint = folder.begin(subset=False)
                 if checkpoint is None:
                     folder.save(checkpoint_of(2))
@@ -312,7 +314,7 @@ def mends(folder, root, name):
 def parquet(rows):
     buffer = io.BytesIO()
     rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
-    return sealed(buffer.getvalue())
+    return with_digest(buffer.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -350,7 +352,7 @@ def test_one_odd_file_leaves_out_one_folder_and_says_why(name, content, why, tmp
 )
 def test_an_odd_configuration_leaves_out_its_folder(change, tmp_path):
     sound = saved(tmp_path)
-    with RunFolder(str(tmp_path), CONFIG | change).held():
+    with RunFolder(str(tmp_path), CONFIG | change).locked():
         RunFolder(str(tmp_path), CONFIG | change).begin()
     with pytest.warns(UserWarning, match=r"is left out: expected .* in its run.json"):
         assert configurations(str(tmp_path)).keys() == {sound.name}
@@ -362,7 +364,7 @@ def test_a_link_to_a_folder_is_a_folder(tmp_path):
     Path(folder.path).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "runs" / "nowhere").symlink_to(tmp_path / "not there")
     assert len(load(str(tmp_path / "runs"))) == len(rows_of(2))
-    with folder.held():
+    with folder.locked():
         assert folder.finished(2)
 
 
@@ -373,7 +375,7 @@ def test_a_checkpoint_of_something_else_counts_as_none(tmp_path):
     for change in ({"finished": "2"}, {"state": None}, {"seconds": [1]}, {"more": 1}):
         content = io.BytesIO()
         torch.save(sound | change, content)
-        path.write_bytes(sealed(content.getvalue() + BLANK))
+        path.write_bytes(with_digest(content.getvalue() + BLANK))
         with pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
             assert folder.checkpoint() is None
 
@@ -381,7 +383,7 @@ def test_a_checkpoint_of_something_else_counts_as_none(tmp_path):
 def test_a_damaged_checkpoint_is_said_and_counts_as_none(tmp_path):
     folder = saved(tmp_path)
     Path(folder.path, "checkpoint.pt").write_bytes(b"half")
-    with folder.held(), pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
+    with folder.locked(), pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
         assert folder.begin() is None
 
 
@@ -390,7 +392,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
     Path(folder.path, ".checkpoint.pt.elsewhere.99").write_bytes(b"half")
     Path(folder.path, ".notes").write_text("not ours")
     Path(folder.path, ".run.json.folder.1").mkdir()
-    with folder.held():
+    with folder.locked():
         names = {path.name for path in Path(folder.path).iterdir()}
     assert names == {*FILES, ".lock", ".notes", ".run.json.folder.1"}
 
@@ -400,7 +402,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
 HOLDER = """
 import sys
 from supple.runs.folder import RunFolder
-with RunFolder(sys.argv[1], {"problem": "p", "method": "m"}).held():
+with RunFolder(sys.argv[1], {"problem": "p", "method": "m"}).locked():
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -410,7 +412,7 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path):
     held = threading.Event()
 
     def hold():
-        with RunFolder(str(tmp_path), {"problem": "p", "method": "m"}).held():
+        with RunFolder(str(tmp_path), {"problem": "p", "method": "m"}).locked():
             held.set()
 
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -453,7 +455,7 @@ def test_what_others_have_written_meanwhile_is_seen(tmp_path):
 def test_load_puts_the_configuration_beside_each_row(root):
     first = saved(root)
     second = saved(root, tasks=1, strengths=(1.5, 0.0), seeds=(0, 0), width=64, examples=None)
-    with RunFolder(root, CONFIG | {"model": "begun"}).held():
+    with RunFolder(root, CONFIG | {"model": "begun"}).locked():
         RunFolder(root, CONFIG | {"model": "begun"}).begin()  # nothing measured yet
     files, path = fsspec.url_to_fs(root)
     files.pipe_file(f"{path}/chart.svg", b"")
@@ -480,7 +482,7 @@ def test_load_goes_by_the_names_of_the_folders(tmp_path):
 def test_runs_of_another_kind_are_left_out(tmp_path):
     saved(tmp_path)
     other = RunFolder(str(tmp_path), {"problem": "quadruped-run", "method": "spectral", "horizon": [1, 2]})
-    with other.held():
+    with other.locked():
         other.begin()
         other.save(checkpoint_of(1))
     foreign = tmp_path / "foreign"

@@ -1,4 +1,4 @@
-"""Tables in a terminal: what they show, how they are stamped, and that they fit."""
+"""Tables in a terminal: what they show, how they are title_with_scale, and that they fit."""
 
 import io
 import math
@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from supple.runs.tables import results_table, stamped
+from supple.runs.tables import results_table, title_with_scale
 from supple.training.methods import METHODS
 
 
@@ -109,9 +109,9 @@ def test_what_is_not_a_number_is_not_the_best():
 )
 def test_stamps(setting, expected):
     rows = frame([1, 2], **setting)
-    assert stamped(rows) == expected
+    assert title_with_scale(rows) == expected
     assert shown(rows)[0] == f"Training accuracy: {expected}"
-    assert stamped(rows, "Problem for people") == expected.replace("p", "Problem for people", 1)
+    assert title_with_scale(rows, "Problem for people") == expected.replace("p", "Problem for people", 1)
 
 
 def test_it_fits_a_hundred_columns():

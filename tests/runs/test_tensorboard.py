@@ -51,7 +51,7 @@ def test_without_tensorboard_it_says_what_to_do(rows, tmp_path, monkeypatch):
 
 def test_the_command_mirrors_what_it_shows(rows, tmp_path, monkeypatch):
     events = str(tmp_path / "events")
-    command = cli.Run(
+    command = cli.RunCommand(
         problem="random-label-digits",
         method="l2",
         tasks=3,

@@ -20,7 +20,7 @@ def store(
     """Runs as the trainer leaves them, the first ``done`` tasks behind them; all when left out, none at 0."""
     for run in runs:
         folder = run.folder(str(root))
-        with folder.held():
+        with folder.locked():
             folder.begin(device="cpu", subset=False)
             tasks = run.tasks if done is None else done
             rows = [

@@ -20,7 +20,7 @@ from supple.cli.output import print_tables, show, table
 from supple.errors import known, sentence
 
 if TYPE_CHECKING:
-    from supple.lab.run import Run as RunConfig
+    from supple.lab.run import Run
 
 Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
 FIGURES = " ".join(f"{number}: {content}" for number, content in figures.contents().items())
@@ -51,7 +51,7 @@ class Demo(Engine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Protocol, Engine):
+class RunCommand(Protocol, Engine):
     """Train one method on one problem, over several seeds."""
 
     problem: Problem
@@ -71,7 +71,7 @@ class Run(Protocol, Engine):
         members = self.members()
         show(self.train(members), members, self.out)
 
-    def members(self) -> list["RunConfig"]:
+    def members(self) -> list["Run"]:
         """One run per network."""
         from supple.lab.grid import product
         from supple.training import methods
@@ -125,7 +125,7 @@ class Sweep(Protocol, Engine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure(Engine):
+class FigureCommand(Engine):
     """Reproduce a figure of the paper: train the runs that it needs, and draw it."""
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER", help=FIGURES)]
@@ -251,9 +251,9 @@ class List:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
-    "run": Run,
+    "run": RunCommand,
     "sweep": Sweep,
-    "figure": Figure,
+    "figure": FigureCommand,
     "results": Results,
     "report": Report,
     "list": List,

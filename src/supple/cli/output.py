@@ -16,13 +16,13 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
     from supple.lab.problems import title_of
     from supple.runs.charts import learning_curves, save
     from supple.runs.store import digest
-    from supple.runs.tables import stamped
+    from supple.runs.tables import title_with_scale
 
     seeds, problem = rows["seed"].n_unique(), rows["problem"][0]
     metric = print_tables(rows)
     subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
-    chart = learning_curves(rows, metric, stamped(rows, title_of(problem)), subtitle)
+    chart = learning_curves(rows, metric, title_with_scale(rows, title_of(problem)), subtitle)
     for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
         print(f"chart: {path}")
     print(f"runs:  {out}")

@@ -57,7 +57,7 @@ def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
     weights = 1 + torch.rand(member.examples, generator=random)
     weights *= torch.randn(member.examples, generator=random).sign()
-    checked: dict[str, Tensor] = {}
+    confirmed: dict[str, Tensor] = {}
     by_layer, sums = _calls(member, loss, _closed_forms(member), weights)
     for path, calls in by_layer.items():
         if not all(a.ndim > 1 and len(a) % member.examples == len(b) % member.examples == 0 for a, b in calls):
@@ -66,8 +66,8 @@ def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
         factors = _factors(member, path, calls)
         grams = {name: torch.stack([_product_gram(a, b) for a, b in pairs]).sum(0) for name, pairs in factors.items()}
         if all(_holds(pairs, grams[name], weights, sums[name]) for name, pairs in factors.items()):
-            checked |= grams
-    return checked
+            confirmed |= grams
+    return confirmed
 
 
 def _holds(pairs: list[_Call], gram: Tensor, weights: Tensor, expected: Tensor) -> bool:
@@ -161,20 +161,20 @@ def _calls(
 def _examples_are_independent(member: Member, outputs: list[Tensor]) -> bool:
     """Whether the network's outputs for a single example equal those for it in the batch, up to rounding."""
     index = member.examples // 2
-    one = member.alone(index)
+    one = member.with_one_example(index)
     with torch.no_grad():
-        alone = [leaf for leaf in tree_leaves(one(one.parameters)) if isinstance(leaf, Tensor)]
-    return len(alone) == len(outputs) and all(
+        single = [leaf for leaf in tree_leaves(one(one.parameters)) if isinstance(leaf, Tensor)]
+    return len(single) == len(outputs) and all(
         part[index : index + 1].shape == each.shape and _same(part[index : index + 1], each)
-        for part, each in zip(outputs, alone, strict=True)
+        for part, each in zip(outputs, single, strict=True)
         if each.is_floating_point()
     )
 
 
-def _same(tensor: Tensor, alone: Tensor) -> bool:
+def _same(tensor: Tensor, expected: Tensor) -> bool:
     """Whether they are equal up to rounding. Values that are not finite pass."""
-    error, size = (each.double().norm() for each in (tensor - alone, alone))
-    return not error > torch.finfo(alone.dtype).eps ** 0.5 * size
+    error, size = (tensor - expected).double().norm(), expected.double().norm()
+    return not error > torch.finfo(expected.dtype).eps ** 0.5 * size
 
 
 def _losses(outputs: Any, y: Labels, loss: Loss) -> Tensor:
@@ -182,12 +182,12 @@ def _losses(outputs: Any, y: Labels, loss: Loss) -> Tensor:
 
     leaves, structure = tree_flatten(outputs)
 
-    def alone(tensors: list[Tensor], labels: Labels) -> Tensor:
+    def single_loss(tensors: list[Tensor], labels: Labels) -> Tensor:
         rest = iter(tensors)
         output = [next(rest).unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return loss(tree_unflatten(output, structure), tree_map_only(Tensor, lambda label: label.unsqueeze(0), labels))
 
-    losses: Tensor = vmap(alone)([leaf for leaf in leaves if isinstance(leaf, Tensor)], y)
+    losses: Tensor = vmap(single_loss)([leaf for leaf in leaves if isinstance(leaf, Tensor)], y)
     return losses
 
 
@@ -292,5 +292,5 @@ def _groups(names: list[str], member: Member) -> Iterator[list[str]]:
 
 def _one_by_one(member: Member, loss: Loss, names: list[str]) -> dict[str, Tensor]:
     trained = replace(member, trained=tuple(names))
-    rows = [loss_gradients(trained.alone(index), loss) for index in range(member.examples)]
+    rows = [loss_gradients(trained.with_one_example(index), loss) for index in range(member.examples)]
     return {name: _gram(torch.stack([row[name].flatten() for row in rows])) for name in names}

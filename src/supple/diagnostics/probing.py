@@ -51,7 +51,7 @@ class Member:
     def examples(self) -> int:
         return len(next(leaf for leaf in tree_leaves(self.x) if isinstance(leaf, Tensor)))
 
-    def alone(self, index: int) -> Self:
+    def with_one_example(self, index: int) -> Self:
         """The same member with a batch of one example."""
         x, y = tree_map_only(Tensor, lambda tensor: tensor[index : index + 1], (self.x, self.y))
         return replace(self, x=x, y=y)

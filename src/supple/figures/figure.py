@@ -126,7 +126,7 @@ def compared(
         changes: to the protocol.
     """
     methods = METHODS if scale == "paper" else ("none", "l2-init", "spectral")
-    off_the_shelf = (model or problems.load(problem).model) in ("resnet18", "vit-tiny")
+    off_the_shelf = (model or problems.find(problem).model) in ("resnet18", "vit-tiny")
     return [
         run
         for method in methods

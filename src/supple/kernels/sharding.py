@@ -1,8 +1,8 @@
 """Tensors that are sharded over ranks (DTensors of FSDP2 and tensor parallelism), and sums over ranks.
 
 A training step needs only sums from the other ranks. A computation on a shard is a generator: it yields a tensor to be
-summed, continues when the tensor holds the sum, and returns its result. :func:`together` runs the computations of a
-whole network in parallel, so that their sums share one message.
+summed, continues when the tensor holds the sum, and returns its result. :func:`run_in_lockstep` advances the
+computations of a whole network together, so that their sums share one message.
 """
 
 import sys
@@ -31,7 +31,7 @@ class Ranks:
 Summing = Generator[tuple[Tensor, Sequence[Ranks]], None, Any]
 
 
-def together(computations: Iterable[Any]) -> list[Any]:
+def run_in_lockstep(computations: Iterable[Any]) -> list[Any]:
     """The results of computations. Generators among them need sums over ranks: each round of sums is one message."""
     results = list(computations)
     going = {index: entry for index, entry in enumerate(results) if isinstance(entry, Generator)}

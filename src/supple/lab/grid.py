@@ -65,7 +65,7 @@ def product(
     return members
 
 
-def alone(run: Run) -> list[Run]:
+def by_member(run: Run) -> list[Run]:
     """Split a run into one run per member."""
     return [
         replace(run, seeds=(seed,), strengths=(strength,))
@@ -73,19 +73,19 @@ def alone(run: Run) -> list[Run]:
     ]
 
 
-def together(runs: Iterable[Run], most: int) -> list[Run]:
+def merged(runs: Iterable[Run], most: int) -> list[Run]:
     """The same members in as few runs as possible, with at most ``most`` members per run."""
-    alike: dict[Run, list[Run]] = {}
+    groups: dict[Run, list[Run]] = {}
     for run in runs:
-        alike.setdefault(replace(run, seeds=(), strengths=()), []).extend(alone(run))
-    parts = [members[at : at + most] for members in alike.values() for at in range(0, len(members), most)]
+        groups.setdefault(replace(run, seeds=(), strengths=()), []).extend(by_member(run))
+    populations = [members[at : at + most] for members in groups.values() for at in range(0, len(members), most)]
     return [
         replace(
-            part[0],
-            seeds=tuple(run.seeds[0] for run in part),
-            strengths=tuple(run.strengths[0] for run in part),
+            members[0],
+            seeds=tuple(run.seeds[0] for run in members),
+            strengths=tuple(run.strengths[0] for run in members),
         )
-        for part in parts
+        for members in populations
     ]
 
 
@@ -93,9 +93,9 @@ def finished(root: str) -> dict[Run, Member]:
     """Every member under ``root`` whose training is finished; the key is the run with only this member."""
     return {
         member: (folder, index)
-        for folder, run in _begun(root)
+        for folder, run in _runs_in(root)
         if run.folder(root).finished(run.tasks)
-        for index, member in enumerate(alone(run))
+        for index, member in enumerate(by_member(run))
     }
 
 
@@ -104,28 +104,28 @@ def missing(wanted: Iterable[Run], root: str) -> list[Run]:
 
     An interrupted population continues if all its members are wanted, even if they would be grouped differently now.
     """
-    there = finished(root)
-    left = dict.fromkeys(member for run in wanted for member in alone(run) if member not in there)
+    done = finished(root)
+    left = dict.fromkeys(member for run in wanted for member in by_member(run) if member not in done)
     interrupted = []
-    for _, run in _begun(root):
-        if left.keys() >= set(alone(run)):
+    for _, run in _runs_in(root):
+        if left.keys() >= set(by_member(run)):
             interrupted.append(run)
-            for member in set(alone(run)):
+            for member in set(by_member(run)):
                 del left[member]
-    kinds = together(left, len(left) or 1)
-    return interrupted + [run for kind in kinds for run in together([kind], most_stacked(kind))]
+    kinds = merged(left, len(left) or 1)
+    return interrupted + [run for kind in kinds for run in merged([kind], most_stacked(kind))]
 
 
 def results(wanted: Iterable[Run], root: str) -> pl.DataFrame:
     """The measurements of the finished members of ``wanted``, in the same order."""
-    there = finished(root)
-    asked = dict.fromkeys(member for run in wanted for member in alone(run))
-    members = [there[member] for member in asked if member in there]
+    done = finished(root)
+    asked = dict.fromkeys(member for run in wanted for member in by_member(run))
+    members = [done[member] for member in asked if member in done]
     order = pl.DataFrame(members, schema={"run": pl.String, "member": pl.Int64}, orient="row")
     return order.join(load(root, set(order["run"])), on=["run", "member"], maintain_order="left_right")
 
 
-def _begun(root: str) -> Iterator[tuple[str, Run]]:
+def _runs_in(root: str) -> Iterator[tuple[str, Run]]:
     """Every run that has a folder under ``root``, with the folder's name."""
     names = {field.name for field in fields(Run)}
     for folder, config in configurations(root).items():

@@ -205,7 +205,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def load(name: str) -> Callable[..., nn.Module]:
+def find(name: str) -> Callable[..., nn.Module]:
     """The function that builds a network: an entry of ``MODELS``, or your own ``package.module:function``.
 
     Its arguments are the :class:`~supple.lab.datasets.Dataset` and, as keywords, the method's network options, if any.
@@ -214,7 +214,7 @@ def load(name: str) -> Callable[..., nn.Module]:
     return imported(name) if ":" in name else MODELS[known(name, MODELS, "model or package.module:function")]
 
 
-def checked(network: object, name: str) -> nn.Module:
+def check_network(network: object, name: str) -> nn.Module:
     """Check that a model's function returned a network that can be trained; return the network.
 
     Raises:

@@ -21,10 +21,10 @@ def operations(run: Run) -> float:
         nonlocal counted
         counted += 2 * output.numel() * layer.weight[0].numel()
 
-    with run.blamed(), torch.random.fork_rng(devices=()), torch.no_grad():
-        data, shift, options = datasets.load(run.dataset), shifts.load(run.shift), methods.find(run.method).network
-        made = models.load(run.model)(replace(data, classes=shift.outputs(data)), **options)
-        network = models.checked(made, run.model).eval()
+    with run.naming_own_parts(), torch.random.fork_rng(devices=()), torch.no_grad():
+        data, shift, options = datasets.load(run.dataset), shifts.find(run.shift), methods.find(run.method).network
+        made = models.find(run.model)(replace(data, classes=shift.outputs(data)), **options)
+        network = models.check_network(made, run.model).eval()
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.register_forward_hook(count)

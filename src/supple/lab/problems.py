@@ -195,7 +195,7 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 
-def load(name: str) -> Problem:
+def find(name: str) -> Problem:
     """The problem with this name: an entry of ``PROBLEMS``, or from a ``package.module:function`` that returns one."""
     if ":" in name:
         made = called(name)

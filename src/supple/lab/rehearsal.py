@@ -19,5 +19,5 @@ def rehearse(runs: Iterable[Run]) -> None:
         first = replace(run, epochs=1, diagnostics=(), seeds=run.seeds[:1], strengths=run.strengths[:1])
         kinds.setdefault(replace(first, seeds=(), strengths=(), step_size=0.0), first)
     for run in kinds.values():
-        with run.blamed():
+        with run.naming_own_parts():
             Trainer(run, compiled=False, device="cpu").rehearse()

@@ -71,30 +71,30 @@ class Run:
             ValueError: for an unknown name (the message suggests the nearest one), a scale that the problem does not
                 have, a strength or an option that the method does not take, or if there is nothing to train.
         """
-        protocol = problems.load(problem)
+        protocol = problems.find(problem)
         if scale not in protocol.scales:
             raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
-        tried = methods.find(method)
+        entry = methods.find(method)
         if strength is None:
-            strength = tried.strength
+            strength = entry.strength
             if math.isnan(strength):
                 raise ValueError(f"expected a strength of {method}, which has no default, got none: say --strength")
-        if not (math.isfinite(strength) and 0 <= strength <= tried.largest_strength):
-            raise ValueError(f"expected a strength of {method} from 0 to {tried.largest_strength:g}, got {strength}")
-        _check_options(options or {}, method, tried.mitigator)
+        if not (math.isfinite(strength) and 0 <= strength <= entry.largest_strength):
+            raise ValueError(f"expected a strength of {method} from 0 to {entry.largest_strength:g}, got {strength}")
+        _check_options(method, entry.mitigator, options or {})
         seeds = tuple(seeds)
         for seed in seeds:
             if not 0 <= seed <= LARGEST_SEED:
                 raise ValueError(f"expected seeds from 0 to {LARGEST_SEED}, got {seed}: choose others")
-        usual = (name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual)
-        measured = usual if diagnostics is None else diagnostics
+        if diagnostics is None:
+            diagnostics = [name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual]
         run = cls(
             problem=problem,
             method=method,
             scale=scale,
             options=json.dumps(dict(options or {}), sort_keys=True),
             matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
-            diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in measured),
+            diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in diagnostics),
             seeds=seeds,
             # As float, because 1 and 1.0 must give the same folder.
             strengths=(float(strength),) * len(seeds),
@@ -110,8 +110,8 @@ class Run:
         return replace(run, step_size=float(run.step_size))
 
     @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Attribute errors of torch in this block to the user's own parts, if the run has any."""
+    def naming_own_parts(self) -> Iterator[None]:
+        """Name the user's own parts, if the run has any, in torch's errors in this block."""
         try:
             yield
         except Exception as error:
@@ -128,20 +128,20 @@ class Run:
         return RunFolder(root, asdict(self))
 
 
-def _check_options(options: Mapping[str, Any], method: str, mitigator: Callable[..., Mitigator]) -> None:
-    takes = inspect.signature(mitigator).parameters
-    names = [name for name in takes if name not in ("network", "strength")]
+def _check_options(method: str, mitigator: Callable[..., Mitigator], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(mitigator).parameters
+    names = [name for name in parameters if name not in ("network", "strength")]
     for name, value in options.items():
-        taken = takes[known(name, names, f"keyword of {method}")]
-        if not _fits(value, taken.annotation):
-            like = "left out" if taken.default is None else f"like {taken.default!r}"
+        parameter = parameters[known(name, names, f"keyword of {method}")]
+        if not _fits(value, parameter.annotation):
+            like = "left out" if parameter.default is None else f"like {parameter.default!r}"
             raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a number, text or bool fits an annotation; without annotation, every value fits."""
     if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(kind))
+        return any(_fits(value, option) for option in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     kind = get_origin(kind) or kind

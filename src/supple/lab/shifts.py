@@ -206,12 +206,12 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def load(name: str) -> Shift:
+def find(name: str) -> Shift:
     """The shift with this name: an entry of ``SHIFTS``, or ``package.module:function``, used as :attr:`Shift.task`."""
     return Shift(imported(name)) if ":" in name else SHIFTS[known(name, SHIFTS, "shift or package.module:function")]
 
 
-def checked(task: object, data: Dataset, outputs: int, name: str) -> Task:
+def check_task(task: object, data: Dataset, outputs: int, name: str) -> Task:
     """Check that a network with so many outputs can learn a shift's task from these data; return the task.
 
     Raises:

@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, run: Run, *, compiled: bool | None = None, device: str | None = None) -> None:
         method = methods.find(run.method)
-        make_model, self.shift = models.load(run.model), shifts.load(run.shift)
+        make_model, self.shift = models.find(run.model), shifts.find(run.shift)
         self.run, self.device = run, device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data = datasets.load(run.dataset).thinned(run.examples).to(self.device)
         images = self.data.train.images
@@ -61,7 +61,7 @@ class Trainer:
         shown = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
         self._classes = shown.classes
         self.population = Population(
-            lambda: models.checked(make_model(shown, **method.network), run.model), run.seeds
+            lambda: models.check_network(make_model(shown, **method.network), run.model), run.seeds
         ).to(self.device)
         self.probe = Probe(self.population, self.data, shown.classes, run.diagnostics)
         same = len(set(run.strengths)) == 1
@@ -161,7 +161,7 @@ class Trainer:
     def _begin(self, task: int) -> tuple[list[Task], Tensor, Tensor, Tensor | None]:
         """Every member's task, labels and batches (as in :meth:`_batches`) and pixels ``(members, positions)``."""
         made = (self.shift.task(self.data, seed, task) for seed in self.run.seeds)
-        tasks = [shifts.checked(each, self.data, self._classes, self.run.shift).to(self.device) for each in made]
+        tasks = [shifts.check_task(each, self.data, self._classes, self.run.shift).to(self.device) for each in made]
         orders = [each.pixels for each in tasks if each.pixels is not None]
         return tasks, *self._batches(tasks, task), torch.stack(orders) if orders else None
 

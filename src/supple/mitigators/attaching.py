@@ -89,9 +89,9 @@ def check_step_sizes(method: Kernels, optimizer: Optimizer) -> None:
     for name, parameter in method.parameters.items():
         if id(parameter) in sizes and sizes[id(parameter)] is None:
             raise ValueError(
-                f"expected a step size (lr) for {name!r}, got none that {type(optimizer).__name__} tells: give it a "
-                "fixed lr (Adafactor: lr=..., relative_step=False), or choose the form of the method that acts on "
-                "gradients (such as decoupled=False)"
+                f"expected a step size (lr) for {name!r}, got an optimizer without one ({type(optimizer).__name__}): "
+                "give it a fixed lr (Adafactor: lr=..., relative_step=False), or choose the form of the method that "
+                "acts on gradients (such as decoupled=False)"
             )
 
 

@@ -70,7 +70,7 @@ class Mitigator(KernelRunner):
         """
         parameters = self._trainable()
         with without_autocast(self._first):
-            return self.strength * self._penalty(self._unpruned(self._here(parameters)))
+            return self.strength * self._penalty(self._unpruned(self._local_shards(parameters)))
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -206,7 +206,7 @@ class Mitigator(KernelRunner):
         """The penalty of the parameters that an optimizer updates, times strength, summed over members."""
         parameters = with_gradients(self._selected_on(optimizer))
         with without_autocast(self._first):
-            return (self.strength * self._penalty(self._here(parameters))).sum()
+            return (self.strength * self._penalty(self._local_shards(parameters))).sum()
 
     @torch.no_grad()
     def _change_on(self, optimizer: Optimizer) -> bool:

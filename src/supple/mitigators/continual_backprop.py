@@ -14,7 +14,7 @@ from supple.mitigators.states import GLOBAL, State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
-from supple.network.units import UnitGroup, Units, put, take
+from supple.network.units import UnitGroup, Units, rows_of, write_rows
 
 Utility = Literal["contribution", "adaptable contribution"]
 
@@ -134,14 +134,16 @@ class ContinualBackprop(UnitResets):
         chosen = rank < torch.tensor(counts).view(*self._members, 1).to(which.device, non_blocking=True)
         chosen = chosen & (torch.as_tensor(strength, device=which.device) > 0)  # 0 where an overflow undid the step
 
-        contribution = torch.where(chosen, take(mean / correction, which), 0.0)
+        contribution = torch.where(chosen, rows_of(mean / correction, which), 0.0)
         for consumer in group.leaving:
             if consumer.bias in tensors:
-                weights = take(consumer.weight.by_unit(tensors[consumer.weight.name], group.size, age.ndim - 1), which)
+                weights = rows_of(
+                    consumer.weight.by_unit(tensors[consumer.weight.name], group.size, age.ndim - 1), which
+                )
                 totals = weights.flatten(age.ndim + 1).sum(-1)  # (members…, k, out)
                 tensors[consumer.bias].add_((totals * contribution.unsqueeze(-1)).sum(-2).to(totals.dtype))
         for tensor in (age, utility, mean):
-            put(tensor, which, chosen, 0.0)
+            write_rows(tensor, which, chosen, 0.0)
         return Choice(which, chosen, counts)
 
     def _count(self, group: UnitGroup, step: int, state: State, strength: Strength) -> list[int]:

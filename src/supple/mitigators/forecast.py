@@ -8,10 +8,10 @@ from typing import NamedTuple
 STEPS = 10
 """The number of steps to forecast: so many were enough to ruin trained networks."""
 
-MUCH = 0.005
+LARGE_CHANGE = 0.005
 """The change in these steps, relative to a matrix's norm, from which it warns: hundreds of steps follow."""
 
-NEAR = 1.5
+TOLERATED_RATIO = 1.5
 """A σ₁ up to this multiple of its target is not counted: networks that were trained with the method have such σ₁."""
 
 
@@ -33,13 +33,13 @@ class Change(NamedTuple):
 
 def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
     """Warn of the three largest changes, if any is large; return whether it warned."""
-    worst = sorted((c for c in changes if c.share >= MUCH and not c.looks_fresh), key=lambda c: -c.share)
+    worst = sorted((c for c in changes if c.share >= LARGE_CHANGE and not c.looks_fresh), key=lambda c: -c.share)
     if not worst:
         return False
     shown = ", ".join(f"{c.name} (σ₁ {c.stretch:.3g}, {100 * c.share:.2g} %)" for c in worst[:3])
     warnings.warn(
-        f"{method} would rewrite this network, which looks trained: its first {STEPS} steps would move {len(worst)} of "
-        f"the matrices by {100 * MUCH:g} % of their norm or more, most of all {shown}. {remedy}",
+        f"{method} would change this network, which looks trained: its first {STEPS} steps would move {len(worst)} "
+        f"matrices by at least {100 * LARGE_CHANGE:g} % of their norm, most of all {shown}. {remedy}",
         RewriteWarning,
         stacklevel=5,  # the line that calls attach
     )

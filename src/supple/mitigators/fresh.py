@@ -1,4 +1,4 @@
-"""New initial parameters, drawn as the network's own modules initialise them."""
+"""New initial parameters, from the initialisation of the network's own modules."""
 
 from collections.abc import Callable, Sequence
 
@@ -52,8 +52,8 @@ class FreshParameters:
             for name, _ in module.named_parameters(path, recurse=False):
                 if name in names:
                     raise ValueError(
-                        f"expected modules that can draw their parameters anew, got {type(module).__name__} for "
-                        f"{name!r}: give it a reset_parameters() method, or leave it out with roles={{{name!r}: None}}"
+                        f"expected a module with a reset_parameters() method, got {type(module).__name__} without one "
+                        f"for {name!r}: add the method, or leave the parameter out with roles={{{name!r}: None}}"
                     )
 
         self._check_written()
@@ -85,8 +85,8 @@ class FreshParameters:
         if kept:
             owner = type(self._template.get_submodule(kept[0].rpartition(".")[0])).__name__
             raise ValueError(
-                f"expected modules that draw their parameters anew, got {owner}, whose reset_parameters() leaves "
-                f"{kept[0]!r} as it is: write it there too, or leave it out with roles={{{kept[0]!r}: None}}"
+                f"expected a reset_parameters() that writes all parameters of its module, got that of {owner}, which "
+                f"does not write {kept[0]!r}: write it too, or leave the parameter out with roles={{{kept[0]!r}: None}}"
             )
 
     def _reset(self, seed: int) -> None:

@@ -42,8 +42,8 @@ class HareAndTortoise(Mitigator):
     largest_strength = 1.0
     traceable = False
     scheduled = True
-    works_on_pieces = True
-    moves_gradually = False
+    works_on_shards = True
+    makes_small_changes = False
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class HareAndTortoise(Mitigator):
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in {**parameters, **update.idle}.items():
-            together = {name: parameter}
+            tensors = {name: parameter}
             if name == next(iter(self.parameters)):
-                together |= {buffer: self._module.get_buffer(buffer) for buffer in self._buffers}
+                tensors |= {buffer: self._module.get_buffer(buffer) for buffer in self._buffers}
             is_back = is_due(state[GLOBAL][name], self.every, update)
-            for each, fast in together.items():
+            for each, fast in tensors.items():
                 slow = state[each]["slow"]
                 slow.lerp_(fast.to(slow.dtype), 1 - self.decay)
                 if is_back and each not in update.idle:

@@ -23,7 +23,7 @@ class _Writes(NamedTuple):
     writes: int
 
     @classmethod
-    def so_far(cls, optimizer: Optimizer) -> _Writes | None:
+    def of(cls, optimizer: Optimizer) -> _Writes | None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if (gradient := parameter.grad) is not None:
@@ -114,7 +114,7 @@ class StepHooks:
         assert self._add is not None
         if torch.compiler.is_compiling():
             return self._add(grad_scale, found_inf)
-        before, is_retry = _Writes.so_far(self.optimizer), self._is_retry
+        before, is_retry = _Writes.of(self.optimizer), self._is_retry
         self._is_retry = False  # an optimizer may call its closure again
         if is_retry and before is not None and before.are(self._added):
             return True
@@ -122,7 +122,7 @@ class StepHooks:
         if acts:
             for hooks in all_on(self.optimizer):  # the gradients still hold what other methods added
                 if hooks is self or (before is not None and before.are(hooks._added)):
-                    hooks._added = _Writes.so_far(self.optimizer)
+                    hooks._added = _Writes.of(self.optimizer)
         return acts
 
 

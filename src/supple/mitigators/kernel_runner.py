@@ -49,7 +49,7 @@ class KernelRunner(Kernels):
                 lay_out_gradient(parameter)
         sizes = {name: (step_sizes or {}).get(id(parameter)) for name, parameter in parameters.items()}
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-        parameters, gradients = self._here(parameters), self._here(gradients)
+        parameters, gradients = self._local_shards(parameters), self._local_shards(gradients)
         if grad_scale is not None:  # a power of two: dividing and multiplying again do not round
             torch._foreach_div_(list(gradients.values()), grad_scale)
         if found_inf is not None:  # the optimizer will skip this step; its infinities must not enter the state
@@ -66,7 +66,7 @@ class KernelRunner(Kernels):
         options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
         pruned = self._masks_of(parameters)
         into = gradients | {name: torch.zeros_like(gradients[name]) for name in pruned}
-        self.add_gradients(self._unpruned(parameters), into, self._state_here(), self.strength, **options)
+        self.add_gradients(self._unpruned(parameters), into, self._local_state(), self.strength, **options)
         for name, mask in pruned.items():
             gradients[name].addcmul_(into[name], mask.to(into[name].dtype))
 
@@ -76,12 +76,12 @@ class KernelRunner(Kernels):
         update = _update_of(optimizer, parameters, found_inf)
         if self.needs_step_sizes and len(update.step_sizes) < len(parameters):
             check_step_sizes(self, optimizer)
-        moved = self._here({name: p for name, p in parameters.items() if name not in update.idle})
-        halves = [name for name, p in moved.items() if p.dtype in HALF] if self.moves_gradually else []
+        moved = self._local_shards({name: p for name, p in parameters.items() if name not in update.idle})
+        halves = [name for name, p in moved.items() if p.dtype in HALF] if self.makes_small_changes else []
         wide = moved | {name: moved[name].float() for name in halves}
         changed = self._unpruned(wide)
         with without_autocast(self._first):
-            self.change_parameters(changed, self._state_here(), strength, update)
+            self.change_parameters(changed, self._local_state(), strength, update)
         pruned = self._masks_of(moved)
         for name, mask in pruned.items():
             wide[name] = torch.where(mask.bool(), changed[name], wide[name])
@@ -113,5 +113,7 @@ def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None
         name: {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         for name, entry in memory.items()
     }
-    present = {name: size for name, parameter in parameters.items() if (size := sizes[id(parameter)]) is not None}
+    # Not "if (size := ...)": torch.compile cannot read a value that is named inside a comprehension (Python 3.11).
+    sized = [(name, sizes[id(parameter)]) for name, parameter in parameters.items()]
+    present = {name: size for name, size in sized if size is not None}
     return Update(present, moments, memory, skipped, idle)

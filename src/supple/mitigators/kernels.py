@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supple.kernels.sharding import copy_whole_or_piece, is_sharded, local, together
+from supple.kernels.sharding import copy_whole_or_piece, is_sharded, local, run_in_lockstep
 from supple.mitigators.states import GLOBAL, ROUNDING, State, Tensors, check_state, set_random
 from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
 from supple.network.population import Population
@@ -52,12 +52,12 @@ class Kernels:
     """Whether ``torch.compile`` can trace the kernels: no if they count steps or draw random numbers on the host."""
     observes = False
     """Whether it records activations in the forward pass: :meth:`observe` sets of which modules."""
-    works_on_pieces = False
+    works_on_shards = False
     """Whether the kernels are correct for sharded parameters, of which they get only this rank's shard."""
     goes_by_role = False
     """Whether a parameter's role decides what the method does to it; it then leaves out parameters of unknown role."""
-    moves_gradually = True
-    """Whether it moves parameters by small amounts in each step, which rounding to half precision would lose."""
+    makes_small_changes = True
+    """Whether it changes parameters by small amounts in each step, which rounding to half precision would lose."""
     needs_step_sizes = False
     """Whether it must know the optimizer's step size."""
     scheduled = False
@@ -95,7 +95,7 @@ class Kernels:
                     f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
                 )
         self._pieces = {name: piece for name, piece in self._pieces.items() if name in self.parameters}
-        if self._pieces and (self._members or not self.works_on_pieces):
+        if self._pieces and (self._members or not self.works_on_shards):
             raise ValueError(
                 f"expected whole parameters, got the sharded {next(iter(self._pieces))!r}: {type(self).__name__} sees "
                 "all of a tensor, so train with DistributedDataParallel, leave sharded parameters out with "
@@ -216,18 +216,19 @@ class Kernels:
                 )
         return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
 
-    def _here(self, tensors: Tensors) -> Tensors:
+    def _local_shards(self, tensors: Tensors) -> Tensors:
         """The tensors themselves for an ordinary network; this rank's shards for a sharded one."""
         return {name: local(tensor) for name, tensor in tensors.items()} if self._pieces else tensors
 
-    def _state_here(self) -> State:
-        return {name: self._here(entry) for name, entry in self.state.items()} if self._pieces else self.state
+    def _local_state(self) -> State:
+        return {name: self._local_shards(entry) for name, entry in self.state.items()} if self._pieces else self.state
 
-    def _over_ranks(self, sums: Tensors) -> Tensors:
+    def _sum_over_ranks(self, sums: Tensors) -> Tensors:
         """Complete sums over each parameter's entries: add the other ranks' parts for sharded parameters."""
         if not self._pieces:
             return sums
-        totals = together(self._pieces[name].total(sums[name]) if name in self._pieces else sums[name] for name in sums)
+        pieces = self._pieces
+        totals = run_in_lockstep(pieces[name].total(part) if name in pieces else part for name, part in sums.items())
         return dict(zip(sums, totals, strict=True))
 
     def _follow_devices(self) -> None:

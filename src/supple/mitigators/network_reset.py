@@ -64,7 +64,7 @@ class NetworkReset(Mitigator):
     largest_strength = 1.0
     traceable = False
     scheduled = True
-    moves_gradually = False
+    makes_small_changes = False
 
     def __init__(
         self,

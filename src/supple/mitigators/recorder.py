@@ -22,7 +22,7 @@ class Recorder:
 
     def __init__(self, group: UnitGroup, sums: Tensors, state: Tensors, slot: int | None, shares: bool) -> None:
         self.group, self.sums, self.state, self.slot, self.shares = group, sums, state, slot, shares
-        self.listening = True
+        self.enabled = True
         self._examples: int | None = None
 
     @property
@@ -42,11 +42,11 @@ class Recorder:
         A trace has no sizes, so it cannot tell a ``view(-1, n)`` that flattens each example from one that turns
         channels into examples.
         """
-        if self._hears(layer) and not torch.compiler.is_compiling():
+        if self._is_active(layer) and not torch.compiler.is_compiling():
             self._examples = len(output) if output.ndim > 1 + len(layer.kernel_size) else 1
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not self._hears(layer):
+        if not self._is_active(layer):
             return
         activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
         if torch.compiler.is_compiling():
@@ -59,8 +59,8 @@ class Recorder:
         if expected is not None and expected != (given := activations.numel() // activations.shape[-1]):
             raise ValueError(
                 f"expected {expected} examples in {self.group.leaving[0].path!r} as in {self.group.name!r}, got "
-                f"{given}: flatten each example alone, as flatten(1) does, or say which units there are with "
-                'units=[("entering layer", "leaving layer"), ...]'
+                f"{given}: flatten each example separately, as flatten(1) does, or name the layers before and "
+                'after the units: units=[("layer before", "layer after"), ...]'
             )
         if not self.shares and DistributedDataParallel._get_active_ddp_module() is not None:
             raise RuntimeError(
@@ -73,8 +73,8 @@ class Recorder:
         else:
             self._add(activations)
 
-    def _hears(self, layer: nn.Module) -> bool:
-        return self.listening and layer.training and torch.is_grad_enabled()
+    def _is_active(self, layer: nn.Module) -> bool:
+        return self.enabled and layer.training and torch.is_grad_enabled()
 
     @torch.no_grad()
     def _add(self, activations: Tensor) -> None:

@@ -71,7 +71,7 @@ class ReDo(UnitResets):
         self.every = every
         super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
 
-    def _listens(self, step: int) -> bool:
+    def _needs_activations(self, step: int) -> bool:
         return step % self.every == 0
 
     def _choose(

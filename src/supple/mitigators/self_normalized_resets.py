@@ -10,9 +10,9 @@ from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
-from supple.network.units import UnitGroup, Units, put
+from supple.network.units import UnitGroup, Units, write_rows
 
-_ENOUGH = 10
+_MIN_TIMES = 10
 """The number of inter-firing times from which a unit is judged by its own times."""
 
 
@@ -120,7 +120,7 @@ class SelfNormalizedResets(UnitResets):
             silence, which = torch.where(missed, silent, 0.0).sort(dim=-1, descending=True, stable=True)
             most = min(group.size, self.at_once or -(-group.size // 8))
             choice = Choice(which[..., :most], silence[..., :most] > 0)
-            put(ended, *choice[:2], True)
+            write_rows(ended, *choice[:2], True)
         place = (count % self.history).unsqueeze(-1)
         times.scatter_(-1, place, torch.where(ended.unsqueeze(-1), silent.unsqueeze(-1), times.gather(-1, place)))
         count.add_(ended)
@@ -134,4 +134,4 @@ class SelfNormalizedResets(UnitResets):
         kept = count.clamp_max(self.history)
         longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # rounding must not turn 0.02 · 50 into 0
         own = times.sort(-1, descending=True).values.gather(-1, longer.unsqueeze(-1)).squeeze(-1)
-        return torch.where(kept >= min(_ENOUGH, self.history), own, float(self.patience))
+        return torch.where(kept >= min(_MIN_TIMES, self.history), own, float(self.patience))

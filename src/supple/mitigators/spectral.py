@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from supple.kernels.power_iteration import TINY, norm_of, normalized, prepare_, working_dtype
 from supple.kernels.sharding import is_sharded
 from supple.mitigators.base import Mitigator
-from supple.mitigators.forecast import NEAR, STEPS, Change, looks_fresh, warn
+from supple.mitigators.forecast import STEPS, TOLERATED_RATIO, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update
 from supple.mitigators.optimizers import largest_step_sizes
 from supple.mitigators.pull import Pull
@@ -85,7 +85,7 @@ class SpectralRegularizer(Mitigator):
     SpectralRegularizer(strength=0.1, 2 parameters, 1 of them matrices, attached to SGD (200 steps))
     """
 
-    works_on_pieces = True
+    works_on_shards = True
     goes_by_role = True
 
     def __init__(
@@ -124,7 +124,7 @@ class SpectralRegularizer(Mitigator):
     @torch.no_grad()
     def _set_initial_state(self, seed: int) -> None:
         parameters = self._unpruned({**self.parameters})
-        self.state = self._stretches.initial_state(self._here(parameters), seed)
+        self.state = self._stretches.initial_state(self._local_shards(parameters), seed)
         exact_stretches = partial(self._stretches.exact, parameters, self.state)
         for name, target in self._targets.initial_state(self.parameters, self._members, exact_stretches).items():
             self.state.setdefault(name, {})["target"] = target
@@ -195,13 +195,13 @@ class SpectralRegularizer(Mitigator):
         are sharded, all ranks must call this together.
         """
         self._follow_devices()
-        matrices = self._unpruned(self._here({name: self.parameters[name] for name in self._matrices}))
+        matrices = self._unpruned(self._local_shards({name: self.parameters[name] for name in self._matrices}))
         vectors = self._stretches.singular_vectors(matrices, self.state)
         return {name: norm_of(w).squeeze(-1) for name, (_, w) in vectors.items()}
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        total, state = super()._penalty(parameters), self._state_here()
-        for name, terms in self._over_ranks(self._sums(parameters, state)).items():
+        total, state = super()._penalty(parameters), self._local_state()
+        for name, terms in self._sum_over_ranks(self._sums(parameters, state)).items():
             kind = self.roles[name].kind
             if kind != "scale":
                 stretches = terms if kind == "matrix" else terms.clamp_min(TINY**2).sqrt()
@@ -251,8 +251,8 @@ class SpectralRegularizer(Mitigator):
         return warn(
             type(self).__name__,
             self.first_changes(optimizers),
-            'For a trained network say target="initial", which pulls only what grows beyond what it is now. Where it '
-            "is to change, go on; a smaller strength or step size changes it more slowly.",
+            'To keep a trained network as it is, use target="initial": it pulls only singular values that grow above '
+            "their present ones. To change the network more slowly, use a smaller strength or step size.",
         )
 
     @torch.no_grad()
@@ -261,20 +261,22 @@ class SpectralRegularizer(Mitigator):
         sizes = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
         parameters = self._trainable()
         names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
-        here, state = self._unpruned(self._here({name: parameters[name] for name in names})), self._state_here()
-        sigmas = self._stretches.sigmas(here, state)
-        squares = self._over_ranks({name: here[name].float().square().sum() for name in self._pieces if name in names})
+        shards = self._unpruned(self._local_shards({name: parameters[name] for name in names}))
+        state = self._local_state()
+        sigmas = self._stretches.sigmas(shards, state)
+        squares = {name: shards[name].float().square().sum() for name in self._pieces if name in names}
+        squares = self._sum_over_ranks(squares)
         changes = []
         for name, sigma in sigmas.items():
             role, target, after = self.roles[name], self._targets.of([name], state), sigma
             if name in squares:  # one sum for all groups
                 norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
             else:
-                norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(here[name]).to(sigma.dtype)))
+                norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(shards[name]).to(sigma.dtype)))
             for _ in range(STEPS):
                 step_size = sizes[id(self.parameters[name])]
                 after = after + self._pull.step(after, target, strength=self.strength, step_size=step_size)
-            shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > NEAR * target, 0.0).flatten()
+            shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > TOLERATED_RATIO * target, 0.0).flatten()
             worst = int(shares.argmax())
             stretch, norm = sigma.flatten()[worst].item(), norms.flatten()[worst].item()
             fresh = looks_fresh(stretch, norm, *role.sizes[1:])

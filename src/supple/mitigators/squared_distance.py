@@ -20,7 +20,7 @@ class SquaredDistance(Mitigator):
     parameter's entries, which a small step does not change.
     """
 
-    works_on_pieces = True
+    works_on_shards = True
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class SquaredDistance(Mitigator):
         return 1.0
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        sums, state = {}, self._state_here()
+        sums, state = {}, self._local_state()
         for name, parameter in parameters.items():
             deviation = self.roles[name].vector(self._deviation(name, parameter, state))
             sums[name] = self._weight(name) * deviation.square().sum(-1)
-        return sum(self._over_ranks(sums).values(), super()._penalty(parameters))
+        return sum(self._sum_over_ranks(sums).values(), super()._penalty(parameters))
 
     def _initial(self) -> State:
         """A copy of the parameters as they are now."""

@@ -33,7 +33,7 @@ class StreamingEWC(Mitigator):
     after Kirkpatrick et al., 2017.
     """
 
-    works_on_pieces = True
+    works_on_shards = True
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class StreamingEWC(Mitigator):
         torch._foreach_addcmul_(into, fishers, pulls)
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        sums, state = {}, self._state_here()
+        sums, state = {}, self._local_state()
         for name, parameter in parameters.items():
             mean, fisher, weight = (state[name][key] for key in ("mean", "fisher", "weight"))
             terms = fisher / weight.clamp_min(1) * (parameter - mean).square() / 2
             sums[name] = self.roles[name].vector(terms).sum(-1)
-        return sum(self._over_ranks(sums).values(), super()._penalty(parameters))
+        return sum(self._sum_over_ranks(sums).values(), super()._penalty(parameters))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.kernels.power_iteration import TINY, half_iteration, norm_of, normalized, prepare_, working_dtype
-from supple.kernels.sharding import local, together
+from supple.kernels.sharding import local, run_in_lockstep
 from supple.mitigators.flat_step import Amount, FlatStep
 from supple.mitigators.states import State, Tensors
 from supple.network.roles import Role
@@ -63,7 +63,7 @@ class Stretches:
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """u and w = σv of each matrix after ``iterations`` power iterations (default: a step's number)."""
         names = self._of_kind("matrix", parameters)
-        results = together(self._power_iteration(name, parameters[name], state, iterations) for name in names)
+        results = run_in_lockstep(self._power_iteration(name, parameters[name], state, iterations) for name in names)
         return dict(zip(names, results, strict=True))
 
     def sigmas(self, parameters: Tensors, state: State, iterations: int | None = None) -> Tensors:
@@ -76,9 +76,9 @@ class Stretches:
 
         ``(members…, n)``, but shaped like the parameter for scales.
         """
-        here = {name: local(parameter) for name, parameter in parameters.items()}
+        shards = {name: local(parameter) for name, parameter in parameters.items()}
         vectors = self._of_kind("vector", parameters)
-        norms = together(self._norms(name, self.vectors(name, here[name])) for name in vectors)
+        norms = run_in_lockstep(self._norms(name, self.vectors(name, shards[name])) for name in vectors)
         exact = {name: self.by_member(norm) for name, norm in zip(vectors, norms, strict=True)}
         for name, parameter in parameters.items():
             role = self._roles[name]
@@ -86,7 +86,7 @@ class Stretches:
                 exact[name] = (parameter + role.offset).abs()
             elif role.kind == "matrix" and name not in self._pieces:
                 exact[name] = self.by_member(role.spectral_norms(parameter))
-        sharded = {name: here[name] for name in self._of_kind("matrix", self._pieces)}
+        sharded = {name: shards[name] for name in self._of_kind("matrix", self._pieces)}
         sigmas: Tensors = {}
         for iterations in (50, 200, 800, 3200):
             before, sigmas = sigmas, self.sigmas(sharded, state, iterations)
@@ -108,7 +108,7 @@ class Stretches:
         singular: list[Any] = [self._power_iteration(name, parameters[name], state) for name in names]
         norms: list[Any] = [self._norms(name, vector) for name, vector in vectors.items()]
         if self._pieces:  # both in one message
-            results = together([*singular, *norms])
+            results = run_in_lockstep([*singular, *norms])
             singular, norms = results[: len(names)], results[len(names) :]
         if names:
             self._pull_matrices(dict(zip(names, singular, strict=True)), into, state, amount)
@@ -150,7 +150,7 @@ class Stretches:
         return [name for name in names if self._roles[name].kind == kind]
 
     def _power_iteration(self, name: str, parameter: Tensor, state: State, iterations: int | None = None) -> Any:
-        """u and w of one parameter; for a shard, a computation that :func:`together` completes with sums over ranks."""
+        """u and w of one parameter; for a shard, a generator of them that :func:`run_in_lockstep` advances."""
         v, restart, iterations = state[name]["v"], state[name]["restart"], iterations or self._iterations
         if name in self._pieces:
             return self._pieces[name].half_iteration(parameter, v, restart, iterations)

@@ -69,7 +69,7 @@ class UnitResets(Mitigator):
 
     observes = True
     traceable = False
-    moves_gradually = False
+    makes_small_changes = False
     needs_mean = False
     """Whether it needs the mean of h too."""
 
@@ -130,7 +130,7 @@ class UnitResets(Mitigator):
         """A group's initial counters on the host, kept as ``state[GLOBAL]["<key> in <group>"]``."""
         return {}
 
-    def _listens(self, step: int) -> bool:
+    def _needs_activations(self, step: int) -> bool:
         """Whether a group's ``step``, counted from 1, needs activations."""
         return True
 
@@ -165,7 +165,7 @@ class UnitResets(Mitigator):
         tensors = parameters | buffers | {name: weight for name, weight in read.items() if weight is not None}
         touched = [part.name for group in groups for part in group.parts]
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
-        due = {group.name: step for group in groups if self._listens(step := self._tick(group, state))}
+        due = {group.name: step for group in groups if self._needs_activations(step := self._tick(group, state))}
         groups = [group for group in groups if group.name in due]
         if self._wrapper is not None:
             seen = [tensor for group in groups for tensor in state[_activity(group)].values()]
@@ -226,7 +226,7 @@ class UnitResets(Mitigator):
     def _listen(self) -> None:
         steps = dict(zip((group.name for group in self.groups), self.state[GLOBAL]["steps"].tolist(), strict=True))
         for recorder in self._recorders:
-            recorder.listening = self._listens(steps[recorder.group.name] + 1)
+            recorder.enabled = self._needs_activations(steps[recorder.group.name] + 1)
 
     def _take_activity(self, group: UnitGroup, state: State) -> Activity:
         sums = state[_activity(group)]

@@ -33,7 +33,7 @@ class WassersteinRegularizer(SquaredDistance):
     Source: Lewandowski et al., *Directions of Curvature as an Explanation for Loss of Plasticity*, 2023.
     """
 
-    works_on_pieces = False
+    works_on_shards = False
 
     def __init__(
         self,

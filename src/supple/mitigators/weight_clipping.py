@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from supple.kernels.power_iteration import TINY
 from supple.mitigators.base import Mitigator
-from supple.mitigators.forecast import MUCH, Change, looks_fresh, warn
+from supple.mitigators.forecast import LARGE_CHANGE, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.optimizers import held_by
 from supple.mitigators.states import State, Tensors
@@ -43,9 +43,9 @@ class WeightClipping(Mitigator):
     tensor([[1., 1., 1., 1.]], requires_grad=True)
     """
 
-    works_on_pieces = True
+    works_on_shards = True
     goes_by_role = True
-    moves_gradually = False
+    makes_small_changes = False
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class WeightClipping(Mitigator):
         held = {key for optimizer in optimizers for key in held_by(optimizer)}
         before = {name: p.detach() for name, p in self._select(held).items() if self.roles[name].kind == "matrix"}
         changes = []
-        for name, matrix in self._here(before).items():
+        for name, matrix in self._local_shards(before).items():
             clipped = matrix.clone()
             self.change_parameters({name: clipped}, {}, self.strength, Update({}, {}))
             share = ((clipped - matrix).norm() / matrix.norm().clamp_min(TINY)).item()
-            if share >= MUCH and name not in self._pieces:
+            if share >= LARGE_CHANGE and name not in self._pieces:
                 norm = matrix.norm().item() / math.sqrt(self.roles[name].sizes[0] * math.prod(self._members))
                 sigma = self.roles[name].spectral_norms(matrix).amax().item()
                 changes.append(Change(name, sigma, share, looks_fresh(sigma, norm, *self.roles[name].sizes[1:])))
         return warn(
             type(self).__name__,
             changes,
-            "Weights are clamped to about the range of torch's initialisation: for a trained network take a smaller "
-            "strength, or leave these out with roles={name: None}.",
+            "Weights are clamped to about the range of torch's initialisation: for a trained network, use a smaller "
+            "strength, or leave these parameters out with roles={name: None}.",
         )
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:

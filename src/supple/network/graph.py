@@ -90,10 +90,10 @@ def paths(network: nn.Module) -> Iterator[tuple[nn.Module, Path | Stop]]:
             yield module, Stop(f"the units of a {type(module).__name__} are shared inside it")
 
 
-def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
+def entries_a_unit(norm: nn.Module, size: int, trailing: int = 0) -> int | None:
     """How many entries a norm layer holds for each of ``size`` units, or None if it does not keep units separate.
 
-    ``behind`` is the number of dimensions after the units' dimension in its input.
+    ``trailing`` is the number of dimensions after the units' dimension in its input.
     """
     match norm:
         case _NormBase():
@@ -101,9 +101,9 @@ def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
         case nn.GroupNorm():
             entries = norm.num_channels
         case nn.LayerNorm() | nn.RMSNorm():
-            if len(norm.normalized_shape) <= behind:
+            if len(norm.normalized_shape) <= trailing:
                 return 0  # it normalises each unit by itself; its gains belong to places
-            if len(norm.normalized_shape) > behind + 1:
+            if len(norm.normalized_shape) > trailing + 1:
                 return None
             entries = norm.normalized_shape[0]
         case _:
@@ -112,7 +112,7 @@ def entries_a_unit(norm: nn.Module, size: int, behind: int = 0) -> int | None:
 
 
 class _Layout(NamedTuple):
-    behind: int
+    trailing: int
     """The number of dimensions after the units' dimension."""
     flat: bool = False
     """Whether these are flattened into the units' dimension, so that each unit has several adjacent entries."""
@@ -138,12 +138,12 @@ class _Graph:
 
     def follow(self, layer: Layer) -> Path:
         """The path of a layer's units; raises :class:`Stop` with the reason if there is none."""
-        found = self.known.get(layer)
-        if isinstance(found, Stop):
-            raise found
+        known_path = self.known.get(layer)
+        if isinstance(known_path, Stop):
+            raise known_path
         self._check_used_once(layer)
-        if found is not None:
-            return found
+        if known_path is not None:
+            return known_path
         calls = self._calls.get(id(layer), [])
         if not calls:
             raise Stop("is not called by itself in the forward pass")
@@ -159,7 +159,7 @@ class _Graph:
                 raise Stop("reaches the network's output")
             others = (other for other in node.all_input_nodes if not _is_number(other))
             if any(flow.get(other) != flow[inputs[0]] for other in others):
-                raise Stop(f"its units meet others in {_name(node)}")
+                raise Stop(f"its units are combined with others in {_name(node)}")
             layout, module = flow[inputs[0]], self._modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, Layer):
                 self._check_consumer(module, size, layout)
@@ -182,19 +182,19 @@ class _Graph:
             raise Stop(f"{name!r} computes its weight from other parameters")
         if id(module) in self._hidden:
             raise Stop(f"{name!r} is inside what torch.fx cannot trace")
-        held = [(key, parameter) for key, parameter in module._parameters.items() if parameter is not None]
+        parameters = [(key, parameter) for key, parameter in module._parameters.items() if parameter is not None]
         if len(self._calls.get(id(module), [])) > 1 or any(
-            self._owners[id(parameter)] > 1 or f"{name}.{key}" in self._read for key, parameter in held
+            self._owners[id(parameter)] > 1 or f"{name}.{key}" in self._read for key, parameter in parameters
         ):
             raise Stop(f"the parameters of {name!r} are used twice")
-        if any(not parameter.requires_grad for _, parameter in held):
+        if any(not parameter.requires_grad for _, parameter in parameters):
             raise Stop(f"the parameters of {name!r} are frozen")
 
     def _check_consumer(self, layer: Layer, size: int, layout: _Layout) -> None:
         self._check_used_once(layer)
         name, width = self._names[id(layer)], inner_size(layer)
         if isinstance(layer, nn.Linear):
-            fits = layout.behind == 0 and (width == size or (layout.flat and width % size == 0))
+            fits = layout.trailing == 0 and (width == size or (layout.flat and width % size == 0))
         elif layer.groups > 1:
             raise Stop(f"the grouped convolution {name!r} sees only some of its units")
         else:
@@ -208,11 +208,11 @@ class _Graph:
             return layout
         if isinstance(module, nn.Flatten):
             return _flattened(layout, module.start_dim, module.end_dim)
-        if kind in _POOLS and layout.behind == _POOLS[kind] and not layout.flat:
+        if kind in _POOLS and layout.trailing == _POOLS[kind] and not layout.flat:
             return layout
-        entries = entries_a_unit(module, size, layout.behind)
+        entries = entries_a_unit(module, size, layout.trailing)
         if entries is None or (entries > 1 and not layout.flat):
-            raise Stop(f"its units cannot be told apart behind {kind}")
+            raise Stop(f"its units cannot be told apart after {kind}")
         self._check_used_once(module)
         if entries:
             norms.append(module)
@@ -223,7 +223,7 @@ def _through_function(node: fx.Node, layout: _Layout) -> _Layout:
     name, arguments = _name(node), [*node.args[1:], *node.kwargs.values()]
     if name in _ELEMENTWISE_FUNCTIONS:
         return layout
-    if name in _POOL_FUNCTIONS and layout.behind == _POOL_FUNCTIONS[name] and not layout.flat:
+    if name in _POOL_FUNCTIONS and layout.trailing == _POOL_FUNCTIONS[name] and not layout.flat:
         return layout
     if name == "flatten":
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
@@ -232,20 +232,20 @@ def _through_function(node: fx.Node, layout: _Layout) -> _Layout:
         shape = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
         if isinstance(shape, tuple | list) and len(shape) == 2 and -1 in shape:
             return _flattened(layout, 1, -1)
-    if name == "mean" and layout.behind and not layout.flat and arguments:
+    if name == "mean" and layout.trailing and not layout.flat and arguments:
         dims = arguments[0] if isinstance(arguments[0], tuple | list) else [arguments[0]]
-        places = set(range(-layout.behind, 0)), set(range(2, layout.behind + 2))
+        places = set(range(-layout.trailing, 0)), set(range(2, layout.trailing + 2))
         if set(dims) in places:
             kept = bool(node.kwargs.get("keepdim", arguments[1] if len(arguments) > 1 else False))
             return layout if kept else _Layout(0)
-    raise Stop(f"its units cannot be told apart behind {name}")
+    raise Stop(f"its units cannot be told apart after {name}")
 
 
 def _flattened(layout: _Layout, start: Any, end: Any) -> _Layout:
     """Accept only flattening the channels with all later dimensions: then a unit's entries are adjacent."""
-    if start in (1, -1 - layout.behind) and end == -1:
-        return _Layout(0, flat=layout.flat or layout.behind > 0)
-    raise Stop("its units cannot be told apart behind a flattening of other dimensions")
+    if start in (1, -1 - layout.trailing) and end == -1:
+        return _Layout(0, flat=layout.flat or layout.trailing > 0)
+    raise Stop("its units cannot be told apart after a flattening of other dimensions")
 
 
 def _name(node: fx.Node) -> str:

@@ -205,8 +205,8 @@ def _positions(parameter: "DTensor", dims: Iterable[int]) -> Tensor:
     for dim in dims:
         along = torch.arange(parameter.shape[dim]).view([-1 if d == dim else 1 for d in range(parameter.ndim)])
         placements = [p if getattr(p, "dim", None) == dim else Replicate() for p in parameter.placements]
-        here = distribute_tensor(along, parameter.device_mesh, placements, src_data_rank=None).to_local()
-        positions = (positions.unsqueeze(-1) * parameter.shape[dim] + here.flatten().to(positions.device)).flatten()
+        shard = distribute_tensor(along, parameter.device_mesh, placements, src_data_rank=None).to_local()
+        positions = (positions.unsqueeze(-1) * parameter.shape[dim] + shard.flatten().to(positions.device)).flatten()
     return positions
 
 

@@ -26,8 +26,8 @@ class Trace:
             except Exception as error:
                 raise ValueError(
                     f"expected a network that torch.fx can trace, got {type(network).__name__}, where it fails "
-                    f"({type(error).__name__}: {error}): say which units there are with "
-                    'units=[("entering layer", "leaving layer"), ...]'
+                    f"({type(error).__name__}: {error}): name the layers before and after the units: "
+                    'units=[("layer before", "layer after"), ...]'
                 ) from error
 
     def _trace(self, network: nn.Module) -> None:

@@ -22,7 +22,7 @@ SGD, RMSprop, Adadelta, Adagrad, Adamax, Muon."""
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitEntries:
     """The entries of one parameter or buffer that belong to a group's units, in order along one dimension."""
 
     name: str
@@ -42,7 +42,7 @@ class Consumer:
     """A layer that a group's units feed."""
 
     path: str
-    weight: Part
+    weight: UnitEntries
     bias: str | None
     spatial: int
     """The number of dimensions after the channels in its input: 0 for a linear layer."""
@@ -56,13 +56,13 @@ class UnitGroup:
     """The layer's name."""
     size: int
     fan_in: int
-    entering: tuple[Part, ...]
+    entering: tuple[UnitEntries, ...]
     """The layer's weight first; then its bias, and the norms' entries for each unit."""
     leaving: tuple[Consumer, ...]
     """The layers that the units feed; they all receive the same activations."""
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[UnitEntries, ...]:
         return *self.entering, *(consumer.weight for consumer in self.leaving)
 
 
@@ -114,7 +114,7 @@ def find_units(
 
 def reset_units(
     group: UnitGroup,
-    parts: Iterable[Part],
+    parts: Iterable[UnitEntries],
     tensors: Mapping[str, Tensor],
     moments: Mapping[str, Mapping[str, Tensor]],
     which: Tensor,
@@ -138,10 +138,10 @@ def reset_units(
         tensor = tensors[part.name]
         value = fresh if part.value is None else part.value
         assert value is not None, "the weight is among the parts, so fresh values are needed"
-        put(part.by_unit(tensor, group.size, which.ndim - 1), which, chosen, value)
+        write_rows(part.by_unit(tensor, group.size, which.ndim - 1), which, chosen, value)
         for moment in moments.get(part.name, {}).values():
             if moment.ndim:  # not the step counter, which all entries share
-                put(part.by_unit(moment, group.size, which.ndim - 1), which, chosen, 0.0)
+                write_rows(part.by_unit(moment, group.size, which.ndim - 1), which, chosen, 0.0)
 
 
 def check_moments(moments: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
@@ -163,12 +163,12 @@ def redo_scores(magnitude: Tensor) -> Tensor:
     return magnitude / (magnitude.mean(-1, keepdim=True) + 1e-9)
 
 
-def take(tensor: Tensor, which: Tensor) -> Tensor:
+def rows_of(tensor: Tensor, which: Tensor) -> Tensor:
     """The rows ``which`` ``(members…, k)`` of ``(members…, units, ...)``."""
     return tensor[_index(which)]
 
 
-def put(tensor: Tensor, which: Tensor, chosen: Tensor, value: Tensor | float) -> None:
+def write_rows(tensor: Tensor, which: Tensor, chosen: Tensor, value: Tensor | float) -> None:
     """Write ``value`` into the rows ``which`` of ``(members…, units, ...)``, where ``chosen``, in place.
 
     An indexed assignment changes the tensor and has a fixed size. ``tensor[..., mask].zero_()`` would change a copy.
@@ -188,9 +188,9 @@ def _index(which: Tensor) -> tuple[Tensor, ...]:
 
 def _group(path: Path, names: Mapping[int, str]) -> UnitGroup:
     layer, name = path.layer, names[id(path.layer)]
-    entering = [Part(f"{name}.weight", None)]
+    entering = [UnitEntries(f"{name}.weight", None)]
     if layer.bias is not None:
-        entering.append(Part(f"{name}.bias", 0.0))
+        entering.append(UnitEntries(f"{name}.bias", 0.0))
     for norm in path.norms:
         entering += _norm_parts(norm, names[id(norm)])
     size, leaving = outer_size(layer), []
@@ -198,15 +198,15 @@ def _group(path: Path, names: Mapping[int, str]) -> UnitGroup:
         to = names[id(consumer)]
         bias = None if consumer.bias is None else f"{to}.bias"
         spatial = 0 if isinstance(consumer, nn.Linear) else len(consumer.kernel_size)
-        leaving.append(Consumer(to, Part(f"{to}.weight", 0.0, dim=1), bias, spatial))
+        leaving.append(Consumer(to, UnitEntries(f"{to}.weight", 0.0, dim=1), bias, spatial))
     fan_in = layer.in_features if isinstance(layer, nn.Linear) else math.prod(layer.kernel_size) * inner_size(layer)
     return UnitGroup(name, size, fan_in, tuple(entering), tuple(leaving))
 
 
-def _norm_parts(norm: nn.Module, name: str) -> Iterator[Part]:
+def _norm_parts(norm: nn.Module, name: str) -> Iterator[UnitEntries]:
     values = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     held = dict([*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)])
-    return (Part(f"{name}.{key}", value) for key, value in values.items() if key in held)
+    return (UnitEntries(f"{name}.{key}", value) for key, value in values.items() if key in held)
 
 
 def _given(modules: Mapping[str, nn.Module], chain: Sequence[str]) -> UnitGroup:

@@ -59,7 +59,7 @@ def write_page(root: str, out: str | None = None, *, every: int | None = None) -
     out = page_of(root, out)
     files, path = files_at(out)
     files.makedirs(os.path.dirname(path), exist_ok=True)
-    write(files, path, page(root, _way(root, out), every).encode())
+    write(files, path, page(root, _link_prefix(root, out), every).encode())
     return out
 
 
@@ -127,7 +127,7 @@ def _vega() -> str:
     return vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")  # type: ignore[call-arg]  # the rest has defaults
 
 
-def _way(root: str, out: str) -> str:
+def _link_prefix(root: str, out: str) -> str:
     """The prefix of links from the page to the runs' folders."""
     (runs, folder), (pages, path) = files_at(root), files_at(out)
     if isinstance(runs, LocalFileSystem) and isinstance(pages, LocalFileSystem):

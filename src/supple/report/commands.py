@@ -10,7 +10,7 @@ from typing import Any
 from supple.lab.run import Run
 from supple.report.texts import stretches
 from supple.rl import run as control
-from supple.rl.methods import find, usual_strength
+from supple.rl.methods import default_strength, find
 from supple.rl.presets import PRESETS, Constants
 from supple.training import methods
 
@@ -93,7 +93,7 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     defaults = {name: parameter.default for name, parameter in inspect.signature(control.Run.of).parameters.items()}
     defaults |= asdict(Constants(**PRESETS[run.preset].changes))
     typed = {name: value for name, value in settings.items() if value != defaults[name]}
-    if strength != usual_strength(find(run.method)):
+    if strength != default_strength(find(run.method)):
         typed["strength"] = strength
     if "actor_strength" in options:
         typed["actor_strength"] = run.actor_strength

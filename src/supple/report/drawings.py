@@ -21,8 +21,8 @@ SHOWN = "!length(picked) || indexof(picked, datum.method) >= 0"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """The index of a chart, and the title above it."""
+class ChartEntry:
+    """The index of a chart on the page, and the title above it."""
 
     chart: int
     title: str
@@ -43,7 +43,7 @@ class Drawings:
         self._specs: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._charts: list[dict[str, Any]] = []
 
-    def add(self, lines: Lines, title: str) -> Figure:
+    def add(self, lines: Lines, title: str) -> ChartEntry:
         """Add a chart of lines coloured by method."""
         # Apart from titles and colours, a specification depends only on this; a strength axis has its own ticks.
         strengths = tuple(lines.points["strength"].unique().sort()) if lines.at == "strength" else ()
@@ -54,7 +54,7 @@ class Drawings:
             self._specs[kind] = self._for_the_page(chart.to_dict())
         columns = {column.name: _packed(column) for column in titled(lines.points)}
         self._charts.append({"spec": list(self._specs).index(kind), "length": len(lines.points), "columns": columns})
-        return Figure(len(self._charts) - 1, title)
+        return ChartEntry(len(self._charts) - 1, title)
 
     def text(self) -> str:
         """All charts as JSON that is safe inside an HTML page."""

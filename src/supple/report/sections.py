@@ -11,7 +11,7 @@ from supple.lab.problems import title_of
 from supple.report.commands import commands
 from supple.report.drawings import Drawings
 from supple.report.standings import TUNED, Standings, standings
-from supple.runs.tables import stamped
+from supple.runs.tables import title_with_scale
 
 OF_MEMBERS = ("run", "member", "seed", "done", "seconds")
 """The columns of :func:`supple.report.overview.members_of` that are not settings of the training."""
@@ -56,7 +56,7 @@ def sections_of(
         problem = part["problem"][0]
         siblings = members.filter(pl.col("problem") == problem)
         apart = [name for name in protocol if name not in ("scale", "subset") and siblings[name].n_unique() > 1]
-        title = [stamped(part, title_of(problem)), *(f"{_words(name)} {part[name][0]}" for name in apart)]
+        title = [title_with_scale(part, title_of(problem)), *(f"{_words(name)} {part[name][0]}" for name in apart)]
         measured = _rows_of(part, rows)
         found.append(
             Section(

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
-from supple.report.drawings import Drawings, Figure
+from supple.report.drawings import ChartEntry, Drawings
 from supple.runs.charts import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import paired, ranking, settings
@@ -31,12 +31,12 @@ class Headline:
     """The results for one main metric: curves, ranking and differences."""
 
     title: str
-    curves: Figure
+    curves: ChartEntry
     ranking: list[dict[str, Any]]
     against: dict[str, Differences]
     """Differences by the name of the reference, in the order of the ranking."""
-    sensitivity: Figure | None
-    behind: bool
+    sensitivity: ChartEntry | None
+    some_lag: bool
     """Whether some settings have finished fewer tasks than others."""
     diverged: bool
     """Whether any network has diverged."""
@@ -56,8 +56,8 @@ class Standings:
     window: int
     """The number of tasks averaged in one point of a curve."""
     headlines: list[Headline]
-    inside: list[Figure]
-    layers: dict[str, list[Figure]]
+    inside: list[ChartEntry]
+    layers: dict[str, list[ChartEntry]]
     """Charts of single layers, by the title of the metric."""
 
 
@@ -69,28 +69,28 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     judge = next((name for name in JUDGES if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
     last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)
-    best = _best(so_far(shown), judge, last, "method", "options")
+    best = _best(at_furthest_task(shown), judge, last, "method", "options")
     several = len(shown.unique(TUNED)) > len(best)
     shown = shown.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left")
     drawn = averaged(shown, window)
 
-    def curves(metric: str, title: str | None = None) -> Figure:
+    def curves(metric: str, title: str | None = None) -> ChartEntry:
         return drawings.add(lines_over_tasks(drawn, metric), title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
-        ranked = ranking(so_far(shown), metric, last)
+        ranked = ranking(at_furthest_task(shown), metric, last)
         return Headline(
             title=capitalized(find(metric).title),
             curves=curves(metric),
             ranking=_placed(ranked).to_dicts(),
-            against=_against(ranked, so_far(shown), metric, last),
+            against=_against(ranked, at_furthest_task(shown), metric, last),
             sensitivity=_sensitivity(rows, metric, last, drawings),
-            behind=ranked["tasks"].n_unique() > 1,
+            some_lag=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
         )
 
     others = [name for name in metrics if name not in accuracies and name != "diverged"]
-    layers: dict[str, list[Figure]] = {}
+    layers: dict[str, list[ChartEntry]] = {}
     for what, layer in (name.split("/", 1) for name in others if "/" in name):
         layers.setdefault(capitalized(find(what).axis), []).append(curves(f"{what}/{layer}", layer))
     return Standings(
@@ -105,7 +105,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     )
 
 
-def so_far(rows: pl.DataFrame) -> pl.DataFrame:
+def at_furthest_task(rows: pl.DataFrame) -> pl.DataFrame:
     """Treat each setting's furthest task as its last; drop members that lag."""
     reached = pl.col("task").max() + 1
     return rows.with_columns(tasks=reached.over(settings(rows))).filter(
@@ -159,13 +159,13 @@ def _differences(
     return [rows_by_place.get(place) for place in range(len(ranked))]
 
 
-def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings) -> Figure | None:
+def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings) -> ChartEntry | None:
     """The last tasks against the strength, with its best step size; None if no method ran at several strengths.
 
     If there are tuning seeds, only these are used: then the other seeds have only the best strength.
     """
     tuning = rows.filter(pl.col("seed") >= TUNING_SEEDS)
-    rows = so_far(rows if tuning.is_empty() else tuning)
+    rows = at_furthest_task(rows if tuning.is_empty() else tuning)
     rows = rows.filter((pl.col("metric") == metric) & (pl.col("task") >= pl.col("tasks") - last))
     strengths = rows.filter(pl.col("strength") > 0).group_by("method").agg(pl.col("strength").n_unique())
     if rows.is_empty() or strengths.filter(pl.col("strength") > 1).is_empty():

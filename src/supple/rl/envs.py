@@ -136,8 +136,7 @@ class Gymnasium:
         if not (whole and math.isfinite(reward)):
             raise ValueError(
                 f"expected {self.observation_size} finite numbers and a finite reward from the environment "
-                f"{self._name!r}, got {observation} and {reward}: no method has a part in that, so look for the cause "
-                "in the environment"
+                f"{self._name!r}, got {observation} and {reward}: correct the environment, which returned them"
             )
 
     def _ask(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

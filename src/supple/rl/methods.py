@@ -35,12 +35,12 @@ def find(name: str) -> Method:
     return methods.find(name, METHODS)
 
 
-def usual_strength(method: Method) -> float:
+def default_strength(method: Method) -> float:
     """The method's default strength on actor and critic."""
     return method.strength if method.control_strength is None else method.control_strength
 
 
-def put_on(method: Method, population: Population, strength: float, constants: Constants) -> Mitigator:
+def mitigator_for(method: Method, population: Population, strength: float, constants: Constants) -> Mitigator:
     """The method's mitigator on all actors or all critics; it reinitializes units as the networks were initialized."""
     is_orthogonal = isinstance(method.mitigator, type) and issubclass(method.mitigator, UnitResets)
     is_orthogonal &= constants.initialization == "orthogonal"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import polars as pl
 
 from supple.errors import known
-from supple.rl.methods import RESETS, find, usual_strength
+from supple.rl.methods import RESETS, default_strength, find
 from supple.rl.presets import PRESETS, Constants, check
 from supple.rl.resets import Resets
 from supple.runs.folder import RunFolder
@@ -80,7 +80,7 @@ class Run:
             raise ValueError(f"expected resets of the method 'resets' alone, got {sorted(given)} for {method!r}")
         changes = dict(PRESETS[known(preset, PRESETS, "preset")].changes)
         changes |= {name: value for name, value in constants.items() if value is not None}
-        strength = float(usual_strength(chosen) if strength is None else strength)
+        strength = float(default_strength(chosen) if strength is None else strength)
         run = cls(
             problem=problem,
             method=method,

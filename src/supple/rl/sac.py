@@ -21,7 +21,7 @@ from supple.runs.streams import Stream, number
 from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import adam, adam_moments
 
-Method = Callable[[Population], Mitigator]
+MitigatorFactory = Callable[[Population], Mitigator]
 Network = Callable[..., Any]
 _KEEP_WHAT_IS_REUSED: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_reads_threshold": 1,
@@ -66,8 +66,8 @@ class SAC:
         constants: Constants,
         seeds: Sequence[int],
         *,
-        actor_method: Method = lambda population: Mitigator(population, 0.0),
-        critic_method: Method = lambda population: Mitigator(population, 0.0),
+        actor_method: MitigatorFactory = lambda population: Mitigator(population, 0.0),
+        critic_method: MitigatorFactory = lambda population: Mitigator(population, 0.0),
         compiled: bool = False,
         device: str = "cpu",
     ) -> None:

@@ -13,18 +13,15 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from supple.rl import inside
+from supple.rl.agent import agent_of, should_compile
 from supple.rl.envs import Environment, Episodes, Step, make
-from supple.rl.methods import find, put_on
 from supple.rl.replay import Replay
 from supple.rl.run import PRIMED_ON, Run
-from supple.rl.sac import SAC, Batch
+from supple.rl.sac import Batch
 from supple.runs.files import files_at
 from supple.runs.resume import Report, work_on
 from supple.runs.store import SCHEMA
 from supple.runs.streams import Stream, generator, number
-
-COMPILE_FROM = 20_000
-"""Compiling pays from this many member-updates in a run: it costs 20 to 60 s and saves about 3 ms per update."""
 
 Row = tuple[int, int, str, float]
 
@@ -43,16 +40,13 @@ class Training:
         self, run: Run, *, buffer: Path | None = None, compiled: bool | None = None, device: str = "cpu"
     ) -> None:
         self.run, self.device = run, device
-        self.plays = [Episodes(make(run.problem), seed) for seed in run.seeds]
-        world, method = self.plays[0].environment, find(run.method)
-        sizes = world.observation_size, world.action_size
-        if compiled is None:
-            is_long = run.updates * len(run.seeds) >= COMPILE_FROM
-            compiled = is_long and not getattr(method.mitigator, "observes", False) and can_compile(device)
-        self.compiled = compiled
-        if compiled:
+        self.episodes = [Episodes(make(run.problem), seed) for seed in run.seeds]
+        environment = self.episodes[0].environment
+        sizes = environment.observation_size, environment.action_size
+        self.compiled = should_compile(run, device) if compiled is None else compiled
+        if self.compiled:
             torch.compiler.reset()  # otherwise it silently stops compiling after eight agents of different kinds
-        self.agent = _agent_of(run, *sizes, compiled=compiled, device=device)
+        self.agent = agent_of(run, *sizes, compiled=self.compiled, device=device)
         spare = min(run.evaluate_every, run.steps)
         self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=spare, path=buffer)
         self.step, self.updates = 0, 0
@@ -62,7 +56,7 @@ class Training:
         """Members whose actions are no longer finite, with the step at which that was detected."""
         self.returns: list[list[float]] = [[] for _ in run.seeds]
         """For each member, the returns of the episodes finished since the last evaluation."""
-        self._judges: list[list[Environment]] = []
+        self._test_environments: list[list[Environment]] = []
         self._pool = ThreadPoolExecutor(len(run.seeds)) if len(run.seeds) > 1 else None
 
     def advance(self, report: Report = lambda steps: None) -> None:
@@ -131,7 +125,7 @@ class Training:
         """All state except the rows of the buffer, which are in its file."""
         return {
             "agent": self.agent.state_dict(),
-            "plays": [play.state_dict() for play in self.plays],
+            "plays": [episodes.state_dict() for episodes in self.episodes],
             "replay": self.replay.state_dict(),
             "counts": [self.step, self.updates, self.resets],
             "stopped": dict(self.stopped),
@@ -146,33 +140,33 @@ class Training:
         """
         self.replay.load_state_dict(state["replay"])
         self.agent.load_state_dict(state["agent"])
-        for play, where in zip(self.plays, state["plays"], strict=True):
-            play.load_state_dict(where)
+        for episodes, saved in zip(self.episodes, state["plays"], strict=True):
+            episodes.load_state_dict(saved)
         self.step, self.updates, self.resets = state["counts"]
-        self.stopped, self.returns = dict(state["stopped"]), [list(each) for each in state["returns"]]
+        self.stopped, self.returns = dict(state["stopped"]), [list(returns) for returns in state["returns"]]
 
     def _act(self) -> None:
         """Step every member whose actions are finite; add zero rows for stopped members."""
-        observations = np.stack([play.observation for play in self.plays])
+        observations = np.stack([episodes.observation for episodes in self.episodes])
         actions = self._actions(observations)
-        self._stop_the_broken(actions)
-        active = [index for index in range(len(self.plays)) if index not in self.stopped]
-        found = [Step(np.zeros_like(observations[0]), 0.0, terminal=True, last=True)] * len(self.plays)
-        each = self._pool.map if self._pool else map
-        played = each(lambda index: self.plays[index].step(actions[index]), active)
-        for index, (step, total) in zip(active, played, strict=True):
-            found[index] = step
-            if total is not None:
-                self.returns[index].append(total)
+        self._stop_diverged(actions)
+        active = [index for index in range(len(self.episodes)) if index not in self.stopped]
+        steps = [Step(np.zeros_like(observations[0]), 0.0, terminal=True, last=True)] * len(self.episodes)
+        parallel_map = self._pool.map if self._pool else map
+        results = parallel_map(lambda index: self.episodes[index].step(actions[index]), active)
+        for index, (step, finished_return) in zip(active, results, strict=True):
+            steps[index] = step
+            if finished_return is not None:
+                self.returns[index].append(finished_return)
         self.replay.add(
             observations,
             np.nan_to_num(actions),
-            np.array([step.reward for step in found], np.float32),
-            np.array([step.terminal for step in found], np.float32),
-            np.stack([step.observation for step in found]),
+            np.array([step.reward for step in steps], np.float32),
+            np.array([step.terminal for step in steps], np.float32),
+            np.stack([step.observation for step in steps]),
         )
 
-    def _stop_the_broken(self, actions: np.ndarray) -> None:
+    def _stop_diverged(self, actions: np.ndarray) -> None:
         """Stop members whose actions are not finite, because their networks have diverged."""
         for index, action in enumerate(actions):
             if index not in self.stopped and not np.isfinite(action).all():
@@ -180,11 +174,11 @@ class Training:
 
     def _actions(self, observations: np.ndarray) -> np.ndarray:
         generators = self._generators(Stream.EXPLORATION, self.step)
-        shape = self.plays[0].environment.action_size
+        shape = self.episodes[0].environment.action_size
         if self.step < self.run.constants.random_steps:
-            return np.stack([each.uniform(-1, 1, shape).astype(np.float32) for each in generators])
-        noise = torch.from_numpy(np.stack([each.standard_normal(shape, np.float32) for each in generators]))
-        return self.agent.act(self._there(observations), noise.to(self.device)).cpu().numpy()
+            return np.stack([random.uniform(-1, 1, shape).astype(np.float32) for random in generators])
+        noise = torch.from_numpy(np.stack([random.standard_normal(shape, np.float32) for random in generators]))
+        return self.agent.act(self._on_device(observations), noise.to(self.device)).cpu().numpy()
 
     def _learn(self, generators: list[np.random.Generator], updates: int) -> None:
         """Update so many times, each time on a new minibatch."""
@@ -197,7 +191,7 @@ class Training:
         size = self.run.constants.batch_size
         batches = self.replay.sample(generators, updates, size)
         shape = updates, 2, size, batches.action.shape[-1]
-        noise = torch.stack([torch.from_numpy(each.standard_normal(shape, np.float32)) for each in generators], 2)
+        noise = torch.stack([torch.from_numpy(random.standard_normal(shape, np.float32)) for random in generators], 2)
         parts = [part.to(self.device) for part in (*batches, noise)]
         for *batch, drawn in zip(*parts, strict=True):
             yield Batch(*batch), drawn
@@ -210,46 +204,47 @@ class Training:
 
     def _evaluate(self) -> np.ndarray:
         """Returns ``(members, episodes)`` of the policies' means, in separate environments that step together."""
-        if not self._judges:
-            self._judges = [
-                [make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.plays
+        if not self._test_environments:
+            self._test_environments = [
+                [make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.episodes
             ]
         observations = np.stack(
             [
-                [world.begin(number(Stream.EVALUATION, seed, self.step, k)) for k, world in enumerate(judges)]
-                for seed, judges in zip(self.run.seeds, self._judges, strict=True)
+                [env.begin(number(Stream.EVALUATION, seed, self.step, k)) for k, env in enumerate(environments)]
+                for seed, environments in zip(self.run.seeds, self._test_environments, strict=True)
             ]
         )
         totals = np.zeros(observations.shape[:2])
         running = np.ones(observations.shape[:2], bool)
         while running.any():
-            actions = self.agent.act(self._there(observations)).cpu().numpy()
-            self._stop_the_broken(actions)
+            actions = self.agent.act(self._on_device(observations)).cpu().numpy()
+            self._stop_diverged(actions)
             running[list(self.stopped)] = False
             for index, k in np.argwhere(running):
-                found = self._judges[index][k].step(actions[index, k])
-                observations[index, k], running[index, k] = found.observation, not found.last
-                totals[index, k] += found.reward
+                step = self._test_environments[index][k].step(actions[index, k])
+                observations[index, k], running[index, k] = step.observation, not step.last
+                totals[index, k] += step.reward
         return totals
 
     def _look_inside(self, task: int) -> list[Row]:
         generators = self._generators(Stream.INSIDE, self.step)
-        found = inside.networks(self.agent, *next(self._minibatches(generators, 1)))
-        over = [
-            inside.overestimation(
-                self.agent, index, judges[0], number(Stream.INSIDE, seed, self.step, 1), each, self.device
-            )
-            for index, (judges, seed, each) in enumerate(zip(self._judges, self.run.seeds, generators, strict=True))
-        ]
-        found["overestimation"] = torch.tensor(over)
+        metrics = inside.networks(self.agent, *next(self._minibatches(generators, 1)))
+        seeds = [number(Stream.INSIDE, seed, self.step, 1) for seed in self.run.seeds]
+        members = zip(self._test_environments, seeds, generators, strict=True)
+        metrics["overestimation"] = torch.tensor(
+            [
+                inside.overestimation(self.agent, index, environments[0], seed, random, self.device)
+                for index, (environments, seed, random) in enumerate(members)
+            ]
+        )
         return [
             (member, task, metric, value)
-            for metric, values in found.items()
+            for metric, values in metrics.items()
             for member, value in enumerate(values.tolist())
             if member not in self.stopped
         ]
 
-    def _there(self, array: np.ndarray) -> Tensor:
+    def _on_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
     def _generators(self, stream: Stream, counter: int) -> list[np.random.Generator]:
@@ -289,33 +284,10 @@ def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
     except Exception as error:  # each kind of device raises its own exceptions
         why = str(error).partition("\n")[0]
         raise ValueError(f"expected a device of this machine, got {device!r}: {why}") from error
-    world = make(run.problem)
-    world.begin(0)
-    world.step(np.zeros(world.action_size, np.float32))
-    _agent_of(run, world.observation_size, world.action_size, compiled=False, device=device)
-
-
-def _agent_of(run: Run, observation_size: int, action_size: int, *, compiled: bool, device: str) -> SAC:
-    method = find(run.method)
-    return SAC(
-        observation_size,
-        action_size,
-        run.constants,
-        run.seeds,
-        actor_method=lambda actor: put_on(method, actor, run.actor_strength, run.constants),
-        critic_method=lambda critic: put_on(method, critic, run.strength, run.constants),
-        compiled=compiled,
-        device=device,
-    )
-
-
-def can_compile(device: str) -> bool:
-    """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
-    try:
-        torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=device))
-    except Exception:  # whatever is missing, training works without compiling
-        return False
-    return True
+    environment = make(run.problem)
+    environment.begin(0)
+    environment.step(np.zeros(environment.action_size, np.float32))
+    agent_of(run, environment.observation_size, environment.action_size, compiled=False, device=device)
 
 
 def _versions() -> dict[str, str]:

@@ -18,10 +18,10 @@ from supple.runs.sweep import (
     Work,
     available_cores,
     done_or_told,
-    environment,
+    environment_variables,
 )
 
-PATIENCE = 20
+ANSWER_TIMEOUT = 20
 """Seconds to wait for a cluster's answer: Ray itself waits for minutes, and then ends the process."""
 
 
@@ -52,7 +52,7 @@ def work_through(
     import ray
 
     cores = None if address else (workers or max(1, available_cores() // threads)) * threads
-    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):  # no usage statistics
+    with environment_variables({"RAY_USAGE_STATS_ENABLED": "0"}):  # no usage statistics
         ray.init(
             address or "local",
             num_cpus=cores,
@@ -61,12 +61,7 @@ def work_through(
             logging_level=logging.ERROR,
         )
     try:
-        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]  # type: ignore[no-untyped-call]
-        if not any(machine.get("CPU", 0) >= threads and machine.get("GPU", 0) >= gpus for machine in machines):
-            raise ValueError(
-                f"expected a machine with {threads} cores and {gpus:g} GPUs in the cluster, got none that has so many: "
-                "take fewer (--threads, --gpus), or start one first"
-            )
+        _check_resources(threads, gpus)
         variables = KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}
         remote: Any = ray.remote(
             num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": variables}
@@ -91,6 +86,17 @@ def work_through(
         ray.shutdown()
 
 
+def _check_resources(threads: int, gpus: float) -> None:
+    import ray
+
+    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]  # type: ignore[no-untyped-call]
+    if not any(machine.get("CPU", 0) >= threads and machine.get("GPU", 0) >= gpus for machine in machines):
+        raise ValueError(
+            f"expected a machine with {threads} cores and {gpus:g} GPUs in the cluster, got none that has so many: "
+            "take fewer (--threads, --gpus), or start one first"
+        )
+
+
 def check(gpus: float, address: str | None) -> None:
     """Check that Ray is installed, that the share of a GPU is valid, and that the cluster answers.
 
@@ -105,9 +111,9 @@ def check(gpus: float, address: str | None) -> None:
         return
     connect = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1])", address or "none"]
     try:
-        subprocess.run(connect, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        subprocess.run(connect, capture_output=True, text=True, timeout=ANSWER_TIMEOUT, check=True)
     except subprocess.TimeoutExpired:
-        why = f"no answer within {PATIENCE} seconds"
+        why = f"no answer within {ANSWER_TIMEOUT} seconds"
     except subprocess.CalledProcessError as error:
         why = (error.stderr.split("\n\n")[0].strip().splitlines() or ["no reason"])[-1]
     else:

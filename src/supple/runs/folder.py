@@ -16,8 +16,8 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 import supple
+from supple.runs.digests import BLANK, verified, with_digest
 from supple.runs.files import files_at, read, write
-from supple.runs.sealed import BLANK, checked, sealed
 from supple.runs.store import DAMAGED, SCHEMA, first_line, name_of, read_folder
 
 PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint\.pt)\.[^/]+\.\d+")
@@ -59,7 +59,7 @@ class RunFolder:
         self._facts: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder; wait while another process trains this run. The lock is released if this process dies.
 
         On storage without locks (an object store) two processes may do the same work, without harm.
@@ -78,7 +78,7 @@ class RunFolder:
         A checkpoint that can't be read counts as none: the run restarts, and ends with the same numbers.
         """
         checkpoint = self.checkpoint()
-        self._facts = environment(**facts)
+        self._facts = hardware_and_versions(**facts)
         self._write("run.json", self._config.encode())
         self._write_environment(checkpoint.seconds if checkpoint else 0.0)
         if checkpoint:  # the rows may be missing or damaged
@@ -100,7 +100,7 @@ class RunFolder:
         # Last, because a resumed run trusts the checkpoint, and writes the rows in it again.
         buffer = io.BytesIO()
         torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
-        self._write("checkpoint.pt", sealed(buffer.getvalue() + BLANK))  # torch.load() ignores what follows
+        self._write("checkpoint.pt", with_digest(buffer.getvalue() + BLANK))  # torch.load() ignores what follows
 
     def checkpoint(self) -> Checkpoint | None:
         """The checkpoint, if there is one; one that can't be read counts as none, with a warning."""
@@ -108,7 +108,7 @@ class RunFolder:
         if not self._files.exists(path):
             return None
         try:
-            content = io.BytesIO(checked(read(self._files, path)))
+            content = io.BytesIO(verified(read(self._files, path)))
             found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
             checkpoint = Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
             if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
@@ -133,10 +133,10 @@ class RunFolder:
 def _parquet(rows: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     rows.write_parquet(buffer, metadata={"supple": BLANK.decode()})
-    return sealed(buffer.getvalue())
+    return with_digest(buffer.getvalue())
 
 
-def environment(**facts: Any) -> dict[str, Any]:
+def hardware_and_versions(**facts: Any) -> dict[str, Any]:
     """Facts besides the configuration that a result may depend on: hardware and software versions."""
     return {
         "supple": supple.__version__,

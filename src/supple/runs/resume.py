@@ -64,7 +64,7 @@ def work_on(
     """
     # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
     flushed = torch.set_flush_denormal(True)
-    with folder.held():
+    with folder.locked():
         if folder.finished(parts):  # by another process, while this one waited
             report(amount(parts))
             return False

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
+from supple.runs.digests import verified
 from supple.runs.files import files_at, read
-from supple.runs.sealed import checked
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ def _environment(content: bytes) -> dict[str, Any]:
 
 
 def _rows(content: bytes, config: Mapping[str, Any]) -> pl.DataFrame:
-    rows = pl.read_parquet(checked(content))
+    rows = pl.read_parquet(verified(content))
     if rows.schema != SCHEMA or any(rows.null_count().row(0)):
         raise ValueError(f"expected the columns {', '.join(SCHEMA)} without gaps, got others")
     for name, count in (("member", len(config["seeds"])), ("task", config["tasks"])):

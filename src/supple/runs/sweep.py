@@ -77,7 +77,7 @@ def _work_through(left: list[Job], work: Work[Job], workers: int, threads: int, 
     messages = context.SimpleQueue()  # put() returns after writing: no report is lost when a worker ends
     before = multiprocessing.active_children()
     jobs = tuple(left)  # messages hold the job's index: so short that a kill never cuts one off
-    with environment(KEEP_FREED_MEMORY), _interrupts_blocked():
+    with environment_variables(KEEP_FREED_MEMORY), _interrupts_blocked():
         pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(messages, threads))
         waiting = {pool.submit(_do, work, job, number): number for number, job in enumerate(jobs)}
     try:
@@ -171,7 +171,7 @@ def done_or_told(work: Work[Job], job: Job, report: Callable[[float], None]) -> 
 
 
 @contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
+def environment_variables(variables: dict[str, str]) -> Iterator[None]:
     """Set environment variables for processes started in this block, except those that the user has set."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)

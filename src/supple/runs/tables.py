@@ -21,7 +21,7 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5, problem: str 
     has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
-    title = f"{capitalized(metrics.find(metric).title)}: {stamped(rows, problem)}"
+    title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem)}"
     table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
     steps = ["at steps"] if has_steps else []
     for heading in ("strength", *others, "first", f"last {count}", *steps, "IQM", "95 %", "seeds"):
@@ -54,7 +54,7 @@ def _steps(row: Mapping[str, Any], count: int) -> str:
     return f"{min(last, row['steps']):,}" if count == 1 else f"{first:,}–{min(last, row['steps']):,}"
 
 
-def stamped(rows: pl.DataFrame, problem: str = "") -> str:
+def title_with_scale(rows: pl.DataFrame, problem: str = "") -> str:
     """The problem, its scale, and a note if only part of the data set was used.
 
     Args:

@@ -7,13 +7,13 @@ BLANK = SEAL + b"0" * 64
 """Placeholder for the digest; the content must contain it exactly once."""
 
 
-def sealed(content: bytes) -> bytes:
+def with_digest(content: bytes) -> bytes:
     """The content with its digest in place of ``BLANK``."""
     return content.replace(BLANK, SEAL + _digest(content))
 
 
-def checked(content: bytes) -> bytes:
-    """The sealed content, if it has not changed since it was sealed.
+def verified(content: bytes) -> bytes:
+    """The content, if it has not changed since :func:`with_digest` returned it.
 
     Raises:
         ValueError: if it has changed.
