@@ -13,7 +13,6 @@ import torch
 from rich.progress import track
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel
 
 Batch = tuple[Tensor, Tensor]
 PRETRAINING = 1500
@@ -57,6 +56,8 @@ def language_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def gpt2(cache: Path, packages: Path | None) -> Trained:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     training, held_out = stdlib_bytes()
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     shape = {"vocab_size": 256, "n_positions": 128, "n_embd": 128, "n_layer": 4, "n_head": 4}
