@@ -79,8 +79,8 @@ Written by `python benchmarks/methods_page.py` from `results`, which that file s
 ## Does spectral regularization favour rotations?
 
 No. It holds the largest singular value down and leaves the rest to the data. A rotation, scaled or not, has all of them
-equal, which is what Parseval regularization asks for (all at √2, as its authors have it). Singular values of the hidden layers of 256 x 256 in the networks of the table
-above, after 30 tasks, mean over layers and seeds:
+equal, which is what Parseval regularization asks for (all at √2, as its authors have it). Singular values of the
+hidden layers of 256 x 256 in the networks of the table above, after 30 tasks, mean over layers and seeds:
 
 | | largest | middle | smallest | within 10 % of the middle | digits |
 |---|---|---|---|---|---|

@@ -109,7 +109,10 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     """By method and layer: the largest, the median and the smallest singular value, and the share that is near it."""
     value = pl.col("value")
     of_one = rows.group_by("method", "layer", "seed", maintain_order=True).agg(
-        largest=value.max(), middle=value.median(), smallest=value.min(), near_middle=(value / value.median()).is_between(0.9, 1.1).mean()
+        largest=value.max(),
+        middle=value.median(),
+        smallest=value.min(),
+        near_middle=(value / value.median()).is_between(0.9, 1.1).mean(),
     )
     columns = ("largest", "middle", "smallest", "near_middle")
     return of_one.group_by("method", "layer", maintain_order=True).agg(pl.col(columns).mean())
