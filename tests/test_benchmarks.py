@@ -9,7 +9,7 @@ from support.modules import module_at
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
-PRIVATE = re.compile(r"import _|(?<!os)(?<!torch\.utils)\._[a-z]")
+PRIVATE = re.compile(r"import _|(?<!os)(?<!torch)(?<!torch\.utils)\._[a-z]")
 """Names with an underscore of another module or object: they may change at any time."""
 
 
@@ -20,6 +20,7 @@ def test_it_can_be_imported_and_uses_no_private_names(path, monkeypatch):
     assert not PRIVATE.search(source)
     if "__main__" in source:
         assert re.search(rf"^ *(SUPPLE_DATA=\S+ )?python benchmarks/{path.name}", program.__doc__, re.MULTILINE)
+    if "__main__" in source and path.stem != "gpu":  # which runs where tyro is not installed
         assert re.search(r"\n    tyro\.\S.*\)\(\)\n$", source), "it is a command of tyro"
 
 
