@@ -204,7 +204,7 @@ def test_what_is_wrong_is_said(problem, method, changes, expected):
 
 
 def test_no_seed():
-    with pytest.raises(ValueError, match="expected at least 1 of seeds, got 0"):
+    with pytest.raises(ValueError, match="expected at least one seed, got none"):
         Run.of(DIGITS, "none", [])
 
 

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -14,23 +14,19 @@ from supple.errors import is_told, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
 from supple.mitigators import Mitigator
-from supple.runs.folder import RunFolder
+from supple.runs.run import BaseRun
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
-
-LARGEST_SEED = 2**31 - 1
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 """The values that ``torch.set_float32_matmul_precision`` accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that determines a run's numbers; its folder is named after a digest of these values."""
+class Run(BaseRun):
+    """A run of the laboratory; a seed determines a member's initial weights, tasks and batches."""
 
-    problem: str
     scale: Scale
-    method: str
     options: str
     """The method's keyword arguments except its strength, as sorted JSON."""
     dataset: str
@@ -46,8 +42,6 @@ class Run:
     """Precision of float32 matrix products in training steps, one of :data:`MATMUL_PRECISIONS`."""
     diagnostics: tuple[str, ...]
     """The diagnostics of the networks at the end of each task."""
-    seeds: tuple[int, ...]
-    """One per member of the population: a seed determines its initial weights, tasks and batches."""
     strengths: tuple[float, ...]
     """One per member."""
 
@@ -83,9 +77,6 @@ class Run:
             raise ValueError(f"expected a strength of {method} from 0 to {entry.largest_strength:g}, got {strength}")
         _check_options(method, entry.mitigator, options or {})
         seeds = tuple(seeds)
-        for seed in seeds:
-            if not 0 <= seed <= LARGEST_SEED:
-                raise ValueError(f"expected seeds from 0 to {LARGEST_SEED}, got {seed}: choose others")
         if diagnostics is None:
             diagnostics = [name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual]
         run = cls(
@@ -100,10 +91,11 @@ class Run:
             strengths=(float(strength),) * len(seeds),
             **protocol.protocol(scale) | {name: value for name, value in changes.items() if value is not None},
         )
+        run.check_seeds()
         known(run.optimizer, OPTIMIZERS, "optimizer")
         if not (isinstance(run.step_size, int | float) and 0 < run.step_size < math.inf):
             raise ValueError(f"expected a positive step size, got {run.step_size}: the problem's own is a good start")
-        counts = {"seeds": len(seeds), "tasks": run.tasks, "epochs": run.epochs, "images a batch": run.batch_size}
+        counts = {"tasks": run.tasks, "epochs": run.epochs, "images a batch": run.batch_size}
         for what, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"expected at least 1 of {what}, got {count}: nothing would be trained")
@@ -122,10 +114,6 @@ class Run:
                 f"expected {' and '.join(parts)} to work on {self.problem}, got {type(error).__name__}: {error}: "
                 "correct it, --traceback shows where"
             ) from error
-
-    def folder(self, root: str) -> RunFolder:
-        """The run's folder under ``root``."""
-        return RunFolder(root, asdict(self))
 
 
 def _check_options(method: str, mitigator: Callable[..., Mitigator], options: Mapping[str, Any]) -> None:

@@ -13,30 +13,27 @@ from supple.errors import known
 from supple.rl.methods import RESETS, default_strength, find
 from supple.rl.presets import PRESETS, Constants, check
 from supple.rl.resets import Resets
-from supple.runs.folder import RunFolder
+from supple.runs.run import BaseRun
 from supple.runs.store import load
 
 PAPER_STEPS = 1_000_000
 PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
-LARGEST_SEED = 2**31 - 1
 
 TYPED = ("steps", "preset", "replay_ratio", "random_steps", "capacity", "prime", "evaluate_every", "episodes", "inside")
 """The settings that are options of ``supple rl`` under the same name, besides the method and what belongs to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that determines a run's numbers; its folder is named after a digest of these values."""
+class Run(BaseRun):
+    """A run of agents; a seed determines an agent's networks, environment, actions and minibatches.
 
-    problem: str
-    """The task: ``domain-task`` of the suite, a Gymnasium id, or ``module:id``."""
-    method: str
+    ``problem`` is the task: ``domain-task`` of the suite, a Gymnasium id, or ``module:id``.
+    """
+
     strength: float
     """The method's strength on the critic."""
     actor_strength: float
-    seeds: tuple[int, ...]
-    """One per member: a seed determines its networks, environment, actions and minibatches."""
     preset: str
     constants: Constants
     steps: int
@@ -102,10 +99,7 @@ class Run:
     def _check(self) -> None:
         """Check that there is something to train, and that the requested priming and resets will happen."""
         constants, ratio = self.constants, self.constants.replay_ratio
-        if not self.seeds:
-            raise ValueError("expected at least one seed, got none: nothing would be trained")
-        for seed in self.seeds:
-            check("seeds", seed, 0, LARGEST_SEED)
+        self.check_seeds()
         check("steps", self.steps, 1)
         check("steps from one evaluation to the next", self.evaluate_every, 1)
         check("episodes in an evaluation", self.episodes, 1, 1_000)
@@ -134,10 +128,6 @@ class Run:
                 f"expected resets of at most the {layers} layers that the networks have, got {self.resets.layers}: "
                 "leave the number out to reset all"
             )
-
-    def folder(self, root: str) -> RunFolder:
-        """The run's folder under ``root``."""
-        return RunFolder(root, self.config())
 
     def config(self) -> dict[str, Any]:
         """Plain values, named as the store, its tables and its charts expect them.
