@@ -137,6 +137,8 @@ def test_the_dtype_is_the_networks(coarse):
 
 def test_a_module_that_cannot_draw_is_named_unless_left_out():
     network = nn.Sequential(nn.Linear(3, 4), PatchEmbeddings())
-    with pytest.raises(ValueError, match=r"PatchEmbeddings.*1\.position_embeddings.*reset_parameters"):
+    with pytest.raises(
+        ValueError, match=r"reset_parameters\(\).*PatchEmbeddings.*1\.position_embeddings.*add the method"
+    ):
         fresh(network)
     assert FreshParameters(network, ["0.weight"]).draw(generators(0)).keys() == {"0.weight"}

@@ -145,7 +145,7 @@ def test_a_pruned_population():
 @pytest.mark.parametrize("compute", [nn.utils.weight_norm, nn.utils.spectral_norm])
 def test_what_a_reset_would_not_reach_is_named(method, compute):
     network = nn.Sequential(compute(nn.Linear(3, 3)), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"Linear, whose reset_parameters\(\) leaves '0\.weight_\w+' as it is.*roles="):
+    with pytest.raises(ValueError, match=r"of Linear, which does not write '0\.weight_\w+'.*roles="):
         method(network)
     names = [name for name, _ in network[0].named_parameters()]
     built = method(network, roles={f"0.{name}": None for name in names})

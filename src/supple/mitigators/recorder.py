@@ -59,8 +59,8 @@ class Recorder:
         if expected is not None and expected != (given := activations.numel() // activations.shape[-1]):
             raise ValueError(
                 f"expected {expected} examples in {self.group.leaving[0].path!r} as in {self.group.name!r}, got "
-                f"{given}: flatten each example separately, as flatten(1) does, or name the layers before and "
-                'after the units: units=[("layer before", "layer after"), ...]'
+                f"{given}: flatten each example separately, as flatten(1) does, or name each layer with "
+                'units and the layer that it feeds: units=[("entering layer", "leaving layer"), ...]'
             )
         if not self.shares and DistributedDataParallel._get_active_ddp_module() is not None:
             raise RuntimeError(

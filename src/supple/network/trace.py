@@ -26,8 +26,8 @@ class Trace:
             except Exception as error:
                 raise ValueError(
                     f"expected a network that torch.fx can trace, got {type(network).__name__}, where it fails "
-                    f"({type(error).__name__}: {error}): name the layers before and after the units: "
-                    'units=[("layer before", "layer after"), ...]'
+                    f"({type(error).__name__}: {error}): name each layer with units and the "
+                    'layer that it feeds: units=[("entering layer", "leaving layer"), ...]'
                 ) from error
 
     def _trace(self, network: nn.Module) -> None:
