@@ -1,52 +1,11 @@
 """Keep PyTorch networks able to learn as their data changes."""
 
-from supple import nn, roles
+from supple import mitigators, nn, roles
 from supple.diagnostics import PlasticityMonitor
-from supple.mitigators import (
-    UPGD,
-    ContinualBackprop,
-    HareAndTortoise,
-    L2InitRegularizer,
-    L2Regularizer,
-    Mitigator,
-    NetworkReset,
-    NormalizeAndProject,
-    ParsevalRegularizer,
-    ReDo,
-    SelfNormalizedResets,
-    ShrinkAndPerturb,
-    SpectralNormRegularizer,
-    SpectralRegularizer,
-    StreamingEWC,
-    WassersteinRegularizer,
-    WeightClipping,
-)
+from supple.mitigators import *  # noqa: F403 - the methods: mitigators.__all__ is the only list of them
 from supple.network.population import Population
 from supple.roles import Role, describe
 
-__all__ = [
-    "UPGD",
-    "ContinualBackprop",
-    "HareAndTortoise",
-    "L2InitRegularizer",
-    "L2Regularizer",
-    "Mitigator",
-    "NetworkReset",
-    "NormalizeAndProject",
-    "ParsevalRegularizer",
-    "PlasticityMonitor",
-    "Population",
-    "ReDo",
-    "Role",
-    "SelfNormalizedResets",
-    "ShrinkAndPerturb",
-    "SpectralNormRegularizer",
-    "SpectralRegularizer",
-    "StreamingEWC",
-    "WassersteinRegularizer",
-    "WeightClipping",
-    "describe",
-    "nn",
-    "roles",
-]
+__all__ = ["PlasticityMonitor", "Population", "Role", "describe", "nn", "roles"]
+__all__ += mitigators.__all__
 __version__ = "0.1.0"
