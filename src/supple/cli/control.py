@@ -31,9 +31,8 @@ class Control(Engine):
     """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of any Gymnasium environment, or
     `module:id` for an environment that your own module registers."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(name="method")] = ("spectral",)
-    """One or more methods to train with: none, resets, spectral, decoupled-spectral, spectral-norm, l2, l2-init,
-    wasserstein, parseval, streaming-ewc, shrink-and-perturb, weight-clipping, hare-and-tortoise, upgd, redo,
-    continual-backprop, self-normalized-resets; or `package.module:Class`, your own mitigator."""
+    """One or more methods to train with: those of `supple list` that do not change the network; `resets` of the whole
+    agent; or `package.module:Class`, your own mitigator."""
     seeds: int = 3
     """Agents per method."""
     first_seed: int = 0

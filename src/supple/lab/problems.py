@@ -122,8 +122,8 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "continual-imagenet": Problem(
         title="Continual ImageNet",
-        summary="tell two ImageNet classes apart, two others each task (Kumar et al., 2023; "
-        "Dohare et al., 2024, train a larger network for 250 epochs and reset its last layer)",
+        # Dohare et al. (2024) train a larger network for 250 epochs, with momentum, and reset its last layer each task.
+        summary="tell two ImageNet classes apart, two others each task (Kumar et al., 2023; not Dohare et al.'s)",
         dataset="imagenet32",
         shift="class-pairs",
         model="conv",
