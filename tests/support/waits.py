@@ -33,13 +33,13 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
         self._kept: list[Tensor] = []  # a storage that is gone could lend its identity to another
-        self._there: set[int] = set()
-        self._put_there(tensors)
+        self._on_device: set[int] = set()
+        self._put_on_device(tensors)
 
-    def _put_there(self, tensors: Iterable[Tensor]) -> None:
+    def _put_on_device(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             self._kept.append(tensor)
-            self._there.add(tensor.untyped_storage()._cdata)
+            self._on_device.add(tensor.untyped_storage()._cdata)
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -47,11 +47,11 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         result = operator(*args, **kwargs)
-        if any(tensor.untyped_storage()._cdata in self._there for tensor in given):
+        if any(tensor.untyped_storage()._cdata in self._on_device for tensor in given):
             masks = operator.overloadpacket in {aten.index, aten.index_put, aten.index_put_} and any(
                 tensor.dtype == torch.bool for tensor in tree_leaves(args[1]) if isinstance(tensor, Tensor)
             )
             if masks or operator.overloadpacket in READS:
                 self.found.append(str(operator))
-            self._put_there(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            self._put_on_device(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         return result
