@@ -1,4 +1,4 @@
-"""The interface that a training loop uses: a method acts at three moments of a step, attached to an optimizer."""
+"""The interface for training loops: a method, attached to an optimizer, acts at up to three moments of each step."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -63,10 +63,10 @@ class Mitigator(KernelRunner):
         self._observed: list[RemovableHandle] = []
 
     def penalty(self) -> Tensor:
-        """What the method adds to the loss, times strength: differentiable, one value per member.
+        """The term that the method adds to the loss, with the strength included: differentiable, one value per member.
 
         With gradients enabled a call counts as a step and updates the method's state; under ``torch.no_grad()`` it does
-        not. It includes every trainable parameter, even those that the loss does not use.
+        not. The penalty includes every trainable parameter, even those that the loss does not use.
         """
         parameters = self._trainable()
         with without_autocast(self._first):
@@ -91,8 +91,8 @@ class Mitigator(KernelRunner):
         """Start to record activations, in a loop without ``attach``; :meth:`detach` stops it.
 
         Args:
-            networks: the modules that run the forward passes, if not the network itself: a population's members, in
-                order, as modules that share its memory.
+            networks: the modules that run the forward passes, if the network itself does not run them: a
+                population's members, in order, as modules that share the population's memory.
         """
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -163,7 +163,7 @@ class Mitigator(KernelRunner):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Register the hooks again on the copied optimizer: copying or pickling an optimizer loses its hooks.
 
-        Nothing is checked again: if the network itself holds this method, its copy has no modules yet at this point.
+        Nothing is checked again: if the network contains this method, the copied network has no modules yet.
         """
         self.__dict__.update(state, _hooks=[], _held={})
         self._hooks.extend(self._hooks_on(optimizer, steps) for optimizer, steps in state["_hooks"])
@@ -196,7 +196,7 @@ class Mitigator(KernelRunner):
 
     @torch.no_grad()
     def _add_on(self, optimizer: Optimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        # L-BFGS searches along lines, so the gradient must be exactly the loss's derivative: no bound there.
+        # The line search of L-BFGS needs the exact derivative of the loss, so the gradient is not bounded there.
         looks_ahead = any("max_iter" in group for group in optimizer.param_groups)
         sizes = None if looks_ahead else sizes_by(reach, optimizer)
         return self._add_to_gradients(self._selected_on(optimizer), sizes, grad_scale, found_inf)

@@ -29,7 +29,7 @@ class KernelRunner(Kernels):
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> bool:
-        """Add the method's gradient to each ``.grad``, which may be scaled by ``grad_scale``; return if any exists.
+        """Add the method's gradient to each ``.grad``, possibly scaled by ``grad_scale``; return whether any exists.
 
         A parameter without a gradient stays without one, so the optimizer still skips it.
         """
@@ -50,9 +50,9 @@ class KernelRunner(Kernels):
         sizes = {name: (step_sizes or {}).get(id(parameter)) for name, parameter in parameters.items()}
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
         parameters, gradients = self._local_shards(parameters), self._local_shards(gradients)
-        if grad_scale is not None:  # a power of two: dividing and multiplying again do not round
+        if grad_scale is not None:  # a power of two, so dividing and multiplying back are exact
             torch._foreach_div_(list(gradients.values()), grad_scale)
-        if found_inf is not None:  # the optimizer will skip this step; its infinities must not enter the state
+        if found_inf is not None:  # the optimizer will skip this step; infinite gradients must not enter the state
             for gradient in gradients.values():
                 gradient.masked_fill_(found_inf.bool(), 0)
         with without_autocast(self._first):
@@ -62,7 +62,7 @@ class KernelRunner(Kernels):
         return True
 
     def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, StepSize | None]) -> None:
-        """Run ``add_gradients``. It reads pruned entries of a parameter as zero, and their gradients do not change."""
+        """Run ``add_gradients``, which reads pruned entries as zero; the gradients of these entries do not change."""
         options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
         pruned = self._masks_of(parameters)
         into = gradients | {name: torch.zeros_like(gradients[name]) for name in pruned}
@@ -71,7 +71,7 @@ class KernelRunner(Kernels):
             gradients[name].addcmul_(into[name], mask.to(into[name].dtype))
 
     def _act_after_step(self, optimizer: Optimizer, parameters: Tensors) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)  # 1 where GradScaler made a fused optimizer skip its step
+        found_inf = getattr(optimizer, "found_inf", None)  # 1 if GradScaler made a fused optimizer skip this step
         strength = self.strength if found_inf is None else self.strength * (1 - found_inf)
         update = _update_of(optimizer, parameters, found_inf)
         if self.needs_step_sizes and len(update.step_sizes) < len(parameters):

@@ -31,10 +31,10 @@ class SpectralRegularizer(Mitigator):
     over the multiplicative matrices W (a convolution as out × in·kernel), additive vectors b and normalisation gains γ.
     The gradient has a closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - 1)\,u v^\top`, and is
     added in place: each step costs two matrix-vector products and one rank-one update per matrix, and memory for two
-    vectors. σ₁, u and v come from a power iteration that continues from step to step; u and v are taken as constants.
+    vectors. σ₁, u and v come from a power iteration that continues from step to step; u and v are treated as constants.
 
-    In this library a *stretch* is σ₁ of a matrix, the norm of a vector, or a gain. With another target τ the term of a
-    stretch σ is :math:`\tau^2((\sigma/\tau)^k - 1)^2`, equally strong near any τ; for τ = 0, :math:`\sigma^{2k}`.
+    In this library a *stretch* σ is σ₁ of a matrix, the norm of a vector, or a gain. With a target τ other than 1
+    its term is :math:`\tau^2((\sigma/\tau)^k - 1)^2`, equally strong near any τ; for τ = 0 it is :math:`\sigma^{2k}`.
 
     Args:
         network: a module or a :class:`Population`.
@@ -44,9 +44,9 @@ class SpectralRegularizer(Mitigator):
         exponent: k, a whole number of at least 1; 2 balanced stability and effect in the paper (App. C.1).
         target: the value that stretches are pulled to. A number τ of at least 0 is the target of matrices and gains;
             vectors have the target 0. The paper uses 1; 0 with k = 1 penalises σ₁². The penalty is very steep for τ
-            just above 0. A mapping from parameter name to number may also name vectors; parameters that it does not
-            name are treated as with 1. ``"initial"``, for trained networks, sets a ceiling for each stretch: its exact
-            value when the method is built (some seconds for large networks), but at least 1 for matrices and gains.
+            just above 0. A mapping from parameter name to number may also name vectors; all other matrices and gains
+            have the target 1, other vectors 0. ``"initial"``, for trained networks, sets a ceiling for each stretch:
+            its exact value at construction (some seconds for large networks), but at least 1 for matrices and gains.
             Stretches below their ceiling are not changed.
         one_sided: pull down stretches above their target, but do not pull up; always true with ``"initial"``.
         power_iterations: the number per step; one is enough (Yoshida & Miyato, 2017).
@@ -54,10 +54,10 @@ class SpectralRegularizer(Mitigator):
             weight decay, so Adam does not rescale it. The change is limited so that no stretch passes its target. Do
             not add :meth:`penalty` to the loss then: that would be the coupled form at this strength.
         roles: parameter name to role, to override roles that :meth:`describe` shows.
-        seed: of the first singular vectors. All members of a population start from the same ones.
+        seed: the seed of the initial singular vectors, which are the same for all members of a population.
 
-    When attached, the coupled form's gradient is at most (distance to the target) / (step size), with momentum m at
-    most 1 − m of that, so that plain gradient descent does not pass the target; under Adam it rarely matters.
+    When attached, the coupled form's gradient is at most (distance to the target) / (step size), times 1 − m under
+    momentum m. So plain gradient descent does not pass the target. Under Adam this bound rarely matters.
 
     Raises:
         TypeError: if the target has another type.
@@ -67,10 +67,10 @@ class SpectralRegularizer(Mitigator):
 
     Departures from the paper: a vector is one tensor (also the stacked biases of q, k and v); 15 power iterations at
     construction; each iteration adds a little of a fixed random direction (see :mod:`supple.kernels.power_iteration`);
-    the bound.
+    the bound on the gradient.
 
-    Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and other
-    targets than 1 are not in the paper.
+    Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and targets
+    other than 1 are not in the paper.
 
     >>> network = nn.Linear(8, 8)
     >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -210,7 +210,7 @@ class SpectralRegularizer(Mitigator):
         return total
 
     def _sums(self, parameters: Tensors, state: State) -> Tensors:
-        """What the penalty needs of each parameter: σ₁ of matrices, ‖b‖² of vectors, the summed terms of scales."""
+        """The inputs of the penalty by parameter: σ₁ of matrices, ‖b‖² of vectors, the sum of the terms of gains."""
         sums = {}
         with torch.no_grad():
             singular = self._stretches.singular_vectors(parameters, state)
@@ -257,7 +257,7 @@ class SpectralRegularizer(Mitigator):
 
     @torch.no_grad()
     def first_changes(self, optimizers: Sequence[Optimizer]) -> list[Change]:
-        """How far the method's first steps with these optimizers would move each matrix, the loss left out."""
+        """How far the method's first steps with these optimizers would move each matrix, without the loss."""
         sizes = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
         parameters = self._trainable()
         names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
@@ -269,7 +269,7 @@ class SpectralRegularizer(Mitigator):
         changes = []
         for name, sigma in sigmas.items():
             role, target, after = self.roles[name], self._targets.of([name], state), sigma
-            if name in squares:  # one sum for all groups
+            if name in squares:  # sharded: one sum for all groups
                 norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
             else:
                 norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(shards[name]).to(sigma.dtype)))

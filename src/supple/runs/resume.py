@@ -1,4 +1,4 @@
-"""The loop that resumes: it holds a run's folder, loads the checkpoint, and saves one after each part."""
+"""The loop that resumes a run: it locks the folder, loads the checkpoint, and saves a new one after each part."""
 
 import math
 import time
@@ -16,18 +16,18 @@ Report = Callable[[float], None]
 
 
 class ChangedDataError(ValueError):
-    """What a checkpoint was written with is not what is here now, so that the run cannot continue from it."""
+    """The data differ from those that a checkpoint was written with, so the run cannot continue from it."""
 
 
 class Work(Protocol):
-    """What is trained in parts, each of which ends with a measurement: a task, or the way to the next evaluation."""
+    """Training in parts. A part is a task, or the steps up to the next evaluation; it ends with a measurement."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the environment file is to say of it."""
+        """Entries for the environment file."""
 
     def learn(self, part: int, report: Report) -> pl.DataFrame:
-        """Train one part to its end and return what was measured there, in the store's schema."""
+        """Train one part and return the measurements at its end, in the store's schema."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next part depends on."""
@@ -36,7 +36,7 @@ class Work(Protocol):
         """Continue from what :meth:`state_dict` returned.
 
         Raises:
-            ChangedDataError: when that is not possible; nothing is changed then.
+            ChangedDataError: if the data have changed; then the work stays as it was.
         """
 
 
@@ -49,20 +49,20 @@ def work_on(
     amount: Callable[[int], float] = float,
     calls: int = 1,
 ) -> bool:
-    """Train what is left of a run in its folder.
+    """Train the remaining parts of a run, and save them in its folder.
 
     Args:
-        folder: the run's.
-        parts: how many there are to the end.
-        start: builds the work as it is before its first part, once the folder is this process's alone.
-        report: told every now and then how much is done,
-        amount: which is this after so many parts.
-        calls: how many calls it takes to the end; for sharing workers between runs.
+        folder: the run's folder.
+        parts: the number of parts of the whole run.
+        start: builds the work in its initial state; called after this process has locked the folder.
+        report: called from time to time with the amount of work done so far.
+        amount: gives the amount of work done after a number of parts.
+        calls: the number of calls that train a whole run; with several, runs can share workers.
 
     Returns:
         Whether parts are left.
     """
-    # Weights driven towards zero become subnormal numbers, which make a step ten times slower: they count as zero.
+    # Weights driven towards zero become subnormal numbers, which make a step ten times slower: treat them as zero.
     flushed = torch.set_flush_denormal(True)
     with folder.locked():
         if folder.finished(parts):  # by another process, while this one waited

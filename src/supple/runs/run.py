@@ -1,4 +1,4 @@
-"""What every run has, in the laboratory and in reinforcement learning."""
+"""The base class of all runs, in the laboratory and in reinforcement learning."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class BaseRun:
         return RunFolder(root, self.config())
 
     def config(self) -> dict[str, Any]:
-        """Plain values, named as the store, its tables and its charts expect them."""
+        """The run's fields as plain values, with the names that the store, its tables and its charts expect."""
         return asdict(self)
 
     def check_seeds(self) -> None:

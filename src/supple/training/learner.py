@@ -18,7 +18,7 @@ from supple.network.population import Population
 from supple.training.optimizers import OPTIMIZERS, Optimizer
 
 Loss = Callable[..., tuple[Tensor, Any]]
-"""``loss(network, *others)`` of one member returns the loss and any other result to keep."""
+"""``loss(network, *others)`` of one member returns the loss and its other results."""
 
 
 class Learner:
@@ -27,7 +27,7 @@ class Learner:
     Args:
         population: the networks.
         mitigator: a method that was built on the population.
-        step_size: the optimizer's.
+        step_size: the optimizer's step size.
         optimizer: one of :data:`supple.training.optimizers.OPTIMIZERS`.
         compiled: whether steps run inside ``torch.compile``. Then a step is one function of stacked tensors, for all
             members at once; otherwise autograd runs for one member after the other. Both agree up to rounding.
@@ -56,14 +56,14 @@ class Learner:
         self._catch_up = torch.compiler.disable(self._act_on_schedule) if compiled else self._act_on_schedule
         self._has_stepped = False
         self.gradients = self._vectorized if compiled else self._one_by_one
-        """A function that returns every member's gradients of ``loss(network, *others)``, and what the loss keeps."""
+        """Returns the gradients of ``loss(network, *others)`` and the loss's other results, both by member."""
 
     def __call__(self, parameters: Tensors, *inputs: Tensor) -> Any:
         """One member's outputs for ``inputs``, with these parameters; no method observes it."""
         return self._call(parameters, {}, *inputs)
 
     def learn(self, loss: Loss, *others: Any) -> Any:
-        """Take one step of every member on ``loss(network, *others)``; return what the loss keeps, by member.
+        """Take one step of every member on ``loss(network, *others)``; return the loss's other results, by member.
 
         ``others`` are tensors, or trees of tensors, with the members' dimension first.
         """
@@ -80,7 +80,7 @@ class Learner:
         return kept
 
     def _act_on_schedule(self) -> None:
-        """Change the parameters for the step before this one: what was measured in between is what was learned."""
+        """Change the parameters for the previous step only now: measurements in between see the networks as trained."""
         if self._has_stepped:
             parameters, step_sizes = self._parameters_and_step_sizes()
             update = Update(step_sizes, self.moments)
@@ -129,7 +129,7 @@ class Learner:
         for name, moments in self.moments.items():
             copy_into(moments, state["moments"][name])
         self.mitigator.load_state_dict(state["mitigator"])
-        self._has_stepped = state.get("has_stepped", False)  # the first versions acted after the step itself
+        self._has_stepped = state.get("has_stepped", False)  # the first versions acted in the step
 
     def _vectorized(self, loss: Loss, *others: Any) -> tuple[Tensors, Any]:
         of_each = vmap(grad(partial(self._loss, loss), has_aux=True), randomness="different")
@@ -141,7 +141,7 @@ class Learner:
     def _loss(
         self, loss: Loss, parameters: Tensors, buffers: Tensors, *others: Any
     ) -> tuple[Tensor, tuple[Any, Tensors]]:
-        """One member's loss, then what the loss keeps and the member's updated buffers."""
+        """One member's loss, then the loss's other results and the member's updated buffers."""
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         value, kept = loss(partial(self._call, parameters, buffers), *others)
         return value, (kept, buffers)
