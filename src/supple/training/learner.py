@@ -129,7 +129,7 @@ class Learner:
         for name, moments in self.moments.items():
             copy_into(moments, state["moments"][name])
         self.mitigator.load_state_dict(state["mitigator"])
-        self._has_stepped = state.get("has_stepped", False)  # the first versions acted in the step
+        self._has_stepped = state.get("has_stepped", False)  # the first versions acted at the end of a step
 
     def _vectorized(self, loss: Loss, *others: Any) -> tuple[Tensors, Any]:
         of_each = vmap(grad(partial(self._loss, loss), has_aux=True), randomness="different")
