@@ -152,10 +152,10 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
     for heading in ("strength", "stopped", "steps", "seeds", "at the end", "over seeds", "best evaluation"):
         table.add_column(heading, justify="right")
     value = pl.col("value")
-    for found in rows.partition_by("method", "strength", maintain_order=True):
-        method, strength = str(found["method"][0]), float(found["strength"][0])
-        returns = found.filter(pl.col("metric") == "return")
-        stopped = found.filter(pl.col("metric") == "stopped")["seed"].n_unique()
+    for part in rows.partition_by("method", "strength", maintain_order=True):
+        method, strength = str(part["method"][0]), float(part["strength"][0])
+        returns = part.filter(pl.col("metric") == "return")
+        stopped = part.filter(pl.col("metric") == "stopped")["seed"].n_unique()
         curve = returns.group_by("step").agg(
             mean=value.mean(), error=value.std() / value.len().sqrt(), low=value.min(), high=value.max(), n=value.len()
         )

@@ -96,5 +96,5 @@ def _magnitudes(activations: ByLayer) -> dict[str, Tensor]:
 def _shares(values: ByLayer, threshold: float) -> dict[str, Tensor]:
     if not values:
         return {}
-    below = {name: (each <= threshold).double().where(each.isfinite(), torch.nan) for name, each in values.items()}
-    return {"": torch.cat(list(below.values()), -1).mean(-1), **{name: each.mean(-1) for name, each in below.items()}}
+    below = {name: (units <= threshold).double().where(units.isfinite(), torch.nan) for name, units in values.items()}
+    return {"": torch.cat(list(below.values()), -1).mean(-1), **{name: flags.mean(-1) for name, flags in below.items()}}

@@ -115,13 +115,13 @@ class Inspection:
     @cached_property
     def singular_values(self) -> dict[str, Tensor]:
         """The singular values of the matrices in each layer's weight, ``(members…, matrices, n)``, descending."""
-        found = {}
+        by_layer = {}
         for name in self._matrices:
             tensor, role = self._tensors[name], self._roles[name]
             matrices = role.matrices(tensor)
             leading = tensor.shape[: tensor.ndim - len(role.shape)]
-            found[_label(name)] = spectra.singular_values(matrices.reshape(*leading, -1, *matrices.shape[-2:]))
-        return found
+            by_layer[_label(name)] = spectra.singular_values(matrices.reshape(*leading, -1, *matrices.shape[-2:]))
+        return by_layer
 
     @cached_property
     def activations(self) -> dict[str, Tensor]:
@@ -139,8 +139,8 @@ class Inspection:
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of the loss on the probe by each trainable parameter, as a vector ``(members…, n)``."""
-        found = self._by_member(lambda member: loss_gradients(member, self.loss))
-        return {_label(name): self._vector(name, gradient) for name, gradient in found.items()}
+        by_parameter = self._by_member(lambda member: loss_gradients(member, self.loss))
+        return {_label(name): self._vector(name, gradient) for name, gradient in by_parameter.items()}
 
     @cached_property
     def gradient_singular_values(self) -> dict[str, Tensor]:
@@ -152,11 +152,11 @@ class Inspection:
         grams = self._by_member(lambda member: gradient_grams(member, self.loss))
         sizes = {name: torch.Size(self._roles[name].shape).numel() for name in grams}
         total = torch.stack(list(grams.values())).sum(0)
-        found = {"": spectra.gram_singular_values(total)[..., : sum(sizes.values())]}
+        by_layer = {"": spectra.gram_singular_values(total)[..., : sum(sizes.values())]}
         for name in self._matrices:
             if name in grams:
-                found[_label(name)] = spectra.gram_singular_values(grams[name])[..., : sizes[name]]
-        return found
+                by_layer[_label(name)] = spectra.gram_singular_values(grams[name])[..., : sizes[name]]
+        return by_layer
 
     def check_examples(self) -> None:
         """Check that inputs and labels can be split into single examples."""
@@ -199,8 +199,8 @@ class Inspection:
                 return look(self._member(self.network, lambda tensor: tensor))
         module = self.network.stacked
         with undisturbed(module):
-            found = [look(self._member(module, operator.itemgetter(index))) for index in range(len(self.network))]
-        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+            results = [look(self._member(module, operator.itemgetter(index))) for index in range(len(self.network))]
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
     def _member(self, module: nn.Module, part: Callable[[Tensor], Tensor]) -> Member:
         parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}

@@ -172,7 +172,7 @@ class PlasticityMonitor:
             members: dict[str, list[float]] = {}
             for key, value in latest.items():
                 members.setdefault(key.partition("/")[2], []).append(value)
-            latest = {key: sum(each) / len(each) for key, each in members.items()}
+            latest = {key: sum(values) / len(values) for key, values in members.items()}
         return text_table(latest)
 
     def __getstate__(self) -> dict[str, Any]:

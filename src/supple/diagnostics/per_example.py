@@ -139,23 +139,23 @@ def _calls(
         for path in paths:
             module = member.module.get_submodule(path)
             hooks.enter_context(module.register_forward_hook(recorder(path), with_kwargs=True))
-        found = member(parameters)
-        tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+        outputs = member(parameters)
+        tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
         if not tensors or any(tensor.ndim == 0 or len(tensor) != member.examples for tensor in tensors):
             return {}, {}
         try:
-            losses = _losses(found, member.y, loss).reshape(member.examples, -1).sum(-1)
+            losses = _losses(outputs, member.y, loss).reshape(member.examples, -1).sum(-1)
         except RuntimeError:  # torch.func.vmap refuses a loss that reads values, by an ``if`` or ``item()``
             return {}, {}
         total, weighted = losses.sum(), (losses * weights.to(losses)).sum()
     if not _examples_are_independent(member, tensors):
         return {}, {}
     # If the network itself uses torch.func.vmap or grad, tensors inside are invalid after the call.
-    seen = {path: each for path, each in calls.items() if not any(map(is_functorch_wrapped_tensor, chain(*each)))}
-    gradients = iter(derivatives(total, [output for each in seen.values() for _, output in each], keep=True))
+    seen = {path: pairs for path, pairs in calls.items() if not any(map(is_functorch_wrapped_tensor, chain(*pairs)))}
+    gradients = iter(derivatives(total, [output for pairs in seen.values() for _, output in pairs], keep=True))
     names = [name for path in seen for name in _trained(member, path)]
     sums = dict(zip(names, derivatives(weighted, [parameters[name] for name in names]), strict=True))
-    return {path: [(a, next(gradients)) for a, _ in each] for path, each in seen.items()}, sums
+    return {path: [(a, next(gradients)) for a, _ in pairs] for path, pairs in seen.items()}, sums
 
 
 def _examples_are_independent(member: Member, outputs: list[Tensor]) -> bool:
@@ -165,9 +165,9 @@ def _examples_are_independent(member: Member, outputs: list[Tensor]) -> bool:
     with torch.no_grad():
         single = [leaf for leaf in tree_leaves(one(one.parameters)) if isinstance(leaf, Tensor)]
     return len(single) == len(outputs) and all(
-        part[index : index + 1].shape == each.shape and _same(part[index : index + 1], each)
-        for part, each in zip(outputs, single, strict=True)
-        if each.is_floating_point()
+        part[index : index + 1].shape == alone.shape and _same(part[index : index + 1], alone)
+        for part, alone in zip(outputs, single, strict=True)
+        if alone.is_floating_point()
     )
 
 
@@ -209,14 +209,17 @@ def _factors(member: Member, path: str, calls: list[_Call]) -> dict[str, list[_C
     if isinstance(layer, _Norm):
         tensors = {name: (member.parameters | member.buffers).get(full) for full, name in _named(layer, path).items()}
         gains, biases = zip(*(_norm_gradients(layer, tensors, a, b) for a, b in calls), strict=True)
-        found = {"weight": [_as_factors(torch.stack(gains).sum(0))], "bias": [_as_factors(torch.stack(biases).sum(0))]}
+        factors = {
+            "weight": [_as_factors(torch.stack(gains).sum(0))],
+            "bias": [_as_factors(torch.stack(biases).sum(0))],
+        }
     else:
         assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
         a, b = (torch.cat(parts, 1) for parts in zip(*(_rows(layer, a, b) for a, b in calls), strict=True))
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         by_group = zip(a.chunk(groups, -1), b.chunk(groups, -1), strict=True)
-        found = {"weight": list(by_group), "bias": [_as_factors(b.sum(1))]}
-    return {full: found[name] for full, name in _trained(member, path).items()}
+        factors = {"weight": list(by_group), "bias": [_as_factors(b.sum(1))]}
+    return {full: factors[name] for full, name in _trained(member, path).items()}
 
 
 def _as_factors(gradients: Tensor) -> _Call:

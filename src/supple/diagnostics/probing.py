@@ -89,7 +89,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
 
     :attr:`Inspection.activations` gives the details; it calls this for every member.
     """
-    found: dict[str, list[Tensor]] = {}
+    activations: dict[str, list[Tensor]] = {}
     seen: list[Tensor] = []
     x = copied(member.x)
     inputs = {_memory(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
@@ -110,7 +110,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
             return
         if name not in of_inputs:
             units = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
-            found.setdefault(name, []).append(h.movedim(units, -1).flatten(0, -2).clone())
+            activations.setdefault(name, []).append(h.movedim(units, -1).flatten(0, -2).clone())
 
     def after(module: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
         nonlocal finished
@@ -121,7 +121,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
             hooks.enter_context(module.register_forward_pre_hook(_named(before, name), with_kwargs=True))
             hooks.enter_context(module.register_forward_hook(after))
         member(member.parameters, x)
-    return {name: torch.cat(calls) for name, calls in found.items()}
+    return {name: torch.cat(calls) for name, calls in activations.items()}
 
 
 def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
@@ -151,8 +151,8 @@ def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False)
     reached = [tensor for tensor in tensors if tensor.requires_grad] if value.requires_grad else []
     gradients = torch.autograd.grad(value, reached, materialize_grads=True, retain_graph=keep) if reached else ()
     dense = (gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients)
-    found = {id(tensor): gradient for tensor, gradient in zip(reached, dense, strict=True)}
-    return [found[id(tensor)] if id(tensor) in found else torch.zeros_like(tensor) for tensor in tensors]
+    by_id = {id(tensor): gradient for tensor, gradient in zip(reached, dense, strict=True)}
+    return [by_id[id(tensor)] if id(tensor) in by_id else torch.zeros_like(tensor) for tensor in tensors]
 
 
 def _memory(tensor: Tensor) -> int:

@@ -33,7 +33,7 @@ def text_table(values: Mapping[str, float]) -> str:
 def _block(names: list[str], titles: Mapping[str, str], left: int, values: Mapping[str, float]) -> str:
     words = [name.split("_") for name in names]
     height = max(map(len, words))
-    padded = [[""] * (height - len(each)) + each for each in words]
+    padded = [[""] * (height - len(parts)) + parts for parts in words]
     rows = [("", heading) for heading in zip(*padded, strict=True)]
     for layer, title in titles.items():
         cells = [values.get(f"{name}/{layer}" if layer else name) for name in names]

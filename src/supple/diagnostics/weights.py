@@ -106,5 +106,8 @@ def _norms(vectors: ByLayer) -> dict[str, Tensor]:
 
 
 def _averaged(singular_values: ByLayer, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    found = {name: of(values) for name, values in singular_values.items()}
-    return {"": torch.cat(list(found.values()), -1).mean(-1), **{name: each.mean(-1) for name, each in found.items()}}
+    by_layer = {name: of(values) for name, values in singular_values.items()}
+    return {
+        "": torch.cat(list(by_layer.values()), -1).mean(-1),
+        **{name: numbers.mean(-1) for name, numbers in by_layer.items()},
+    }

@@ -135,8 +135,8 @@ def imagenet32() -> Dataset:
     averaged down. Without such a folder, tiny-ImageNet's 200 classes are used, with 500 / 50 images per class.
     """
     folder = local("imagenet32")
-    found = from_folder(folder, size=32) if folder else decoded(TINY_IMAGENET, size=32)
-    data, test = _with_test(found, "imagenet32")
+    contents = from_folder(folder, size=32) if folder else decoded(TINY_IMAGENET, size=32)
+    data, test = _with_test(contents, "imagenet32")
     fewest = [examples.labels.bincount(minlength=data.classes).min() for examples in (data.train, test)]
     return replace(
         data,
@@ -240,13 +240,13 @@ def load(name: str) -> Dataset:
             )
 
 
-def _dataset(found: Decoded) -> Dataset:
-    train, test = Examples(*found.train), Examples(*found.test) if found.test else None
-    return Dataset(train, None, test, len(found.names), found.mean, found.std, names=found.names)
+def _dataset(contents: Decoded) -> Dataset:
+    train, test = Examples(*contents.train), Examples(*contents.test) if contents.test else None
+    return Dataset(train, None, test, len(contents.names), contents.mean, contents.std, names=contents.names)
 
 
-def _with_test(found: Decoded, name: str) -> tuple[Dataset, Examples]:
-    data = _dataset(found)
+def _with_test(contents: Decoded, name: str) -> tuple[Dataset, Examples]:
+    data = _dataset(contents)
     if data.test is None:
         raise FileNotFoundError(f"expected test examples of {name}, found none: add test-*.parquet to its folder")
     return data, data.test

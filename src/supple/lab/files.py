@@ -91,8 +91,8 @@ def local(name: str) -> Path | None:
 def from_folder(folder: Path, size: int | None = None) -> Decoded:
     """The examples in ``train-*.parquet`` and, if there are any, ``test-*.parquet``; ``size`` as in :func:`decoded`."""
     files = _files(folder)
-    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths]
-    return _cached(folder.name, [str(folder.resolve()), found, size], partial(_decode, files, size=size))
+    versions = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths]
+    return _cached(folder.name, [str(folder.resolve()), versions, size], partial(_decode, files, size=size))
 
 
 def _from_hub(source: Source, size: int | None) -> Decoded:
@@ -171,7 +171,7 @@ def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | N
 
     datasets.disable_progress_bars()  # this takes no time
     tables = {split: {path: _table(path, scratch) for path in paths} for split, paths in files.items() if paths}
-    splits = {split: (_images(found, split, size), _labels(found)) for split, found in tables.items()}
+    splits = {split: (_images(by_path, split, size), _labels(by_path)) for split, by_path in tables.items()}
     channels = max(images.shape[1] for images, _ in splits.values())
     splits = {split: (images.expand(-1, channels, -1, -1), labels) for split, (images, labels) in splits.items()}
     if len({images.shape[1:] for images, _ in splits.values()}) > 1:
@@ -179,7 +179,7 @@ def _decode(files: Mapping[str, Sequence[Path]], scratch: Path, *, size: int | N
             f"{images.shape[2]}x{images.shape[3]} in {split}" for split, (images, _) in splits.items()
         )
         raise ValueError(f"expected images of one size, got {shapes}: resize them")
-    features = [table.features[_column(table, LABELS)] for found in tables.values() for table in found.values()]
+    features = [table.features[_column(table, LABELS)] for by_path in tables.values() for table in by_path.values()]
     if len(named := {tuple(getattr(feature, "names", None) or ()) for feature in features}) > 1:
         raise ValueError(f"expected files with the same classes, got {' and '.join(map(str, named))}: write them again")
     names = named.pop() or tuple(str(label) for label in range(int(splits["train"][1].max()) + 1))
@@ -215,7 +215,7 @@ def _column(table: "datasets.Dataset", names: Sequence[str]) -> str:
 
 
 def _labels(tables: Mapping[Path, "datasets.Dataset"]) -> Tensor:
-    found = []
+    parts = []
     for path, table in tables.items():
         column = _column(table, LABELS)
         for row, missing in enumerate(table.data.column(column).is_null().to_pylist()):
@@ -226,8 +226,8 @@ def _labels(tables: Mapping[Path, "datasets.Dataset"]) -> Tensor:
             raise ValueError(
                 f"expected integers in column {column}, got {labels.dtype} in {path}: number the classes from 0"
             )
-        found.append(torch.from_numpy(labels.astype(np.int64)))
-    return torch.cat(found)
+        parts.append(torch.from_numpy(labels.astype(np.int64)))
+    return torch.cat(parts)
 
 
 def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | None) -> Tensor:
@@ -238,13 +238,13 @@ def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | N
     console, total = Console(stderr=True), sum(len(table) for table in tables.values())
     bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
     pixels, grey = np.empty(0), True
-    for index, (found, one_channel) in enumerate(bar(_decoded(tables, size), split, total=total)):
+    for index, (image, one_channel) in enumerate(bar(_decoded(tables, size), split, total=total)):
         if not index:
-            pixels = np.empty((total, *found.shape), np.uint8)
-        if found.shape != pixels.shape[1:]:
-            shapes = " and ".join("x".join(map(str, shape[:2])) for shape in (pixels.shape[1:], found.shape))
+            pixels = np.empty((total, *image.shape), np.uint8)
+        if image.shape != pixels.shape[1:]:
+            shapes = " and ".join("x".join(map(str, shape[:2])) for shape in (pixels.shape[1:], image.shape))
             raise ValueError(f"expected images of one size, got {shapes} in {split}: resize them")
-        pixels[index] = found
+        pixels[index] = image
         grey &= one_channel
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if grey else 3].contiguous()
 

@@ -146,8 +146,8 @@ def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
 
 def reported(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of one protocol without the tuning seeds; all rows if there are no other seeds yet."""
-    found = rows.filter(pl.col("seed") < TUNING_SEEDS)
-    return rows if found.is_empty() else found
+    kept = rows.filter(pl.col("seed") < TUNING_SEEDS)
+    return rows if kept.is_empty() else kept
 
 
 def most_stacked(run: Run) -> int:

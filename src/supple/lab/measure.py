@@ -61,20 +61,20 @@ class Probe:
 @torch.no_grad()
 def evaluate(members: Sequence[nn.Module], data: Dataset, tasks: Sequence[Task]) -> Tensors:
     """By metric of :data:`supple.runs.metrics.METRICS`, one value per member: at the end of a task."""
-    found = [_evaluate(member, data, task) for member, task in zip(members, tasks, strict=True)]
-    return {metric: torch.stack([each[metric] for each in found]) for metric in found[0]}
+    results = [_evaluate(member, data, task) for member, task in zip(members, tasks, strict=True)]
+    return {metric: torch.stack([result[metric] for result in results]) for metric in results[0]}
 
 
 def _evaluate(member: nn.Module, data: Dataset, task: Task) -> Tensors:
     member.eval()
     outputs, labels = _outputs(member, data, task, data.train, task.training_examples(data))
-    found = {"train_accuracy": _accuracy(outputs, labels), "train_loss": cross_entropy(outputs, labels)}
+    metrics = {"train_accuracy": _accuracy(outputs, labels), "train_loss": cross_entropy(outputs, labels)}
     for name, part in (("validation_accuracy", data.validation), ("test_accuracy", data.test)):
         if part is not None and task.labels is None:
-            found[name] = _accuracy(*_outputs(member, data, task, part, task.examples(part)))
+            metrics[name] = _accuracy(*_outputs(member, data, task, part, task.examples(part)))
     member.train()
     finite = torch.stack([parameter.isfinite().all() for parameter in member.parameters()]).all()
-    return found | {"diverged": (~finite).float()}
+    return metrics | {"diverged": (~finite).float()}
 
 
 def _outputs(

@@ -118,8 +118,8 @@ def sampled_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
 def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
     """The composition of all tasks' permutations so far. Each task looks like a new permutation."""
     order = np.arange(_positions(data))
-    for each in range(task + 1):
-        order = order[generator(Stream.PIXELS, seed, each).permutation(len(order))]
+    for task_number in range(task + 1):
+        order = order[generator(Stream.PIXELS, seed, task_number).permutation(len(order))]
     return Task(classes=torch.arange(data.classes), pixels=torch.from_numpy(order))
 
 
@@ -127,8 +127,8 @@ def drifting_pixels(data: Dataset, seed: int, task: int) -> Task:
     """First the original images; then each task permutes another random share ``DRIFT`` of the positions."""
     order = np.arange(_positions(data))
     moved = max(2, round(DRIFT * len(order)))
-    for each in range(task):
-        rng = generator(Stream.PIXELS, seed, each)
+    for task_number in range(task):
+        rng = generator(Stream.PIXELS, seed, task_number)
         chosen = rng.choice(len(order), moved, replace=False)
         order[chosen] = order[np.roll(chosen, 1)]
     return Task(classes=torch.arange(data.classes), pixels=torch.from_numpy(order))
@@ -142,8 +142,8 @@ def label_flip(data: Dataset, seed: int, task: int) -> Task:
 def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
     """The composition of all tasks' flips so far. Each task looks like a new flip."""
     labels = np.arange(data.classes)
-    for each in range(task + 1):
-        labels = generator(Stream.FLIP, seed, each).permutation(data.classes)[labels]
+    for task_number in range(task + 1):
+        labels = generator(Stream.FLIP, seed, task_number).permutation(data.classes)[labels]
     return Task(classes=torch.from_numpy(labels))
 
 

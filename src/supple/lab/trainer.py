@@ -161,23 +161,26 @@ class Trainer:
     def _begin(self, task: int) -> tuple[list[Task], Tensor, Tensor, Tensor | None]:
         """Every member's task, labels and batches (as in :meth:`_batches`) and pixels ``(members, positions)``."""
         made = (self.shift.task(self.data, seed, task) for seed in self.run.seeds)
-        tasks = [shifts.check_task(each, self.data, self._classes, self.run.shift).to(self.device) for each in made]
-        orders = [each.pixels for each in tasks if each.pixels is not None]
+        tasks = [
+            shifts.check_task(member_task, self.data, self._classes, self.run.shift).to(self.device)
+            for member_task in made
+        ]
+        orders = [member_task.pixels for member_task in tasks if member_task.pixels is not None]
         return tasks, *self._batches(tasks, task), torch.stack(orders) if orders else None
 
     def _batches(self, tasks: Sequence[Task], task: int) -> tuple[Tensor, Tensor]:
         """Every member's label of each image ``(members, examples)``, and its batches ``(steps, members, batch)``."""
         run = self.run
-        examples, labels = zip(*(each.training_examples(self.data) for each in tasks), strict=True)
-        steps = {len(each) // run.batch_size for each in examples}
+        examples, labels = zip(*(member_task.training_examples(self.data) for member_task in tasks), strict=True)
+        steps = {len(chosen) // run.batch_size for chosen in examples}
         if len(steps) > 1 or 0 in steps:
             raise ValueError(
                 f"expected tasks of at least one batch of {run.batch_size}, as many for every member, got "
-                f"{sorted({len(each) for each in examples})} examples: choose another batch size, or one seed a run"
+                f"{sorted({len(chosen) for chosen in examples})} examples: choose another batch size, or one seed a run"
             )
         orders = [
-            each[batch_order(len(each), run.batch_size, run.epochs, seed, task).to(self.device)]
-            for each, seed in zip(examples, run.seeds, strict=True)
+            chosen[batch_order(len(chosen), run.batch_size, run.epochs, seed, task).to(self.device)]
+            for chosen, seed in zip(examples, run.seeds, strict=True)
         ]
         return torch.stack(labels), torch.stack(orders, dim=1)
 

@@ -29,17 +29,17 @@ def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
             needs the step size and the optimizer does not give it.
         RuntimeError: if this method, or another of its class for the same parameters, is already attached.
     """
-    found, ours = inner_optimizers(optimizer), _identities(method)
-    found = [inner for inner in found if held_by(inner) & ours] or found[:1]
-    held = set[int]().union(*map(held_by, found))
-    for inner in found:
+    optimizers, ours = inner_optimizers(optimizer), _identities(method)
+    optimizers = [inner for inner in optimizers if held_by(inner) & ours] or optimizers[:1]
+    held = set[int]().union(*map(held_by, optimizers))
+    for inner in optimizers:
         _check_parameters(method, held_by(inner), (parameters_in(optimizer) & ours) - held)
         if any(group.get("maximize") for group in inner.param_groups):
             raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
         check_step_sizes(method, inner)
         _check_master_copies(method, inner)
         _check_company(method, inner)
-    return found
+    return optimizers
 
 
 def check_held(method: Kernels, optimizer: Optimizer, lost: set[int]) -> None:

@@ -118,11 +118,11 @@ class Mitigator(KernelRunner):
             RuntimeError: if already attached to this optimizer, or if another method of the same class acts there on
                 some of the same parameters.
         """
-        found = fitting(self, optimizer)
-        self._check(found)
+        optimizers = fitting(self, optimizer)
+        self._check(optimizers)
         if not self._has_warned:
-            self._has_warned = self._warn_of_changes(found)
-        self._hooks += [self._hooks_on(inner) for inner in found]
+            self._has_warned = self._warn_of_changes(optimizers)
+        self._hooks += [self._hooks_on(inner) for inner in optimizers]
         if not self._observed:
             self.observe()
         return self

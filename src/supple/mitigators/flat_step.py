@@ -105,7 +105,7 @@ class FlatStep:
     ) -> None:
         gains = [_wide(self._roles[name].gains(parameters[name])) for name in names]
         changes = amount(names, torch.cat(gains), None)
-        _add([into[name] for name in names], changes.split([len(each) for each in gains]))
+        _add([into[name] for name in names], changes.split([len(gain) for gain in gains]))
 
     def _layout_of(self, parameters: Mapping[str, Tensor]) -> _Layout:
         device = next(iter(parameters.values())).device
@@ -119,9 +119,9 @@ class FlatStep:
             vector_shapes = [self._roles[name].layout or (1, parameters[name].numel()) for name in vectors]
             rows = [(groups, rows) for groups, rows, _ in shapes]
             columns = [*((groups, columns) for groups, _, columns in shapes), *vector_shapes]
-            row_sizes, sizes = ([groups * size for groups, size in each] for each in (rows, columns))
+            row_sizes, sizes = ([groups * size for groups, size in pairs] for pairs in (rows, columns))
             owners = _owners(rows, device), _owners(columns, device)
-            kinds = [sum(groups for groups, _ in each) for each in (rows, vector_shapes)]
+            kinds = [sum(groups for groups, _ in pairs) for pairs in (rows, vector_shapes)]
             is_matrix = torch.tensor([1.0] * kinds[0] + [0.0] * kinds[1], device=device)
             self._layouts[key] = _Layout(matrices, vectors, scales, row_sizes, sizes, *owners, is_matrix)
         return self._layouts[key]
@@ -149,4 +149,4 @@ def _like(tensors: Sequence[Tensor], flat: Sequence[Tensor]) -> list[Tensor]:
 
 def _add(into: list[Tensor], pulls: Sequence[Tensor]) -> None:
     if into:
-        torch._foreach_add_(into, [pull.view_as(each) for each, pull in zip(into, pulls, strict=True)])
+        torch._foreach_add_(into, [pull.view_as(tensor) for tensor, pull in zip(into, pulls, strict=True)])

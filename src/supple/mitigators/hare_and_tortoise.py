@@ -81,8 +81,8 @@ class HareAndTortoise(Mitigator):
             if name == next(iter(self.parameters)):
                 tensors |= {buffer: self._module.get_buffer(buffer) for buffer in self._buffers}
             is_back = is_due(state[GLOBAL][name], self.every, update)
-            for each, fast in tensors.items():
-                slow = state[each]["slow"]
+            for tensor_name, fast in tensors.items():
+                slow = state[tensor_name]["slow"]
                 slow.lerp_(fast.to(slow.dtype), 1 - self.decay)
-                if is_back and each not in update.idle:
+                if is_back and tensor_name not in update.idle:
                     move_towards(fast, slow, strength)

@@ -19,10 +19,10 @@ def inner_optimizers(optimizer: Any) -> list[Optimizer]:
         TypeError: if it neither is nor holds an optimizer.
         ValueError: for an optimizer whose ``step`` has no hooks.
     """
-    found = _inside(optimizer, set())
-    if not found:
+    innermost = _inside(optimizer, set())
+    if not innermost:
         raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}: attach to each optimizer")
-    for inner in found:
+    for inner in innermost:
         if not getattr(type(inner).step, "hooked", False) or not hasattr(inner, "_optimizer_step_post_hooks"):
             raise ValueError(
                 f"expected an optimizer that runs its step hooks, got {type(inner).__name__}, whose __init__ does not "
@@ -33,7 +33,7 @@ def inner_optimizers(optimizer: Any) -> list[Optimizer]:
                 f"expected an optimizer that is moved by step(), got {type(inner).__name__}, which is moved by "
                 f"second_step() and holds no other optimizer: {_BY_HAND}"
             )
-    return found
+    return innermost
 
 
 def memory_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
     slots = (name for kind in type(optimizer).__mro__ for name in getattr(kind, "__slots__", ()))
     for value in [*getattr(optimizer, "__dict__", {}).values(), *(getattr(optimizer, name, None) for name in slots)]:
         held += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-    inner = [found for value in held for found in _inside(value, seen)]
+    inner = [innermost for value in held for innermost in _inside(value, seen)]
     return inner or ([optimizer] if isinstance(optimizer, Optimizer) else [])
 
 
@@ -131,7 +131,7 @@ def parameters_in(value: Any, depth: int = 4) -> set[int]:
     if not isinstance(value, list | tuple | dict):
         value = vars(value) if hasattr(value, "__dict__") and depth == 4 else ()
     inner = value.values() if isinstance(value, dict) else value
-    return set[int]().union(*(parameters_in(each, depth - 1) for each in inner)) if depth else set()
+    return set[int]().union(*(parameters_in(item, depth - 1) for item in inner)) if depth else set()
 
 
 def _is_like_one(value: Any) -> bool:

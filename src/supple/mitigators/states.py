@@ -33,7 +33,7 @@ def check_state(state: Any, mine: State, options: Mapping[str, float], kind: str
                 f"expected the state of a {kind} with {_shown(option, value)}, got one with "
                 f"{_shown(option, other)}: load it into a method with the same options"
             )
-    expected, shapes = ({f"{GLOBAL}/{ROUNDING}": ()} | _shapes(each) for each in (mine, state))
+    expected, shapes = ({f"{GLOBAL}/{ROUNDING}": ()} | _shapes(entries) for entries in (mine, state))
     for entry in sorted(expected.keys() | shapes.keys()):
         if expected.get(entry) != shapes.get(entry):
             raise ValueError(
@@ -72,14 +72,14 @@ def check_tensors(state: Any, mine: State, kind: str) -> None:
                 "load what its state_dict() returned"
             )
         for key, tensor in entry.items():
-            own, found = mine.get(name, {}).get(key), type(tensor).__name__
+            own, given = mine.get(name, {}).get(key), type(tensor).__name__
             if isinstance(tensor, Tensor):
                 if _fits(tensor, own):
                     continue
-                found = f"a {found} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+                given = f"a {given} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise TypeError(
                 f"expected a plain tensor{'' if own is None else f' of {own.dtype}'} for {name}/{key} in the state of "
-                f"a {kind}, got {found}: load what its state_dict() returned"
+                f"a {kind}, got {given}: load what its state_dict() returned"
             )
 
 

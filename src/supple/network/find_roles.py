@@ -84,8 +84,8 @@ def find_roles(
         if _is_packed(parameter):
             continue
         shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
-        found = _role_of(name, module, modules, shape)
-        roles[name] = _overridden(found, overrides[name], name) if name in overrides else found
+        role = _role_of(name, module, modules, shape)
+        roles[name] = _overridden(role, overrides[name], name) if name in overrides else role
     return roles
 
 
@@ -109,11 +109,11 @@ def table(
     targets: Mapping[str, str] | None = None,
 ) -> str:
     """What :func:`describe` returns, with a column of targets if they are given."""
-    found, pruned = find_roles(network, roles), masks(network)
+    by_name, pruned = find_roles(network, roles), masks(network)
     rows = [("parameter", "shape", "role", "matrices", "sigma_1", "target")]
     for name, parameter, _ in owned_parameters(network):
         shape = "x".join(map(str, parameter.shape)) or "scalar"
-        role = found.get(name)
+        role = by_name.get(name)
         if role is None or role.kind in ("other", "unknown"):
             rows.append((name, shape, "left out", "-", "-", "-"))
             continue
@@ -134,13 +134,13 @@ def table(
 
 def masks(network: nn.Module | Population) -> dict[str, Tensor]:
     """The masks of :mod:`torch.nn.utils.prune`, by the parameter's name."""
-    found = {}
+    by_name = {}
     for name, _, module in owned_parameters(network):
         stem, _, suffix = name.rpartition(".")[2].rpartition("_")
         mask = module._buffers.get(f"{stem}_mask") if suffix == "orig" else None
         if mask is not None:
-            found[name] = mask
-    return found
+            by_name[name] = mask
+    return by_name
 
 
 def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
@@ -196,8 +196,8 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         name = stem
     parent, _, own = owner.rpartition(".")
     for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
-        if holder is not None and (found := role_by_rule(holder, name_in_it, shape)) is not None:
-            return found
+        if holder is not None and (role := role_by_rule(holder, name_in_it, shape)) is not None:
+            return role
     match module:  # matched by name: reading module.weight of a parametrized module computes it
         case _ConvNd():
             if name == "weight":
@@ -273,13 +273,13 @@ def _refuse_stacked(path: str, module: nn.Module, name: str, shape: tuple[int, .
         )
 
 
-def _overridden(found: Role, override: Kind | Role | None, name: str) -> Role:
+def _overridden(role: Role, override: Kind | Role | None, name: str) -> Role:
     if isinstance(override, Role):
-        if override.shape != found.shape:
+        if override.shape != role.shape:
             raise ValueError(
-                f"expected a role of shape {found.shape} for {name!r}, got {override.shape}: give it that shape"
+                f"expected a role of shape {role.shape} for {name!r}, got {override.shape}: give it that shape"
             )
         return override
     if override is None or override not in get_args(Kind):
         raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {override!r}")
-    return found if override == found.kind else role_of_kind(override, found.shape)
+    return role if override == role.kind else role_of_kind(override, role.shape)

@@ -60,9 +60,9 @@ def role_by_rule(module: nn.Module, name: str, shape: Shape) -> Role | None:
     """The role of the parameter ``name`` of ``module`` from the table, or None if the table has no rule for it."""
     for owner, rules in _TABLE:
         if any(_is_named(kind, owner) for kind in _own_types(module)):
-            for pattern, found in rules.items():
+            for pattern, rule in rules.items():
                 if fnmatchcase(name, pattern):
-                    return found(module, name, shape) or Role("unknown", shape)
+                    return rule(module, name, shape) or Role("unknown", shape)
     return None
 
 
@@ -167,12 +167,12 @@ def _table(module: nn.Module, name: str, shape: Shape) -> Role | None:
 def _experts(transposed: bool) -> _Found:
     """One matrix per expert, (experts, out, in) or transposed (experts, in, out); one bias vector per expert."""
 
-    def found(module: nn.Module, name: str, shape: Shape) -> Role | None:
+    def rule(module: nn.Module, name: str, shape: Shape) -> Role | None:
         if len(shape) == 3:
             return Role("matrix", shape, shape, transposed)
         return Role("vector", shape, shape) if len(shape) == 2 and name.endswith("bias") else None
 
-    return found
+    return rule
 
 
 _NORM: dict[str, _Found] = {**dict.fromkeys(("weight", "gamma"), gain), "bias": _found_by("vector")}

@@ -17,7 +17,7 @@ def members_of(
     Columns: the run's configuration, and ``run``, ``member``, ``seed``, ``strength``; ``done``, the finished tasks;
     ``seconds``, the member's share of its run's time; ``subset``, whether only part of the data set was used.
     """
-    found = []
+    records = []
     for run, config in configs.items():
         shared = {"step_size": None} | {name: value for name, value in config.items() if not isinstance(value, list)}
         environment, seeds = environments.get(run, {}), config["seeds"]
@@ -27,10 +27,10 @@ def members_of(
             "seconds": environment.get("seconds", 0.0) / len(seeds),
         }
         for member, (seed, strength) in enumerate(zip(seeds, config["strengths"], strict=True)):
-            found.append(shared | {"member": member, "seed": seed, "strength": float(strength)})
-    if not found:
+            records.append(shared | {"member": member, "seed": seed, "strength": float(strength)})
+    if not records:
         return pl.DataFrame()
-    members = pl.DataFrame(found, infer_schema_length=None)
+    members = pl.DataFrame(records, infer_schema_length=None)
     if rows.is_empty():
         return members.with_columns(done=pl.lit(0))
     done = rows.group_by("run", "member").agg(done=pl.col("task").n_unique().cast(pl.Int64))
@@ -53,10 +53,10 @@ def under_way(members: pl.DataFrame) -> list[dict[str, Any]]:
 
 def hardware(environments: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The distinct environments, with the number of runs and the seconds of each."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    by_key: dict[tuple[Any, ...], dict[str, Any]] = {}
     for environment in environments.values():
         key = tuple(environment.get(name) for name in HARDWARE)
-        entry = found.setdefault(key, dict(zip(HARDWARE, key, strict=True)) | {"runs": 0, "seconds": 0.0})
+        entry = by_key.setdefault(key, dict(zip(HARDWARE, key, strict=True)) | {"runs": 0, "seconds": 0.0})
         entry["runs"] += 1
         entry["seconds"] += environment.get("seconds", 0.0)
-    return list(found.values())
+    return list(by_key.values())

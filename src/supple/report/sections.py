@@ -51,14 +51,14 @@ def sections_of(
     if members.is_empty():
         return []
     protocol = [name for name in members.columns if name not in (*TUNED, *OF_MEMBERS)]
-    found = []
+    sections = []
     for part in members.partition_by(protocol, maintain_order=True):
         problem = part["problem"][0]
         siblings = members.filter(pl.col("problem") == problem)
         apart = [name for name in protocol if name not in ("scale", "subset") and siblings[name].n_unique() > 1]
         title = [title_with_scale(part, title_of(problem)), *(f"{_words(name)} {part[name][0]}" for name in apart)]
         measured = _rows_of(part, rows)
-        found.append(
+        sections.append(
             Section(
                 problem=problem,
                 title=", ".join(title),
@@ -70,10 +70,10 @@ def sections_of(
                 finished=int((part["done"] >= part["tasks"]).sum()),
                 seconds=float(part["seconds"].sum()),
                 standings=None if measured.is_empty() else standings(measured, drawings),
-                settings=[_setting(each, configs) for each in part.partition_by(TUNED, maintain_order=True)],
+                settings=[_setting(setting, configs) for setting in part.partition_by(TUNED, maintain_order=True)],
             )
         )
-    return found
+    return sections
 
 
 def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

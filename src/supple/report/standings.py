@@ -152,9 +152,9 @@ def _differences(
     """The differences from the reference; None for itself, and for settings with another number of finished tasks."""
     keys = settings(rows)
     theirs = rows.join(reference, on=keys, how="semi", nulls_equal=True)
-    found = paired(rows, theirs, metric, last).filter(pl.col("tasks") == reference["tasks"][0])
-    found = found.join(reference, on=keys, how="anti", nulls_equal=True)
-    by_place = ranked.select(keys).with_row_index("place").join(found, on=keys, nulls_equal=True)
+    comparison = paired(rows, theirs, metric, last).filter(pl.col("tasks") == reference["tasks"][0])
+    comparison = comparison.join(reference, on=keys, how="anti", nulls_equal=True)
+    by_place = ranked.select(keys).with_row_index("place").join(comparison, on=keys, nulls_equal=True)
     rows_by_place = {row["place"]: row for row in by_place.to_dicts()}
     return [rows_by_place.get(place) for place in range(len(ranked))]
 

@@ -52,10 +52,10 @@ def ranges(numbers: list[int]) -> str:
 
 def stretches(numbers: list[int]) -> list[tuple[int, int]]:
     """The first and last number of each range of consecutive numbers."""
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for value in sorted(set(numbers)):
-        if found and found[-1][1] == value - 1:
-            found[-1] = (found[-1][0], value)
+        if pairs and pairs[-1][1] == value - 1:
+            pairs[-1] = (pairs[-1][0], value)
         else:
-            found.append((value, value))
-    return found
+            pairs.append((value, value))
+    return pairs

@@ -71,15 +71,15 @@ def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 
 def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
-    found = []
+    records = []
     returns = rows.filter(pl.col("metric") == "return")
     for (method, strength, step), group in returns.group_by("method", "strength", "step", maintain_order=True):
-        strata = [each["value"].to_numpy() for _, each in group.group_by("problem", maintain_order=True)]
+        strata = [of_problem["value"].to_numpy() for _, of_problem in group.group_by("problem", maintain_order=True)]
         low, high = bootstrap_interval(strata)
         mean = interquartile_mean(np.concatenate(strata))
-        found.append((method, strength, step, mean, low, high, len(group)))
+        records.append((method, strength, step, mean, low, high, len(group)))
     names = ["method", "strength", "step", "mean", "low", "high", "seeds"]
-    return pl.DataFrame(found, schema=names, orient="row").sort("step", maintain_order=True)
+    return pl.DataFrame(records, schema=names, orient="row").sort("step", maintain_order=True)
 
 
 def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:

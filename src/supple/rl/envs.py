@@ -76,11 +76,11 @@ class DmControl:
         from dm_control.rl.control import PhysicsError
 
         try:
-            found = self._environment.step(self._low + (action.astype(np.float64) + 1) * self._range)
+            time_step = self._environment.step(self._low + (action.astype(np.float64) + 1) * self._range)
         except PhysicsError:
             return Step(self._last, 0.0, terminal=False, last=True)
-        self._last = _flat(found.observation)
-        return Step(self._last, float(found.reward), terminal=found.discount == 0, last=found.last())
+        self._last = _flat(time_step.observation)
+        return Step(self._last, float(time_step.reward), terminal=time_step.discount == 0, last=time_step.last())
 
     def render(self, size: int = 240) -> np.ndarray:
         """An image ``(size, size, 3)`` of the current state; needs a GL library."""
@@ -114,14 +114,14 @@ class Gymnasium:
         self._flatten = gymnasium.spaces.flatten
 
     def begin(self, seed: int) -> np.ndarray:
-        found: np.ndarray = self._ask(lambda: self._flat(self._environment.reset(seed=seed)[0]))
-        self._check(found, 0.0)
-        return found
+        observation: np.ndarray = self._ask(lambda: self._flat(self._environment.reset(seed=seed)[0]))
+        self._check(observation, 0.0)
+        return observation
 
     def step(self, action: np.ndarray) -> Step:
-        found: Step = self._ask(self._step, self._low + (action.reshape(self._shape) + 1) * self._range)
-        self._check(found.observation, found.reward)
-        return found
+        result: Step = self._ask(self._step, self._low + (action.reshape(self._shape) + 1) * self._range)
+        self._check(result.observation, result.reward)
+        return result
 
     def _step(self, action: np.ndarray) -> Step:
         observation, reward, terminated, truncated, _ = self._environment.step(action)
@@ -171,13 +171,13 @@ class Episodes:
 
     def step(self, action: np.ndarray) -> tuple[Step, float | None]:
         """Take one action; return its result, and the episode's return if it ended: then the next episode begins."""
-        found = self._play(action)
-        if not found.last:
-            return found, None
+        result = self._play(action)
+        if not result.last:
+            return result, None
         finished = self.total
         self.number, self.actions, self.total = self.number + 1, [], 0.0
         self.observation = self._begin()
-        return found, finished
+        return result, finished
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the current episode and its actions so far."""
@@ -194,10 +194,10 @@ class Episodes:
         return self.environment.begin(number(Stream.EPISODE, self.seed, self.number))
 
     def _play(self, action: np.ndarray) -> Step:
-        found = self.environment.step(action)
+        result = self.environment.step(action)
         self.actions.append(action)
-        self.observation, self.total = found.observation, self.total + found.reward
-        return found
+        self.observation, self.total = result.observation, self.total + result.reward
+        return result
 
 
 def tasks() -> dict[str, Callable[[], Environment]]:

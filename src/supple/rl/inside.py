@@ -20,7 +20,7 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
 
     Gradients and activations are computed on a batch as for :meth:`SAC.update`.
     """
-    found: dict[str, Tensor] = {"temperature": agent.alpha}
+    metrics: dict[str, Tensor] = {"temperature": agent.alpha}
     alpha, actor, critic = agent.alpha, agent.actor.parameters, agent.critic.parameters
     with agent.critic.unobserved():
         critic_gradient, _ = agent.critic.gradients(agent.critic_loss, agent.target, actor, alpha, batch, noise[0])
@@ -34,15 +34,15 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         flat = {key: tensor.flatten(1) for key, tensor in gradient.items()}
         norms = {key: values[..., 0].amax(-1) for key, values in seen.singular_values.items()}
         *_, last = seen.activations.values()
-        found |= {
+        metrics |= {
             f"{name}_weight_norm": DIAGNOSTICS["weight_norm"](seen)[""],
             f"{name}_gradient_norm": gradient_norm(flat)[""],
             f"{name}_spectral_norm": torch.stack(list(norms.values())).amax(0),
             f"{name}_dormant": DIAGNOSTICS["dormant_units"](seen)[""],
             f"{name}_effective_rank": spectra.effective_rank(spectra.singular_values(last)),
         }
-        found |= {f"{name}_spectral_norm/{key}": value for key, value in norms.items()}
-    return found
+        metrics |= {f"{name}_spectral_norm/{key}": value for key, value in norms.items()}
+    return metrics
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def overestimation(
     Source: the quantity is the paper's (Figure 5), which does not define it; the normalisation is Nauman et al.'s,
     *Overestimation, Overfitting, and Plasticity in Actor-Critic*, 2024.
     """
-    actor, critic = ({k: v[member] for k, v in each.parameters.items()} for each in (agent.actor, agent.critic))
+    actor, critic = ({k: v[member] for k, v in learner.parameters.items()} for learner in (agent.actor, agent.critic))
     values, gains, last = [], [], False
     observation = world.begin(seed)
     while not last:
@@ -83,4 +83,4 @@ def relative_error(values: Sequence[float], gains: Sequence[tuple[float, float]]
         returns.append(reward + discount * following)
         following = returns[-1] + bonus
     pairs = list(zip(values, reversed(returns), strict=True))[:LOOKED_AT]
-    return float(np.mean([(value - found) / max(abs(found), 10) for value, found in pairs]))
+    return float(np.mean([(value - returned) / max(abs(returned), 10) for value, returned in pairs]))

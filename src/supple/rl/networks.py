@@ -59,12 +59,12 @@ class Critic(nn.Module):
 
 def layers_of(network: nn.Module) -> list[list[str]]:
     """Names of the parameters by layer, from the input on; all heads together are the last layer."""
-    found: dict[int, list[str]] = {}
+    layers: dict[int, list[str]] = {}
     hidden = {module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     for name, _ in network.named_parameters():
         block = re.search(r"block(\d+)", name)
-        found.setdefault(int(block[1]) if block else len(hidden), []).append(name)
-    return [found[index] for index in sorted(found)]
+        layers.setdefault(int(block[1]) if block else len(hidden), []).append(name)
+    return [layers[index] for index in sorted(layers)]
 
 
 def _body(inputs: int, constants: Constants) -> nn.Sequential:

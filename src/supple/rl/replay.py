@@ -111,13 +111,13 @@ class Replay:
             ChangedDataError: when these are not the rows of that state; nothing is changed then.
         """
         count, first, *checksum = state
-        found = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
+        actual = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
         # States from the first versions have no checksum: only the file's size can be compared.
-        if (checksum != [found]) if checksum else not self._had_size:
+        if (checksum != [actual]) if checksum else not self._had_size:
             raise ChangedDataError(
                 "expected the replay buffer that the checkpoint was written with, got another content"
             )
-        self.count, self.first, self._checksum = count, first, found
+        self.count, self.first, self._checksum = count, first, actual
 
     @property
     def nbytes(self) -> int:
@@ -126,10 +126,10 @@ class Replay:
 
     def _number(self, step: int) -> int:
         """A step's term in the checksum: it depends on the step, the order of its rows and every bit of them."""
-        found = step
+        term = step
         for row in self._rows[:, step % self._rows.shape[1]]:
-            found = zlib.crc32(row, found)
-        return found
+            term = zlib.crc32(row, term)
+        return term
 
     def _split(self, rows: Tensor) -> Batch:
         observation, action, reward, terminal, following = rows.split(self._sizes, -1)

@@ -109,8 +109,8 @@ class RunFolder:
             return None
         try:
             content = io.BytesIO(verified(read(self._files, path)))
-            found = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
-            checkpoint = Checkpoint(rows=pl.read_parquet(found.pop("rows").numpy().tobytes()), **found)
+            stored = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
+            checkpoint = Checkpoint(rows=pl.read_parquet(stored.pop("rows").numpy().tobytes()), **stored)
             if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
                 raise ValueError("it holds something else")
         except DAMAGED as error:

@@ -115,15 +115,15 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
     theirs = _per_seed(reference, metric, count).select("seed", theirs="value")
     difference, pairs = pl.col("difference"), pl.len().cast(pl.Int64)
     wins = (difference.fill_nan(None) > 0).sum()  # polars orders NaN above all numbers
-    found = (
+    compared = (
         _per_seed(rows, metric, count)
         .join(theirs, on="seed", maintain_order="left")
         .with_columns(difference=pl.col("value") - pl.col("theirs"))
         .group_by(*settings(rows), maintain_order=True)
         .agg(difference.mean(), error=difference.std() / pairs.sqrt(), wins=wins, pairs=pairs)
     )
-    half = pl.Series(scipy.stats.t.ppf(0.975, found["pairs"].to_numpy() - 1), nan_to_null=True) * found["error"]
-    return found.drop("error").with_columns(low=found["difference"] - half, high=found["difference"] + half)
+    half = pl.Series(scipy.stats.t.ppf(0.975, compared["pairs"].to_numpy() - 1), nan_to_null=True) * compared["error"]
+    return compared.drop("error").with_columns(low=compared["difference"] - half, high=compared["difference"] + half)
 
 
 def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:

@@ -150,11 +150,11 @@ class Learner:
         return functional_call(self.population.stacked, (parameters, buffers), inputs)
 
     def _one_by_one(self, loss: Loss, *others: Any) -> tuple[Tensors, Any]:
-        found = []
+        results = []
         for index, (member, parameters) in enumerate(zip(self.members, self._members_parameters, strict=True)):
             value, kept = loss(member, *tree_map(lambda tensor, index=index: tensor[index], others))
-            found.append((torch.autograd.grad(value, parameters), kept))
-        gradients, kept = tree_map(lambda *tensors: torch.stack(tensors), *found)
+            results.append((torch.autograd.grad(value, parameters), kept))
+        gradients, kept = tree_map(lambda *tensors: torch.stack(tensors), *results)
         return dict(zip(self.parameters, gradients, strict=True)), kept
 
 
