@@ -26,6 +26,7 @@ STRENGTHS: dict[str, tuple[float | None, ...]] = {
     "decoupled-spectral": (0.1, 1.0, 10.0),  # not in the paper, but this library's own method
     "shrink-and-perturb": SWEPT,
     "redo": (0.1, 0.025, 0.01),  # a threshold
+    "parseval": (1.0, 0.1, 0.01),  # times (64 / n)², 1/16 here
     "crelu": (None,),
     "wasserstein": SWEPT,
     "streaming-ewc": (*SWEPT, 1e2, 1e4),  # squared gradients are small: the paper's strengths hardly act
