@@ -65,9 +65,9 @@ class SpectralRegularizer(Mitigator):
             a parameter that is not regularized, or a parameter cannot be regularized (named in the message). When
             attached in the decoupled form: if the optimizer does not give its step size.
 
-    Departures from the paper: a vector is one tensor (also the stacked biases of q, k and v); 15 power iterations at
-    construction; each iteration adds a little of a fixed random direction (see :mod:`supple.kernels.power_iteration`);
-    the bound on the gradient.
+    Departures from the paper: a bias vector counts as one, even where one tensor holds the biases of q, k and v; 15
+    power iterations are made at construction; each iteration adds a little of a fixed random direction (see
+    :mod:`supple.kernels.power_iteration`); and the gradient is bounded.
 
     Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and targets
     other than 1 are not in the paper.
