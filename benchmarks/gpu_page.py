@@ -17,7 +17,7 @@ What is known without a GPU, because tests on the CPU check it:
   `GradScaler` is used: they then ask, in the steps in which they would act, whether the step was skipped.
 - **Captured.** Both forms of spectral regularization can be inside `torch.compile`: a compiled step of a population or
   an agent is one full graph, and `torch.compile(optimizer.step)` has only the graph break that torch puts around every
-  optimizer's step. A strength that is a tensor may change between steps; one that is a number is compiled anew when it
+  optimizer's step. A strength that is a tensor may change between steps; a number recompiles the step when it
   first changes. A step keeps its tensors in the same memory, as a CUDA graph needs; with CUDA graphs use an optimizer
   with `capturable=True`, take a few steps before the capture, and give the strength as a tensor on the GPU that you
   change in place. The test of captured steps for that runs only where there is a GPU.

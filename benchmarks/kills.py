@@ -64,7 +64,7 @@ class Kills:
                 assert_frame_equal(load(str(out)), expected, check_exact=True)
                 sweeps += 1
             counts = " and ".join(f"{victim} {count} times" for victim, count in kills.items())
-            print(f"killed {counts} in {sweeps} sweeps: all {expected.height} values of each are the same to the bit")
+            print(f"killed {counts} in {sweeps} sweeps: all {expected.height} values of each are bit-for-bit identical")
 
 
 def sweep(config: Kills, out: Path) -> "subprocess.Popen[str]":

@@ -1,7 +1,7 @@
 """Check that two checkouts give bit-for-bit identical results on this machine, for example after moving code.
 
-    git worktree add /tmp/before COMMIT
-    python benchmarks/same_bits.py --before /tmp/before       # minutes; --compiled: an hour
+    git worktree add ../before COMMIT
+    python benchmarks/same_bits.py --before ../before       # minutes; --compiled: an hour
 
 Each checkout runs its own copy of this program, which trains every method of the laboratory for some steps, as a
 population of two, and agents for 200 updates, and prints digests of the results. Results differ between processors, so

@@ -16,4 +16,4 @@ def test_two_kills_change_no_value():
     assert result.returncode == 0, result.stdout + result.stderr
     last = result.stdout.splitlines()[-1]
     assert last.startswith("killed a worker 1 times and the sweep 1 times in ")
-    assert last.endswith("are the same to the bit")
+    assert last.endswith("are bit-for-bit identical")

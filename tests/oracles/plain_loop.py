@@ -1,4 +1,4 @@
-"""A training loop written out by hand, to hold other people's loops against: their steps must have the same bits."""
+"""A training loop written out by hand. Other people's loops must give bit-for-bit identical steps."""
 
 import copy
 from collections.abc import Callable, Sequence

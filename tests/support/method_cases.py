@@ -148,7 +148,7 @@ def adamw(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
-    """Whether all parameters and buffers have the same bits."""
+    """Whether all parameters and buffers are bit-for-bit identical."""
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 

@@ -51,7 +51,10 @@ class Recorder:
         activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
         if torch.compiler.is_compiling():
             if self.slot is None and self.sums["forwards"].ndim > 1:
-                raise NotImplementedError("a method that sees activations needs a population that is not compiled")
+                raise NotImplementedError(
+                    "expected a population that is not compiled, got a compiled one: this method observes activations, "
+                    "so run the forward pass without torch.compile"
+                )
             self._add(activations)
             return
         # Clear it now: if checkpointing reruns this layer in the backward pass, the count may be from another batch.
