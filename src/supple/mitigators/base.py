@@ -48,6 +48,15 @@ class Mitigator(KernelRunner):
         ValueError: if the strength is out of range, or a parameter has values that are not finite.
     """
 
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    """What it was built with, except the network."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        method = super().__new__(cls)
+        options.pop("network", None)
+        method._arguments = arguments[1:], options
+        return method
+
     def __init__(
         self,
         network: nn.Module | Population,
@@ -152,6 +161,13 @@ class Mitigator(KernelRunner):
         self._held.clear()
         self._observed.clear()
         return self
+
+    def built_on(self, network: nn.Module | Population) -> Self:
+        """This method with its options and its present strength, built anew on another network; not attached."""
+        arguments, options = self._arguments
+        method = type(self)(network, *arguments, **options)
+        method.strength = self.strength
+        return method
 
     def describe(self) -> str:
         """A table of all parameters: name, shape, role, number of matrices, and largest singular value."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +69,18 @@ class Population(nn.Module):
 
 
 def copy_of(module: Module) -> Module:
-    """A deep copy, even of a module that stores a weight computed from its parameters.
+    """A deep copy, even of a module that stores a weight computed from its parameters."""
+    return copy.deepcopy(module, computed_weights(module))
 
-    ``torch.nn.utils.prune`` and the older ``weight_norm`` store such weights; torch cannot copy tensors with a graph.
+
+def computed_weights(module: nn.Module) -> dict[int, Any]:
+    """The memo for ``copy.deepcopy`` of something that holds ``module``.
+
+    ``torch.nn.utils.prune`` and the older ``weight_norm`` store a weight computed from the parameters; torch cannot
+    copy tensors with a graph.
     """
-    computed = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+    values = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    return {id(value): value.detach().clone() for value in values if not value.is_leaf}
 
 
 def outside_vmap(tensor: Tensor) -> Tensor:

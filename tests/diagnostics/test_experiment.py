@@ -1,0 +1,328 @@
+"""The plasticity test: what the copies do, what stays untouched, and the verdicts."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import scipy
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import supple
+from supple.diagnostics.verdict import AS_IT_IS, FRESH_NETWORK, FRESH_OPTIMIZER, Difference, PlasticityTest
+
+
+def loss(network, batch):
+    x, y = batch
+    return cross_entropy(network(x), y)
+
+
+def make(device="cpu"):
+    torch.manual_seed(3)
+    layers = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)
+    return nn.Sequential(*layers).to(device)
+
+
+def batches(count=8, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(count, 10, 6, generator=generator), torch.randint(3, (count, 10), generator=generator)
+    return list(zip(x.to(device), y.to(device), strict=True))
+
+
+def trained(network, optimizer, steps=5):
+    for batch in batches(steps, next(network.parameters()).device):
+        optimizer.zero_grad()
+        loss(network, batch).backward()
+        optimizer.step()
+    return network, optimizer
+
+
+def adam(network):
+    return torch.optim.Adam(network.parameters(), lr=1e-2)
+
+
+def short(network, optimizer, **options):
+    options = {"steps": 12, "repeats": 2, "progress": False} | options
+    return supple.plasticity_test(
+        network, options.pop("loss", loss), options.pop("batches", batches()), optimizer=optimizer, **options
+    )
+
+
+def test_copies_train_as_loops_of_ones_own_would(device):
+    network, optimizer = make(device), None
+    network[3].p = 0.0  # the loops below need not know where the test seeds
+    network, optimizer = trained(network, adam(network))
+    data = batches(device=device)
+    curves = short(network, optimizer, batches=data, steps=12, fresh=make).curves
+    for repeat in range(2):
+        order = []
+        for reading in range(2):
+            torch.manual_seed(repeat + 1_000_003 * reading)
+            order += torch.randperm(len(data)).tolist()
+        for name, curve in curves.items():
+            mine, mine_optimizer = copy.deepcopy((network, optimizer))
+            if name == FRESH_NETWORK:
+                mine = make(device)
+                mine[3].p = 0.0
+            if name != AS_IT_IS:
+                mine_optimizer = adam(mine)
+            expected = []
+            for index in order[:12]:
+                value = loss(mine, data[index])
+                mine_optimizer.zero_grad()
+                value.backward()
+                mine_optimizer.step()
+                expected.append(value.item())
+            torch.testing.assert_close(curve[repeat], torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_of_the_original_changes(training):
+    network, optimizer = trained(network := make(), adam(network))
+    method = supple.SpectralRegularizer(network, strength=0.1).attach(optimizer)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    trained(network, optimizer)
+    scheduler.step()
+    network.train(training)[1].train(False)
+    loader = torch.utils.data.DataLoader(
+        [batch for pair in batches() for batch in zip(*pair, strict=True)],
+        batch_size=10,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(5),
+    )
+    gradients = [parameter.grad for parameter in network.parameters()]
+    values = [gradient.clone() for gradient in gradients]
+    everything = [network.state_dict(), optimizer.state_dict(), method.state_dict(), scheduler.state_dict()]
+    before = copy.deepcopy(everything)
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), loader.generator.get_state()
+    modes = [part.training for part in network.modules()]
+
+    short(
+        network,
+        optimizer,
+        batches=loader,
+        schedulers=[scheduler],
+        remedies={"perturb": lambda n, o: [p.data.mul_(random.random() + np.random.rand()) for p in n.parameters()]},
+    )
+
+    torch.testing.assert_close(everything, before, rtol=0, atol=0)
+    assert [parameter.grad for parameter in network.parameters()] == gradients or all(
+        parameter.grad is gradient for parameter, gradient in zip(network.parameters(), gradients, strict=True)
+    )
+    torch.testing.assert_close([parameter.grad for parameter in network.parameters()], values, rtol=0, atol=0)
+    now = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), loader.generator.get_state()
+    assert all(map(torch.equal, (drawn[0], drawn[3]), (now[0], now[3])))
+    assert drawn[1:3] == now[1:3]
+    assert [part.training for part in network.modules()] == modes
+    assert scheduler.optimizer is optimizer
+    assert method.steps == (5,)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        torch.optim.Adagrad,  # fills its state when it is built
+        torch.optim.LBFGS,  # needs a closure
+        torch.optim.NAdam,
+        lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
+        lambda parameters, lr: torch.optim.AdamW([{"params": [p], "lr": lr} for p in parameters], amsgrad=True),
+    ],
+)
+def test_any_optimizer(build):
+    network, optimizer = trained(network := make(), adam(network))
+    optimizer = build(network.parameters(), lr=1e-2)
+    for batch in batches(3):
+        optimizer.step(lambda batch=batch: (optimizer.zero_grad(), value := loss(network, batch), value.backward())[1])
+    curves = short(network, optimizer, steps=3).curves
+    renewed = copy.deepcopy(network)
+    torch.manual_seed(0)
+    first = torch.randperm(8)[0]
+    fresh = build(renewed.parameters(), lr=1e-2)
+    assert all(torch.isfinite(curve).all() for curve in curves.values())
+    assert fresh.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert not torch.equal(curves[AS_IT_IS], curves[FRESH_OPTIMIZER])
+    torch.manual_seed(0)
+    torch.randperm(8)
+    torch.testing.assert_close(curves[FRESH_OPTIMIZER][0, 0].item(), loss(renewed, batches()[first]).item())
+
+
+def test_attached_methods_act_on_the_copies_and_begin_anew_on_the_fresh_network():
+    network, optimizer = trained(network := make(), adam(network))
+    free = short(network, optimizer).curves
+    supple.L2InitRegularizer(network, strength=0.3).attach(optimizer)
+    held = short(network, optimizer).curves
+    for name, curve in held.items():
+        assert torch.equal(curve[:, 0], free[name][:, 0])
+        assert not torch.equal(curve[:, 2:], free[name][:, 2:])
+
+    seen = []
+
+    class Seen(supple.L2InitRegularizer):
+        def add_gradients(self, parameters, gradients, state, strength):
+            seen.append((strength, max((parameters[n] - state[n]["initial"]).abs().max().item() for n in parameters)))
+
+    network, optimizer = trained(network := make(), adam(network))
+    method = Seen(network, 0.3).attach(optimizer)
+    method.strength = 0.5
+    with torch.no_grad():
+        network[4].weight += 5.0
+    short(network, optimizer, steps=1)
+    assert [strength for strength, _ in seen] == [0.5] * 6
+    assert [distance > 1 for _, distance in seen] == [True, True, False] * 2
+
+
+def test_a_step_of_ones_own_and_several_optimizers():
+    network = make()
+    halves = [adam(network[0]), torch.optim.SGD(network[1:].parameters(), 0.1)]
+
+    def step(network, optimizers, batch):
+        assert isinstance(optimizers, tuple)
+        assert {id(p) for o in optimizers for g in o.param_groups for p in g["params"]} == set(
+            map(id, network.parameters())
+        )
+        value = loss(network, batch)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        value.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return value.item()
+
+    own = short(network, halves, loss=None, step=step).curves
+    usual = short(network, halves).curves
+    torch.testing.assert_close(own, usual)
+
+
+def test_gradient_scaling_and_compiled_networks():
+    network = make()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    plain = short(network, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaled = short(torch.compile(network, backend="eager"), optimizer, scaler=scaler)
+    torch.testing.assert_close(scaled.curves, plain.curves)
+
+
+def test_frozen_parameters_stay_in_the_fresh_network_and_a_scheduler_continues():
+    network = make()
+    network[0].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    seen = []
+
+    def step(network, optimizer, batch):
+        seen.append((network[0].weight.clone(), optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        return loss(network, batch).item()
+
+    short(network, optimizer, loss=None, step=step, schedulers=[scheduler], steps=3)
+    assert [lr for _, lr in seen] == [0.1, 0.05, 0.025] * 6
+    assert all(torch.equal(weight, network[0].weight) for weight, _ in seen)
+
+
+def test_it_stops_early_only_where_the_answer_is_clear():
+    network, optimizer = trained(network := make(), adam(network))
+    with torch.no_grad():
+        network[4].weight.zero_(), network[0].weight.zero_(), network[1].weight.zero_(), network[1].bias.fill_(-1.0)
+    result = short(network, optimizer, steps=60, repeats=9)
+    assert len(result.curves[AS_IT_IS]) < 9
+    assert result.verdict == "network"
+
+
+def made(own, renewed, fresh, spread=0.01, start=2.0, repeats=5):
+    generator = torch.Generator().manual_seed(0)
+
+    def curve(last):
+        return torch.cat(
+            [torch.full((repeats, 9), start), last + spread * torch.randn(repeats, 1, generator=generator)], 1
+        ).double()
+
+    return PlasticityTest({AS_IT_IS: curve(own), FRESH_OPTIMIZER: curve(renewed), FRESH_NETWORK: curve(fresh)}, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict", "words"),
+    [
+        (made(1.3, 1.3, 0.2), "network", "has lost plasticity: a fresh one reaches 0.19"),
+        (made(1.9, 1.3, 0.2), "network", "the optimizer stalls too"),
+        (made(1.9, 0.2, 0.2), "optimizer", "the optimizer is stalling"),
+        (made(1.9, 0.35, 0.2, spread=0.05), "optimizer", "the optimizer is stalling"),
+        (made(0.2, 0.2, 0.2), "nothing", "nothing is lost"),
+        (made(0.2, 0.5, 0.25), "nothing", "nothing is lost"),  # as it is, it learns as well as a new one
+        (made(0.1, 0.1, 0.5), "nothing", "nothing is lost"),
+        (made(0.35, 0.35, 0.2, spread=0.2), "undecided", "take more repeats"),
+        (made(1.9, 1.9, 2.0), "undecided", "does not learn either"),
+        (made(float("nan"), float("inf"), 0.2), "network", "reaches 2.0"),
+        (made(0.2, 0.2, float("nan")), "undecided", "does not learn either"),
+    ],
+)
+def test_verdicts(result, verdict, words):
+    assert result.verdict == verdict
+    assert words in result.sentence()
+    text = str(result)
+    assert text.startswith(result.sentence()[:1].upper())
+    assert max(map(len, text.split("\n\n")[1].splitlines())) <= 100
+    assert result.to_dict()["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("confidence", "count"), [(0.95, 2), (0.99, 2), (0.95, 3), (0.99, 5), (0.95, 30)])
+def test_intervals_are_students(confidence, count):
+    values = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    low, high = scipy.stats.t.interval(confidence, count - 1, values.mean(), scipy.stats.sem(values))
+    assert Difference.of(values, confidence) == pytest.approx((values.mean().item(), low, high), rel=1e-4)
+
+
+def test_the_chart_draws_every_copy():
+    chart = made(1.3, 1.3, 0.2).chart().to_dict()
+    assert {row["copy"] for row in next(iter(chart["datasets"].values()))} == {AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK}
+    assert chart["title"] == "The network has lost plasticity"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"batches": iter(batches())}, TypeError, "can be read again"),
+        ({"batches": []}, ValueError, "at least one batch"),
+        ({"repeats": 1}, ValueError, "2 repeats"),
+        ({"steps": 0}, ValueError, "1 step"),
+        ({"step": lambda network, optimizer, batch: 0.0}, TypeError, "both or none"),
+        ({"loss": lambda network, batch: network(batch[0])}, TypeError, "return one number"),
+        ({"loss": lambda network, batch: loss(OTHER, batch)}, ValueError, "that loss\\(network, batch\\) is given"),
+        ({"loss": lambda network, batch: torch.zeros(())}, ValueError, "that loss\\(network, batch\\) is given"),
+        ({"fresh": lambda: nn.Linear(6, 3)}, ValueError, "same architecture"),
+    ],
+)
+def test_misuse(options, error, words):
+    network = make()
+    with pytest.raises(error, match=words):
+        short(network, adam(network), **options)
+
+
+OTHER = make()
+
+
+def test_a_network_that_cannot_draw_new_parameters_asks_for_fresh():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            return self.scale * x
+
+    network = nn.Sequential(Scaled(), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match="fresh="):
+        short(network, adam(network))
+    population = supple.Population(make, [0, 1])
+    with pytest.raises(TypeError, match="member"):
+        short(population, adam(population))
+
+
+def test_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("supple.diagnostics.experiment.time.monotonic", iter(range(0, 10**6, 7)).__next__)
+    network = make()
+    short(network, adam(network), progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("plasticity test: repeat 1 of at most 2, the network and its optimizer, at most ")
+    assert 10 < len(lines) < 20
