@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from support.events import scalars
+
 README = Path(__file__).parents[1] / "README.md"
 DOCS = README.parent / "docs"
-GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "losing-plasticity", "frameworks", "fine-tuning")]
+GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "losing-plasticity", "fine-tuning")]
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
@@ -18,6 +20,31 @@ def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+
+
+FRAMEWORKS = {"Lightning": 40, "Transformers": 20, "Accelerate": 40, "Stable-Baselines3": 125}
+PROGRAMS = {"Plain PyTorch": 10, **FRAMEWORKS, "Your own loop": 1}
+"""How many steps each program's monitor counts, over both of its trainings."""
+
+
+@pytest.mark.parametrize("title", PROGRAMS)
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_each_program_of_the_page_of_frameworks_runs_by_itself(title, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # other tests take Accelerate's state for that of a CPU
+    section = (DOCS / "frameworks.md").read_text().split(f"## {title}\n")[1]
+    names: dict[str, object] = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    monitor = names.get("monitor") or names["parts"]["monitor"]
+    assert monitor.steps == PROGRAMS[title]
+    if title in FRAMEWORKS:
+        logged = {
+            name for folder in {file.parent for file in tmp_path.rglob("events.out*")} for name, *_ in scalars(folder)
+        }
+        assert {"train/spectral_norm", "critic/spectral_norm", "spectral_norm"} & logged
 
 
 def test_commands_exist():

@@ -12,10 +12,13 @@ from oracles.plain_loop import (
     batches,
     copies,
     mean_square,
+    measured_by_hand,
     mlp,
+    monitor,
     spectral,
     train_by_hand,
 )
+from support.events import scalars
 
 lightning = pytest.importorskip("lightning.pytorch")
 
@@ -54,12 +57,11 @@ def fit(module, folder, inputs=None, epochs=1, resume=None, **options):
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         default_root_dir=folder,
-        **options,
+        **{"logger": False, **options},
     )
     inputs = list(batches(STEPS) if inputs is None else inputs)
     trainer.fit(module, torch.utils.data.DataLoader(inputs, batch_size=None), ckpt_path=resume)
@@ -146,19 +148,21 @@ def test_a_second_fit_and_one_after_an_interruption(tmp_path):
     assert_same(module.network, by_hand)
 
 
+class Two(Module):
+    def training_step(self, x, index):
+        loss = mean_square(self.network, x)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+        return loss
+
+    def configure_optimizers(self):
+        return adam(self.network[:2]), adam(self.network[2:])
+
+
 def test_two_optimizers(tmp_path):
-    class Two(Module):
-        def training_step(self, x, index):
-            loss = mean_square(self.network, x)
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            self.manual_backward(loss)
-            for optimizer in self.optimizers():
-                optimizer.step()
-
-        def configure_optimizers(self):
-            return adam(self.network[:2]), adam(self.network[2:])
-
     module = Two(manual=True)
     by_hand, _ = copies(module.network)
     fit(module, tmp_path, callbacks=[callback(module)])
@@ -181,3 +185,71 @@ def test_the_states_of_more_methods_are_refused_and_change_nothing():
     with pytest.raises(ValueError, match="states of 1 methods in the checkpoint, got 2: build the callback with"):
         attached.load_state_dict({"mitigators": [zeros, zeros]})
     assert str(attached.state_dict()) == before
+
+
+# The monitor.
+
+
+class FakeWandb(lightning.loggers.Logger):
+    """Keeps the rows, as Lightning hands them to W&B."""
+
+    name, version = "fake", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *arguments):
+        pass
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+
+def monitor_callback(module, every=1):
+    from supple.integrations.lightning import PlasticityMonitorCallback
+
+    return PlasticityMonitorCallback(monitor(module.network, every))
+
+
+@pytest.mark.parametrize(("kind", "accumulate", "every", "steps"), [(Module, 2, 1, [0, 1, 2]), (Two, 1, 2, [1, 3, 5])])
+def test_measurements_go_to_every_logger_at_the_step_of_the_batchs_metrics(kind, accumulate, every, steps, tmp_path):
+    class Logging(kind):
+        def training_step(self, x, index):
+            self.log("loss", loss := super().training_step(x, index))
+            return loss
+
+    module = Logging(manual=kind is Two)
+    by_hand, _ = copies(module.network)
+    wandb, tensorboard = FakeWandb(), lightning.loggers.TensorBoardLogger(tmp_path)
+    fit(
+        module,
+        tmp_path,
+        callbacks=[monitor_callback(module, every), callback(module, decoupled=True)],  # the order does not matter
+        logger=[wandb, tensorboard],
+        log_every_n_steps=every,
+        accumulate_grad_batches=accumulate,
+    )
+    expected = measured_by_hand(by_hand, spectral(by_hand, decoupled=True), batches(STEPS), accumulate, every)
+    assert [row for row in wandb.rows if "loss" not in row[1]] == list(zip(steps, expected, strict=True))
+    assert {step for step, metrics in wandb.rows if "loss" in metrics} == set(steps)
+    events = {(name, step): value for name, step, value in scalars(tensorboard.log_dir) if "/" not in name}
+    for step, measurement in zip(steps, expected, strict=True):
+        for name in measurement.keys() & {"spectral_norm", "representation_change"}:
+            assert events[name, step] == pytest.approx(measurement[name])
+
+
+def test_a_resumed_fit_measures_the_same(tmp_path):
+    module, again = Module(), Module()
+    by_hand, _ = copies(module.network)
+    wandb = FakeWandb()
+    options = {"logger": wandb, "log_every_n_steps": 1}
+    trainer = fit(
+        module, tmp_path, batches(STEPS)[:3], callbacks=[callback(module), monitor_callback(module)], **options
+    )
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.nn.init.zeros_(again.network[0].weight)  # the initial weights are those of the checkpoint
+    callbacks = [callback(again), monitor_callback(again)]
+    fit(again, tmp_path, batches(STEPS)[3:], epochs=2, resume=tmp_path / "half.ckpt", callbacks=callbacks, **options)
+    assert wandb.rows == list(enumerate(measured_by_hand(by_hand, spectral(by_hand), batches(STEPS))))
+    assert callbacks[1].monitor.steps == STEPS

@@ -1,10 +1,13 @@
 """Transformers: the roles of GPT-2 and ViT, and the Trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from oracles.plain_loop import STRENGTH, adam, assert_differs, assert_same, copies, spectral, train_by_hand
-from supple import L2InitRegularizer, ParsevalRegularizer, SpectralRegularizer, WeightClipping
+from supple import L2InitRegularizer, ParsevalRegularizer, PlasticityMonitor, SpectralRegularizer, WeightClipping
+from support.events import scalars
 from support.resting import resting
 from support.zoo import relative_error
 
@@ -75,11 +78,9 @@ def trainer(kind, network, folder, callbacks=(), **options):
         lr_scheduler_type="constant",
         optim="adamw_torch",
         use_cpu=True,
-        report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        logging_strategy="no",
-        **{"save_strategy": "no", "max_grad_norm": 0.1, **options},
+        **{"report_to": [], "logging_strategy": "no", "save_strategy": "no", "max_grad_norm": 0.1, **options},
     )
     made = InOrder(network, arguments, train_dataset=examples(kind), callbacks=list(callbacks))
     made.model_accepts_loss_kwargs = False  # the loss is the mean over each batch, as written by hand
@@ -141,6 +142,84 @@ def test_attached_to_an_optimizer_of_ones_own(tmp_path):
     own.train()
     train_by_hand(by_hand, spectral(by_hand), adam(by_hand), inputs(gpt2), loss_of, clip=0.1)
     assert_same(network, by_hand)
+
+
+# The monitor.
+
+
+class FakeWandb(transformers.integrations.WandbCallback):
+    """The Trainer's own W&B integration, with a list of rows instead of the package."""
+
+    def __init__(self):
+        self.rows = []
+        self._wandb = SimpleNamespace(log=self.rows.append, run=SimpleNamespace(summary={}))
+        self._initialized, self._log_model = True, SimpleNamespace(is_enabled=False)
+
+
+def monitor(network, every=1):
+    names = ["distance_from_initialization", "representation_change", "spectral_norm"]
+    return PlasticityMonitor(network, (inputs(gpt2)[0], None), every=every, diagnostics=names)
+
+
+def watched(network, folder, watch, callbacks=(), resume_from=None, **options):
+    from supple.integrations.transformers import PlasticityMonitorCallback
+
+    made = trainer(gpt2, network, folder, [*callbacks, callback(network, resume_from=resume_from)], **options)
+    made.add_callback(PlasticityMonitorCallback(watch, made, resume_from=resume_from))
+    return made
+
+
+def measured_by_hand(network, every=1):
+    watch, method, optimizer = monitor(network, every), spectral(network), adamw(network)
+    measurements = []
+    for batch in inputs(gpt2):
+        train_by_hand(network, method, optimizer, [batch], loss_of, clip=0.1)
+        measurements.append(watch.step())
+    return {step: values for step, values in enumerate(measurements, start=1) if values}
+
+
+def test_measurements_go_to_every_integration_and_leave_the_log_of_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    network, by_hand = make(gpt2), make(gpt2)
+    wandb = FakeWandb()
+    options = {"report_to": ["tensorboard"], "logging_strategy": "steps", "logging_steps": 2}
+    training = watched(network, tmp_path, monitor(network, 2), [wandb], **options)
+    training.train()
+    expected = measured_by_hand(by_hand, 2)
+    assert list(expected) == [2, 4, 6]
+    logged = [row for row in training.state.log_history if "spectral_norm" in row]
+    assert {row["step"]: {k: v for k, v in row.items() if k not in ("step", "epoch")} for row in logged} == expected
+    assert [row["step"] for row in training.state.log_history if "loss" in row] == [2, 4, 6]
+    rows = {row["train/global_step"]: row for row in wandb.rows if "train/spectral_norm" in row}
+    events = {(name, step): value for name, step, value in scalars(tmp_path / "events")}
+    for step, measurement in expected.items():
+        assert rows[step].items() >= {f"train/{name}": value for name, value in measurement.items()}.items()
+        for name, value in measurement.items():
+            assert events[f"train/{name}", step] == pytest.approx(value)
+
+
+def test_a_resumed_training_measures_the_same(tmp_path):
+    network, again, by_hand = make(gpt2), make(gpt2), make(gpt2)
+    watched(network, tmp_path, monitor(network), save_strategy="steps", save_steps=3).train()
+    with torch.no_grad():
+        again.lm_head.weight.zero_()  # the initial weights are those of the checkpoint
+    watch = monitor(again)
+    (tmp_path / "checkpoint-3").rename(tmp_path / "elsewhere")
+    elsewhere = str(tmp_path / "elsewhere")
+    resumed = watched(again, tmp_path, watch, resume_from=elsewhere)
+    resumed.train(resume_from_checkpoint=elsewhere)
+    expected = measured_by_hand(by_hand)
+    logged = {
+        row["step"]: row["distance_from_initialization"]
+        for row in resumed.state.log_history
+        if row["step"] > 0 and "spectral_norm" in row
+    }
+    assert logged == {step: values["distance_from_initialization"] for step, values in expected.items()}
+    assert watch.latest == expected[6]
+    assert watch.steps == 6
+    (tmp_path / "elsewhere" / "plasticity_monitor.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"monitor's state in .*resume_from=folder.*torch\.save"):
+        resumed.train(resume_from_checkpoint=elsewhere)
 
 
 # Conv1D keeps its weight as (in, out); in an attention there are q, k and v beside each other.

@@ -369,6 +369,18 @@ def test_attached_it_measures_every_so_many_steps_and_tells():
     monitor.attach(torch.optim.SGD(network.parameters(), lr=0.1))
 
 
+def test_told_of_each_step_it_measures_as_if_attached():
+    told = []
+    monitor = PlasticityMonitor(perceptron(), every=2, diagnostics=["weight_norm"], callback=told.append)
+    measured = [monitor.step() for _ in range(4)]
+    assert measured == [None, told[0], None, told[1]]
+    assert monitor.steps == 4
+    monitor.attach(torch.optim.SGD(monitor.model.parameters()))
+    with pytest.raises(RuntimeError, match="not attached, got one that counts its optimizer's steps: detach"):
+        monitor.step()
+    assert monitor.steps == 4
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
 def test_a_copy_of_network_optimizer_and_monitor_goes_on_by_itself(duplicate):
     network = perceptron()

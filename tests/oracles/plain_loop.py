@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from supple import Mitigator, SpectralRegularizer
+from supple import Mitigator, PlasticityMonitor, SpectralRegularizer
 
 STRENGTH = 0.1  # so large that a pull left out, or there twice, shows
 Loss = Callable[[nn.Module, Tensor], Tensor]
@@ -58,6 +58,24 @@ def train_by_hand(
             method.after_step(optimizer)
         if scheduler is not None:
             scheduler.step()
+
+
+def monitor(network: nn.Module, every: int = 1) -> PlasticityMonitor:
+    """A monitor of three values: one needs the initial weights, one the previous activations, one only the weights."""
+    names = ["distance_from_initialization", "representation_change", "spectral_norm"]
+    return PlasticityMonitor(network, (batches(1)[0], None), every=every, diagnostics=names)
+
+
+def measured_by_hand(
+    network: nn.Module, method: Mitigator, inputs: Sequence[Tensor], accumulate: int = 1, every: int = 1
+) -> list[dict[str, float]]:
+    """The measurements of a loop that trains with Adam and calls the monitor itself."""
+    watch, optimizer = monitor(network, every), adam(network)
+    measurements = []
+    for start in range(0, len(inputs), accumulate):
+        train_by_hand(network, method, optimizer, inputs[start : start + accumulate], accumulate=accumulate)
+        measurements.append(watch.step())
+    return [measurement for measurement in measurements if measurement is not None]
 
 
 def copies(network: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -6,6 +6,7 @@ from supple import cli
 from supple.lab.run import Run
 from supple.runs.store import load
 from supple.runs.tensorboard import mirror
+from support.events import scalars
 from support.stores import plausible, store
 
 METRICS = ("train_accuracy", "spectral_norm")
@@ -20,16 +21,9 @@ def rows(tmp_path):
 
 def read(folder):
     """Events by run, metric and task."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = []
-    for path in folder.glob("*/*"):
-        events = event_accumulator.EventAccumulator(str(path)).Reload()
-        for metric in events.Tags()["scalars"]:
-            found += [
-                (path.relative_to(folder).as_posix(), metric, event.step, event.value)
-                for event in events.Scalars(metric)
-            ]
-    return sorted(found)
+    return sorted(
+        (path.relative_to(folder).as_posix(), *scalar) for path in folder.glob("*/*") for scalar in scalars(path)
+    )
 
 
 def test_every_row_is_an_event_and_again_changes_nothing(rows, tmp_path):

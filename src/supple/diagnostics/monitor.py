@@ -33,11 +33,11 @@ class PlasticityMonitor:
             arguments: a tensor, a tuple or a dictionary, with the batch dimension first; for a population
             ``(members, batch, ...)``. Labels are what the loss takes. Labels None: no gradient diagnostics. No probe:
             only diagnostics of the weights.
-        every: steps between measurements, if attached.
+        every: steps between measurements, if attached or told of each :meth:`step`.
         diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.
         roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices.
-        callback: called with each measurement during the optimizer's steps, such as ``wandb.log``.
+        callback: called with each measurement that a step makes, such as ``wandb.log``.
 
     Raises:
         TypeError: for a probe that is not a pair, and a loss or a callback that is not a function.
@@ -134,6 +134,22 @@ class PlasticityMonitor:
         self._hooks, self._optimizer = [], None
         return self
 
+    def step(self) -> dict[str, float] | None:
+        """Count a training step, and measure after every ``every``-th; for loops that do not attach the monitor.
+
+        Returns:
+            The measurement, or None if none is due.
+
+        Raises:
+            RuntimeError: if attached, because the step would count twice.
+        """
+        if self._hooks:
+            raise RuntimeError(
+                "expected a monitor that is not attached, got one that counts its optimizer's steps: detach() it, "
+                "or leave out step()"
+            )
+        return self._count_step()
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """A copy of the initial weights, the activations at the last measurement and the number of steps."""
         return self._measurements.state_dict() | {"": {"steps": torch.tensor(self._steps)}}
@@ -154,7 +170,7 @@ class PlasticityMonitor:
 
     @property
     def steps(self) -> int:
-        """The number of optimizer steps that it has counted; compiled steps are not counted."""
+        """The number of steps that it has counted; attached, it does not count compiled steps."""
         return self._steps
 
     def __repr__(self) -> str:
@@ -192,10 +208,14 @@ class PlasticityMonitor:
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth -= 1
-        if self._depth:
-            return
+        if not self._depth:
+            self._count_step()
+
+    def _count_step(self) -> dict[str, float] | None:
         self._steps += 1
-        if self._steps % self.every == 0:
-            self.measure()
-            if self.callback is not None:
-                self.callback(self.latest)
+        if self._steps % self.every:
+            return None
+        self.measure()
+        if self.callback is not None:
+            self.callback(self.latest)
+        return self.latest

@@ -1,9 +1,10 @@
-"""Methods in a Lightning trainer."""
+"""Methods and a monitor in a Lightning trainer."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from supple.diagnostics import PlasticityMonitor
 from supple.mitigators import Mitigator
 from supple.mitigators.optimizers import held_by
 
@@ -49,3 +50,44 @@ class MitigatorCallback(Callback):
             )
         for mitigator, state in zip(self.mitigators, states, strict=True):
             mitigator.load_state_dict(state)
+
+
+class PlasticityMonitorCallback(Callback):
+    """Measure a network's plasticity while a trainer fits, log it, and save the monitor's state in the checkpoints.
+
+    It counts the batches after which an optimizer steps: one with gradient accumulation or several optimizers counts
+    once. Each measurement goes to all of ``trainer.loggers`` from rank zero, whatever ``log_every_n_steps`` is, at the
+    step at which Lightning logs the same batch's metrics. It follows all optimizers' steps, so the methods attached to
+    them have acted, wherever this callback is in the list.
+
+    Args:
+        monitor: built on the module to fit or on a part of it, and not attached.
+
+    Raises:
+        RuntimeError: when fitting, if the monitor is attached to an optimizer.
+    """
+
+    def __init__(self, monitor: PlasticityMonitor) -> None:
+        self.monitor = monitor
+        self._global_step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._global_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._global_step:
+            return
+        # On every rank, because the forward pass of a sharded network needs all; loggers write on rank zero only.
+        measurement = self.monitor.step()
+        if measurement is not None:
+            for logger in trainer.loggers:
+                # Lightning's own step for loggers: global_step counts every optimizer's steps.
+                logger.log_metrics(measurement, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.monitor.load_state_dict(state_dict)

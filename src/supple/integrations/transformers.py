@@ -1,16 +1,19 @@
-"""Methods in a Transformers trainer."""
+"""Methods and a monitor in a Transformers trainer."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from supple.diagnostics import PlasticityMonitor
 from supple.mitigators import Mitigator
 
 FILE = "mitigators.pt"
 """The file in each checkpoint's folder with a list of the methods' states."""
+MONITOR_FILE = "plasticity_monitor.pt"
+"""The file in each checkpoint's folder with the monitor's state."""
 
 
 class MitigatorCallback(TrainerCallback):
@@ -36,12 +39,12 @@ class MitigatorCallback(TrainerCallback):
             mitigator.detach().attach(kwargs["optimizer"])  # still attached if the last training was interrupted
         if state.global_step > 0:
             file = Path(self.resume_from or _checkpoint(args, state)) / FILE
-            if not file.exists():
-                raise FileNotFoundError(
-                    f"expected the methods' state in {file}, got no such file: say MitigatorCallback(..., "
-                    "resume_from=folder) for a checkpoint elsewhere, or attach the methods without this callback"
-                )
-            states = torch.load(file, map_location="cpu")
+            states = _saved(
+                file,
+                "the methods' state",
+                "say MitigatorCallback(..., resume_from=folder) for a checkpoint elsewhere, or attach the methods "
+                "without this callback",
+            )
             if len(states) != len(self.mitigators):
                 raise ValueError(
                     f"expected the states of {len(self.mitigators)} methods in {file}, got {len(states)}: build the "
@@ -61,5 +64,57 @@ class MitigatorCallback(TrainerCallback):
             mitigator.detach()
 
 
+class PlasticityMonitorCallback(TrainerCallback):
+    """Measure a network's plasticity while a ``Trainer`` trains, log it, and save the monitor's state in checkpoints.
+
+    Each measurement goes through ``trainer.log`` at its ``global_step``, so that every integration in ``report_to``
+    (TensorBoard, W&B, ...) and ``trainer.state.log_history`` get it, whatever ``logging_steps`` is. It follows the
+    optimizer's step, so attached methods have acted, wherever this callback is in the list.
+
+    Args:
+        monitor: built on the trainer's model or on a part of it, and not attached.
+        trainer: the trainer to log through, because trainers do not tell callbacks:
+            ``trainer.add_callback(PlasticityMonitorCallback(monitor, trainer))``.
+        resume_from: the checkpoint folder that you pass to ``train(resume_from_checkpoint=...)``, if it is not the
+            trainer's own ``<output_dir>/checkpoint-<step>``.
+
+    Raises:
+        RuntimeError: when training, if the monitor is attached to an optimizer.
+        FileNotFoundError: when a resumed checkpoint was saved without this callback.
+    """
+
+    def __init__(self, monitor: PlasticityMonitor, trainer: Trainer, *, resume_from: str | Path | None = None) -> None:
+        self.monitor, self.trainer, self.resume_from = monitor, trainer, resume_from
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step > 0:
+            file = Path(self.resume_from or _checkpoint(args, state)) / MONITOR_FILE
+            remedy = (
+                "say PlasticityMonitorCallback(..., resume_from=folder) for a checkpoint elsewhere, or write the file "
+                "with torch.save(monitor.state_dict(), file) to begin measuring at this checkpoint"
+            )
+            self.monitor.load_state_dict(_saved(file, "the monitor's state", remedy))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # On every rank, because the forward pass of a sharded network needs all; integrations write on rank zero only.
+        measurement = self.monitor.step()
+        if measurement is not None:
+            should_log = control.should_log
+            self.trainer.log(dict(measurement))  # it adds the epoch
+            control.should_log = should_log  # the trainer's log of the loss is still due; trainer.log cleared it
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            torch.save(self.monitor.state_dict(), _checkpoint(args, state) / MONITOR_FILE)
+
+
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _saved(file: Path, content: str, remedy: str) -> Any:
+    if not file.exists():
+        raise FileNotFoundError(f"expected {content} in {file}, got no such file: {remedy}")
+    return torch.load(file, map_location="cpu")
