@@ -1,0 +1,270 @@
+"""Does the plasticity test tell the truth? Sixty situations in which the truth is known because they were built so.
+
+    python benchmarks/situations.py       # ten minutes on one core; a table, and rows in results/situations/
+
+Twenty networks that have lost plasticity, twenty whose optimizer stalls, twenty with which nothing is wrong: five
+causes each, with four networks and data sets. The first seeds were for writing this program; the reported ones differ.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import tyro
+from measuring import use_threads, write_environment
+from rich.progress import track
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import supple
+
+Batches = list[tuple[Tensor, Tensor]]
+Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
+
+
+def perceptron(inputs: int, outputs: int, activation: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Module:
+    sizes = itertools.pairwise((inputs, 128, 128, 128))
+    layers = [part for a, b in sizes for part in (nn.Linear(a, b), *[nn.LayerNorm(b)] * norm, activation())]
+    return nn.Sequential(*layers, nn.Linear(128, outputs))
+
+
+def convolutional(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 64),
+        nn.ReLU(),
+        nn.Linear(64, outputs),
+    )
+
+
+class Task:
+    """Data that change: digits with random labels, digits with permuted pixels, or the outputs of a random network."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.outputs = kind, 1 if kind == "regression" else 10
+        digits = load_digits()
+        self._images = torch.tensor(digits.data, dtype=torch.float32) / 8 - 1
+        self._labels = torch.tensor(digits.target)
+
+    def batches(self, seed: int, size: int = 64, count: int = 15) -> Batches:
+        random = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self._images), generator=random)[: size * count]
+        x, y = self._images[chosen], self._labels[chosen]
+        if self.kind == "random labels":
+            y = torch.randint(10, y.shape, generator=random)
+        elif self.kind == "pixels":
+            x = x[:, torch.randperm(64, generator=random)]
+        else:
+            x = torch.randn(size * count, 64, generator=random)
+            y = torch.tanh(x @ torch.randn(64, 8, generator=random) / 8).sum(1, keepdim=True)
+        return list(zip(x.split(size), y.split(size), strict=True))
+
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (mse_loss if self.kind == "regression" else cross_entropy)(network(batch[0]), batch[1])
+
+
+def train(network: nn.Module, optimizer: Any, loss: Loss, batches: Batches, epochs: int, scale: float = 1.0) -> None:
+    for batch in batches * epochs:
+        optimizer.zero_grad()
+        (scale * loss(network, batch)).backward()
+        optimizer.step()
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A network with a task behind it, and the optimizer."""
+
+    network: nn.Module
+    optimizer: Any
+    task: Task
+    seed: int
+
+    @torch.enable_grad()
+    def learn(self, tasks: int, epochs: int = 20, scale: float = 1.0) -> None:
+        for number in range(tasks):
+            train(
+                self.network,
+                self.optimizer,
+                self.task.loss,
+                self.task.batches(1000 * self.seed + number),
+                epochs,
+                scale,
+            )
+
+
+def matrices(network: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    return [part for part in network.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+
+
+# Networks that have lost plasticity. What a hidden layer passes on is destroyed, or took many tasks to be lost.
+
+
+@torch.no_grad()
+def dead_units(one: Situation) -> None:
+    one.learn(1)
+    for layer in matrices(one.network)[:-1]:
+        layer.bias[4:] = -30.0
+
+
+@torch.no_grad()
+def one_direction(one: Situation) -> None:
+    one.learn(1)
+    for layer in matrices(one.network)[:-1]:
+        weight = layer.weight.flatten(1)
+        layer.weight.copy_((weight[:, :1] @ weight[:1] / weight[0, 0].abs().clamp_min(0.05)).view_as(layer.weight))
+        layer.bias.zero_()
+
+
+@torch.no_grad()
+def grown_weights(one: Situation) -> None:
+    """So large that a step of usual size changes nothing; the outputs are as before by a small last layer."""
+    one.learn(1)
+    for layer in matrices(one.network)[:-1]:
+        layer.weight.mul_(100.0)
+        layer.bias.mul_(100.0)
+    matrices(one.network)[-1].weight.mul_(1e-6 if len(matrices(one.network)) == 4 else 1.0)
+
+
+def many_tasks(one: Situation) -> None:
+    """Forty memorized tasks at a large step size, as in the published experiments."""
+    optimizer = torch.optim.Adam(one.network.parameters(), lr=5e-3)
+    Situation(one.network, optimizer, Task("random labels"), one.seed).learn(40)
+
+
+@torch.no_grad()
+def far_biases(one: Situation) -> None:
+    one.learn(1)
+    matrices(one.network)[1].bias.fill_(-100.0)
+
+
+# Optimizers that stall: what they remember of past gradients makes their steps too small.
+
+
+def rescaled_loss(one: Situation) -> None:
+    """The loss was a thousand times larger, as when rewards are rescaled."""
+    one.learn(1)
+    one.learn(1, epochs=4, scale=3000.0)
+
+
+def outlier(one: Situation) -> None:
+    """One batch with broken inputs; the update that it caused was rolled back."""
+    one.learn(1)
+    before = {name: value.clone() for name, value in one.network.state_dict().items()}
+    x, y = one.task.batches(77)[0]
+    for _ in range(3):
+        train(one.network, one.optimizer, one.task.loss, [(1e4 * x, y)], 1)
+    one.network.load_state_dict(before)
+
+
+SITUATIONS: dict[str, dict[str, Callable[[Situation], object]]] = {
+    "network": {
+        "dead units": dead_units,
+        "one direction": one_direction,
+        "grown weights": grown_weights,
+        "many tasks": many_tasks,
+        "far biases": far_biases,
+    },
+    "optimizer": {
+        "rescaled loss": rescaled_loss,
+        "outlier": outlier,
+        "rescaled loss, AMSGrad": rescaled_loss,
+        "rescaled loss, Adagrad": rescaled_loss,
+        "outlier, RMSprop": outlier,
+    },
+    "nothing": {
+        "as built": lambda one: None,
+        "one short task": lambda one: one.learn(1, epochs=2),
+        "the same data again": lambda one: one.learn(1, epochs=5),
+        "kept by spectral regularization": lambda one: kept(one),
+        "plain gradient descent": lambda one: one.learn(2, epochs=5),
+    },
+}
+
+
+def kept(one: Situation) -> None:
+    """Ten tasks with a regularizer, then the test without it."""
+    method = supple.SpectralRegularizer(one.network, decoupled=True).attach(one.optimizer)
+    one.learn(10)
+    method.detach()
+
+
+NETWORKS = {
+    "ReLU": perceptron,
+    "tanh": partial(perceptron, activation=nn.Tanh),
+    "LayerNorm": partial(perceptron, norm=True),
+    "convolutional": convolutional,
+}
+TASKS = ("random labels", "pixels", "regression", "random labels")
+
+
+def optimizer_of(cause: str, network: nn.Module) -> Any:
+    if cause == "plain gradient descent":
+        return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    if cause.endswith("Adagrad"):
+        return torch.optim.Adagrad(network.parameters(), lr=1e-2)
+    if cause.endswith("RMSprop"):
+        return torch.optim.RMSprop(network.parameters(), lr=1e-3, alpha=0.999)
+    return torch.optim.Adam(network.parameters(), lr=1e-3, amsgrad=cause.endswith("AMSGrad"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situations:
+    """Does the plasticity test tell the truth? Sixty situations in which the truth is known."""
+
+    seed: int = 100
+    """Of the first situation; each has another."""
+    out: Path = Path("results/situations")
+    """Folder for the rows."""
+
+    def __call__(self) -> None:
+        use_threads()
+        rows = []
+        cases = [(truth, cause, build) for truth, causes in SITUATIONS.items() for cause, build in causes.items()]
+        seeds = itertools.count(self.seed)
+        for (truth, cause, build), (number, name) in track(list(itertools.product(cases, enumerate(NETWORKS)))):
+            seed, task = next(seeds), Task(TASKS[number])
+            torch.manual_seed(seed)
+            make = partial(NETWORKS[name], 64, task.outputs)
+            one = Situation(network := make(), optimizer_of(cause, network), task, seed)
+            build(one)
+            upcoming = 1000 * seed if cause == "the same data again" else 1000 * seed + 999
+            began = time.process_time()
+            result = supple.plasticity_test(
+                network, task.loss, task.batches(upcoming), optimizer=one.optimizer, fresh=make, progress=False
+            )
+            rows.append(
+                {
+                    "truth": truth,
+                    "cause": cause,
+                    "network": name,
+                    "task": task.kind,
+                    "seed": seed,
+                    "verdict": result.verdict,
+                    "repeats": len(next(iter(result.curves.values()))),
+                    "seconds": time.process_time() - began,
+                    "sentence": result.sentence(),
+                }
+            )
+            if result.verdict != truth:
+                print(f"{truth}, {cause}, {name}, {task.kind}: {result.sentence()}")
+        self.out.mkdir(parents=True, exist_ok=True)
+        frame = pl.DataFrame(rows)
+        frame.write_parquet(self.out / "verdicts.parquet")
+        write_environment(self.out)
+        print(frame.group_by("truth", "verdict").len().sort("truth", "verdict"))
+
+
+if __name__ == "__main__":
+    tyro.cli(Situations, description=__doc__)()
