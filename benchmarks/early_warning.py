@@ -9,8 +9,8 @@ the first task, or divided by its value before training. Four tables:
 ``correlations``  Spearman's rank correlation of each candidate with the next task's accuracy and with the loss against
                   the first task; ``partial``: given what is known without it, which is today's accuracy, or today's
                   loss against the first task
-``predictions``   how much smaller the mean absolute error becomes if a linear predictor has the candidate besides
-                  today's accuracy; fitted without the method that it predicts, or on MNIST for another problem
+``predictions``   how much smaller the mean absolute error becomes if a predictor has the candidate besides today's
+                  accuracy; fitted without the method that it predicts, or on MNIST for another problem
 ``events``        the task at which each run lost its accuracy
 ``alarms``        a threshold chosen on one problem, and its alarms on all others
 
@@ -23,7 +23,7 @@ task's end. A diagnostic would be good enough for an alert if its threshold from
 losing runs of the other problems, with false alarms in at most 10 % of the runs that keep their accuracy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,9 +33,9 @@ import altair as alt
 import numpy as np
 import polars as pl
 import tyro
+from early_warning_statistics import CORRELATIONS, errors, interval, moments, ranks, ratio, skill
 from measuring import use_threads, write_environment
 from rich.progress import track
-from scipy.stats import rankdata
 
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer
@@ -67,12 +67,9 @@ KNOWN = ("train_loss", "accuracy / best", "accuracy / first", "tasks")
 FIRST, INITIAL = " / first", " / initial"
 CANDIDATES = (*KNOWN, *DIAGNOSTICS, *(name + form for form in (FIRST, INITIAL) for name in DIAGNOSTICS))
 LOSS, TASKS_LOST = 0.95, 2
-RESAMPLES = 1000
 TARGETS = {"next": "accuracy", "lost": "lost_now"}
 """What is to be foretold, and what is known of it without a diagnostic."""
 KEYS = ("problem", "method", "run")
-
-Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,70 +209,6 @@ def present(pairs: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
                 yield problem, name, known
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along each row, minus their mean."""
-    ranked = rankdata(values, axis=1)
-    return ranked - ranked.mean(axis=1, keepdims=True)
-
-
-def moments(values: np.ndarray, lengths: list[int]) -> np.ndarray:
-    """By run, the sums from which correlations follow: of 1, x, y and z, and of their products; ``(runs, 10)``."""
-    extended = np.concatenate([np.ones_like(values[:1]), values])
-    products = np.stack([extended[i] * extended[j] for i, j in PRODUCTS])
-    return np.add.reduceat(products, np.cumsum([0, *lengths[:-1]]), axis=1).T
-
-
-def plain(sums: np.ndarray) -> np.ndarray:
-    return correlation_table(sums)[0]
-
-
-def partial(sums: np.ndarray) -> np.ndarray:
-    """The correlation of x with y given z, NaN where z determines one of them."""
-    xy, xz, yz = correlation_table(sums)
-    scale = (1 - xz**2) * (1 - yz**2)
-    return np.where(scale > 1e-6, (xy - xz * yz) / np.sqrt(np.maximum(scale, 1e-6)), np.nan)
-
-
-def correlation_table(sums: np.ndarray) -> list[np.ndarray]:
-    """The correlations xy, xz and yz of each row of sums; NaN where one of them is constant."""
-    mean = {pair: sums[:, i] / sums[:, 0] for i, pair in enumerate(PRODUCTS)}
-    covariance = {(i, j): mean[i, j] - mean[0, i] * mean[0, j] for i, j in PRODUCTS if i > 0}
-    table = []
-    for i, j in ((1, 2), (1, 3), (2, 3)):
-        variances = covariance[i, i] * covariance[j, j]
-        table.append(np.where(variances > 1e-9, covariance[i, j] / np.sqrt(np.maximum(variances, 1e-9)), np.nan))
-    return table
-
-
-def ratio(sums: np.ndarray) -> np.ndarray:
-    return sums[:, 0] / sums[:, 1]
-
-
-def skill(sums: np.ndarray) -> np.ndarray:
-    return 1 - ratio(sums)
-
-
-PRODUCTS = [(i, j) for i in range(4) for j in range(i, 4)]
-CORRELATIONS: dict[str, Statistic] = {"plain": plain, "partial": partial}
-
-
-def interval(sums: np.ndarray, methods: list[str], statistic: Statistic) -> dict[str, float]:
-    """A statistic of sums over runs, with 95 % intervals by drawing whole methods, and by drawing runs.
-
-    Ranks are those among all runs, also where some are drawn.
-    """
-    names = sorted(set(methods))
-    member = np.array([[method == name for method in methods] for name in names], dtype=float)
-    limits = {}
-    for prefix, units in (("", member @ sums), ("run_", sums)):
-        drawn = np.random.default_rng(0).multinomial(len(units), [1 / len(units)] * len(units), size=RESAMPLES)
-        values = statistic(drawn @ units)
-        values = values[np.isfinite(values)]
-        low, high = np.quantile(values, [0.025, 0.975]).tolist() if len(values) else (np.nan, np.nan)
-        limits |= {f"{prefix}low": low, f"{prefix}high": high}
-    return {"value": float(statistic(sums.sum(axis=0, keepdims=True))[0]), **limits}
-
-
 def predictions(pairs: pl.DataFrame) -> pl.DataFrame:
     """All candidates' ``skill``: one minus the ratio of the errors with and without the candidate."""
     rows = []
@@ -298,23 +231,6 @@ def predictions(pairs: pl.DataFrame) -> pl.DataFrame:
                 stated = {"problem": problem, "candidate": name, "target": target, "fitted_on": fitted_on}
                 rows.append(stated | interval(np.concatenate(error), methods, skill))
     return pl.DataFrame(rows)
-
-
-def errors(fitted: np.ndarray, tested: np.ndarray) -> list[np.ndarray]:
-    """The absolute errors with and without the candidate, which enters as its rank among the fitted pairs.
-
-    Columns are the candidate, what is known now, and the target.
-    """
-    order = np.sort(fitted[:, 0])
-
-    def features(pairs: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones(len(pairs)), pairs[:, 1], np.searchsorted(order, pairs[:, 0]) / len(order)], axis=1)
-
-    absolute = []
-    for count in (3, 2):
-        weights, *_ = np.linalg.lstsq(features(fitted)[:, :count], fitted[:, 2], rcond=None)
-        absolute.append(np.abs(features(tested)[:, :count] @ weights - tested[:, 2]))
-    return absolute
 
 
 def alarms(tasks: pl.DataFrame, lost: pl.DataFrame) -> pl.DataFrame:
