@@ -62,7 +62,7 @@ DIAGNOSTICS = (
     *("distance_from_initialization", "active_units", "live_units", "feature_rank", "representation_change"),
     *("gradient_norm", "gradient_effective_rank", "readiness", "gradient_strength", "gradient_reliability"),
 )
-KNOWN = ("train_loss", "accuracy / best", "accuracy / first", "tasks")
+KNOWN = ("accuracy today", "train_loss", "accuracy / best", "accuracy / first", "tasks")
 """What is known without a diagnostic: a good candidate must be better than these."""
 FIRST, INITIAL = " / first", " / initial"
 CANDIDATES = (*KNOWN, *DIAGNOSTICS, *(name + form for form in (FIRST, INITIAL) for name in DIAGNOSTICS))
@@ -79,7 +79,9 @@ class EarlyWarning:
     results: Path = Path("results")
     """The folder of the committed rows."""
     out: Path = Path("results/early-warning")
-    """Folder for the tables and the chart."""
+    """Folder for the tables."""
+    charts: Path = Path("runs/early-warning")
+    """Folder for the chart."""
 
     def __call__(self) -> None:
         use_threads(1)
@@ -99,7 +101,7 @@ class EarlyWarning:
         for name, table in tables.items():
             table.write_parquet(self.out / f"{name}.parquet")
         write_environment(self.out)
-        charts.save(chart(tables["correlations"]), self.out)
+        charts.save(chart(tables["correlations"]), self.charts)
 
 
 def rows_of(results: Path, title: str) -> pl.DataFrame:
@@ -152,7 +154,9 @@ def by_task(results: Path, title: str, before: pl.DataFrame) -> pl.DataFrame:
         best=accuracy.cum_max().over("run", order_by="task"),
         tasks=pl.col("task").cast(pl.Float64),
     ).with_columns(
-        **{"accuracy / best": accuracy / pl.col("best"), "accuracy / first": accuracy / pl.col("first")},
+        accuracy.alias("accuracy today"),
+        (accuracy / pl.col("best")).alias("accuracy / best"),
+        (accuracy / pl.col("first")).alias("accuracy / first"),
         lost=pl.col("first") - pl.col("next"),
         lost_now=pl.col("first") - accuracy,
     )
