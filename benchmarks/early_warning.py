@@ -19,8 +19,8 @@ single runs are there too (``run_low``, ``run_high``), and are too narrow.
 
 Fixed before any alarm was computed: a run loses its accuracy at the first task from which on the accuracy at every
 task's end stays below 0.95 times the best so far, for at least two tasks. An alarm hits if it is raised before that
-task's end. A diagnostic would be good enough for an alert if its threshold from one problem hits at least 80 % of the
-losing runs of the other problems, with false alarms in at most 10 % of the runs that keep their accuracy.
+task's end. An alert worth having would, with a threshold from one problem, hit at least 80 % of the losing runs of the
+other problems, with false alarms in at most 10 % of the runs that keep their accuracy.
 """
 
 from collections.abc import Iterator

@@ -40,7 +40,7 @@ class Readiness:
 
     methods: tuple[str, ...] = ("none", "l2-init", "spectral", "decoupled-spectral")
     """Methods to train: one that keeps learning here, and three that do not."""
-    seeds: int = 3
+    seeds: int = 2
     """Number of seeds, from 0."""
     tasks: int = 16
     """Tasks of each run; the methods that lose plasticity here lose it within ten."""
