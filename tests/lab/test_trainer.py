@@ -4,7 +4,7 @@ import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import polars as pl
@@ -119,8 +119,9 @@ def of_member(rows, member):
     return {(0, task, metric): value for (index, task, metric), value in rows.items() if index == member}
 
 
+@cache
 def by_hand(run, member=0):
-    """The same for one network, one step after the other."""
+    """The same for one network, one step after the other; once for both paths."""
     seed, strength = run.seeds[member], run.strengths[member]
     data, shift, method = DATASETS[run.dataset](), SHIFTS[run.shift], METHODS[run.method]
     torch.manual_seed(seed)
