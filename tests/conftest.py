@@ -12,7 +12,7 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.fixture(scope="module", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> str:
     """The CPU, and a GPU where there is one: a test that takes this runs on both.
 
