@@ -280,9 +280,9 @@ def test_muon_trains_as_by_hand(method, epochs, monkeypatch):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_population_is_its_members_trained_alone(method, path, monkeypatch):
-    together = trainer_of(run_of(method, seeds=(4, 0, 9)), path, monkeypatch)
+    together = trainer_of(run_of(method, seeds=(4, 0)), path, monkeypatch)
     rows = learned(together)
-    for index, seed in enumerate((4, 0, 9)):
+    for index, seed in enumerate((4, 0)):
         alone = trainer_of(run_of(method, seeds=(seed,)), path, monkeypatch)
         assert_same(of_member(rows, index), learned(alone))
         assert_same(tensors(together.population.member(index)), tensors(alone.population.member(0)))
