@@ -133,7 +133,8 @@ def backward(kind: str, step: int, network: nn.Module, optimizer: torch.optim.Op
     (scale * loss).backward()
 
 
-def train(kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int] = range(20)) -> None:
+def train(kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int] = range(10)) -> None:
+    """By default enough steps for every method to act twice with its options above."""
     for step in steps:
         backward(kind, step, network, optimizer)
         optimizer.step()
