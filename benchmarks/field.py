@@ -1,0 +1,170 @@
+"""The field's ledger: published numbers run again, by the protocols and settings of their authors.
+
+    python benchmarks/field.py train                                      # days on one core; resumes where it stopped
+    python benchmarks/field.py train --rows kumar-random-label-none       # one row
+    python benchmarks/field.py tables                                     # rows so far to results/field, docs/field.md
+
+The measure is the published one: online accuracy, of each batch before it is learned from, mean over all tasks. The
+seeds of a row are one population.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import tyro
+from scipy.stats import t as student
+
+from supple.lab.run import Run
+from supple.lab.trainer import train
+from supple.runs import sweep
+from supple.runs.progress import progress_of
+
+ROOT = "runs/field"
+METRIC = "online_accuracy"
+READING = 0.02
+"""How exactly a value can be read off a figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A published number, and our run of it."""
+
+    source: str
+    published: float
+    margin: float
+    """Half of the published value's 95 % interval, or how exactly it is known."""
+    place: str
+    """Where the value stands."""
+    problem: str
+    method: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The other arguments of :meth:`Run.of`."""
+    pieces: int = 1
+    """Rows in several pieces take turns."""
+    curve: str = ""
+    """The column of results/field/elsayed.csv with the published mean of the first tasks."""
+
+    def run(self, seeds: int) -> Run:
+        """Our run, with so many seeds."""
+        return Run.of(self.problem, self.method, range(seeds), scale="paper", diagnostics=(), **self.settings)
+
+
+def standard(error: float, runs: int) -> float:
+    """Half of the 95 % interval of a mean with this standard error over so many runs."""
+    return error * float(student.ppf(0.975, runs - 1))
+
+
+kumar = partial(
+    Row,
+    source="Kumar et al. (2023), random labels",
+    margin=READING,
+    place="arXiv 2308.11958, Figure 2; settings in Table 3",
+    problem="random-label-mnist-kumar",
+)
+elsayed = partial(Row, source="Elsayed et al. (2024), permuted MNIST", problem="streamed-permuted-mnist", pieces=30)
+upgd_input = partial(
+    Row,
+    source="Elsayed & Mahmood (2024), input-permuted MNIST",
+    margin=READING,
+    place="their figure; settings in their code",
+    problem="input-permuted-mnist",
+)
+upgd_label = partial(
+    Row,
+    source="Elsayed & Mahmood (2024), label-permuted EMNIST",
+    margin=READING,
+    place="their figure; settings in their code",
+    problem="label-permuted-emnist",
+)
+lillo = partial(
+    Row,
+    source="Lillo & Cheney (2025), random labels",
+    place="arXiv 2509.22562, Table 2; settings in Tables E1 and E2",
+    problem="random-label-mnist-lillo",
+)
+
+# Their λ is that of λ/2 ‖·‖², twice ours.
+ROWS: dict[str, Row] = {
+    "kumar-random-label-none": kumar(published=0.16, settings={"step_size": 1e-4}),
+    "kumar-random-label-l2": kumar(published=0.71, method="l2", settings={"step_size": 1e-4, "strength": 5e-3}),
+    "kumar-random-label-l2-init": kumar(
+        published=0.86, method="l2-init", settings={"step_size": 1e-4, "strength": 5e-3}
+    ),
+    "kumar-random-label-continual-backprop": kumar(
+        published=0.92,
+        method="continual-backprop",
+        settings={"step_size": 1e-3, "strength": 1e-3, "options": {"utility": "adaptable contribution"}},
+    ),
+    "upgd-input-permuted-upgd": upgd_input(
+        published=0.78,
+        method="upgd",
+        settings={"options": {"noise": 0.1, "decay": 0.9999, "weight_decay": 0.01, "corrected_maximum": False}},
+    ),
+    "upgd-input-permuted-adam": upgd_input(published=0.68, settings={"optimizer": "adam-0-0.99", "step_size": 1e-4}),
+    "upgd-label-permuted-upgd": upgd_label(
+        published=0.74, method="upgd", settings={"options": {"noise": 1e-3, "decay": 0.9, "corrected_maximum": False}}
+    ),
+    "upgd-label-permuted-adamw": upgd_label(
+        published=0.35, settings={"optimizer": "adamw-0-0.9999", "step_size": 1e-4}
+    ),
+    "kumar-permuted-l2-init": Row(
+        source="Kumar et al. (2023), permuted MNIST",
+        published=0.811,
+        margin=0.0005,
+        place="arXiv 2308.11958, Table 2, no interval given",
+        problem="permuted-mnist-kumar",
+        method="l2-init",
+        settings={"optimizer": "adam", "step_size": 1e-3, "strength": 5e-4, "tasks": 20},
+    ),
+    "lillo-relu": lillo(published=0.2003, margin=standard(0.0246 / math.sqrt(5), 5)),
+    "lillo-leaky-relu": lillo(
+        published=0.9153,
+        margin=standard(0.0018 / math.sqrt(5), 5),
+        settings={"model": "mlp-2x100-leaky-0.8", "step_size": 1e-3},
+    ),
+    "elsayed-adam": elsayed(
+        published=0.8545, margin=standard(0.00037, 30), place="the raw logs in their repository", curve="adam"
+    ),
+    "elsayed-clipping": elsayed(
+        published=0.9076,
+        margin=standard(0.00004, 30),
+        place="the raw logs in their repository",
+        method="weight-clipping",
+        settings={"strength": 1.0},
+        curve="clipping",
+    ),
+}
+"""In the order of training."""
+
+
+def done(run: Run) -> int:
+    """The number of finished tasks of a run."""
+    checkpoint = run.folder(ROOT).checkpoint()
+    return checkpoint.finished if checkpoint else 0
+
+
+def piece(name: str, report: Any, *, seeds: int) -> bool:
+    """Train the next piece of a row; return whether tasks are left."""
+    return train(ROWS[name].run(seeds), report, root=ROOT, pieces=ROWS[name].pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train rows on one thread, in their order; stop it at any time, it resumes after the last finished task."""
+
+    rows: tuple[str, ...] = tuple(ROWS)
+    """Names of rows."""
+    seeds: int = 5
+    """Seeds of a row, which train as one population."""
+
+    def __call__(self) -> None:
+        left = {name: ROWS[name].run(self.seeds).tasks for name in self.rows}
+        with progress_of({name: (name, float(tasks)) for name, tasks in left.items()}) as report:
+            sweep.work_through(left, partial(piece, seeds=self.seeds), workers=1, report=report)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": Train})()
