@@ -9,20 +9,28 @@ seeds of a row are one population.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import tyro
+from measuring import write_environment
 from scipy.stats import t as student
 
 from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import sweep
 from supple.runs.progress import progress_of
+from supple.runs.stats import over_tasks
+from supple.runs.store import load
 
 ROOT = "runs/field"
+RESULTS = Path("results/field")
+PAGE = Path("docs/field.md")
 METRIC = "online_accuracy"
 READING = 0.02
 """How exactly a value can be read off a figure."""
@@ -44,12 +52,20 @@ class Row:
     """The other arguments of :meth:`Run.of`."""
     pieces: int = 1
     """Rows in several pieces take turns."""
-    curve: str = ""
-    """The column of results/field/elsayed.csv with the published mean of the first tasks."""
+    log: str = ""
+    """The published run in results/field/elsayed.csv, which has its mean over the first tasks, however many."""
 
     def run(self, seeds: int) -> Run:
         """Our run, with so many seeds."""
         return Run.of(self.problem, self.method, range(seeds), scale="paper", diagnostics=(), **self.settings)
+
+    def published_over(self, tasks: int) -> tuple[float, float]:
+        """The published value and its margin over the first tasks, where these are known; otherwise over all."""
+        if not self.log:
+            return self.published, self.margin
+        logs = pl.read_csv(RESULTS / "elsayed.csv").filter((pl.col("run") == self.log) & (pl.col("tasks") == tasks))
+        (row,) = logs.to_dicts()
+        return row["mean"], standard(row["error"], row["runs"])
 
 
 def standard(error: float, runs: int) -> float:
@@ -126,7 +142,7 @@ ROWS: dict[str, Row] = {
         settings={"model": "mlp-2x100-leaky-0.8", "step_size": 1e-3},
     ),
     "elsayed-adam": elsayed(
-        published=0.8545, margin=standard(0.00037, 30), place="the raw logs in their repository", curve="adam"
+        published=0.8545, margin=standard(0.00037, 30), place="the raw logs in their repository", log="adam"
     ),
     "elsayed-clipping": elsayed(
         published=0.9076,
@@ -134,16 +150,10 @@ ROWS: dict[str, Row] = {
         place="the raw logs in their repository",
         method="weight-clipping",
         settings={"strength": 1.0},
-        curve="clipping",
+        log="clipping",
     ),
 }
 """In the order of training."""
-
-
-def done(run: Run) -> int:
-    """The number of finished tasks of a run."""
-    checkpoint = run.folder(ROOT).checkpoint()
-    return checkpoint.finished if checkpoint else 0
 
 
 def piece(name: str, report: Any, *, seeds: int) -> bool:
@@ -166,5 +176,60 @@ class Train:
             sweep.work_through(left, partial(piece, seeds=self.seeds), workers=1, report=report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Write the rows of all results so far, and the ledger to the page and the terminal."""
+
+    seeds: int = 5
+    """Seeds of a row, as it was trained."""
+
+    def __call__(self) -> None:
+        trained, lines = set[str](), []
+        for name, row in ROWS.items():
+            run = row.run(self.seeds)
+            rows = measured(name, run)
+            trained |= set() if rows is None else set(rows["run"])
+            lines.append(line(name, row, run.tasks, rows))
+        if trained:
+            write_environment(RESULTS, ROOT, trained)
+        table = "\n".join((HEAD, *lines))
+        print(table)
+        text, count = re.subn(BETWEEN, lambda match: f"{match[1]}\n{table}\n{match[2]}", PAGE.read_text(), flags=re.S)
+        if count != 1:
+            raise ValueError(
+                f"expected a table between two markers in {PAGE}, got {count} of them: restore the markers"
+            )
+        PAGE.write_text(text)
+
+
+HEAD = """| row | published | ours, 95 % interval | seeds | tasks | verdict |
+|---|---|---|---|---|---|"""
+BETWEEN = r"(<!-- ledger -->).*(<!-- end of ledger -->)"
+
+
+def measured(name: str, run: Run) -> pl.DataFrame | None:
+    """The measurements of a row, kept in results/field; None if there are none."""
+    kept, folder = RESULTS / f"{name}.parquet", run.folder(ROOT).name
+    if (Path(ROOT) / folder / "metrics.parquet").exists():
+        load(ROOT, {folder}).filter(pl.col("metric") == METRIC).write_parquet(kept)
+    return pl.read_parquet(kept) if kept.exists() else None
+
+
+def line(name: str, row: Row, planned: int, rows: pl.DataFrame | None) -> str:
+    """The table row of a published number, and of our measurements if there are any."""
+    tasks = planned if rows is None else int(rows["task"].max() or 0) + 1
+    published, margin = row.published_over(tasks)
+    columns = [f"`{name}`", f"{published:.4g} ± {margin:.2g}"]
+    if rows is None:
+        return f"| {' | '.join([*columns, '-', '-', f'0 of {planned}', 'not run'])} |"
+    (ours,) = over_tasks(rows, METRIC).to_dicts()
+    interval = standard(ours["error"], ours["seeds"])
+    verdict = "agrees" if abs(ours["mean"] - published) <= margin + interval else "differs"
+    if tasks < planned and not row.log:
+        verdict = "unfinished"
+    columns += [f"{ours['mean']:.4f} ± {interval:.2g}", str(ours["seeds"]), f"{tasks} of {planned}", verdict]
+    return f"| {' | '.join(columns)} |"
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": Train})()
+    tyro.extras.subcommand_cli_from_dict({"train": Train, "tables": Tables})()

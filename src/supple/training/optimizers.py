@@ -81,13 +81,8 @@ def written_out(
     step.add_(1)
     exp_avg.lerp_(gradient, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = exp_avg_sq.sqrt() / _stored((1 - beta2**step).sqrt()) + EPSILON
-    parameter.sub_(exp_avg / root * _stored(step_size / (1 - beta1**step)))
-
-
-def _stored(number: Tensor) -> Tensor:
-    """The same number, which the compiler computes once; otherwise it computes the power again for every few weights."""
-    return number.as_strided((), ())
+    root = exp_avg_sq.sqrt() / (1 - beta2**step).sqrt() + EPSILON
+    parameter.sub_(exp_avg / root * (step_size / (1 - beta1**step)))
 
 
 def no_moments(parameters: Mapping[str, Tensor]) -> Moments:
