@@ -21,6 +21,7 @@ import tyro
 from measuring import write_environment
 from scipy.stats import t as student
 
+from supple.errors import known
 from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import sweep
@@ -40,7 +41,6 @@ READING = 0.02
 class Row:
     """A published number, and our run of it."""
 
-    source: str
     published: float
     margin: float
     """Half of the published value's 95 % interval, or how exactly it is known."""
@@ -75,30 +75,26 @@ def standard(error: float, runs: int) -> float:
 
 kumar = partial(
     Row,
-    source="Kumar et al. (2023), random labels",
     margin=READING,
-    place="arXiv 2308.11958, Figure 2; settings in Table 3",
+    place="arXiv 2308.11958, Figure 2",
     problem="random-label-mnist-kumar",
 )
-elsayed = partial(Row, source="Elsayed et al. (2024), permuted MNIST", problem="streamed-permuted-mnist", pieces=30)
+elsayed = partial(Row, place="raw logs of mohmdelsayed/weight-clipping", problem="streamed-permuted-mnist", pieces=30)
 upgd_input = partial(
     Row,
-    source="Elsayed & Mahmood (2024), input-permuted MNIST",
     margin=READING,
-    place="their figure; settings in their code",
+    place="figure of arXiv 2404.00781",
     problem="input-permuted-mnist",
 )
 upgd_label = partial(
     Row,
-    source="Elsayed & Mahmood (2024), label-permuted EMNIST",
     margin=READING,
-    place="their figure; settings in their code",
+    place="figure of arXiv 2404.00781",
     problem="label-permuted-emnist",
 )
 lillo = partial(
     Row,
-    source="Lillo & Cheney (2025), random labels",
-    place="arXiv 2509.22562, Table 2; settings in Tables E1 and E2",
+    place="arXiv 2509.22562, Table 2",
     problem="random-label-mnist-lillo",
 )
 
@@ -127,10 +123,9 @@ ROWS: dict[str, Row] = {
         published=0.35, settings={"optimizer": "adamw-0-0.9999", "step_size": 1e-4}
     ),
     "kumar-permuted-l2-init": Row(
-        source="Kumar et al. (2023), permuted MNIST",
         published=0.811,
         margin=0.0005,
-        place="arXiv 2308.11958, Table 2, no interval given",
+        place="arXiv 2308.11958, Table 2",
         problem="permuted-mnist-kumar",
         method="l2-init",
         settings={"optimizer": "adam", "step_size": 1e-3, "strength": 5e-4, "tasks": 20},
@@ -141,13 +136,10 @@ ROWS: dict[str, Row] = {
         margin=standard(0.0018 / math.sqrt(5), 5),
         settings={"model": "mlp-2x100-leaky-0.8", "step_size": 1e-3},
     ),
-    "elsayed-adam": elsayed(
-        published=0.8545, margin=standard(0.00037, 30), place="the raw logs in their repository", log="adam"
-    ),
+    "elsayed-adam": elsayed(published=0.8545, margin=standard(0.00037, 30), log="adam"),
     "elsayed-clipping": elsayed(
         published=0.9076,
         margin=standard(0.00004, 30),
-        place="the raw logs in their repository",
         method="weight-clipping",
         settings={"strength": 1.0},
         log="clipping",
@@ -171,7 +163,7 @@ class Train:
     """Seeds of a row, which train as one population."""
 
     def __call__(self) -> None:
-        left = {name: ROWS[name].run(self.seeds).tasks for name in self.rows}
+        left = {name: ROWS[known(name, ROWS, "row")].run(self.seeds).tasks for name in self.rows}
         with progress_of({name: (name, float(tasks)) for name, tasks in left.items()}) as report:
             sweep.work_through(left, partial(piece, seeds=self.seeds), workers=1, report=report)
 
@@ -202,8 +194,8 @@ class Tables:
         PAGE.write_text(text)
 
 
-HEAD = """| row | published | ours, 95 % interval | seeds | tasks | verdict |
-|---|---|---|---|---|---|"""
+HEAD = """| row | published | in | ours, 95 % interval | seeds | tasks | verdict |
+|---|---|---|---|---|---|---|"""
 BETWEEN = r"(<!-- ledger -->).*(<!-- end of ledger -->)"
 
 
@@ -219,7 +211,7 @@ def line(name: str, row: Row, planned: int, rows: pl.DataFrame | None) -> str:
     """The table row of a published number, and of our measurements if there are any."""
     tasks = planned if rows is None else int(rows["task"].max() or 0) + 1
     published, margin = row.published_over(tasks)
-    columns = [f"`{name}`", f"{published:.4g} ± {margin:.2g}"]
+    columns = [f"`{name}`", f"{published:.4g} ± {margin:.2g}", row.place]
     if rows is None:
         return f"| {' | '.join([*columns, '-', '-', f'0 of {planned}', 'not run'])} |"
     (ours,) = over_tasks(rows, METRIC).to_dicts()
