@@ -72,6 +72,13 @@ def test_width_and_depth():
     assert widths == [9, 9, 7]
 
 
+def test_a_narrowing_leaky_network():
+    layers = [*find("mlp-300-150-leaky")(DATA)]
+    assert [layer.out_features for layer in layers if isinstance(layer, nn.Linear)] == [300, 150, 7]
+    assert [layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)] == [0.01, 0.01]
+    assert not any(isinstance(layer, nn.ReLU) for layer in layers)
+
+
 MLP_BLOCK = 192 * 768 + 768 + 768 * 192 + 192
 ATTENTION = 4 * (192 * 192 + 192)
 STAGES = [(64, 64), (64, 128), (128, 256), (256, 512)]  # two blocks of two convolutions; three times a shortcut

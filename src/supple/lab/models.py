@@ -36,6 +36,8 @@ def mlp(
     activation: Activation = "relu",
     spectral_normalization: bool = False,
     linear: type[nn.Linear] = nn.Linear,
+    narrowing: int = 1,
+    slope: float = 0.0,
 ) -> nn.Sequential:
     """A multi-layer perceptron: ``depth`` hidden layers of ``width`` units (the paper's, App. B).
 
@@ -49,15 +51,18 @@ def mlp(
         spectral_normalization: divide each weight by its largest singular value in the forward pass (Miyato et al.,
             2018).
         linear: the layers, which initialize themselves: torch's default, or :class:`KaimingLinear`.
+        narrowing: how many times fewer units a hidden layer has than the one before it.
+        slope: of the ReLU below zero: above 0 it is a leaky ReLU.
     """
 
     def build(width: int, activation: Activation) -> nn.Sequential:
         features = data.train.images[0].numel()
         layers: list[nn.Module] = [nn.Flatten()]
-        for _ in range(depth):
-            layers += [linear(features, width), *([nn.LayerNorm(width)] if layer_norm else [])]
-            layers += [CReLU() if activation == "crelu" else nn.ReLU()]
-            features = 2 * width if activation == "crelu" else width
+        for layer in range(depth):
+            units = max(1, width // narrowing**layer)
+            layers += [linear(features, units), *([nn.LayerNorm(units)] if layer_norm else [])]
+            layers += [CReLU() if activation == "crelu" else nn.LeakyReLU(slope) if slope else nn.ReLU()]
+            features = 2 * units if activation == "crelu" else units
         return nn.Sequential(*layers, linear(features, data.classes))
 
     return _finished(_of_equal_size(build, width, activation), spectral_normalization)
@@ -197,6 +202,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "mlp-layer-norm": partial(mlp, layer_norm=True),
     "mlp-2x100": partial(mlp, width=100, depth=2),
+    "mlp-2x100-leaky-0.8": partial(mlp, width=100, depth=2, slope=0.8),
+    "mlp-300-150": partial(mlp, width=300, depth=2, narrowing=2),
+    "mlp-300-150-leaky": partial(mlp, width=300, depth=2, narrowing=2, slope=0.01),
     "mlp-3x2000": partial(mlp, width=2000, depth=3),
     "mlp-3x2000-kaiming": partial(mlp, width=2000, depth=3, linear=KaimingLinear),
     "conv": conv,

@@ -179,8 +179,12 @@ class Trainer:
                 f"{sorted({len(chosen) for chosen in examples})} examples: choose another batch size, or one seed a run"
             )
         orders = [
-            chosen[batch_order(len(chosen), run.batch_size, run.epochs, seed, task).to(self.device)]
-            for chosen, seed in zip(examples, run.seeds, strict=True)
+            chosen[
+                batch_order(len(chosen), run.batch_size, run.epochs, seed, task, shuffled=member_task.shuffled).to(
+                    self.device
+                )
+            ]
+            for member_task, chosen, seed in zip(tasks, examples, run.seeds, strict=True)
         ]
         return torch.stack(labels), torch.stack(orders, dim=1)
 
