@@ -119,23 +119,19 @@ def matrices(network: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 
 @torch.no_grad()
 def dead_units(one: Situation) -> None:
-    """All but four units of every hidden layer never respond."""
+    """All but two units of every hidden layer never respond."""
     one.learn(1)
     for layer in last_before_activation(one.network):
-        layer.bias[4:] = -100.0
-        layer.weight[4:] = 0.0
+        layer.bias[2:] = -100.0
+        layer.weight[2:] = 0.0
 
 
 @torch.no_grad()
-def twins(one: Situation) -> None:
-    """All units of a layer are equal and get equal gradients: the network is one unit wide, and stays so."""
+def zeros(one: Situation) -> None:
+    """All weights and biases are zero, so that only the last bias has a gradient."""
     one.learn(1)
-    first, *others = matrices(one.network)
-    for layer in others:
-        layer.weight.copy_(layer.weight[:, :1].expand_as(layer.weight))
-    for layer in [first, *others[:-1]]:
-        layer.weight.copy_(layer.weight[:1].expand_as(layer.weight))
-        layer.bias.copy_(layer.bias[:1].expand_as(layer.bias))
+    for parameter in one.network.parameters():
+        parameter.zero_()
 
 
 @torch.no_grad()
@@ -183,7 +179,7 @@ def outlier(one: Situation) -> None:
 SITUATIONS: dict[str, dict[str, Callable[[Situation], object]]] = {
     "network": {
         "dead units": dead_units,
-        "twins": twins,
+        "zeros": zeros,
         "grown weights": grown_weights,
         "dead layer": dead_layer,
         "many tasks": many_tasks,
