@@ -83,7 +83,7 @@ class Control(Engine):
         from rich.console import Console
 
         from supple.rl.charts import over_steps
-        from supple.runs.charts import save
+        from supple.runs.charts import over_seeds, save
         from supple.runs.store import digest
 
         runs, console = self.members(), Console()
@@ -100,7 +100,7 @@ class Control(Engine):
             rows,
             "return",
             f"{self.task}{primed}",
-            f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
+            f"evaluation return, {over_seeds(self.seeds)}",
         )
         folders = " ".join(sorted(run.folder(self.out).name for run in runs))
         name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(folders)}")

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "chart") -> None:
     """Print the tables and draw the curves of one problem; the files' names depend on the runs."""
     from supple.lab.problems import title_of
-    from supple.runs.charts import learning_curves, save
+    from supple.runs.charts import learning_curves, over_seeds, save
     from supple.runs.store import digest
     from supple.runs.tables import title_with_scale
 
-    seeds, problem = rows["seed"].n_unique(), rows["problem"][0]
+    problem = rows["problem"][0]
     metric = print_tables(rows)
-    subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
+    subtitle = over_seeds(rows["seed"].n_unique())
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
     chart = learning_curves(rows, metric, title_with_scale(rows, title_of(problem)), subtitle)
     for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
