@@ -26,6 +26,7 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
     for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
         print(f"chart: {path}")
     print(f"runs:  {out}")
+    print(f"next:  supple report {out}")
 
 
 def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
