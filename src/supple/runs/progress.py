@@ -53,6 +53,8 @@ def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[C
             done[job] = amount
 
         yield report
+        all_jobs = progress.tasks[whole]
+        all_jobs.finished_time = all_jobs.elapsed  # not that of the last report: results are written after it
 
 
 @contextmanager
