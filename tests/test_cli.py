@@ -536,6 +536,11 @@ def test_a_wrong_option_shows_only_this_command(supple, capsys):
     assert "sweep" not in output
 
 
+def test_a_repeated_option_loses_no_value(supple):
+    with pytest.raises(SystemExit, match="expected --method once, got it again: give all its values after one"):
+        supple("demo", "--method", "none", "--methods", "l2")
+
+
 @pytest.mark.parametrize("option", ["--method", "--methods"])
 def test_methods_have_two_spellings(option, monkeypatch):
     given = []

@@ -287,6 +287,12 @@ def _parsed(arguments: list[str]) -> Any:
     config = (tyro.conf.DisallowNone,)
     if arguments and arguments[0] in COMMANDS:
         name, *options = arguments
+        given = [argument.partition("=")[0] for argument in options if argument.startswith("--")]
+        given = ["--method" if option == "--methods" else option for option in given]
+        if repeated := next((option for option in given if given.count(option) > 1), None):
+            raise SystemExit(
+                f"supple: expected {repeated} once, got it again: give all its values after one {repeated}"
+            )
         return tyro.cli(COMMANDS[name], prog=f"supple {name}", args=options, config=config)
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,

@@ -60,12 +60,12 @@ def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[C
 @contextmanager
 def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[Callable[[Job, float], None]]:
     done, total, began = dict.fromkeys(jobs, 0.0), sum(amount for _, amount in jobs.values()), time.monotonic()
-    ended = threading.Event()
+    ended, runs = threading.Event(), f"{len(done)} run{'s'[: len(done) != 1]}"
 
     def line() -> None:
         share, seconds = sum([*done.values()]) / total if total else 1.0, time.monotonic() - began
         left = f", about {timedelta(seconds=round(seconds / share - seconds))} left" if 0 < share < 1 else ""
-        text = f"progress: {share:.0%} of {len(done)} runs after {timedelta(seconds=round(seconds))}{left}"
+        text = f"progress: {share:.0%} of {runs} after {timedelta(seconds=round(seconds))}{left}"
         console.print(text, highlight=False, soft_wrap=True)
 
     def follow() -> None:
