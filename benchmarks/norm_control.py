@@ -1,17 +1,18 @@
 """Methods that hold the size of the weights, side by side: how much accuracy each keeps, and over which strengths.
 
-    python benchmarks/norm_control.py train       # about an hour on one core, without Muon; resumes where it was stopped
-    python benchmarks/norm_control.py tables      # results so far: rows, chart and table of docs/norm-control.md
+    python benchmarks/norm_control.py train       # an hour on one idle core; resumes where it stopped
+    python benchmarks/norm_control.py tables      # results so far: rows, chart, and the table in docs/norm-control.md
 
     python benchmarks/norm_control.py train --problem random-label-mnist --scale paper    # days
 
-Every method is tried at strengths a factor of ten apart, on one seed, by the mean training accuracy of the last five
-tasks; the reported seeds, at the best strength, are different ones.
+Every method is tried on one seed at strengths a factor of ten apart, then at about a third and three times the best.
+It is judged by the mean training accuracy of the last five tasks. The reported seeds, at the best strength, are other
+ones.
 """
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,13 +60,22 @@ class Form:
             diagnostics=(),
         )
 
-    def grid(self, problem: "Problem") -> list[Run]:
-        return [self.run(problem, TUNING_SEEDS, strength) for strength in self.strengths]
+    def measured(
+        self, problem: "Problem", rows_of: Callable[[list[Run]], pl.DataFrame]
+    ) -> tuple[pl.DataFrame | None, pl.DataFrame]:
+        """The rows of the strengths that are tried, if any, and of the reported seeds; ``rows_of`` trains or reads."""
+        grid = [self.run(problem, TUNING_SEEDS, strength) for strength in self.strengths]
+        tuned, best = None, None
+        if grid:
+            near = [float(f"{factor * best_strength(rows_of(grid)):.2g}") for factor in (0.3, 3)]
+            tuned = rows_of([*grid, *(self.run(problem, TUNING_SEEDS, strength) for strength in near)])
+            best = best_strength(tuned)
+        return tuned, rows_of([self.run(problem, seed, best) for seed in range(problem.seeds)])
 
-    def reported(self, problem: "Problem", tuned: pl.DataFrame | None) -> list[Run]:
-        """The runs of the reported seeds, at the best strength of the grid."""
-        best = None if tuned is None else last_tasks(tuned, METRIC).sort("mean")["strength"][-1]
-        return [self.run(problem, seed, best) for seed in range(problem.seeds)]
+
+def best_strength(tuned: pl.DataFrame) -> float:
+    best: float = last_tasks(tuned, METRIC).sort("mean")["strength"][-1]
+    return best
 
 
 SPECTRAL_DECAY = {"method": "decoupled-spectral", "strengths": decades(-2, 2)}
@@ -86,7 +96,7 @@ FORMS: dict[str, Form] = {
     "Muon": Form(method="none", optimizer="muon"),
     "Muon, spectral decay": Form(**SPECTRAL_DECAY, optimizer="muon"),
 }
-"""In the order of training. Muon comes last: on a CPU its step takes ten times as long as Adam's."""
+"""In the order of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +117,26 @@ class Problem:
 class Train(Problem, Engine):
     """Train what is missing, one form after the other."""
 
+    forms: tuple[str, ...] = tuple(name for name, form in FORMS.items() if form.optimizer != "muon")
+    """The forms to compare; those with Muon only if you name them."""
     out: str = "runs/norm-control"
     """Folder for the runs."""
 
     def __call__(self) -> None:
         for name in self.forms:
-            grid = FORMS[name].grid(self)
-            self.train(FORMS[name].reported(self, self.train(grid) if grid else None))
+            FORMS[name].measured(self, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tables(Problem):
-    """Write the rows of the forms that are complete, draw them, and print the table."""
+    """Write the rows of the forms that are complete, draw them, and put the table into the page."""
 
     runs: str = "runs/norm-control"
     """The folder that was trained into."""
     out: Path = Path("results/norm-control")
     """Folder for the rows."""
-    chart: Path = Path("docs/norm-control.png")
-    """File of the chart."""
+    page: Path = Path("docs/norm-control.md")
+    """The page with the table; the chart lies beside it, as PNG."""
 
     def __call__(self) -> None:
         grids, reported = zip(*self.complete(), strict=True)
@@ -134,23 +145,27 @@ class Tables(Problem):
         grid.write_parquet(self.out / "tuning.parquet")
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs, {*grid["run"], *rows["run"]})
-        draw(grid, rows, self.problem).save(self.chart, scale_factor=2)
-        print("\n".join(table(grid, rows)))
+        draw(grid, rows, self.problem).save(self.page.with_suffix(".png"), scale_factor=2)
+        before, _, after = re.split(r"(?s)(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", self.page.read_text())
+        self.page.write_text(before + "\n".join(["", *table(grid, rows), "", ""]) + after)
 
     def complete(self) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         """The measurements of the grid and of the reported seeds, for each form that has them all."""
-        done = finished(self.runs)
         for name in self.forms:
-            form, label = FORMS[name], pl.lit(name).alias("form")
-            grid = form.grid(self)
-            if done.keys() >= {*grid}:
-                tuned = results(grid, self.runs) if grid else None
-                reported = form.reported(self, tuned)
-                if done.keys() >= {*reported}:
-                    rows = results(reported, self.runs)
-                    yield (rows.clear() if tuned is None else tuned).with_columns(label), rows.with_columns(label)
-                    continue
-            print(f"{name}: not trained yet")
+            label = pl.lit(name).alias("form")
+            try:
+                tuned, rows = FORMS[name].measured(self, self.read)
+            except FileNotFoundError as error:
+                print(f"{name} is left out: {error}")
+            else:
+                yield (rows.clear() if tuned is None else tuned).with_columns(label), rows.with_columns(label)
+
+    def read(self, wanted: list[Run]) -> pl.DataFrame:
+        done = finished(self.runs)
+        left = [run for run in wanted if run not in done]
+        if left:
+            raise FileNotFoundError(f"expected {len(wanted)} finished runs, got {len(wanted) - len(left)}: train them")
+        return results(wanted, self.runs)
 
 
 def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
@@ -200,7 +215,7 @@ def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart
             strokeDash=dash,
         )
     )
-    end = level.with_columns(strength=means["strength"].max() if math.isfinite(means["strength"].max()) else 1.0)
+    end = level.with_columns(strength=means["strength"].max())
     rule = alt.Chart(level).mark_rule(color="#999999", strokeDash=[2, 2]).encode(y="mean:Q")
     text = (
         alt.Chart(end)
