@@ -191,38 +191,32 @@ def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
 
 
 def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart:
-    """Accuracy over strength; a form without strengths is a horizontal line, with its name at the right end."""
-    means = last_tasks(grid, METRIC).select("form", "strength", "mean", "method", "options")
-    dialled = means["form"].unique(maintain_order=True).to_list()
-    level = (
-        last_tasks(rows, METRIC)
-        .filter(~pl.col("form").is_in(dialled) & (pl.col("optimizer") == "adam"))
-        .select("form", "method", "mean")
-    )
-    form = alt.Color("form:N", title=None, sort=dialled).scale(
-        domain=dialled, range=[METHODS[FORMS[name].method].colour for name in dialled]
-    )
-    dash = alt.StrokeDash("form:N", title=None, sort=dialled).scale(
-        domain=dialled, range=[[6, 3] if FORMS[name].options else [1, 0] for name in dialled]
-    )
+    """Accuracy over strength, the best form first in the legend; a form without strengths is a horizontal line."""
+    shown = ("form", "strength", "mean")
+    tuned = last_tasks(grid, METRIC).select(shown)
+    level = last_tasks(rows, METRIC).select(shown).filter(~pl.col("form").is_in(tuned["form"].to_list()))
+    ends = pl.DataFrame({"strength": [tuned["strength"].min(), tuned["strength"].max()]})
+    points = pl.concat([tuned, level.drop("strength").join(ends, how="cross").select(shown)])
+    names = points.sort("mean", descending=True)["form"].unique(maintain_order=True).to_list()
+    forms = [FORMS[name] for name in names]
+    dashes = [[2, 3] if form.optimizer != "adam" else [8, 4] if form.options else [1, 0] for form in forms]
+    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=500, labelLimit=0)
+    colours = [METHODS[form.method].colour for form in forms]
+    ticks = [strength for strength in tuned["strength"].unique() if strength in decades(-9, 9)]
     line = (
-        alt.Chart(means)
-        .mark_line(point=True, strokeWidth=2)
+        alt.Chart(points)
+        .mark_line(strokeWidth=2)
         .encode(
-            x=alt.X("strength:Q").scale(type="log").axis(format="~e", values=means["strength"].unique().to_list()),
+            x=alt.X("strength:Q").scale(type="log", nice=False).axis(format="~e", values=ticks),
             y=alt.Y("mean:Q", title="training accuracy, last five tasks").scale(domain=[0, 1]),
-            color=form,
-            strokeDash=dash,
+            color=alt.Color("form:N", legend=legend).scale(domain=names, range=colours),
+            strokeDash=alt.StrokeDash("form:N", legend=legend).scale(domain=names, range=dashes),
         )
     )
-    end = level.with_columns(strength=means["strength"].max())
-    rule = alt.Chart(level).mark_rule(color="#999999", strokeDash=[2, 2]).encode(y="mean:Q")
-    text = (
-        alt.Chart(end)
-        .mark_text(align="right", baseline="bottom", color="#444444")
-        .encode(x="strength:Q", y="mean:Q", text="form:N")
+    marks = line.mark_point(filled=True, size=40).transform_filter(
+        alt.FieldOneOfPredicate("form", tuned["form"].unique().to_list())
     )
-    chart: alt.LayerChart = (rule + text + line).properties(
+    chart: alt.LayerChart = (line + marks).properties(
         width=620, height=380, title=alt.Title(f"{problem}: accuracy kept, over strength", anchor="start")
     )
     return charts.configured(chart)

@@ -94,7 +94,9 @@ def test_a_matrix_of_zeros_stays_and_half_precision_is_computed_in_float32():
     assert not layer.weight.any()
 
 
-@pytest.mark.parametrize(("options", "message"), [({"iterations": 0}, "1 or more iterations"), ({"strength": 2}, "to 1")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"iterations": 0}, "1 or more iterations"), ({"strength": 2}, "to 1")]
+)
 def test_what_it_cannot_do_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FIRE(nn.Linear(2, 2), **options)

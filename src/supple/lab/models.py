@@ -42,8 +42,8 @@ def mlp(
     Args:
         data: determines the number of inputs and classes.
         width: units per hidden layer. A CReLU unit has two outputs, so with CReLU the width is reduced until the number
-            of parameters is closest to that of the ReLU network. With Fourier features it is halved, as in their source:
-            then layers pass on ``width`` features, with about half the parameters.
+            of parameters is closest to that of the ReLU network. With Fourier features it is halved, as in their
+            source: then layers pass on ``width`` features, with about half the parameters.
         depth: hidden layers.
         layer_norm: LayerNorm after the linear map and before the non-linearity.
         activation: the non-linearity.
@@ -244,7 +244,9 @@ def check_outputs(outputs: object, images: int, classes: int, name: str) -> None
 
 
 def _activation(name: Activation, dim: int = -1) -> nn.Module:
-    return {"relu": nn.ReLU, "crelu": partial(CReLU, dim), "fourier": partial(FourierFeatures, dim)}[name]()
+    if name == "relu":
+        return nn.ReLU()
+    return CReLU(dim) if name == "crelu" else FourierFeatures(dim)
 
 
 def _outputs(activation: Activation) -> int:

@@ -41,8 +41,8 @@ class FIRE(Mitigator):
     each group of a grouped convolution is a separate matrix. In vision transformers the authors change only the
     matrices of queries and keys: leave the others out with ``roles``.
 
-    Source: Han et al., *FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity Tradeoff*, 2026
-    (arXiv 2602.08040).
+    Source: Han et al., *FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity Tradeoff*,
+    2026 (arXiv 2602.08040).
 
     >>> network = nn.Linear(2, 2)
     >>> _ = network.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, -1.0]]))
@@ -92,7 +92,7 @@ def newton_schulz(matrices: Tensor, iterations: int) -> Tensor:
     """The orthogonal factors of matrices ``(..., m, n)``, approximately; a matrix of zeros stays zero."""
     if matrices.shape[-2] < matrices.shape[-1]:
         return newton_schulz(matrices.mT, iterations).mT
-    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp_min(TINY)
+    x: Tensor = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp_min(TINY)
     for _ in range(iterations):
         x = 1.5 * x - 0.5 * x @ (x.mT @ x)
     return x
