@@ -112,11 +112,7 @@ def conv(
 
 
 def resnet18(
-    data: Dataset,
-    *,
-    layer_norm: bool = False,
-    activation: Activation = "relu",
-    spectral_normalization: bool = False,
+    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
 ) -> nn.Module:
     """ResNet-18 with batch norm (He et al., 2016), as implemented in ``transformers``.
 
@@ -152,11 +148,7 @@ def resnet18(
 
 
 def vit_tiny(
-    data: Dataset,
-    *,
-    layer_norm: bool = False,
-    activation: Activation = "relu",
-    spectral_normalization: bool = False,
+    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
 ) -> nn.Module:
     """ViT-Tiny (Dosovitskiy et al., 2021), as implemented in ``transformers``: width 192, 12 layers, 3 heads.
 
