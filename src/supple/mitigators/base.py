@@ -48,15 +48,6 @@ class Mitigator(KernelRunner):
         ValueError: if the strength is out of range, or a parameter has values that are not finite.
     """
 
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    """What it was built with, except the network."""
-
-    def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        method = super().__new__(cls)
-        options.pop("network", None)
-        method._arguments = arguments[1:], options
-        return method
-
     def __init__(
         self,
         network: nn.Module | Population,
