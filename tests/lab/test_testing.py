@@ -56,8 +56,9 @@ def supple(monkeypatch):
     ],
 )
 def test_a_member_steps_as_the_run_would_go_on(method, optimizer):
-    due = {"every": 8} if method in ("redo", "hare-and-tortoise") else {}  # after a task's last step
-    run = run_of(method, optimizer=optimizer, options=due, strength=0.9 if method == "redo" else None)
+    due = {"every": 2} if method in ("redo", "hare-and-tortoise") else {}  # after a task's last step too
+    strength = {"redo": 0.9, "l2-init": 1.0}.get(method)
+    run = run_of(method, optimizer=optimizer, options=due, strength=strength)
     trainer = Trainer(run, compiled=False)
     for _ in trainer.steps(0):
         pass
