@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from supple.diagnostics.experiment import plasticity_test
-from supple.diagnostics.verdict import PlasticityTest
+from supple.diagnostics.verdict import AS_IT_IS, PlasticityTest
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer, matmul_precision
 from supple.mitigators.base import Mitigator
@@ -197,7 +197,8 @@ def examine(
 
 def keep(tested: Tested, folder: str) -> list[str]:
     """Write a result and its chart into a run's folder; return the paths."""
-    told = {name: value for name, value in tested.result.to_dict().items() if name != "curves"}
+    told = tested.result.to_dict()
+    told["steps"] = len(told.pop("curves")[AS_IT_IS][0])
     told["results"] = {name: values.tolist() for name, values in tested.result.results.items()}
     name = f"plasticity-test-after-{tested.facts['after']}-member-{tested.facts['member']}"
     files, path = files_at(folder)
