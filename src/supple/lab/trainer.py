@@ -82,6 +82,8 @@ class Trainer:
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
         """Train on one task; return the measurements at its end, in the store's schema."""
         tasks, labels, batches, pixels = self._begin(task)
+        if task and self.learner.mitigator.acts_at_task_start:
+            self.learner.mitigator.start_task()
         if self.learner.optimizer.restarts:
             self.learner.clear_moments(list(self.learner.parameters))
         correct = torch.zeros(len(self.run.seeds), dtype=torch.int64, device=self.device)
