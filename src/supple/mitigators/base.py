@@ -87,6 +87,9 @@ class Mitigator(KernelRunner):
             check_step_sizes(self, inner)
             self._act_after_step(inner, self._select(held_by(inner)))
 
+    def start_task(self) -> None:
+        """Act once, before a new task's first step: only methods with ``acts_at_task_start`` do something here."""
+
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
         """Start to record activations, in a loop without ``attach``; :meth:`detach` stops it.
 
