@@ -26,12 +26,14 @@ from supple.training.methods import METHODS
 ACTS_ON = {
     "layer-norm": "network",
     "crelu": "network",
+    "fourier-features": "network",
     "spectral-normalization": "network",
     "normalize-and-project": "network and parameters",
     "none": "",
     "decoupled-spectral": "parameters",
     "shrink-and-perturb": "parameters",
     "weight-clipping": "parameters",
+    "fire": "parameters",
     "hare-and-tortoise": "parameters",
     "redo": "units, by activations",
     "continual-backprop": "units, by activations",
@@ -63,7 +65,9 @@ Written by `python benchmarks/methods_page.py` from `results`, which that file s
 |---|---|---|---|---|---|---|---|
 {rows}
 
-`none` is the yardstick. LayerNorm, CReLU and spectral normalization change the network and have no dial.
+`none` is the yardstick. LayerNorm, CReLU, Fourier features and spectral normalization change the network and have no
+dial. FIRE acts between tasks, so its steps are those of no method. [Norm control](norm-control.md) compares the methods
+that hold the size of the weights at more strengths.
 `upgd` was not tuned: its row has the noise in the middle of its authors' range.
 
 ## What cannot be cheaper

@@ -1,13 +1,12 @@
 """The examples of methods, problems and networks of one's own, used from outside the package as their texts say."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from supple import cli
 from supple.network import role_rules
 from support.modules import module_at
 
@@ -29,15 +28,10 @@ def test_roles_of_ones_own_types(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("example", "command"), COMMANDS, ids=[example for example, _ in COMMANDS])
-def test_a_file_of_ones_own_is_used_by_its_name(example, command, tmp_path):
+def test_a_file_of_ones_own_is_used_by_its_name(example, command, tmp_path, monkeypatch):
+    """Here, and in the process that trains."""
     short = [*command.split(), "--seeds", "1", "--tasks", "2", "--workers", "1", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])}
-    result = subprocess.run(
-        [sys.executable, "-c", "from supple.cli import main; main()", *short],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
+    monkeypatch.syspath_prepend(EXAMPLES)  # as PYTHONPATH does
+    monkeypatch.setattr(sys, "argv", ["supple", *short])
+    cli.main()
     assert len(list(tmp_path.glob("*/metrics.parquet"))) == {"own_method": 3, "own_problem": 2, "own_model": 1}[example]

@@ -18,11 +18,12 @@ from support.probed_networks import NETWORKS, network_and_probe
 
 
 def seen(network, x):
-    return {name: h.numpy() for name, h in Inspection(network, x).activations.items()}
+    return {name: h.cpu().numpy() for name, h in Inspection(network, x).activations.items()}
 
 
-def assert_seen(network, x, expected):
-    found = seen(network, x)
+def assert_seen(network, x, expected, device):
+    """What the network is given on the device, where the probe need not lie."""
+    found = seen(network.to(device), x)
     assert list(found) == list(expected)
     for name, h in expected.items():
         np.testing.assert_allclose(found[name], h.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
@@ -31,53 +32,56 @@ def assert_seen(network, x, expected):
 # What is looked at.
 
 
-def test_what_each_linear_layer_is_given():
+def test_what_each_linear_layer_is_given(device):
     network, x, _ = network_and_probe("perceptron")
-    assert_seen(network, x, {"3": network[:3](x), "5": network[:5](x)})
+    assert_seen(network, x, {"3": network[:3](x), "5": network[:5](x)}, device)
 
 
-def test_channels_behind_in_place_activations_and_a_shortcut():
+def test_channels_behind_in_place_activations_and_a_shortcut(device):
     network, x, _ = network_and_probe("residual")
-    network.eval()
+    network, x = network.double().eval(), x.double()
     stem = relu(network.norm1(network.stem(x)))
     inner = relu(network.norm2(network.conv1(stem)))
     pooled = relu(network.conv2(inner) + network.down(stem)).mean((2, 3))
     as_rows = {"conv1": stem, "conv2": inner}
-    found = seen(network, x)
+    found = seen(network.to(device), x)
     assert list(found) == ["conv1", "conv2", "head"], "what the shortcut takes in is what conv1 takes in"
     for name, h in as_rows.items():
         np.testing.assert_allclose(found[name], h.permute(0, 2, 3, 1).flatten(0, 2).detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(found["head"], pooled.detach().numpy(), rtol=1e-5)
 
 
-def test_tokens_and_attention():
+def test_tokens_and_attention(device):
     network, x, _ = network_and_probe("transformer")
-    network.eval()
+    network.double().eval()
     block = network.block
     embedded = network.embedding(x) + network.positions
     attended = block.norm1(embedded + block.self_attn(embedded, embedded, embedded, need_weights=False)[0])
     inner = relu(block.linear1(attended))
     output = network.norm(block.norm2(attended + block.linear2(inner)))
     expected = {"block.self_attn": embedded, "block.linear1": attended, "block.linear2": inner}
-    assert_seen(network, x, {name: h.flatten(0, 1) for name, h in expected.items()} | {"head": output.mean(1)})
+    expected = {name: h.flatten(0, 1) for name, h in expected.items()} | {"head": output.mean(1)}
+    assert_seen(network, x, expected, device)
 
 
-def test_a_recurrent_layer_and_a_convolution_over_a_line():
+def test_a_recurrent_layer_and_a_convolution_over_a_line(device):
     network, x, _ = network_and_probe("recurrent")
+    network, x = network.double(), x.double()
     line = network.line(x)
-    assert_seen(network, x, {"lstm": line.mT.flatten(0, 1), "head": network.lstm(line.mT)[0][:, -1]})
+    expected = {"lstm": line.mT.flatten(0, 1), "head": network.lstm(line.mT)[0][:, -1]}
+    assert_seen(network, x, expected, device)
 
 
-def test_a_layer_that_runs_twice_has_the_rows_of_both():
+def test_a_layer_that_runs_twice_has_the_rows_of_both(device):
     network, x, _ = network_and_probe("twice")
     one = torch.tanh(network.enter(x))
     two = torch.tanh(network.shared(one))
-    found = seen(network, x)
+    found = seen(network.to(device), x)
     assert list(found) == ["shared", "first", "frozen", "head"], "a tied weight counts once, with its first owner"
     np.testing.assert_allclose(found["shared"], torch.cat([one, two]).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_overwritten_after_a_layer_has_seen_it():
+def test_what_is_overwritten_after_a_layer_has_seen_it(device):
     class Overwriting(nn.Module):
         def __init__(self):
             super().__init__()
@@ -88,10 +92,10 @@ def test_what_is_overwritten_after_a_layer_has_seen_it():
             return self.second(h) + h.zero_()
 
     network, x = Overwriting(), torch.randn(6, 4)
-    assert_seen(network, x, {"second": network.first(x)})
+    assert_seen(network, x, {"second": network.first(x)}, device)
 
 
-def test_several_inputs_by_place_or_by_name():
+def test_several_inputs_by_place_or_by_name(device):
     class Critic(nn.Module):
         def __init__(self):
             super().__init__()
@@ -102,14 +106,14 @@ def test_several_inputs_by_place_or_by_name():
 
     network, state, action = Critic(), torch.randn(6, 3), torch.randn(6, 2)
     expected = {"second": torch.relu(network.first(torch.cat([state, action], -1)))}
-    assert_seen(network, (state, action), expected)
-    assert_seen(network, {"action": action, "state": state}, expected)
+    assert_seen(network, (state, action), expected, device)
+    assert_seen(network, {"action": action, "state": state}, expected, device)
 
 
 @pytest.mark.parametrize(
     "part", [lambda z: z, lambda z: z.flatten(1), lambda z: z[:, 1:]], ids=["whole", "flat", "part"]
 )
-def test_the_input_of_a_second_branch_is_not_hidden(part):
+def test_the_input_of_a_second_branch_is_not_hidden(part, device):
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
@@ -121,11 +125,11 @@ def test_the_input_of_a_second_branch_is_not_hidden(part):
     network, x, z = Branches(), torch.randn(6, 3), torch.randn(6, 4)
     network(x, z)  # the lazy layer finds its size
     expected = {"h": relu(network.a(x)) + relu(network.b(part(z)))}
-    assert_seen(network, (x, z), expected)
-    assert_seen(network, {"z": z, "x": x}, expected)
+    assert_seen(network, (x, z), expected, device)
+    assert_seen(network, {"z": z, "x": x}, expected, device)
 
 
-def test_a_time_that_enters_behind_a_layer_is_not_a_unit():
+def test_a_time_that_enters_behind_a_layer_is_not_a_unit(device):
     class Waves(nn.Module):
         """Embeds a time, one number an example."""
 
@@ -145,7 +149,8 @@ def test_a_time_that_enters_behind_a_layer_is_not_a_unit():
             return self.head(self.first(x) + self.waves(time / 10))
 
     network, x, time = Timed(), torch.randn(6, 3), torch.rand(6)
-    assert_seen(network, (x, time), {"head": network.first(x) + network.waves(time / 10)})
+    expected = {"head": network.first(x) + network.waves(time / 10)}
+    assert_seen(network, (x, time), expected, device)
 
 
 def test_a_network_without_hidden_layers_has_nothing_to_show():
@@ -155,7 +160,7 @@ def test_a_network_without_hidden_layers_has_nothing_to_show():
         assert DIAGNOSTICS[name](inspection) == {}
 
 
-def test_a_parametrized_layer_is_given_what_a_plain_one_is():
+def test_a_parametrized_layer_is_given_what_a_plain_one_is(device):
     network, x = (
         nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
         torch.randn(6, 3),
@@ -164,12 +169,13 @@ def test_a_parametrized_layer_is_given_what_a_plain_one_is():
     assert list(expected) == ["2", "4"]
     for layer in network[::2]:
         nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
-    assert_seen(network, x, expected)
+    assert_seen(network, x, expected, device)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_population_sees_what_its_members_see(name):
+def test_a_population_sees_what_its_members_see(name, device):
     population = Population(lambda: network_and_probe(name, seed=int(torch.randint(9, ())))[0], seeds=[0, 1, 2])
+    population.to(device)
     x = torch.stack([network_and_probe(name, seed=seed)[1] for seed in range(3)])
     found = Inspection(population, x).activations
     for index in range(3):
@@ -207,23 +213,25 @@ hidden = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(hidden, st.sampled_from([0.0, 0.025, 0.1, 0.5]))
-def test_dormant_and_dead_units(h, threshold):
+def test_dormant_and_dead_units(device, h, threshold):
     arrays = {name: each.numpy() for name, each in h.items()}
     total = sum(each.shape[1] for each in arrays.values())
     dormant = {name: naive_dormant(each, threshold) for name, each in arrays.items()}
     dead = {name: int((each == 0).all(0).sum()) for name, each in arrays.items()}
-    for found, expected in ((dormant_units(h, threshold), dormant), (dead_units(h), dead)):
+    on_device = {name: each.to(device) for name, each in h.items()}
+    for found, expected in ((dormant_units(on_device, threshold), dormant), (dead_units(on_device), dead)):
         assert found.keys() == {"", *h}
         assert found[""].item() == pytest.approx(sum(expected.values()) / total)
         for name, count in expected.items():
             assert found[name].item() == pytest.approx(count / arrays[name].shape[1])
 
 
-def test_dormant_units_are_those_that_redo_recycles():
+def test_dormant_units_are_those_that_redo_recycles(device):
     network = nn.Sequential(nn.Conv2d(2, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 2))
     with torch.no_grad():
         network[0].bias[:4], network[2].bias[:2] = -9, -9
-    x = torch.randn(5, 2, 6, 6)
+    network.to(device)
+    x = torch.randn(5, 2, 6, 6).to(device)
     found = dormant_units(Inspection(network, x).activations)
     before = copy.deepcopy(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
@@ -242,32 +250,31 @@ def test_dormant_units_are_those_that_redo_recycles():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 3), st.integers(0, 999))
-def test_feature_rank(rows, units, decay, seed):
+def test_feature_rank(device, rows, units, decay, seed):
     random = torch.Generator().manual_seed(seed)
     last = torch.randn(rows, units, generator=random, dtype=torch.float64) * torch.logspace(0, -decay, units)
     values = np.linalg.svd(last.numpy(), compute_uv=False)
     expected = next(k for k in range(1, len(values) + 1) if values[:k].sum() >= 0.99 * values.sum() * (1 - 1e-9))
-    assert feature_rank({"first": torch.zeros(2, 2), "last": last})[""].item() == expected
+    assert feature_rank({"first": torch.zeros(2, 2, device=device), "last": last.to(device)})[""].item() == expected
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, 0), (1, 1), (7, 7), (99, 99), (100, 99)])
-def test_feature_rank_of_equal_singular_values(rank, expected):
+def test_feature_rank_of_equal_singular_values(rank, expected, device):
     """99 of 100 equal ones are 99 % exactly."""
     features = torch.linalg.qr(torch.randn(120, 100).double())[0]
     features[:, rank:] = 0
-    assert feature_rank({"last": features})[""] == expected
+    assert feature_rank({"last": features.to(device)})[""] == expected
 
 
-def test_representation_change():
+def test_representation_change(device):
     then = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.ones(2, 2)}
-    now = {"a": torch.tensor([[3.0, 5.0]]), "b": torch.ones(2, 2)}
-    found = representation_change(now, then)
+    now = {"a": torch.tensor([[3.0, 5.0]], device=device), "b": torch.ones(2, 2, device=device)}
+    found = {name: change.item() for name, change in representation_change(now, then).items()}
     assert found == {"": pytest.approx(0.1), "a": pytest.approx(0.2), "b": 0}
-    doubled = {name: 2 * h for name, h in then.items()}
-    assert representation_change(doubled, then)[""] == pytest.approx(1)
-    assert representation_change({name: 1e6 * h for name, h in now.items()}, {n: 1e6 * h for n, h in then.items()})[
-        ""
-    ] == pytest.approx(0.1), "it does not depend on scale"
+    doubled = {name: 2 * h.to(device) for name, h in then.items()}
+    assert representation_change(doubled, then)[""].item() == pytest.approx(1)
+    large, large_then = ({name: 1e6 * h for name, h in activations.items()} for activations in (now, then))
+    assert representation_change(large, large_then)[""].item() == pytest.approx(0.1), "it does not depend on scale"
 
 
 def test_representation_change_of_a_layer_that_was_zero():
@@ -283,8 +290,8 @@ def test_representation_change_wants_the_same_probe():
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_what_is_not_finite_is_nan(wrong):
-    h = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 4, 5)}
+def test_what_is_not_finite_is_nan(wrong, device):
+    h = {"a": torch.randn(2, 4, 3, device=device), "b": torch.randn(2, 4, 5, device=device)}
     then = {name: each.clone() for name, each in h.items()}
     h["a"][1, 2, 1] = wrong
     for found in (dormant_units(h), dead_units(h), representation_change(h, then)):
@@ -295,9 +302,9 @@ def test_what_is_not_finite_is_nan(wrong):
     assert feature_rank({"a": h["a"]})[""].isnan().tolist() == [False, True]
 
 
-def test_half_precision_is_averaged_in_single():
+def test_half_precision_is_averaged_in_single(device):
     """In bfloat16 a sum of many stops growing."""
-    h = torch.ones(100_000, 2, dtype=torch.bfloat16)
+    h = torch.ones(100_000, 2, dtype=torch.bfloat16, device=device)
     h[:, 1] = 0.05
     assert dormant_units({"a": h})[""] == 0.5
     assert dormant_units({"a": h}, 0.0)[""] == 0

@@ -20,8 +20,11 @@ from support.probed_networks import NETWORKS, network_and_probe, perceptron
 
 
 def naive_gradients(network, x, y, loss=cross_entropy):
-    """The gradient of each example by each trainable parameter, one example after the other, in evaluation mode."""
-    network = copy.deepcopy(network).eval()
+    """The gradient of each example by each trainable parameter, one example after the other, in evaluation mode.
+
+    On the CPU, wherever the network is.
+    """
+    network = copy.deepcopy(network).cpu().eval()
     trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
     def of_one(parameters, inputs, label):
@@ -31,8 +34,10 @@ def naive_gradients(network, x, y, loss=cross_entropy):
     return {name: torch.stack([gradient[name].flatten() for gradient in each]) for name in trained}
 
 
-def grams(network, x, y, loss=cross_entropy):
-    return Inspection(network, x, y)._by_member(lambda member: gradient_grams(member, loss))
+def grams(network, x, y, device, loss=cross_entropy):
+    """The inner products by a network that is moved to the device, for a comparison on the CPU."""
+    found = Inspection(network.to(device), x, y)._by_member(lambda member: gradient_grams(member, loss))
+    return {name: gram.cpu() for name, gram in found.items()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -41,14 +46,14 @@ def test_inner_products_are_those_of_the_gradients_on_the_cpu(name, dtype, devic
     network, x, y = network_and_probe(name)
     network, x = network.to(dtype), x.to(dtype) if x.is_floating_point() else x
     expected = naive_gradients(network, x, y)
-    found = grams(network.to(device), x.to(device), y.to(device))
+    found = grams(network, x.to(device), y.to(device), device)
     assert list(found) == list(expected)
     for parameter, gradients in expected.items():
         gram = gradients.double() @ gradients.double().T
         scale = gram.diagonal().max().item()
         rtol = 1e-11 if dtype == torch.float64 else 1e-4
         torch.testing.assert_close(
-            found[parameter].cpu(), gram, rtol=rtol, atol=rtol * scale, msg=lambda m, n=parameter: n + m
+            found[parameter], gram, rtol=rtol, atol=rtol * scale, msg=lambda m, n=parameter: n + m
         )
         assert (scale > 0) == (not parameter.startswith("unused")), f"{parameter} is tested"
 
@@ -77,37 +82,38 @@ def test_the_oracle_is_what_vmap_says_too():
     st.integers(1, 2),
     st.booleans(),
 )
-def test_convolutions_of_all_kinds(groups, inputs, outputs, kernel, stride, padding, dilation, line):
+def test_convolutions_of_all_kinds(device, groups, inputs, outputs, kernel, stride, padding, dilation, line):
     layer = (nn.Conv1d if line else nn.Conv2d)(
         groups * inputs, groups * outputs, kernel, stride, padding, dilation, groups
     ).double()
     x = torch.randn(4, groups * inputs, *([7] if line else [7, 6])).double()
     y = torch.randn_like(layer(x))
-    for parameter, gram in grams(layer, x, y, mse_loss).items():
+    for parameter, gram in grams(layer, x, y, device, mse_loss).items():
         gradients = naive_gradients(layer, x, y, mse_loss)[parameter]
         torch.testing.assert_close(gram, gradients @ gradients.T)
 
 
 @pytest.mark.parametrize("sizes", [(7, 1, 5, 6), (7, 2, 20, 30), (7, 9, 3, 2), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("held", [1, 50, 2**24])
-def test_both_ways_and_in_pieces(monkeypatch, sizes, held):
+def test_both_ways_and_in_pieces(monkeypatch, sizes, held, device):
     """Few positions: through inner products. Many: through the gradients. However many numbers fit into memory."""
     monkeypatch.setattr(per_example, "HELD", held)
     examples, positions, n, o = sizes
     a, b = torch.randn(examples, positions, n), torch.randn(examples, positions, o)
     gradients = torch.einsum("epo,epn->eon", b.double(), a.double()).flatten(1)
-    torch.testing.assert_close(per_example._product_gram(a, b), gradients @ gradients.T, rtol=1e-5, atol=1e-4)
+    found = per_example._product_gram(a.to(device), b.to(device)).cpu()
+    torch.testing.assert_close(found, gradients @ gradients.T, rtol=1e-5, atol=1e-4)
 
 
-def test_other_parameters_in_pieces(monkeypatch):
+def test_other_parameters_in_pieces(monkeypatch, device):
     network, x, y = network_and_probe("transformer")
-    whole = grams(network, x, y)
+    whole = grams(network, x, y, device)
     monkeypatch.setattr(per_example, "HELD", 1)
-    for name, gram in grams(network, x, y).items():
+    for name, gram in grams(network, x, y, device).items():
         torch.testing.assert_close(gram, whole[name])
 
 
-def test_inputs_that_are_not_of_single_examples_are_taken_one_by_one():
+def test_inputs_that_are_not_of_single_examples_are_taken_one_by_one(device):
     class Mixed(nn.Module):
         """Its layer sees pairs of neighbouring numbers of all examples, one row more than there are pairs."""
 
@@ -116,17 +122,17 @@ def test_inputs_that_are_not_of_single_examples_are_taken_one_by_one():
             self.inner, self.head = nn.Linear(2, 2), nn.Linear(4, 3)
 
         def forward(self, x):
-            rows = torch.cat([x.reshape(-1, 2), torch.zeros(1, 2)])
+            rows = torch.cat([x.reshape(-1, 2), x.new_zeros(1, 2)])
             return self.head(torch.tanh(self.inner(rows))[:-1].reshape(-1, 4))
 
     network, x, y = Mixed(), torch.randn(5, 4), torch.randint(3, (5,))
     gradients = naive_gradients(network, x, y)
-    for name, gram in grams(network, x, y).items():
+    for name, gram in grams(network, x, y, device).items():
         torch.testing.assert_close(gram, (gradients[name] @ gradients[name].T).double(), rtol=1e-4, atol=1e-6)
 
 
-def assert_as_by_autograd(network, x, y, loss=cross_entropy):
-    """The inner products, against one plain backward pass an example."""
+def assert_as_by_autograd(network, x, y, device, loss=cross_entropy):
+    """The inner products on the device, against one plain backward pass an example on the CPU."""
     network.double().eval()
     parameters = dict(network.named_parameters())
     rows = []
@@ -137,7 +143,7 @@ def assert_as_by_autograd(network, x, y, loss=cross_entropy):
             gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
         rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
     sizes = [p.numel() for p in parameters.values()]
-    found = grams(network, x, y, loss)
+    found = grams(network, x, y, device, loss)
     assert list(found) == list(parameters)
     for name, gradients in zip(parameters, torch.stack(rows).split(sizes, 1), strict=True):
         torch.testing.assert_close(found[name], gradients @ gradients.T, msg=lambda message, n=name: f"{n}: {message}")
@@ -187,9 +193,9 @@ ROWS_OF_SEVERAL = {
 
 @pytest.mark.parametrize("name", ROWS_OF_SEVERAL)
 @pytest.mark.parametrize(("examples", "time"), [(1, 6), (2, 2), (2, 6), (3, 6), (6, 6), (6, 3), (5, 5)])
-def test_as_many_rows_that_are_of_several_examples(name, examples, time):
+def test_as_many_rows_that_are_of_several_examples(name, examples, time, device):
     x, y = torch.randn(examples, time, 4).double(), torch.randint(3, (examples,))
-    assert_as_by_autograd(ROWS_OF_SEVERAL[name](), x, y)
+    assert_as_by_autograd(ROWS_OF_SEVERAL[name](), x, y, device)
 
 
 class UsedBesides(nn.Module):
@@ -210,9 +216,9 @@ class UsedBesides(nn.Module):
 
 
 @pytest.mark.parametrize("examples", [1, 2, 5])
-def test_parameters_that_are_used_besides_their_layer(examples):
+def test_parameters_that_are_used_besides_their_layer(examples, device):
     x, y = torch.randn(examples, 4).double(), torch.randint(3, (examples,))
-    assert_as_by_autograd(UsedBesides(), x, y)
+    assert_as_by_autograd(UsedBesides(), x, y, device)
 
 
 class UsedByOne(nn.Module):
@@ -243,20 +249,20 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_parameters_that_one_example_uses_besides_their_layer(use):
+def test_parameters_that_one_example_uses_besides_their_layer(use, device):
     x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
     x[3, 0] = 10
-    assert_as_by_autograd(UsedByOne(USES[use]), x, y)
+    assert_as_by_autograd(UsedByOne(USES[use]), x, y, device)
 
 
-def test_rows_of_which_a_few_are_in_another_order():
+def test_rows_of_which_a_few_are_in_another_order(device):
     class Swapped(nn.Sequential):
         def forward(self, x):
             there = torch.tensor([0, 3, 2, 1, 4])[: len(x)] if len(x) > 1 else torch.tensor([0])
             return self[1](torch.tanh(self[0](x[there]))[there])
 
     x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
-    assert_as_by_autograd(Swapped(nn.Linear(4, 5), nn.Linear(5, 3)), x, y)
+    assert_as_by_autograd(Swapped(nn.Linear(4, 5), nn.Linear(5, 3)), x, y, device)
 
 
 def with_hook(network):
@@ -286,49 +292,49 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_layers_that_are_not_as_torch_made_them(change):
+def test_layers_that_are_not_as_torch_made_them(change, device):
     network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 3))
     x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
     x[3, 0] = 10
-    assert_as_by_autograd(CHANGES[change](network), x, y)
+    assert_as_by_autograd(CHANGES[change](network), x, y, device)
 
 
-def test_examples_that_influence_each_other_are_taken_alone():
+def test_examples_that_influence_each_other_are_taken_alone(device):
     class Centred(nn.Sequential):
         def forward(self, x):
             return self[1](torch.tanh(self[0](x - x.mean(0).detach())))
 
     x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
-    assert_as_by_autograd(Centred(nn.Linear(4, 5), nn.Linear(5, 3)), x, y)
+    assert_as_by_autograd(Centred(nn.Linear(4, 5), nn.Linear(5, 3)), x, y, device)
 
 
-def test_rows_that_are_all_the_same_do_not_tell_whose_they_are():
+def test_rows_that_are_all_the_same_do_not_tell_whose_they_are(device):
     """The gradients that come back do."""
     x, y = torch.ones(6, 3, 4).double(), torch.tensor([0, 1, 2, 2, 1, 0])
-    assert_as_by_autograd(TimeFirst(flat=True), x, y)
+    assert_as_by_autograd(TimeFirst(flat=True), x, y, device)
 
 
-def test_a_population_whose_members_have_the_time_first():
-    population = Population(TimeFirst, seeds=[0, 1])
+def test_a_population_whose_members_have_the_time_first(device):
+    population = Population(TimeFirst, seeds=[0, 1]).to(device)
     x, y = torch.randn(2, 3, 6, 4), torch.randint(3, (2, 3))
     found = Inspection(population, x, y)._by_member(lambda member: gradient_grams(member, cross_entropy))
     for index in range(2):
         for name, gradients in naive_gradients(population.member(index), x[index], y[index]).items():
             torch.testing.assert_close(
-                found[name][index], (gradients @ gradients.T).double(), rtol=1e-4, atol=1e-6, msg=name
+                found[name][index].cpu(), (gradients @ gradients.T).double(), rtol=1e-4, atol=1e-6, msg=name
             )
 
 
 @pytest.mark.parametrize("name", ["perceptron", "tokens", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("wrong", [None, math.nan], ids=["finite", "not finite"])
-def test_a_closed_form_that_holds_is_taken(monkeypatch, name, dtype, wrong):
+def test_a_closed_form_that_holds_is_taken(monkeypatch, name, dtype, wrong, device):
     """Rounding is no reason for a backward pass an example, nor is a network that has diverged."""
     network, x, y = network_and_probe(name)
     if wrong is not None:
         next(network.parameters()).data.view(-1)[0] = wrong
     monkeypatch.setattr(per_example, "_one_by_one", None)
-    found = grams(network.to(dtype), x.to(dtype), y)
+    found = grams(network.to(dtype), x.to(dtype), y, device)
     assert len(found) == len(list(network.parameters()))
 
 
@@ -348,9 +354,9 @@ class Backbone(nn.Module):
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_what_runs_without_gradients_has_none(everything):
+def test_what_runs_without_gradients_has_none(everything, device):
     network, x, y = Backbone(everything), torch.randn(5, 4).double(), torch.randint(3, (5,))
-    assert_as_by_autograd(network, x, y)
+    assert_as_by_autograd(network, x, y, device)
     inspection = Inspection(network, x, y)
     for name in ("gradient_norm", "gradient_effective_rank"):
         found = DIAGNOSTICS[name](inspection)
@@ -377,12 +383,12 @@ def of_both(outputs, labels):
 
 @pytest.mark.parametrize("loss", [lambda outputs, labels: cross_entropy(outputs[0], labels), of_both])
 @pytest.mark.parametrize("examples", [1, 2, 4, 5])
-def test_outputs_that_do_not_have_the_batch_first(loss, examples):
+def test_outputs_that_do_not_have_the_batch_first(loss, examples, device):
     x, y = torch.randn(examples, 3, 4).double(), torch.randint(3, (examples,))
-    assert_as_by_autograd(Classifier(), x, y, loss)
+    assert_as_by_autograd(Classifier(), x, y, device, loss)
 
 
-def test_an_output_that_is_of_no_example():
+def test_an_output_that_is_of_no_example(device):
     class Counted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -394,26 +400,26 @@ def test_an_output_that_is_of_no_example():
     def loss(outputs, labels):
         return cross_entropy(outputs["logits"], labels) + outputs["penalty"]
 
-    assert_as_by_autograd(Counted(), torch.randn(5, 4).double(), torch.randint(3, (5,)), loss)
+    assert_as_by_autograd(Counted(), torch.randn(5, 4).double(), torch.randint(3, (5,)), device, loss)
 
 
-def test_a_loss_that_weighs_its_examples_is_taken_on_each_alone():
+def test_a_loss_that_weighs_its_examples_is_taken_on_each_alone(device):
     def weighted(outputs, labels):
-        return cross_entropy(outputs, labels, weight=torch.tensor([1.0, 5.0, 0.5]))
+        return cross_entropy(outputs, labels, weight=outputs.new_tensor([1.0, 5.0, 0.5]))
 
     network, x, y = network_and_probe("perceptron")
     for name, gradients in naive_gradients(network, x, y, weighted).items():
-        found = grams(network, x, y, weighted)[name]
+        found = grams(network, x, y, device, weighted)[name]
         torch.testing.assert_close(found, (gradients @ gradients.T).double(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_ranks_and_conditions_against_numpy(name):
+def test_ranks_and_conditions_against_numpy(name, device):
     network, x, y = network_and_probe(name)
     network, x = network.double(), x.double() if x.is_floating_point() else x
     gradients = {key: g.numpy() for key, g in naive_gradients(network, x, y).items()}
     gradients[""] = np.concatenate(list(gradients.values()), axis=1)
-    inspection = Inspection(network, x, y)
+    inspection = Inspection(network.to(device), x, y)
     ranks, conditions = (DIAGNOSTICS[f"gradient_{what}"](inspection) for what in ("effective_rank", "condition_number"))
     assert ranks.keys() == conditions.keys() == inspection.singular_values.keys() - {"frozen"} | {""}
     for layer, rank in ranks.items():
@@ -428,8 +434,8 @@ def test_ranks_and_conditions_against_numpy(name):
             assert conditions[layer] == math.inf, layer
 
 
-def test_equal_examples_have_one_direction_and_orthogonal_ones_all():
-    network = nn.Linear(6, 2, bias=False)
+def test_equal_examples_have_one_direction_and_orthogonal_ones_all(device):
+    network = nn.Linear(6, 2, bias=False).to(device)
     network.weight.data.zero_()
     label = torch.zeros(6, dtype=torch.int64)
     same, apart = (Inspection(network, x, label) for x in (torch.ones(6, 6), torch.eye(6)))
@@ -439,16 +445,17 @@ def test_equal_examples_have_one_direction_and_orthogonal_ones_all():
     assert DIAGNOSTICS["gradient_condition_number"](apart)[""].item() == pytest.approx(1)
 
 
-def test_fewer_parameters_than_examples():
+def test_fewer_parameters_than_examples(device):
     """The matrix is 2 x 50; its smallest singular value is the second, not the fiftieth."""
     network, x, y = nn.Linear(2, 1, bias=False).double(), torch.randn(50, 2).double(), torch.randn(50, 1).double()
     values = np.linalg.svd(naive_gradients(network, x, y, mse_loss)["weight"].numpy(), compute_uv=False)
-    found = DIAGNOSTICS["gradient_condition_number"](Inspection(network, x, y, loss=mse_loss))
+    inspection = Inspection(network.to(device), x, y, loss=mse_loss)
+    found = {name: value.item() for name, value in DIAGNOSTICS["gradient_condition_number"](inspection).items()}
     assert found == {"": pytest.approx(values[0] / values[1]), "weight": pytest.approx(values[0] / values[1])}
 
 
-def test_no_gradient_at_all():
-    network = nn.Linear(3, 2)
+def test_no_gradient_at_all(device):
+    network = nn.Linear(3, 2).to(device)
     inspection = Inspection(network, torch.zeros(4, 3), torch.zeros(4, 2), loss=lambda out, y: (0 * out).mean())
     assert DIAGNOSTICS["gradient_norm"](inspection)[""] == 0
     assert DIAGNOSTICS["gradient_effective_rank"](inspection)[""] == 0
@@ -456,10 +463,10 @@ def test_no_gradient_at_all():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradient_norm(name):
+def test_gradient_norm(name, device):
     network, x, y = network_and_probe(name)
-    found = DIAGNOSTICS["gradient_norm"](Inspection(network, x, y))
-    alone = copy.deepcopy(network).eval()
+    found = DIAGNOSTICS["gradient_norm"](Inspection(network.to(device), x, y))
+    alone = copy.deepcopy(network).cpu().eval()
     cross_entropy(alone(x), y).backward()
     expected = {
         key.removesuffix(".weight"): 0.0 if p.grad is None else p.grad.norm().item()
@@ -470,16 +477,17 @@ def test_gradient_norm(name):
     assert found[""].item() == pytest.approx(math.hypot(*expected.values()), rel=1e-4)
 
 
-def test_gradient_norm_and_inner_products_belong_together():
+def test_gradient_norm_and_inner_products_belong_together(device):
     """‖mean of g‖² is the mean of all inner products."""
     network, x, y = network_and_probe("residual")
-    total = torch.stack(list(grams(network, x, y).values())).sum(0).mean().sqrt()
+    total = torch.stack(list(grams(network, x, y, device).values())).sum(0).mean().sqrt()
     assert DIAGNOSTICS["gradient_norm"](Inspection(network, x, y))[""].item() == pytest.approx(total.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_population_is_lone_networks(name):
+def test_a_population_is_lone_networks(name, device):
     population = Population(lambda: network_and_probe(name, seed=int(torch.randint(9, ())))[0], seeds=[0, 1])
+    population.to(device)
     x, y = (torch.stack([network_and_probe(name, seed=seed)[part] for seed in range(2)]) for part in (1, 2))
     together = Inspection(population, x, y)
     alone = [Inspection(population.member(index), x[index], y[index]) for index in range(2)]
@@ -490,8 +498,8 @@ def test_a_population_is_lone_networks(name):
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
 
 
-def test_gradients_in_no_grad_and_with_frozen_parameters():
-    network, x, y = perceptron(), torch.randn(5, 4), torch.randint(3, (5,))
+def test_gradients_in_no_grad_and_with_frozen_parameters(device):
+    network, x, y = perceptron().to(device), torch.randn(5, 4), torch.randint(3, (5,))
     network[0].requires_grad_(False)
     with torch.no_grad():
         inspection = Inspection(network, x, y)
@@ -500,8 +508,8 @@ def test_gradients_in_no_grad_and_with_frozen_parameters():
     assert found["3"] > 1
 
 
-def test_gradients_in_inference_mode():
-    network, x, y = perceptron(), torch.randn(5, 4), torch.randint(3, (5,))
+def test_gradients_in_inference_mode(device):
+    network, x, y = perceptron().to(device), torch.randn(5, 4), torch.randint(3, (5,))
     for name in ("gradient_norm", "gradient_effective_rank"):
         expected = DIAGNOSTICS[name](Inspection(network, x, y))
         with torch.inference_mode():
@@ -515,7 +523,7 @@ def test_a_network_of_frozen_parameters_has_no_gradients():
         DIAGNOSTICS["gradient_norm"](inspection)
 
 
-def test_outputs_may_be_a_structure_with_more_than_tensors():
+def test_outputs_may_be_a_structure_with_more_than_tensors(device):
     class Cached(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -525,6 +533,6 @@ def test_outputs_may_be_a_structure_with_more_than_tensors():
             return {"cache": object(), "logits": self.inner(x), "hidden": x}
 
     network, x, y = network_and_probe("perceptron")
-    found = grams(Cached(network), x, y, lambda outputs, labels: cross_entropy(outputs["logits"], labels))
-    for name, gram in grams(network, x, y).items():
+    found = grams(Cached(network), x, y, device, lambda outputs, labels: cross_entropy(outputs["logits"], labels))
+    for name, gram in grams(network, x, y, device).items():
         assert torch.equal(gram, found[f"inner.{name}"])

@@ -42,8 +42,9 @@ def test_names_of_layers():
     assert "weight_norm/0.bias" in found
 
 
-def test_every_value_is_the_diagnostics_own():
+def test_every_value_is_the_diagnostics_own(device):
     network, x, y = network_and_probe("residual")
+    network.to(device)
     monitor = PlasticityMonitor(network, (x, y))
     monitor.measure()
     before = Inspection(network, x, y)
@@ -104,14 +105,14 @@ def test_chosen_diagnostics():
         PlasticityMonitor(perceptron(), every=0)
 
 
-def test_nothing_to_measure():
-    changes = PlasticityMonitor(perceptron(), batch(), diagnostics=["representation_change"])
+def test_nothing_to_measure(device):
+    changes = PlasticityMonitor(perceptron().to(device), batch(), diagnostics=["representation_change"])
     assert changes.measure() == {}
     assert changes.measure()["representation_change"] == 0
     x, y = torch.randn(9, 3), torch.randint(2, (9,))
-    shallow = PlasticityMonitor(nn.Linear(3, 2), (x, y), diagnostics=["dormant_units"])
+    shallow = PlasticityMonitor(nn.Linear(3, 2).to(device), (x, y), diagnostics=["dormant_units"])
     members = PlasticityMonitor(
-        Population(lambda: nn.Linear(3, 2), seeds=[0, 1]),
+        Population(lambda: nn.Linear(3, 2), seeds=[0, 1]).to(device),
         (x.expand(2, 9, 3), y.expand(2, 9)),
         diagnostics=["dead_units"],
     )
@@ -120,12 +121,12 @@ def test_nothing_to_measure():
         assert monitor.table() == "nothing measured"
 
 
-def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch):
+def test_diagnostics_of_ones_own_are_given_what_they_need(monkeypatch, device):
     def moved(previous, activations, parameters, initial):
         return {"": torch.tensor([(activations[name] - h).norm() for name, h in previous.items()]).sum()}
 
     monkeypatch.setitem(DIAGNOSTICS, "moved", Diagnostic(function=moved, metric=Metric(title="moved")))
-    network = perceptron()
+    network = perceptron().to(device)
     monitor = PlasticityMonitor(network, batch(), diagnostics=["moved"])
     assert monitor.state_dict()["initial"].keys() == Inspection(network).parameters.keys()
     assert monitor.measure() == {}, "there is nothing before the first look"
@@ -195,9 +196,9 @@ def test_a_probe_that_does_not_fit_is_named_when_the_monitor_is_built(network, p
         PlasticityMonitor(network(), probe)
 
 
-def test_labels_that_are_not_of_examples_allow_what_is_of_the_whole_batch():
+def test_labels_that_are_not_of_examples_allow_what_is_of_the_whole_batch(device):
     found = PlasticityMonitor(
-        perceptron(),
+        perceptron().to(device),
         (X, torch.ones(3, 4)),
         diagnostics=["gradient_norm"],
         loss=lambda outputs, labels: outputs.mean() * labels.sum(),
@@ -229,9 +230,9 @@ def odd_loss(outputs, labels):
     return loss if loss.item() > 0 else -loss
 
 
-def test_an_odd_network_is_measured_as_a_plain_one():
+def test_an_odd_network_is_measured_as_a_plain_one(device):
     torch.manual_seed(0)
-    odd, (x, y) = Odd(), batch()
+    odd, (x, y) = Odd().to(device), batch()
     plain = nn.Sequential(odd.inner, odd.heads[0])
     probe = {"x": x.clone(), "scale": 2.0, "mask": None}
     labels = {"class": y, "value": torch.zeros(len(x), 1)}
@@ -244,8 +245,8 @@ def test_an_odd_network_is_measured_as_a_plain_one():
     assert monitor.latest["gradient_effective_rank"] > 1
 
 
-def test_a_probe_from_inference_mode():
-    network, (x, y) = perceptron(), batch()
+def test_a_probe_from_inference_mode(device):
+    network, (x, y) = perceptron().to(device), batch()
     with torch.inference_mode():
         probe = x.clone(), y.clone()
     assert PlasticityMonitor(network, probe).measure() == PlasticityMonitor(network, (x, y)).measure()
@@ -277,16 +278,16 @@ def test_arguments_of_the_wrong_kind():
         PlasticityMonitor(torch.jit.script(nn.Linear(2, 2)))
 
 
-def test_a_network_without_parameters_and_one_of_torch_fx():
+def test_a_network_without_parameters_and_one_of_torch_fx(device):
     assert PlasticityMonitor(nn.ReLU(), batch()).measure() == {}
-    network, probe = perceptron(), batch()
+    network, probe = perceptron().to(device), batch()
     expected = PlasticityMonitor(network, probe).measure()
     found = PlasticityMonitor(torch.fx.symbolic_trace(network), probe).measure()
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_sparse_gradients():
-    embedding = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+def test_sparse_gradients(device):
+    embedding = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3)).to(device)
     probe = (torch.randint(7, (9, 3)), torch.randint(3, (9,)))
     found = PlasticityMonitor(embedding, probe).measure()
     embedding[0].sparse = False
@@ -298,8 +299,9 @@ def test_an_inspection_without_what_a_diagnostic_needs():
         DIAGNOSTICS["representation_change"](Inspection(perceptron(), torch.ones(3, 4)))
 
 
-def test_weights_that_are_not_numbers_give_values_that_are_not():
+def test_weights_that_are_not_numbers_give_values_that_are_not(device):
     network, x, y = network_and_probe("residual")
+    network.to(device)
     monitor = PlasticityMonitor(network, (x, y))
     monitor.measure()
     with torch.no_grad():
@@ -311,8 +313,9 @@ def test_weights_that_are_not_numbers_give_values_that_are_not():
     assert "nan" in monitor.table()
 
 
-def test_a_network_of_zeros():
+def test_a_network_of_zeros(device):
     network, x, y = network_and_probe("residual")
+    network.to(device)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
@@ -328,8 +331,8 @@ def test_a_network_of_zeros():
     assert found["gradient_effective_rank/conv1"] == 0
 
 
-def test_a_member_of_a_population_has_the_names_of_a_lone_network():
-    population = Population(perceptron, seeds=[0, 1, 2])
+def test_a_member_of_a_population_has_the_names_of_a_lone_network(device):
+    population = Population(perceptron, seeds=[0, 1, 2]).to(device)
     x, y = torch.randn(3, 9, 4), torch.randint(3, (3, 9))
     together = PlasticityMonitor(population, (x, y))
     together.measure()
@@ -351,8 +354,8 @@ def test_a_member_of_a_population_has_the_names_of_a_lone_network():
 # When.
 
 
-def test_attached_it_measures_every_so_many_steps_and_tells():
-    network, told = perceptron(), []
+def test_attached_it_measures_every_so_many_steps_and_tells(device):
+    network, told = perceptron().to(device), []
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     monitor = PlasticityMonitor(network, batch(), every=3, callback=told.append)
     assert monitor.latest == {}
@@ -382,8 +385,8 @@ def test_told_of_each_step_it_measures_as_if_attached():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
-def test_a_copy_of_network_optimizer_and_monitor_goes_on_by_itself(duplicate):
-    network = perceptron()
+def test_a_copy_of_network_optimizer_and_monitor_goes_on_by_itself(duplicate, device):
+    network = perceptron().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     monitor = PlasticityMonitor(network, every=3).attach(optimizer)
     train(network, optimizer, 2)
@@ -411,8 +414,8 @@ class Failing(torch.optim.SGD):
         super().step(closure)
 
 
-def test_a_step_counts_once():
-    network = perceptron()
+def test_a_step_counts_once(device):
+    network = perceptron().to(device)
     optimizer = Failing(network.parameters(), lr=0.1)
     monitor = PlasticityMonitor(network).attach(optimizer)
     with pytest.raises(MemoryError):
@@ -434,8 +437,8 @@ class Wrapper(torch.optim.Optimizer):
         self.optimizer.step()
 
 
-def test_an_optimizer_inside_others():
-    network = perceptron()
+def test_an_optimizer_inside_others(device):
+    network = perceptron().to(device)
     optimizer = Wrapper(Wrapper(torch.optim.SGD(network.parameters(), lr=0.1)))
     monitor = PlasticityMonitor(network, every=2).attach(optimizer)
     train(network, optimizer, 2)
@@ -449,8 +452,8 @@ def test_attached_to_no_optimizer():
     monitor.attach(torch.optim.SGD(monitor.model.parameters(), lr=0.1))
 
 
-def test_beside_a_method_it_sees_what_the_step_has_left():
-    network = perceptron()
+def test_beside_a_method_it_sees_what_the_step_has_left(device):
+    network = perceptron().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     SpectralRegularizer(network, strength=1.0, decoupled=True).attach(optimizer)
     monitor = PlasticityMonitor(network, every=1).attach(optimizer)
@@ -459,9 +462,9 @@ def test_beside_a_method_it_sees_what_the_step_has_left():
 
 
 @pytest.mark.parametrize("members", [0, 2])
-def test_a_resumed_run_says_the_same(members, tmp_path):
-    network = Population(perceptron, seeds=range(members)) if members else perceptron()
-    x, y = batch()
+def test_a_resumed_run_says_the_same(members, tmp_path, device):
+    network = (Population(perceptron, seeds=range(members)) if members else perceptron()).to(device)
+    x, y = (tensor.to(device) for tensor in batch())
     if members:
         x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
 
@@ -488,8 +491,8 @@ def test_a_resumed_run_says_the_same(members, tmp_path):
     assert resumed.latest
 
 
-def test_a_state_is_a_copy_and_must_fit():
-    network = perceptron()
+def test_a_state_is_a_copy_and_must_fit(device):
+    network = perceptron().to(device)
     monitor = PlasticityMonitor(network, batch())
     state = monitor.state_dict()
     state["initial"]["0"].zero_()
@@ -499,8 +502,8 @@ def test_a_state_is_a_copy_and_must_fit():
 
 
 @pytest.mark.parametrize("part", ["initial", "previous", ""])
-def test_a_damaged_state_is_refused_and_changes_nothing(part):
-    monitor, other = (PlasticityMonitor(perceptron(), batch()) for _ in range(2))
+def test_a_damaged_state_is_refused_and_changes_nothing(part, device):
+    monitor, other = (PlasticityMonitor(perceptron().to(device), batch()) for _ in range(2))
     other.measure()
     before, state = str(monitor.state_dict()), other.state_dict()
     some = next(iter(state[part]))
@@ -515,11 +518,11 @@ def test_a_damaged_state_is_refused_and_changes_nothing(part):
 
 
 @pytest.mark.parametrize("name", ["distance_from_initialization", "representation_change"])
-def test_a_network_that_has_grown_is_named(name):
-    network = perceptron()
+def test_a_network_that_has_grown_is_named(name, device):
+    network = perceptron().to(device)
     monitor = PlasticityMonitor(network, batch(), diagnostics=[name])
     monitor.measure()
-    network.extend([nn.ReLU(), nn.Linear(3, 5)])
+    network.extend([nn.ReLU(), nn.Linear(3, 5, device=device)])
     with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build another monitor"):
         monitor.measure()
 
@@ -532,8 +535,8 @@ def test_a_head_that_has_grown_is_named():
         monitor.measure()
 
 
-def test_half_precision():
-    network, (x, y) = perceptron().bfloat16(), batch()
+def test_half_precision(device):
+    network, (x, y) = perceptron().to(device, torch.bfloat16), batch()
     monitor = PlasticityMonitor(network, (x.bfloat16(), y))
     monitor.measure()
     assert not any(math.isnan(value) for value in monitor.measure().values())
@@ -543,8 +546,9 @@ def test_half_precision():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_table_shows_every_value_in_100_columns(name):
+def test_the_table_shows_every_value_in_100_columns(name, device):
     network, x, y = network_and_probe(name)
+    network.to(device)
     monitor = PlasticityMonitor(
         nn.ModuleDict({"a_rather_long_name_for_a_part_of_a_network": network})[
             "a_rather_long_name_for_a_part_of_a_network"

@@ -42,7 +42,8 @@ def bits(network):
     return {
         "tensors": {name: tensor.clone() for name, tensor in network.state_dict(keep_vars=False).items()},
         "gradients": {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None},
-        "random": {"": torch.get_rng_state()},
+        "random": {"cpu": torch.get_rng_state()}
+        | {f"cuda:{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())},
     }
 
 
@@ -55,9 +56,9 @@ def assert_same_bits(one, other):
 
 @pytest.mark.parametrize("members", [0, 2])
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_is_left_behind(members, training):
-    network = Population(restless, seeds=range(members)) if members else restless()
-    x, y = batch()
+def test_nothing_is_left_behind(members, training, device):
+    network = (Population(restless, seeds=range(members)) if members else restless()).to(device)
+    x, y = (tensor.to(device) for tensor in batch())
     if members:
         x, y = x.expand(members, *x.shape), y.expand(members, *y.shape)
     network(x).sum().backward()
@@ -78,8 +79,8 @@ def test_nothing_is_left_behind(members, training):
     assert all(parameter.is_leaf and parameter.requires_grad for parameter in network.parameters())
 
 
-def test_nothing_is_left_behind_by_an_error():
-    network = restless()
+def test_nothing_is_left_behind_by_an_error(device):
+    network = restless().to(device)
     before, modes = bits(network), [part.training for part in network.modules()]
 
     def broken(outputs, labels):
@@ -94,11 +95,11 @@ def test_nothing_is_left_behind_by_an_error():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
-def test_training_with_it_gives_the_same_bits():
+def test_training_with_it_gives_the_same_bits(device):
     results = []
     for every in (None, 2):
         torch.manual_seed(3)
-        network = restless()
+        network = restless().to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         if every:
             torch.manual_seed(4)
@@ -110,8 +111,8 @@ def test_training_with_it_gives_the_same_bits():
     assert_same_bits(*results)
 
 
-def test_nothing_happens_between_measurements(monkeypatch):
-    network, optimizer_steps = perceptron(), []
+def test_nothing_happens_between_measurements(monkeypatch, device):
+    network, optimizer_steps = perceptron().to(device), []
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     monitor = PlasticityMonitor(network, batch(), every=3).attach(optimizer)
     monkeypatch.setattr(monitor, "measure", lambda: optimizer_steps.append(monitor._steps))
@@ -138,7 +139,7 @@ def test_a_distributed_model_is_looked_at_inside(tmp_path):
 
 @pytest.mark.parametrize("how", ["whole", "in place", "a part"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by the compiler, at a graph that starts inside
-def test_a_compiled_model_is_looked_at_inside_and_not_compiled_again(how):
+def test_a_compiled_model_is_looked_at_inside_and_not_compiled_again(how, device):
     compiled = []
 
     def backend(graph, inputs):
@@ -146,7 +147,7 @@ def test_a_compiled_model_is_looked_at_inside_and_not_compiled_again(how):
         return graph.forward
 
     torch._dynamo.reset()
-    network, (x, y) = perceptron(), batch()
+    network, (x, y) = perceptron().to(device), batch()
     expected = PlasticityMonitor(network, (x, y)).measure()
     match how:
         case "whole":

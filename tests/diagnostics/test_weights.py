@@ -1,5 +1,6 @@
 """Diagnostics of the weights, against numpy on matrices cut out of each parameter by hand."""
 
+import copy
 import math
 
 import numpy as np
@@ -38,9 +39,9 @@ NAIVE = {
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("diagnostic", NAIVE)
-def test_every_matrix_against_numpy(network, diagnostic):
+def test_every_matrix_against_numpy(network, diagnostic, device):
     network = network_and_probe(network)[0]
-    found = DIAGNOSTICS[diagnostic](Inspection(network))
+    found = DIAGNOSTICS[diagnostic](Inspection(copy.deepcopy(network).to(device)))
     expected = {name: [NAIVE[diagnostic](m) for m in matrices] for name, matrices in by_layer(network).items()}
     assert found.keys() == {"", *expected}
     for name, values in expected.items():
@@ -49,44 +50,44 @@ def test_every_matrix_against_numpy(network, diagnostic):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_lipschitz_bound_is_the_product_of_the_largest(network):
+def test_lipschitz_bound_is_the_product_of_the_largest(network, device):
     network = network_and_probe(network)[0]
     expected = math.prod(max(np.linalg.norm(m, 2) for m in matrices) for matrices in by_layer(network).values())
-    found = DIAGNOSTICS["lipschitz_bound"](Inspection(network))
+    found = DIAGNOSTICS["lipschitz_bound"](Inspection(network.to(device)))
     assert found.keys() == {""}
     assert found[""].item() == pytest.approx(expected)
 
 
-def test_lipschitz_bound_holds_and_is_reached():
-    network = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False))
-    x, y = torch.randn(2, 100, 3)
+def test_lipschitz_bound_holds_and_is_reached(device):
+    network = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False)).to(device)
+    x, y = torch.randn(2, 100, 3, device=device)
     bound = DIAGNOSTICS["lipschitz_bound"](Inspection(network))[""]
     assert ((network(x) - network(y)).norm(dim=-1) <= bound * (x - y).norm(dim=-1)).all()
     with torch.no_grad():
         for layer in (network[0], network[2]):
             layer.weight.copy_(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
-    assert DIAGNOSTICS["lipschitz_bound"](Inspection(network))[""] == pytest.approx(9)
-    assert network(torch.tensor([1.0, 0, 0])).norm().item() == pytest.approx(9)
+    assert DIAGNOSTICS["lipschitz_bound"](Inspection(network))[""].item() == pytest.approx(9)
+    assert network(torch.tensor([1.0, 0, 0], device=device)).norm().item() == pytest.approx(9)
 
 
-def test_a_grouped_convolution_is_as_large_as_its_largest_group():
+def test_a_grouped_convolution_is_as_large_as_its_largest_group(device):
     layer = nn.Conv1d(4, 4, 1, groups=2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [5, 0], [0, 2]]).unsqueeze(-1))
-    inspection = Inspection(layer)
-    assert DIAGNOSTICS["spectral_norm"](inspection)[""] == pytest.approx(3)  # of 1 and 5
-    assert DIAGNOSTICS["lipschitz_bound"](inspection)[""] == pytest.approx(5)
+    inspection = Inspection(layer.to(device))
+    assert DIAGNOSTICS["spectral_norm"](inspection)[""].item() == pytest.approx(3)  # of 1 and 5
+    assert DIAGNOSTICS["lipschitz_bound"](inspection)[""].item() == pytest.approx(5)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_norms_and_distances(network):
+def test_norms_and_distances(network, device):
     network = network_and_probe(network)[0]
     initial = {name: vector.clone() for name, vector in Inspection(network).parameters.items()}
     before = {name: parameter.detach().clone().numpy() for name, parameter in network.named_parameters()}
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter))
-    inspection = Inspection(network, initial=initial)
+    inspection = Inspection(copy.deepcopy(network).to(device), initial=initial)
     now = {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
     for diagnostic, expected in {
         "weight_norm": {name: np.linalg.norm(values) for name, values in now.items()},
@@ -99,22 +100,22 @@ def test_norms_and_distances(network):
         assert found[""].item() == pytest.approx(math.sqrt(sum(value**2 for value in expected.values())), rel=1e-5)
 
 
-def test_an_untrained_network_is_where_it_started():
-    network = network_and_probe("residual")[0]
+def test_an_untrained_network_is_where_it_started(device):
+    network = network_and_probe("residual")[0].to(device)
     initial = Inspection(network).parameters
     assert not any(DIAGNOSTICS["distance_from_initialization"](Inspection(network, initial=initial)).values())
 
 
-def test_a_role_may_leave_a_parameter_out_or_add_one():
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+def test_a_role_may_leave_a_parameter_out_or_add_one(device):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(device)
     found = DIAGNOSTICS["spectral_norm"](Inspection(network, roles={"0.weight": None, "1.bias": "matrix"}))
     assert found.keys() == {"", "1", "1.bias"}
     assert found["1.bias"].item() == pytest.approx(network[1].bias.norm().item())
 
 
-def test_what_is_packed_into_integers_is_left_out():
+def test_what_is_packed_into_integers_is_left_out(device):
     """As the frozen weights of a quantized network."""
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(device)
     for name, parameter in network[0].named_parameters():
         setattr(network[0], name, nn.Parameter(torch.ones_like(parameter, dtype=torch.int8), requires_grad=False))
     inspection = Inspection(network, initial=Inspection(network).parameters)
@@ -128,8 +129,9 @@ def test_a_network_without_matrices_says_what_is_missing():
         DIAGNOSTICS["spectral_norm"](Inspection(nn.LayerNorm(3)))
 
 
-def test_a_population_has_one_value_a_member():
+def test_a_population_has_one_value_a_member(device):
     population = Population(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Linear(4, 3)), seeds=[0, 1, 2])
+    population.to(device)
     for name, value in DIAGNOSTICS["spectral_norm"](Inspection(population)).items():
         alone = [DIAGNOSTICS["spectral_norm"](Inspection(population.member(index)))[name] for index in range(3)]
         torch.testing.assert_close(value, torch.stack(alone), rtol=1e-12, atol=0)

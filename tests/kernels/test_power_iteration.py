@@ -107,7 +107,7 @@ def test_a_diagonal_whose_largest_entry_changes_place_is_found_again(swap):
     large, small = swap
     weight = torch.diag(torch.tensor([large, small, 0.5]))
     v, restart = directions(weight)
-    v = power_iteration(weight, v, restart, 100_000 if small > 1.9 else 500).v
+    v = power_iteration(weight, v, restart, 20_000 if small > 1.9 else 500).v
     moved = torch.diag(torch.tensor([0.5, 0.6, 1.4]))
     for _ in range(60):
         sigma, u, v = power_iteration(moved, v, restart)

@@ -72,6 +72,13 @@ def test_width_and_depth():
     assert widths == [9, 9, 7]
 
 
+def test_a_narrowing_leaky_network():
+    layers = [*find("mlp-300-150-leaky")(DATA)]
+    assert [layer.out_features for layer in layers if isinstance(layer, nn.Linear)] == [300, 150, 7]
+    assert [layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)] == [0.01, 0.01]
+    assert not any(isinstance(layer, nn.ReLU) for layer in layers)
+
+
 MLP_BLOCK = 192 * 768 + 768 + 768 * 192 + 192
 ATTENTION = 4 * (192 * 192 + 192)
 STAGES = [(64, 64), (64, 128), (128, 256), (256, 512)]  # two blocks of two convolutions; three times a shortcut
@@ -105,14 +112,15 @@ def test_resnet18_has_the_published_size():
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "crelu"])
+@pytest.mark.parametrize("activation", ["relu", "crelu", "fourier"])
 def test_the_convolutional_network_by_hand(norm, activation):
     images = data(3, 32, 32, classes=2)
     network = conv(images, layer_norm=norm, activation=activation)
     parameters = list(network.parameters())
 
     def act(x):
-        x = torch.cat([x.relu(), (-x).relu()], 1) if activation == "crelu" else x.relu()
+        parts = {"relu": [x.relu()], "crelu": [x.relu(), (-x).relu()], "fourier": [x.sin(), x.cos()]}
+        x = torch.cat(parts[activation], 1)
         return max_pool2d(x, 2) if x.ndim == 4 else x
 
     x = inputs(images)

@@ -83,6 +83,10 @@ continual-imagenet               imagenet32    class-pairs        100  10 500
 permuted-mnist-kumar      mnist-60000-from-minus-1 sampled-pixel-permutation 16   1 500
 random-label-mnist-kumar  mnist-60000-from-minus-1 shuffled-labels           16 400  50
 online-permuted-mnist            mnist-60000-from-0 pixel-permutation    1   1 800
+random-label-mnist-lillo  mnist-1200-from-0          ordered-random-labels      16 400  50
+streamed-permuted-mnist   mnist-60000-from-minus-1   pixel-permutation-of-50000  1   1 300
+input-permuted-mnist      mnist-60000-from-minus-1   pixel-permutation-of-5000   1   1 200
+label-permuted-emnist     emnist-112800-from-minus-1 label-flip-of-2500          1   1 400
 """
 
 
@@ -93,11 +97,24 @@ def test_paper_scale_is_what_was_published(row):
     assert (run.dataset, run.shift) == (dataset, shift)
     assert [run.batch_size, run.epochs, run.tasks] == [int(number) for number in numbers]
     models = {"mnist": "mlp", "fashion-mnist": "mlp", "emnist": "mlp", "imagenet32": "conv"}
-    by_name = {"online-permuted-mnist": "mlp-3x2000-kaiming"}
+    by_name = {
+        "online-permuted-mnist": "mlp-3x2000-kaiming",
+        "random-label-mnist-lillo": "mlp-2x100",
+        "streamed-permuted-mnist": "mlp-300-150-leaky",
+        "input-permuted-mnist": "mlp-300-150",
+        "label-permuted-emnist": "mlp-300-150",
+    }
     kumar = "mlp-2x100" if dataset == "mnist-60000-from-minus-1" else "resnet18"
     assert run.model == by_name.get(name, models.get(dataset, kumar))
-    sgd = {"permuted-mnist-kumar": 0.01, "online-permuted-mnist": 0.003}
-    assert (run.optimizer, run.step_size) == (("sgd", sgd[name]) if name in sgd else ("adam", 0.001))
+    steps = {
+        "permuted-mnist-kumar": ("sgd", 0.01),
+        "online-permuted-mnist": ("sgd", 0.003),
+        "random-label-mnist-lillo": ("adam", 1e-4),
+        "streamed-permuted-mnist": ("adam", 1e-4),
+        "input-permuted-mnist": ("sgd", 0.01),
+        "label-permuted-emnist": ("sgd", 0.01),
+    }
+    assert (run.optimizer, run.step_size) == steps.get(name, ("adam", 0.001))
 
 
 def test_every_published_problem_is_held_against_its_source():

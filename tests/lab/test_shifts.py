@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from supple.lab import shifts
 from supple.lab.datasets import Dataset, Examples, digits
-from supple.lab.shifts import ABSENT, DRIFT, SHIFTS, batch_order, random_labels, seen
+from supple.lab.shifts import (
+    ABSENT,
+    DRIFT,
+    SHIFTS,
+    batch_order,
+    random_labels,
+    seen,
+    streamed_label_flip,
+    streamed_pixel_permutation,
+)
 from supple.runs.streams import Stream, generator
 
 SEEDS, TASKS = (0, 4), range(4)
@@ -142,12 +151,16 @@ SLOW = {
     "random-labels": slow_random_labels,
     "shuffled-labels": slow_shuffled_labels,
     "fixed-random-labels": slow_fixed_random_labels,
+    "ordered-random-labels": slow_random_labels,
     "drifting-labels": slow_drifting_labels,
     "pixel-permutation": slow_pixel_permutation,
     "sampled-pixel-permutation": slow_sampled_pixel_permutation,
+    "pixel-permutation-of-5000": slow_pixel_permutation,  # of fewer images, it has them all
+    "pixel-permutation-of-50000": slow_pixel_permutation,
     "compounding-pixel-permutation": slow_compounding_pixel_permutation,
     "drifting-pixels": slow_drifting_pixels,
     "label-flip": slow_label_flip,
+    "label-flip-of-2500": slow_label_flip,
     "compounding-label-flip": slow_compounding_label_flip,
     "class-incremental": slow_class_incremental,
     "class-pairs": slow_class_pairs,
@@ -191,7 +204,7 @@ def test_outputs_are_as_many_as_labels(shift, data):
 
 def same(first, second):
     return vars(first).keys() == vars(second).keys() and all(
-        value is other if value is None or other is None else torch.equal(value, other)
+        torch.equal(value, other) if isinstance(value, torch.Tensor) and other is not None else value is other
         for value, other in zip(vars(first).values(), vars(second).values(), strict=True)
     )
 
@@ -225,8 +238,20 @@ def test_nothing_global_is_touched(shift, data):
 
 def test_a_task_moves_between_devices(shift, data):
     moved = shift.task(data, 0, 1).to("meta")
-    assert all(value is None or value.device.type == "meta" for value in vars(moved).values())
+    assert all(value.device.type == "meta" for value in vars(moved).values() if isinstance(value, torch.Tensor))
     assert same(shift.task(data, 0, 1).to("cpu"), shift.task(data, 0, 1))
+
+
+@pytest.mark.parametrize("stream", [streamed_pixel_permutation, streamed_label_flip])
+def test_a_stream_has_other_images_each_task(stream, data):
+    first, second = (stream(data, 1, task, images=20).images.tolist() for task in (0, 1))
+    assert first == sorted(draws(9, 1, 0).choice(len(data.train), 20, replace=False).tolist())
+    assert len(set(second)) == 20
+    assert first != second
+
+
+def test_unshuffled_epochs_are_all_alike():
+    assert batch_order(10, 4, 2, seed=0, task=3, shuffled=False).tolist() == 2 * [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 # What each kind promises over many tasks.

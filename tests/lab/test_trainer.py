@@ -4,7 +4,7 @@ import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import polars as pl
@@ -119,8 +119,9 @@ def of_member(rows, member):
     return {(0, task, metric): value for (index, task, metric), value in rows.items() if index == member}
 
 
+@cache
 def by_hand(run, member=0):
-    """The same for one network, one step after the other."""
+    """The same for one network, one step after the other; once for both paths."""
     seed, strength = run.seeds[member], run.strengths[member]
     data, shift, method = DATASETS[run.dataset](), SHIFTS[run.shift], METHODS[run.method]
     torch.manual_seed(seed)
@@ -142,6 +143,8 @@ def by_hand(run, member=0):
         inputs, labels = parts["train"]
         if run.optimizer == "adam-restarted":
             optimizers[0].state.clear()
+        if number and mitigator.acts_at_task_start:
+            mitigator.start_task()
         correct = []
         for batch in batch_order(len(inputs), run.batch_size, run.epochs, seed, number):
             if mitigator.scheduled and steps:
@@ -279,9 +282,9 @@ def test_muon_trains_as_by_hand(method, epochs, monkeypatch):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_population_is_its_members_trained_alone(method, path, monkeypatch):
-    together = trainer_of(run_of(method, seeds=(4, 0, 9)), path, monkeypatch)
+    together = trainer_of(run_of(method, seeds=(4, 0)), path, monkeypatch)
     rows = learned(together)
-    for index, seed in enumerate((4, 0, 9)):
+    for index, seed in enumerate((4, 0)):
         alone = trainer_of(run_of(method, seeds=(seed,)), path, monkeypatch)
         assert_same(of_member(rows, index), learned(alone))
         assert_same(tensors(together.population.member(index)), tensors(alone.population.member(0)))

@@ -61,6 +61,9 @@ def where_taken(case: str, **options: object) -> dict[str, object]:
 
 
 every_case = pytest.mark.parametrize("case", CASES)
+every_case_that_acts_in_steps = pytest.mark.parametrize(
+    "case", [case for case, (method, _) in CASES.items() if not method.acts_at_task_start]
+)
 
 
 def tensors(method: Mitigator) -> list[Tensor]:
@@ -133,7 +136,8 @@ def backward(kind: str, step: int, network: nn.Module, optimizer: torch.optim.Op
     (scale * loss).backward()
 
 
-def train(kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int] = range(20)) -> None:
+def train(kind: str, network: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[int] = range(10)) -> None:
+    """By default enough steps for every method to act twice with its options above."""
     for step in steps:
         backward(kind, step, network, optimizer)
         optimizer.step()

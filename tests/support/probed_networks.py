@@ -122,8 +122,9 @@ def batch(count=9):
 
 
 def step(network, optimizer, x, y):
+    device = next(network.parameters()).device
     optimizer.zero_grad()
-    cross_entropy(network(x), y).backward()
+    cross_entropy(network(x.to(device)), y.to(device)).backward()
     optimizer.step()
 
 

@@ -38,8 +38,11 @@ def torchs(name, parameters, step_size, fused):
     if name == "sgd":
         return [torch.optim.SGD(parameters.values(), lr=step_size)]
     if name != "muon":
-        betas = (0.9, 0.9 if name == "adam-equal-betas" else 0.999)
-        return [torch.optim.Adam(parameters.values(), lr=step_size, betas=betas, fused=fused)]
+        betas = {"adam-equal-betas": (0.9, 0.9), "adam-0-0.99": (0.0, 0.99), "adamw-0-0.9999": (0.0, 0.9999)}
+        made = torch.optim.AdamW if name == "adamw-0-0.9999" else torch.optim.Adam
+        decay = 0.1 if name == "adamw-0-0.9999" else 0.0
+        beta = betas.get(name, (0.9, 0.999))
+        return [made(parameters.values(), lr=step_size, betas=beta, weight_decay=decay, fused=fused)]
     hidden = [parameters[key] for key in HIDDEN]
     others = [parameter for key, parameter in parameters.items() if key not in HIDDEN]
     return [
@@ -117,7 +120,10 @@ def test_a_gradient_laid_out_otherwise(gradients):
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
-@pytest.mark.parametrize(("name", "options"), [("adam", {}), ("adam-equal-betas", {"beta2": 0.9})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("adam", {}), ("adam-equal-betas", {"beta2": 0.9}), ("adam-0-0.99", {"beta1": 0.0, "beta2": 0.99})],
+)
 def test_written_out_it_is_the_same_to_rounding(name, options, gradients):
     start = tensors()
     parameters = {key: value.clone() for key, value in start.items()}

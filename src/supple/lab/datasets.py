@@ -162,11 +162,13 @@ def _scaled(made: Callable[[], Dataset], mean: float, std: float) -> Dataset:
 
 
 _all_of_mnist = partial(_mnist, train=60_000)
+_emnist = partial(published, Source("emnist_balanced", "Royc30ne/emnist-balanced", None), test=18_800)
 _cifar = partial(published, train=50_000, validation=1_000, test=9_000)
 
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "digits": digits,
     "mnist": partial(_mnist, train=12_800),
+    "mnist-1200-from-0": partial(_scaled, partial(_mnist, train=1_200), 0.0, 1.0),
     "mnist-60000": _all_of_mnist,
     "mnist-60000-from-0": partial(_scaled, _all_of_mnist, 0.0, 1.0),  # grey values from 0 to 1
     "mnist-60000-from-minus-1": partial(_scaled, _all_of_mnist, 0.5, 0.5),  # from -1 to 1
@@ -181,9 +183,8 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
         train=12_800,
         test=10_000,
     ),
-    "emnist": partial(
-        published, Source("emnist_balanced", "Royc30ne/emnist-balanced", None), train=100_000, test=18_800
-    ),
+    "emnist": partial(_emnist, train=100_000),
+    "emnist-112800-from-minus-1": partial(_scaled, partial(_emnist, train=112_800), 0.5, 0.5),
     "svhn": partial(
         published,
         Source("svhn", "ufldl-stanford/svhn", "cropped_digits"),

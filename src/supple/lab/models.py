@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from supple.errors import imported, known
 from supple.lab.datasets import Dataset
 from supple.lab.trimmed import TrimmedConv2d
-from supple.nn import CReLU
+from supple.nn import CReLU, FourierFeatures
 from supple.nn import spectral_normalization as normalized
 
-Activation = Literal["relu", "crelu"]
+Activation = Literal["relu", "crelu", "fourier"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -36,31 +36,37 @@ def mlp(
     activation: Activation = "relu",
     spectral_normalization: bool = False,
     linear: type[nn.Linear] = nn.Linear,
+    narrowing: int = 1,
+    slope: float = 0.0,
 ) -> nn.Sequential:
     """A multi-layer perceptron: ``depth`` hidden layers of ``width`` units (the paper's, App. B).
 
     Args:
         data: determines the number of inputs and classes.
         width: units per hidden layer. A CReLU unit has two outputs, so with CReLU the width is reduced until the number
-            of parameters is closest to that of the ReLU network.
+            of parameters is closest to that of the ReLU network. With Fourier features it is halved, as in their
+            source: then layers pass on ``width`` features, with about half the parameters.
         depth: hidden layers.
         layer_norm: LayerNorm after the linear map and before the non-linearity.
         activation: the non-linearity.
         spectral_normalization: divide each weight by its largest singular value in the forward pass (Miyato et al.,
             2018).
         linear: the layers, which initialize themselves: torch's default, or :class:`KaimingLinear`.
+        narrowing: how many times fewer units a hidden layer has than the one before it.
+        slope: of the ReLU below zero: above 0 it is a leaky ReLU.
     """
 
     def build(width: int, activation: Activation) -> nn.Sequential:
         features = data.train.images[0].numel()
         layers: list[nn.Module] = [nn.Flatten()]
-        for _ in range(depth):
-            layers += [linear(features, width), *([nn.LayerNorm(width)] if layer_norm else [])]
-            layers += [CReLU() if activation == "crelu" else nn.ReLU()]
-            features = 2 * width if activation == "crelu" else width
+        for layer in range(depth):
+            units = max(1, width // narrowing**layer)
+            layers += [linear(features, units), *([nn.LayerNorm(units)] if layer_norm else [])]
+            layers += [nn.LeakyReLU(slope) if slope else _activation(activation)]
+            features = _outputs(activation) * units
         return nn.Sequential(*layers, linear(features, data.classes))
 
-    return _finished(_of_equal_size(build, width, activation), spectral_normalization)
+    return _finished(_sized(build, width, activation), spectral_normalization)
 
 
 def conv(
@@ -79,7 +85,8 @@ def conv(
         data: determines the size of the images and the number of classes.
         layer_norm: before each non-linearity, normalize all units of the layer together (Ba et al., 2016). After a
             convolution that is GroupNorm with one group, which has one gain per channel.
-        activation: the non-linearity. With CReLU, channels and units are reduced in proportion, as in :func:`mlp`.
+        activation: the non-linearity. With CReLU and Fourier features, channels and units are reduced in proportion, as
+            in :func:`mlp`.
         spectral_normalization: as in :func:`mlp`.
 
     Weights start from torch's default.
@@ -90,26 +97,22 @@ def conv(
     positions = math.prod(((side - 4) // 2 - 4) // 2 for side in sides)
 
     def build(units: int, activation: Activation) -> nn.Sequential:
-        passed_on, maps = (2 if activation == "crelu" else 1), max(1, round(0.16 * units))
+        passed_on, maps = _outputs(activation), max(1, round(0.16 * units))
         layers: list[nn.Module] = []
         for before in (channels, passed_on * maps):
             layers += [nn.Conv2d(before, maps, 5), *([nn.GroupNorm(1, maps)] if layer_norm else [])]
-            layers += [CReLU(dim=1) if activation == "crelu" else nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [_activation(activation, dim=1), nn.MaxPool2d(2)]
         layers += [nn.Flatten()]
         for before in (passed_on * maps * positions, passed_on * units):
             layers += [nn.Linear(before, units), *([nn.LayerNorm(units)] if layer_norm else [])]
-            layers += [CReLU() if activation == "crelu" else nn.ReLU()]
+            layers += [_activation(activation)]
         return nn.Sequential(*layers, nn.Linear(passed_on * units, data.classes))
 
-    return _finished(_of_equal_size(build, 100, activation), spectral_normalization)
+    return _finished(_sized(build, 100, activation), spectral_normalization)
 
 
 def resnet18(
-    data: Dataset,
-    *,
-    layer_norm: bool = False,
-    activation: Activation = "relu",
-    spectral_normalization: bool = False,
+    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
 ) -> nn.Module:
     """ResNet-18 with batch norm (He et al., 2016), as implemented in ``transformers``.
 
@@ -145,11 +148,7 @@ def resnet18(
 
 
 def vit_tiny(
-    data: Dataset,
-    *,
-    layer_norm: bool = False,
-    activation: Activation = "relu",
-    spectral_normalization: bool = False,
+    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
 ) -> nn.Module:
     """ViT-Tiny (Dosovitskiy et al., 2021), as implemented in ``transformers``: width 192, 12 layers, 3 heads.
 
@@ -197,6 +196,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "mlp-layer-norm": partial(mlp, layer_norm=True),
     "mlp-2x100": partial(mlp, width=100, depth=2),
+    "mlp-2x100-leaky-0.8": partial(mlp, width=100, depth=2, slope=0.8),
+    "mlp-300-150": partial(mlp, width=300, depth=2, narrowing=2),
+    "mlp-300-150-leaky": partial(mlp, width=300, depth=2, narrowing=2, slope=0.01),
     "mlp-3x2000": partial(mlp, width=2000, depth=3),
     "mlp-3x2000-kaiming": partial(mlp, width=2000, depth=3, linear=KaimingLinear),
     "conv": conv,
@@ -241,12 +243,24 @@ def check_outputs(outputs: object, images: int, classes: int, name: str) -> None
     raise ValueError(f"expected logits ({images}, {classes}) from {name}, got {got}: give one for each class")
 
 
-def _of_equal_size(
-    build: Callable[[int, Activation], nn.Sequential], width: int, activation: Activation
-) -> nn.Sequential:
-    """A network of this width with ReLU; with CReLU, of the width that gives about as many parameters."""
-    if activation == "relu":
-        return build(width, activation)
+def _activation(name: Activation, dim: int = -1) -> nn.Module:
+    if name == "relu":
+        return nn.ReLU()
+    return CReLU(dim) if name == "crelu" else FourierFeatures(dim)
+
+
+def _outputs(activation: Activation) -> int:
+    """The outputs of a unit."""
+    return 1 if activation == "relu" else 2
+
+
+def _sized(build: Callable[[int, Activation], nn.Sequential], width: int, activation: Activation) -> nn.Sequential:
+    """A network of this width with ReLU; with CReLU, of the width that gives about as many parameters.
+
+    With Fourier features, of half the width.
+    """
+    if activation != "crelu":
+        return build(max(1, width // _outputs(activation)), activation)
 
     def size(width: int, activation: Activation = "crelu") -> int:
         with torch.device("meta"):

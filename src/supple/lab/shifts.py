@@ -4,8 +4,9 @@ So every method sees the same tasks, and any task can be recreated without the e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class Task:
 
     images: Tensor | None = None
     """int64 ``(n,)``: the indices of the training images in the task, if it does not have all."""
+    shuffled: bool = True
+    """Whether each epoch has the examples in a new order."""
 
     def examples(self, of: Examples) -> tuple[Tensor, Tensor]:
         """The indices of the examples in the task, int64 ``(n,)``, and the label of every example."""
@@ -57,8 +60,10 @@ class Task:
 
     def to(self, device: torch.device | str) -> "Task":
         """The same task on ``device``."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return Task(**moved)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def seen(images: Tensor, pixels: Tensor | None) -> Tensor:
@@ -79,6 +84,11 @@ def shuffled_labels(data: Dataset, seed: int, task: int) -> Task:
     """The true labels in a random order: random labels that keep each class as large as it is (Kumar et al., 2023)."""
     order = generator(Stream.LABELS, seed, task).permutation(len(data.train.labels))
     return Task(classes=torch.arange(data.classes), labels=data.train.labels.cpu()[torch.from_numpy(order)])
+
+
+def ordered_random_labels(data: Dataset, seed: int, task: int) -> Task:
+    """Random labels for images that come in the same order in every epoch (Lillo & Cheney, 2025)."""
+    return replace(random_labels(data, seed, task), shuffled=False)
 
 
 def fixed_random_labels(data: Dataset, seed: int, task: int) -> Task:
@@ -109,10 +119,13 @@ def pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
 
 def sampled_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
     """A new sample of a sixth of the images each task; the first task not permuted (Kumar et al., 2023)."""
-    count = len(data.train.labels)
-    chosen = np.sort(generator(Stream.SAMPLE, seed, task).choice(count, max(1, round(SAMPLED * count)), replace=False))
-    plain = pixel_permutation(data, seed, task)
-    return Task(classes=plain.classes, pixels=plain.pixels if task else None, images=torch.from_numpy(chosen))
+    plain, count = pixel_permutation(data, seed, task), max(1, round(SAMPLED * len(data.train)))
+    return replace(plain, pixels=plain.pixels if task else None, images=_sample(data, seed, task, count))
+
+
+def streamed_pixel_permutation(data: Dataset, seed: int, task: int, *, images: int) -> Task:
+    """A new permutation and a new sample of so many images (or all, if fewer) each task (Elsayed et al., 2024)."""
+    return replace(pixel_permutation(data, seed, task), images=_sample(data, seed, task, images))
 
 
 def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
@@ -137,6 +150,11 @@ def drifting_pixels(data: Dataset, seed: int, task: int) -> Task:
 def label_flip(data: Dataset, seed: int, task: int) -> Task:
     """A permutation of the classes: all images with one label get the same other label."""
     return Task(classes=torch.from_numpy(generator(Stream.FLIP, seed, task).permutation(data.classes)))
+
+
+def streamed_label_flip(data: Dataset, seed: int, task: int, *, images: int) -> Task:
+    """A new flip and a new sample of so many images (or all, if fewer) each task (Elsayed & Mahmood, 2024)."""
+    return replace(label_flip(data, seed, task), images=_sample(data, seed, task, images))
 
 
 def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
@@ -164,15 +182,23 @@ def class_pairs(data: Dataset, seed: int, task: int) -> Task:
     return Task(classes=classes)
 
 
-def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int) -> Tensor:
+def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int, *, shuffled: bool = True) -> Tensor:
     """The indices of the examples in each batch, ``(epochs · steps, batch_size)``: a new permutation every epoch.
+
+    Not shuffled, the examples keep their order in every epoch.
 
     Examples that don't fill a last batch are left out: different ones every epoch.
     """
     used = examples // batch_size * batch_size
     rng = generator(Stream.ORDER, seed, task)
-    order = np.concatenate([rng.permutation(examples)[:used] for _ in range(epochs)])
+    order = np.concatenate([rng.permutation(examples)[:used] if shuffled else np.arange(used) for _ in range(epochs)])
     return torch.from_numpy(order).view(-1, batch_size)
+
+
+def _sample(data: Dataset, seed: int, task: int, count: int) -> Tensor:
+    """The sorted indices of so many training images, or of all if there are fewer."""
+    rng = generator(Stream.SAMPLE, seed, task)
+    return torch.from_numpy(np.sort(rng.choice(len(data.train), min(count, len(data.train)), replace=False)))
 
 
 def _positions(data: Dataset) -> int:
@@ -194,12 +220,16 @@ SHIFTS: dict[str, Shift] = {
     "random-labels": Shift(random_labels),
     "shuffled-labels": Shift(shuffled_labels),
     "fixed-random-labels": Shift(fixed_random_labels),
+    "ordered-random-labels": Shift(ordered_random_labels),
     "drifting-labels": Shift(drifting_labels),
     "pixel-permutation": Shift(pixel_permutation),
     "sampled-pixel-permutation": Shift(sampled_pixel_permutation),
+    "pixel-permutation-of-5000": Shift(partial(streamed_pixel_permutation, images=5_000)),
+    "pixel-permutation-of-50000": Shift(partial(streamed_pixel_permutation, images=50_000)),
     "compounding-pixel-permutation": Shift(compounding_pixel_permutation),
     "drifting-pixels": Shift(drifting_pixels),
     "label-flip": Shift(label_flip),
+    "label-flip-of-2500": Shift(partial(streamed_label_flip, images=2_500)),
     "compounding-label-flip": Shift(compounding_label_flip),
     "class-incremental": Shift(class_incremental, tasks=lambda data: data.classes // CLASSES_A_TASK),
     "class-pairs": Shift(class_pairs, outputs=lambda data: 2),

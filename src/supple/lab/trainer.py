@@ -82,6 +82,8 @@ class Trainer:
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
         """Train on one task; return the measurements at its end, in the store's schema."""
         tasks, labels, batches, pixels = self._begin(task)
+        if task and self.learner.mitigator.acts_at_task_start:
+            self.learner.mitigator.start_task()
         if self.learner.optimizer.restarts:
             self.learner.clear_moments(list(self.learner.parameters))
         correct = torch.zeros(len(self.run.seeds), dtype=torch.int64, device=self.device)
@@ -185,8 +187,12 @@ class Trainer:
                 f"{sorted({len(chosen) for chosen in examples})} examples: choose another batch size, or one seed a run"
             )
         orders = [
-            chosen[batch_order(len(chosen), run.batch_size, run.epochs, seed, task).to(self.device)]
-            for chosen, seed in zip(examples, run.seeds, strict=True)
+            chosen[
+                batch_order(len(chosen), run.batch_size, run.epochs, seed, task, shuffled=member_task.shuffled).to(
+                    self.device
+                )
+            ]
+            for member_task, chosen, seed in zip(tasks, examples, run.seeds, strict=True)
         ]
         return torch.stack(labels), torch.stack(orders, dim=1)
 

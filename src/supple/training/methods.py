@@ -92,6 +92,12 @@ METHODS: dict[str, Method] = {
         network={"activation": "crelu"},
         colour="#F0E442",
     ),
+    "fourier-features": Method(
+        title="deep Fourier features",
+        summary="half as many units, which pass on their sine and their cosine (Lewandowski et al., 2025)",
+        network={"activation": "fourier"},
+        colour="#BBCC33",
+    ),
     "spectral-normalization": Method(
         title="spectral normalization",
         summary="weights divided by their largest singular value in the forward pass (Miyato et al., 2018)",
@@ -175,6 +181,13 @@ METHODS: dict[str, Method] = {
         mitigator=mitigators.WeightClipping,
         strength=1.0,
         colour="#117733",
+    ),
+    "fire": Method(
+        title="FIRE",
+        summary="at each task's start, weight matrices made orthogonal (Han et al., 2026)",
+        mitigator=mitigators.FIRE,
+        strength=1.0,
+        colour="#EE3377",
     ),
     "hare-and-tortoise": Method(
         title="hare and tortoise",

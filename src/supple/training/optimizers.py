@@ -32,13 +32,20 @@ def adam(
     moments: Moments,
     step_size: float,
     *,
+    beta1: float = BETA1,
     beta2: float = BETA2,
+    weight_decay: float = 0.0,
 ) -> None:
-    """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it."""
+    """One step of Adam (Kingma & Ba, 2015; β = 0.9 and 0.999, ε = 1e-8), in place, as ``torch.optim.Adam`` does it.
+
+    Weight decay is decoupled, as in ``torch.optim.AdamW``.
+    """
+    if weight_decay:
+        torch._foreach_mul_(list(parameters.values()), 1 - step_size * weight_decay)
     if torch.compiler.is_compiling():
         # The fused kernel would break the graph. The compiler fuses the written-out form with the code around it.
         for name, parameter in parameters.items():
-            written_out(parameter, gradients[name], **moments[name], step_size=step_size, beta2=beta2)
+            written_out(parameter, gradients[name], **moments[name], step_size=step_size, beta1=beta1, beta2=beta2)
         return
     names = list(parameters)
     fused_adam(
@@ -50,7 +57,7 @@ def adam(
         [moments[name]["step"] for name in names],
         fused=True,
         amsgrad=False,
-        beta1=BETA1,
+        beta1=beta1,
         beta2=beta2,
         lr=step_size,
         weight_decay=0.0,
@@ -67,14 +74,15 @@ def written_out(
     exp_avg_sq: Tensor,
     step: Tensor,
     step_size: float,
+    beta1: float = BETA1,
     beta2: float = BETA2,
 ) -> None:
     """One step of Adam for one parameter, operation by operation."""
     step.add_(1)
-    exp_avg.lerp_(gradient, 1 - BETA1)
+    exp_avg.lerp_(gradient, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     root = exp_avg_sq.sqrt() / (1 - beta2**step).sqrt() + EPSILON
-    parameter.sub_(exp_avg / root * (step_size / (1 - BETA1**step)))
+    parameter.sub_(exp_avg / root * (step_size / (1 - beta1**step)))
 
 
 def no_moments(parameters: Mapping[str, Tensor]) -> Moments:
@@ -144,6 +152,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # remedies: equal decay rates β1 = β2 (Dohare et al., 2023), or a reset at every task's start (Asadi et al., 2023).
     "adam-equal-betas": Optimizer(adam_moments, partial(adam, beta2=BETA1)),
     "adam-restarted": Optimizer(adam_moments, adam, restarts=True),
+    # Without momentum, as Elsayed & Mahmood (2024) found best for their baselines; the second with weight decay.
+    "adam-0-0.99": Optimizer(adam_moments, partial(adam, beta1=0.0, beta2=0.99)),
+    "adamw-0-0.9999": Optimizer(adam_moments, partial(adam, beta1=0.0, beta2=0.9999, weight_decay=0.1)),
     "sgd": Optimizer(no_moments, sgd),
     "muon": Optimizer(muon_moments, muon),
 }
