@@ -9,6 +9,7 @@ import polars as pl
 import vl_convert
 
 from supple.runs.charts import colour_scale, learning_curves, on_dark
+from supple.training.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 TITLE = "One network learns thirty tasks, one after the other"
@@ -17,6 +18,7 @@ SUBTITLE = "In each it memorizes new random labels of 1,797 digits. Mean of thre
 
 def main() -> None:
     rows = pl.read_parquet(ROOT / "results/demo/rows.parquet")
+    rows = pl.concat([rows.filter(method=name) for name in METHODS if name in rows["method"]])
     chart = learning_curves(rows, "train_accuracy", TITLE, SUBTITLE)
     light = chart.to_json()
     dark = chart.configure(background="transparent").configure_axis(gridColor="#444444").to_json()
