@@ -1,7 +1,7 @@
 """The interface for training loops: a method, attached to an optimizer, acts at up to three moments of each step."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -18,17 +18,6 @@ from supple.mitigators.optimizers import held_by, inner_optimizers, reach, sizes
 from supple.mitigators.states import Tensors
 from supple.network.find_roles import Kind, Role, describe
 from supple.network.population import Population
-
-
-def _remembering(build: Callable[..., None]) -> Callable[..., None]:
-    """The constructor, which also keeps its arguments for :meth:`Mitigator.built_on`."""
-
-    @wraps(build)
-    def remember_and_build(self: Any, network: nn.Module | Population, *arguments: Any, **options: Any) -> None:
-        self.__dict__.setdefault("_arguments", (arguments, options))  # those of the subclass, which calls its base's
-        build(self, network, *arguments, **options)
-
-    return remember_and_build
 
 
 class Mitigator(KernelRunner):
@@ -59,15 +48,6 @@ class Mitigator(KernelRunner):
         ValueError: if the strength is out of range, or a parameter has values that are not finite.
     """
 
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    """What it was built with, except the network."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "__init__" in vars(cls):
-            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
-
-    @_remembering
     def __init__(
         self,
         network: nn.Module | Population,

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from supple import mitigators
 from supple.errors import imported, known
 from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
-from supple.network.population import Population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class Method:
     colour: str = ""
     """The colour of its curves; a user's own method gets an unused colour."""
 
-    def on(self, population: Population, strength: Strength, **options: Any) -> Mitigator:
-        """Build the mitigator for a population.
+    def on(self, network: nn.Module, strength: Strength, **options: Any) -> Mitigator:
+        """Build the mitigator for a network or a population.
 
         Raises:
             ValueError: if a user's own method does not return a Mitigator.
         """
-        made: object = self.mitigator(population, strength, **{**self.options, **options})
+        made: object = self.mitigator(network, strength, **{**self.options, **options})
         if not isinstance(made, Mitigator):
             raise ValueError(f"expected a Mitigator from {self.title}, got {type(made).__name__}: return one")
         return made
