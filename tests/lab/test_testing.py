@@ -53,6 +53,7 @@ def supple(monkeypatch):
         ("hare-and-tortoise", "adam"),
         ("redo", "adam"),
         ("redo", "muon"),
+        ("fire", "adam"),
     ],
 )
 def test_a_member_steps_as_the_run_would_go_on(method, optimizer):
@@ -65,6 +66,8 @@ def test_a_member_steps_as_the_run_would_go_on(method, optimizer):
     member = testing.resumed(Trainer(run, compiled=False), copy.deepcopy(trainer.state_dict()), 1)
     if optimizer == "adam-restarted":
         trainer.learner.clear_moments(list(trainer.learner.parameters))
+    if method == "fire":
+        trainer.learner.mitigator.start_task()
     batches, read_batch = trainer.batches_of(1, 1)
     assert len(batches) == 8
     for batch, _ in zip(batches[:3], trainer.steps(1), strict=False):

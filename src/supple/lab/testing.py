@@ -113,6 +113,8 @@ def resumed(trainer: Trainer, state: dict[str, Any], index: int) -> Member:
             parameter.grad = torch.zeros_like(parameter)
         method.after_step(optimizer)
         network.zero_grad()
+    if method.acts_at_task_start:
+        method.start_task()
     return Member(network, optimizer, method.attach(optimizer))
 
 
