@@ -23,8 +23,8 @@ machine count as little as possible. The machine is a virtual one with neighbour
 The whole step with it over the same step without; what other ways of doing the same cost, beside it. *Timed within its
 steps* is the surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the
 differences between steps do not count. The MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained
-with Adam at batch 512 in float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py --rounds 15`, with `--within`
-for the times within steps).
+with Adam at batch 512 in float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py --rounds 15`, `--within` for
+the times within steps).
 
 {overhead}
 
