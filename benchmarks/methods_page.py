@@ -61,7 +61,7 @@ Written by `python benchmarks/methods_page.py` from `results`, which that file s
   seed (100), the best of which is shown; where the dial means something else, from the values in
   `benchmarks/digits.py`. A dash: not measured yet.
 
-| method | what it does | acts on | state | step, MLP | step, conv | strength | digits |
+| method | digits | strength | step, MLP | step, conv | state | acts on | what it does |
 |---|---|---|---|---|---|---|---|
 {rows}
 
@@ -139,12 +139,12 @@ def row_of(name: str, costs: Iterable[Mapping[str, float]], digits: Mapping[str,
     on_digits = digits.get(name)
     columns = [
         f"`{name}`",
-        method.summary,
-        ACTS_ON.get(name, "gradients"),
-        f"{kept:.2f}" if kept else "0",
-        *(f"{cost[name]:.2f}" if name in cost else "-" for cost in costs),
-        f"{on_digits['strength']:g}" if on_digits and on_digits["strength"] else "-",
         f"{on_digits['mean']:.3f} ± {on_digits['error']:.3f}" if on_digits else "-",
+        f"{on_digits['strength']:g}" if on_digits and on_digits["strength"] else "-",
+        *(f"{cost[name]:.2f}" if name in cost else "-" for cost in costs),
+        f"{kept:.2f}" if kept else "0",
+        ACTS_ON.get(name, "gradients"),
+        method.summary,
     ]
     return f"| {' | '.join(columns)} |"
 
