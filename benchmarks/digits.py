@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import polars as pl
 import tyro
 from measuring import write_environment
 from rich.console import Console
 
 from supple.cli.options import Engine
+from supple.lab.problems import title_of
 from supple.lab.run import Run
 from supple.runs import charts
 from supple.runs.stats import last_tasks
@@ -71,9 +73,15 @@ class Digits(Engine):
         write_environment(self.tables, self.out, set(rows["run"]))
         tuned.write_parquet(self.tables / "tuning.parquet")
         rows.write_parquet(self.tables / "rows.parquet")
-        charts.save(charts.learning_curves(rows, "train_accuracy", title_with_scale(rows)), self.tables)
+        charts.save(chart(rows), self.tables)
         for shown in (tried, rows):
             Console().print(results_table(shown, "train_accuracy"))
+
+
+def chart(rows: pl.DataFrame) -> alt.LayerChart:
+    """Training accuracy over tasks."""
+    title = title_with_scale(rows, title_of(PROBLEM))
+    return charts.learning_curves(rows, "train_accuracy", title, charts.over_seeds(rows["seed"].n_unique()))
 
 
 def run_of(method: str, seed: int, strength: float | None, **changes: Any) -> Run:

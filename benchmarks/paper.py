@@ -24,6 +24,7 @@ from measuring import plateau, write_environment
 from paper_studies import GRIDS, PIECE, ROOT, STRENGTHS, STUDIES, done, plan, rows_of
 from rich.console import Console
 
+from supple.lab import problems
 from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import charts, sweep
@@ -43,6 +44,23 @@ INSIDE = (
 
 SERIES = {"exponents": "options", "step-sizes": "step_size", "adam": "optimizer", "adam-layer-norm": "optimizer"}
 """The setting that determines a line's colour in a study's chart, if not the method."""
+
+TITLES = {
+    "mnist": "Random labels, MNIST",
+    "mnist-layer-norm": "Random labels, MNIST, with LayerNorm",
+    "fashion-mnist": "Random labels, Fashion-MNIST",
+    "label-flip": "Label flip, EMNIST",
+    "pixel-permutation": "Pixel permutation, EMNIST",
+    "continual-imagenet": "Continual ImageNet",
+    "strengths": "Strengths, MNIST",
+    "exponents": "Exponents of spectral regularization, MNIST",
+    "step-sizes": "Step sizes, MNIST",
+    "adam": "Three forms of Adam, MNIST",
+    "adam-layer-norm": "Three forms of Adam, MNIST, with LayerNorm",
+}
+
+COLOURED = {"mnist-layer-norm": ("none", "spectral", "decoupled-spectral", "l2-init")}
+"""The methods in colour where lines swing so much that few can be told apart: others are grey."""
 
 
 def piece(run: Run, report: Any, *, tasks: int) -> bool:
@@ -88,7 +106,7 @@ class Tables:
             if not all(done(run) >= PIECE for run in grid) or not all(map(done, runs := study())):
                 console.print(f"{name}: not all of it has been begun\n")
                 continue
-            metric = "test_accuracy" if name == "continual-imagenet" else "train_accuracy"
+            metric = metric_of(name)
             if grid:
                 chosen = rows_of(grid, PIECE)
                 chosen.write_parquet(self.out / f"tuning-{name}.parquet")
@@ -96,7 +114,7 @@ class Tables:
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
             trained |= set(rows["run"])
-            self.draw(name, rows, metric, runs[0].tasks)
+            draw(name, rows, self.charts)
             for first in sorted({min(PIECE, rows["tasks"][0]), rows["tasks"][0]}):  # of most studies, and of this one
                 part = rows_of(runs, first)
                 console.print(f"The first {first} tasks:", results_table(part, metric))
@@ -106,19 +124,32 @@ class Tables:
                     print(inside(part))
         write_environment(self.out, ROOT, trained)
 
-    def draw(self, name: str, rows: pl.DataFrame, metric: str, planned: int) -> None:
-        """The charts of a study, of whose runs ``planned`` tasks are planned."""
-        tasks, seeds = rows["tasks"][0], rows["seed"].n_unique()
-        title = f"{name}, {tasks} of {planned} tasks, {seeds} seed{'s'[: seeds > 1]}"
-        draw = charts.sensitivity_of if name == "strengths" else charts.curves_of
-        chart = charts.configured(draw(rows, metric, title, series=SERIES.get(name, "method")))
-        chart.save(self.charts / f"{name}.png", scale_factor=2)
-        if name.startswith("mnist"):
-            panels = [charts.curves_of(rows, diagnostic, "", width=280, height=180) for diagnostic in INSIDE]
-            # Altair warns that all panels share one selection; here that is intended.
-            warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
-            chart = charts.configured(alt.concat(*panels, columns=2))
-            chart.save(self.charts / f"{name}-inside.png", scale_factor=2)
+
+def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
+    """The charts of a study."""
+    metric, planned = metric_of(name), problems.find(rows["problem"][0]).protocol("paper")["tasks"]
+    done = f"{rows['tasks'][0]} of {planned} tasks, {charts.over_seeds(rows['seed'].n_unique())}"
+    series = SERIES.get(name, "method")
+    if name == "exponents":
+        rows = rows.with_columns(options=pl.col("options").replace("{}", '{"exponent": 2}'))
+    if name == "strengths":
+        chart = charts.sensitivity_of(rows, metric, f"{TITLES[name]}, {done}")
+    else:
+        chart = charts.curves_of(rows, metric, TITLES[name], done, series=series, coloured=COLOURED.get(name))
+    charts.configured(chart).save(folder / f"{name}.png", scale_factor=2)
+    if name.startswith("mnist"):
+        panels = [
+            charts.curves_of(rows, diagnostic, "", width=280, height=180, coloured=COLOURED.get(name))
+            for diagnostic in INSIDE
+        ]
+        # Altair warns that all panels share one selection; here that is intended.
+        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+        charts.configured(alt.concat(*panels, columns=2)).save(folder / f"{name}-inside.png", scale_factor=2)
+
+
+def metric_of(name: str) -> str:
+    """The metric of a study."""
+    return "test_accuracy" if name == "continual-imagenet" else "train_accuracy"
 
 
 def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame]:

@@ -20,7 +20,9 @@ from measuring import write_environment
 from torch import Tensor
 
 from supple.lab import datasets, models
+from supple.lab.problems import title_of
 from supple.runs import charts
+from supple.training.methods import METHODS as TABLE
 
 METHODS = ("none", "spectral", "parseval")
 START = "initialisation"
@@ -80,7 +82,9 @@ def spectra(parameters: dict[str, Tensor], method: str, seed: int) -> pl.DataFra
 def chart(rows: pl.DataFrame) -> alt.FacetChart:
     means = rows.group_by("method", "layer", "index", maintain_order=True).agg(pl.col("value").mean())
     means = means.with_columns(pl.format("hidden layer {}", "layer").alias("layer"))
-    order = [START, *METHODS]
+    titles = {name: method.title for name, method in TABLE.items()}
+    order = [START, *(titles[method] for method in METHODS)]
+    means = means.with_columns(pl.col("method").replace(titles))
     colour = alt.Color("method:N", sort=order, title=None).scale(
         domain=order, range=["#BBBBBB", *(charts.COLOURS[method] for method in METHODS)]
     )
@@ -89,7 +93,7 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
         .mark_line(strokeWidth=2)
         .encode(
             x=alt.X("index:Q", title="singular value, from the largest"),
-            y=alt.Y("value:Q", title="its size").scale(type="log", domain=[0.003, 30], clamp=True),
+            y=alt.Y("value:Q", title="its size").scale(type="log", domain=[0.003, 30], nice=False, clamp=True),
             color=colour,
             tooltip=["method:N", "layer:N", "index:Q", alt.Tooltip("value:Q", format=".3f")],
         )
@@ -100,7 +104,7 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
         .properties(width=180, height=240)
         .facet(alt.Column("layer:N", title=None))
         .resolve_scale(x="independent")
-        .properties(title=alt.Title(f"{PROBLEM}: singular values after the last task", anchor="start"))
+        .properties(title=alt.Title(f"{title_of(PROBLEM)}: singular values after the last task", anchor="start"))
     )
     return charts.configured(faceted)
 

@@ -142,8 +142,8 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
     for path in charts:
         assert path.stat().st_size > 0
         assert str(path) in output
-    bars = [line for line in output.splitlines() if "100%" in line]
-    assert {line.split("  ")[0].split(" ━")[0] for line in bars} == {"no mitigation", "spectral", "all"}
+    assert "progress: 100% of 2 runs" in output
+    assert f"next:  supple report {tmp_path}" in output
 
 
 OPTIONS = {
@@ -530,6 +530,26 @@ def test_help_names_every_option(command, options, supple, capsys):
     assert options.__doc__.splitlines()[0] in output
     for field in dataclasses.fields(options):
         assert SHOWN_AS.get((command, field.name), f"--{field.name.replace('_', '-')}") in output
+
+
+def test_a_wrong_option_shows_only_this_command(supple, capsys):
+    with pytest.raises(SystemExit):
+        supple("run", DIGITS, "--methd", "none")
+    output = capsys.readouterr().err
+    assert "--method NAME" in output
+    assert "supple run --help" in output
+    assert "sweep" not in output
+
+
+@pytest.mark.parametrize("option", ["--method", "--methods"])
+def test_methods_have_two_spellings(option, monkeypatch):
+    given = []
+    for command in (cli.Demo, cli.Sweep):
+        monkeypatch.setattr(command, "__call__", lambda self: given.append(self))
+    for command in (["demo"], ["sweep", DIGITS]):
+        monkeypatch.setattr(sys, "argv", ["supple", *command, option, "none", "l2"])
+        cli.main()
+    assert [command.methods for command in given] == [("none", "l2")] * 2
 
 
 def test_help_names_every_command(supple, capsys):

@@ -1,5 +1,6 @@
 """Charts: three files that open anywhere, and curves that show the numbers they were given."""
 
+import itertools
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
@@ -10,7 +11,16 @@ import fsspec
 import polars as pl
 import pytest
 
-from supple.runs.charts import COLOURS, curves_of, learning_curves, save, sensitivity_of
+from supple.runs.charts import (
+    COLOURS,
+    GREY,
+    LABEL_HEIGHT,
+    curves_of,
+    learning_curves,
+    over_seeds,
+    save,
+    sensitivity_of,
+)
 from supple.runs.metrics import find
 from supple.training.methods import METHODS
 
@@ -80,6 +90,8 @@ def test_svg(files):
 
 def test_html_needs_no_network(files):
     page = files["html"].read_text()
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert '"width": "container"' in page
     addresses = Addresses()
     addresses.feed(page)
     assert addresses.tags > {"html", "script", "style"}
@@ -114,8 +126,7 @@ def test_every_method_has_a_title_of_its_own():
 
 def spec_of(rows, metric="train_accuracy"):
     spec = learning_curves(rows, metric, "title").to_dict()
-    (data,) = spec["datasets"].values()
-    return spec, data
+    return spec, spec["datasets"][spec["data"]["name"]]
 
 
 def test_curves_show_means_and_errors_from_task_one():
@@ -129,19 +140,95 @@ def test_one_seed_has_a_line_without_a_band():
     assert all(row["low"] == row["mean"] == row["high"] for row in data)
 
 
-def test_the_legend_selects():
+def test_a_click_selects_a_line():
     spec, _ = spec_of(frame(["none", "l2"]))
     (picked,) = spec["params"]
-    assert (picked["bind"], picked["select"]["fields"]) == ("legend", ["method"])
-    for layer in spec["layer"]:
+    assert (picked["select"]["on"], picked["select"]["fields"]) == ("click", ["method"])
+    for layer in spec["layer"][:2]:
         assert picked["name"] in str(layer["encoding"]["opacity"]["condition"])
+    small = curves_of(frame(["none", "l2"]), "train_accuracy", "", width=200).to_dict()
+    assert small["params"][0]["bind"] == "legend"
+
+
+def labels_of(spec):
+    (layer,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == "text"]
+    return {row["label"]: row["place"] for row in spec["datasets"][layer["data"]["name"]]}
+
+
+def test_names_at_the_ends_do_not_overlap():
+    values = {"none": 0.0, "l2": 0.90, "l2-init": 0.901, "spectral": 0.902}
+    rows = pl.concat(frame([method]).with_columns(value=pl.lit(value)) for method, value in values.items())
+    spec, _ = spec_of(rows)
+    places = labels_of(spec)
+    assert list(places) == ["no mitigation", "L2", "L2 init", "spectral"]
+    gaps = [high - low for low, high in itertools.pairwise(places.values())]
+    assert min(gaps) >= 0.999 * 0.902 * LABEL_HEIGHT / 320
+    assert 0 <= min(places.values()) <= max(places.values()) <= 0.902
+    assert spec["layer"][0]["encoding"]["color"]["legend"] is None
+
+
+def test_lines_that_cannot_be_told_apart_are_grey():
+    """The baseline and the best have a colour, also where another metric is drawn; the legend names the others."""
+    methods = [*METHODS][:10]
+    rows = pl.concat(
+        frame([method]).with_columns(value=pl.lit(float(place)), tasks=pl.lit(3))
+        for place, method in enumerate(methods)
+    )
+    worse = rows.with_columns(metric=pl.lit("train_loss"), value=-pl.col("value"))
+    for metric in ("train_accuracy", "train_loss"):
+        spec, _ = spec_of(pl.concat([rows, worse]), metric)
+        scale = spec["layer"][0]["encoding"]["color"]["scale"]
+        grey = [METHODS[method].title for method in methods[1:4]]
+        assert [title for title, colour in zip(scale["domain"], scale["range"], strict=True) if colour == GREY] == grey
+        assert spec["layer"][0]["encoding"]["color"]["legend"]["values"] == grey
+        assert labels_of(spec).keys() == set(scale["domain"]) - set(grey)
+
+
+@pytest.mark.parametrize(
+    ("values", "zero"), [((0.1, 0.9), True), ((0.92, 0.98), False), ((-900.0, -200.0), False), ((0.0, 0.0), True)]
+)
+def test_the_axis_begins_where_the_data_are(values, zero):
+    rows = pl.concat(
+        frame([method]).with_columns(value=pl.lit(value)) for method, value in zip(METHODS, values, strict=False)
+    )
+    for layer in spec_of(rows)[0]["layer"][:2]:
+        assert layer["encoding"]["y"]["scale"]["zero"] is zero
+        assert layer["encoding"]["x"]["scale"] == {"nice": False, "padding": 8, "zero": False}
+        assert layer["encoding"]["x"]["axis"]["tickMinStep"] == 1
+        assert not layer["mark"].get("clip")
+
+
+def test_one_seed_has_no_standard_error():
+    assert over_seeds(1) == "one seed"
+    assert over_seeds(3) == "mean and standard error over 3 seeds"
+
+
+def test_a_legend_sorts_numbers_by_size_and_speaks_in_words():
+    options = ["{}", '{"exponent": 16}', '{"exponent": 4}']
+    rows = pl.concat(frame(["spectral"]).with_columns(options=pl.lit(value)) for value in options)
+    chart = curves_of(rows, "train_accuracy", "", series="options").to_dict()
+    assert chart["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["default", "exponent: 4", "exponent: 16"]
+    sizes = pl.concat(frame(["spectral"]).with_columns(step_size=pl.lit(value)) for value in (1e-3, 5e-4, 5e-3))
+    colour = curves_of(sizes, "train_accuracy", "", series="step_size").to_dict()["layer"][0]["encoding"]["color"]
+    assert (colour["scale"]["domain"], colour["legend"]["title"]) == ([5e-4, 1e-3, 5e-3], "step size")
+
+
+def test_a_strength_that_follows_from_the_method_is_not_in_the_legend():
+    rows = pl.concat(
+        frame([method]).with_columns(strength=pl.lit(strength), step_size=pl.lit(step_size))
+        for method, strength in (("none", 0.0), ("l2", 0.1))
+        for step_size in (1e-3, 1e-2)
+    )
+    dash = curves_of(rows, "train_accuracy", "", series="step_size").to_dict()["layer"][1]["encoding"]["strokeDash"]
+    assert (dash["title"], dash["sort"]) == ("method", ["L2", "no mitigation"])
 
 
 def test_a_method_has_the_same_colour_in_any_company():
     for methods in (["spectral"], ["l2", "spectral", "none"]):
         scale = spec_of(frame(methods))[0]["layer"][0]["encoding"]["color"]["scale"]
-        assert scale["domain"] == [METHODS[method].title for method in methods]
-        assert scale["range"] == [COLOURS[method] for method in methods]
+        in_order = [method for method in METHODS if method in methods]
+        assert scale["domain"] == [METHODS[method].title for method in in_order]
+        assert scale["range"] == [COLOURS[method] for method in in_order]
 
 
 def test_every_setting_has_a_line_of_its_own():

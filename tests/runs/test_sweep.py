@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from supple.errors import FailedWorkError, LostWorkersError
-from supple.runs import sweep
+from supple.runs import progress, sweep
 from supple.runs.sweep import available_cores, work_through
 from support import worker_jobs
 
@@ -145,3 +146,15 @@ def test_nothing_to_do():
 @pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux tells which cores a process may use")
 def test_only_cores_that_may_be_used_count():
     assert available_cores() == len(os.sched_getaffinity(0))
+
+
+def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    with progress.progress_of({"a": ("kind", 3.0), "b": ("kind", 1.0)}) as report:
+        report("a", 2.0)
+        time.sleep(0.05)
+        report("a", 3.0)
+        report("b", 1.0)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"progress: 50% of 2 runs after 0:00:00, about 0:00:00 left", first)
+    assert last == "progress: 100% of 2 runs after 0:00:00"

@@ -114,6 +114,15 @@ def test_stamps(setting, expected):
     assert title_with_scale(rows, "Problem for people") == expected.replace("p", "Problem for people", 1)
 
 
+def test_a_shortened_run_says_so():
+    rows = frame([1, 2], scale="paper", epochs=40, examples=100)
+    protocol = {"tasks": 50, "epochs": 40, "examples": 12_800, "optimizer": "adam"}
+    assert (
+        title_with_scale(rows, "P", protocol) == "P (paper scale, shortened to 2 of 50 tasks, 100 of 12,800 examples)"
+    )
+    assert title_with_scale(rows, "P", {"tasks": 2}) == "P (paper scale)"
+
+
 def test_it_fits_a_hundred_columns():
     longest = max(METHODS, key=lambda name: len(METHODS[name].title))
     rows = pl.concat(

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 
 from supple import figures
 from supple.cli.control import MOST_SEEDS, Control
-from supple.cli.options import Engine, Protocol
+from supple.cli.options import Engine, Methods, Numbers, Protocol
 from supple.cli.output import print_tables, show, table
 from supple.errors import known, sentence
 
@@ -36,11 +36,11 @@ class Demo(Engine):
     Small networks memorize random labels of 1,797 scanned digits, thirty times, each time with new labels.
     """
 
-    methods: tuple[str, ...] = ("none", "spectral", "decoupled-spectral")
+    methods: Methods = ("none", "spectral", "decoupled-spectral")
     """Methods to compare; `supple list` names them all."""
-    seeds: int = 3
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Networks per method, each with other initial weights and labels."""
-    out: str = "runs/demo"
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/demo"
     """Folder for results and charts. Runs that are already there are not trained again."""
 
     def __call__(self) -> None:
@@ -56,15 +56,15 @@ class RunCommand(Protocol, Engine):
 
     problem: Problem
     """A name from `supple list`, such as `random-label-mnist`, or `package.module:problem`."""
-    method: str = "spectral"
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "spectral"
     """A name from `supple list`, or `package.module:Class`."""
-    strength: float | None = None
+    strength: Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None
     """The method's strength; its default when left out."""
-    step_size: float | None = None
+    step_size: Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None
     """The optimizer's step size; the problem's when left out."""
-    seeds: int = 3
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Networks to train, each with other initial weights and tasks."""
-    first_seed: int = 0
+    first_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """The first of consecutive seeds; `supple sweep --tuning-seeds` uses those from 1000 on."""
 
     def __call__(self) -> None:
@@ -97,16 +97,16 @@ class Sweep(Protocol, Engine):
 
     problem: Problem
     """A name from `supple list`, such as `random-label-mnist`, or `package.module:problem`."""
-    methods: tuple[str, ...] = ("none", "l2", "l2-init", "spectral")
+    methods: Methods = ("none", "l2", "l2-init", "spectral")
     """Names from `supple list`, or `package.module:Class`."""
-    strengths: tuple[float, ...] = ()
+    strengths: Annotated[Numbers, tyro.conf.arg(name="strength", aliases=["--strengths"])] = ()
     """Strengths of every method that has one; each method's default when left out. If strengths mean
     different things (see the defaults in `supple list`), sweep the methods one by one with the same `--out`."""
-    step_sizes: tuple[float, ...] = ()
+    step_sizes: Annotated[Numbers, tyro.conf.arg(name="step-size", aliases=["--step-sizes"])] = ()
     """The optimizer's step sizes; the problem's when left out."""
-    seeds: int = 3
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Networks per setting, each with other initial weights and tasks."""
-    tuning_seeds: int = 0
+    tuning_seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Number of other seeds to choose each method's strength and step size; only the best are trained on `seeds`."""
 
     def __call__(self) -> None:
@@ -131,9 +131,9 @@ class FigureCommand(Engine):
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER", help=FIGURES)]
     scale: Literal["quick", "paper"] = "quick"
     """`quick` takes at most ten minutes on two cores and tries every part; `paper` is the published protocol."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Networks per curve; when left out, 2 at quick scale and 10, as in the paper, at paper scale."""
-    out: str = "runs/figures"
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/figures"
     """Folder for results and charts. Runs that are already there are not trained again."""
 
     def __call__(self) -> None:
@@ -156,6 +156,8 @@ class FigureCommand(Engine):
             chart = figure.draw(lambda runs: grid.results(runs, self.out), self.scale, seeds)
         for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
             print(f"chart: {path}")
+        if figure.runs(self.scale, seeds):
+            print(f"next:  supple report {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ class Results:
     runs: Folder = "runs"
     """The folder that a run or sweep was given as `--out`. The default of `supple demo` is `runs/demo`, that of
     `supple figure` is `runs/figures`, that of `supple rl` is `runs/rl`."""
-    metric: str | None = None
+    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """The metric to show, such as `spectral_norm`; accuracies (of `supple rl`: returns) when left out."""
 
     def __call__(self) -> None:
@@ -198,7 +200,7 @@ class Report:
 
     runs: Folder = "runs"
     """The folder that a run or sweep was given as `--out`."""
-    out: str | None = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The file of the page; `index.html` in that folder when left out."""
     watch: bool = False
     """Keep rewriting the page while runs are training, until Ctrl-C; the page reloads itself meanwhile."""
@@ -313,14 +315,7 @@ def main() -> None:
         return
     command = None
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="supple",
-            description="Which methods keep a network able to learn as its data changes? "
-            "With --traceback, an error shows where it comes from.",
-            args=arguments,
-            config=(tyro.conf.DisallowNone,),
-        )
+        command = _parsed(arguments)
         _call(command, with_traceback=len(arguments) < len(sys.argv) - 1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
@@ -329,6 +324,22 @@ def main() -> None:
             end = f"finished tasks are kept in {command.out}, and the same command goes on after them"
         print(f"supple: stopped: {end}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The command, with its options. After a wrong option, only the help of this command is shown."""
+    config = (tyro.conf.DisallowNone,)
+    if arguments and arguments[0] in COMMANDS:
+        name, *options = arguments
+        return tyro.cli(COMMANDS[name], prog=f"supple {name}", args=options, config=config)
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="supple",
+        description="Which methods keep a network able to learn as its data changes? "
+        "With --traceback, an error shows where it comes from.",
+        args=arguments,
+        config=config,
+    )
 
 
 def _call(command: Callable[[], None], *, with_traceback: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from supple.cli.options import Engine
+from supple.cli.options import Engine, Methods
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,51 +30,51 @@ class Control(Engine):
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
     """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of any Gymnasium environment, or
     `module:id` for an environment that your own module registers."""
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(name="method")] = ("spectral",)
+    methods: Methods = ("spectral",)
     """One or more methods to train with: those of `supple list` that do not change the network; `resets` of the whole
     agent; or `package.module:Class`, your own mitigator."""
-    seeds: int = 3
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Agents per method."""
-    first_seed: int = 0
+    first_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """The first of consecutive seeds."""
-    steps: int = 500_000
+    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 500_000
     """Environment steps. On one core the paper's network does about 170 updates per second, with 16 per step: two and
     a half hours for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast."""
-    preset: str = "paper"
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "paper"
     """Source of the hyperparameters: paper, doro, cleanrl or sb3."""
-    strength: float | None = None
+    strength: Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None
     """The method's strength on actor and critic; its default when left out."""
-    actor_strength: float | None = None
+    actor_strength: Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None
     """The method's strength on the actor, if it differs from the critic's."""
-    replay_ratio: int | None = None
+    replay_ratio: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Updates per environment step; the preset's when left out."""
-    random_steps: int | None = None
+    random_steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Steps with random actions before the first update; the preset's when left out."""
-    capacity: int | None = None
+    capacity: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Transitions that the replay buffer holds; the preset's when left out."""
-    reset_every: int | None = None
+    reset_every: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """For the method `resets`: updates between two resets; 2,560,000 when left out."""
     reset_unit: Literal["updates", "steps"] | None = None
     """The unit of `reset-every`; updates when left out."""
-    reset_parts: tuple[str, ...] | None = None
+    reset_parts: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")] = None
     """Parts to reset, among actor, critic, target, temperature, optimizer and buffer; all but the buffer when left
     out."""
-    reset_layers: int | None = None
+    reset_layers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """How many of the last layers to reset; all when left out."""
-    prime: int = 0
+    prime: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Heavy priming: number of updates on the first 100 transitions, before normal training."""
-    evaluate_every: int = 5_000
+    evaluate_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5_000
     """Steps between two evaluations; each evaluation writes a checkpoint."""
-    episodes: int = 10
+    episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """Episodes per evaluation, with the policy's mean. In an environment without a time limit they end after at most
     10,000 steps."""
     inside: bool = False
     """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
     video: bool = False
     """At the end, save an episode of the first method's first agent as a strip of images; needs a GL library."""
-    out: str = "runs/rl"
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/rl"
     """Folder for results, checkpoints and charts, on a local disk, because replay buffers are memory-mapped files."""
-    device: str = "cpu"
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
     """Device of the agents. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
 
     def __call__(self) -> None:
@@ -83,7 +83,7 @@ class Control(Engine):
         from rich.console import Console
 
         from supple.rl.charts import over_steps
-        from supple.runs.charts import save
+        from supple.runs.charts import over_seeds, save
         from supple.runs.store import digest
 
         runs, console = self.members(), Console()
@@ -100,7 +100,7 @@ class Control(Engine):
             rows,
             "return",
             f"{self.task}{primed}",
-            f"evaluation return, mean and standard error over {self.seeds} seed{'s'[: self.seeds > 1]}",
+            f"evaluation return, {over_seeds(self.seeds)}",
         )
         folders = " ".join(sorted(run.folder(self.out).name for run in runs))
         name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(folders)}")
@@ -109,6 +109,7 @@ class Control(Engine):
         if self.video:
             console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
         console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
+        console.print(f"next:  supple report {self.out}", highlight=False, soft_wrap=True)
 
     def members(self) -> "list[Run]":
         """One run per method and seed; on other devices than a CPU, one per method."""
@@ -144,13 +145,14 @@ class Control(Engine):
 
 def _table(rows: "pl.DataFrame", task: str) -> "Table":
     import polars as pl
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from supple.training.methods import title_of
 
-    table = Table("method", title=f"Return, {task}", title_justify="left")
-    for heading in ("strength", "stopped", "steps", "seeds", "at the end", "over seeds", "best evaluation"):
-        table.add_column(heading, justify="right")
+    table = Table("method", title=f"Return, {task}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("strength", "stopped", "steps", "seeds", "at the end", "over seeds", "best"):
+        table.add_column(heading, justify="right", no_wrap=True)
     value = pl.col("value")
     for part in rows.partition_by("method", "strength", maintain_order=True):
         method, strength = str(part["method"][0]), float(part["strength"][0])

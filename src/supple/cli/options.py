@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 if TYPE_CHECKING:
     import polars as pl
@@ -14,24 +16,28 @@ if TYPE_CHECKING:
 # Heavy modules are imported where they are used, so that help texts appear at once.
 
 
+Methods = Annotated[tuple[str, ...], tyro.conf.arg(name="method", aliases=["--methods"], metavar="NAME ...")]
+Numbers = Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """Where to train, and where results go."""
 
-    out: str = "runs"
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs"
     """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`). Finished runs
     there are not trained again; an interrupted run resumes after its last finished task."""
     engine: Literal["local", "ray"] = "local"
     """Processes on this machine, or tasks on a Ray cluster (needs the extra `supple[ray]`)."""
-    address: str | None = None
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """Address of an existing Ray cluster, such as `auto`; a local one is started when left out."""
-    gpus: float = 0.0
+    gpus: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0
     """With Ray: the share of a GPU that each run takes."""
-    workers: int | None = None
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Processes at a time; as many as the cores allow when left out."""
-    threads: int = 1
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPU threads per process; more than one helps only large networks on an idle machine, and changes rounding."""
-    tensorboard: str | None = None
+    tensorboard: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Also write the measurements as TensorBoard events to this folder, one TensorBoard run per network."""
 
     def train(self, members: Sequence["Run"], keep: int | None = None) -> "pl.DataFrame":
@@ -141,32 +147,34 @@ class Protocol:
 
     scale: Literal["quick", "paper"] = "quick"
     """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol."""
-    data: str | None = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
-    examples: int | None = None
+    examples: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Number of training images, evenly spaced over the data set."""
-    shift: str | None = None
+    shift: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """How the problem changes: a name, or `package.module:function`."""
-    model: str | None = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """The network: a name, or `package.module:function`, called with the data set."""
-    optimizer: str | None = None
+    optimizer: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """A name from `supple list`, such as `adam` or `sgd`."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Images per step."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Epochs per task."""
-    tasks: int | None = None
+    tasks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Number of tasks, one after the other."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products in training steps. `high` lets a GPU round inputs to TensorFloat32; `medium`
     also lets a CPU use bfloat16, if it has units for it: twice as fast for the 4x256 MLP. Measurements stay exact."""
-    diagnostics: tuple[str, ...] | None = None
+    diagnostics: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = None
     """Diagnostics of the networks at each task's end, from `supple list`; a dozen of them when left out, none for
     `--diagnostics` without names."""
-    keep_checkpoints: int | None = None
+    keep_checkpoints: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Keep the networks' state after every so many tasks, for `supple test --after`; only the last state when left out.
     It changes no result, and a run that is finished already keeps no more."""
-    option: dict[str, int | float | str] | None = None
+    option: Annotated[
+        dict[str, int | float | str] | None, tyro.conf.arg(metavar="[NAME VALUE ...]", help_behavior_hint="")
+    ] = None
     """Keyword arguments of the method's class except its strength, such as `exponent 4` of `spectral`."""
 
     def changes(self) -> dict[str, Any]:

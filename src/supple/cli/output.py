@@ -13,32 +13,36 @@ if TYPE_CHECKING:
 
 def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "chart") -> None:
     """Print the tables and draw the curves of one problem; the files' names depend on the runs."""
-    from supple.lab.problems import title_of
-    from supple.runs.charts import learning_curves, save
+    from supple.lab.problems import protocol_of, title_of
+    from supple.runs.charts import learning_curves, over_seeds, save
     from supple.runs.store import digest
     from supple.runs.tables import title_with_scale
 
-    seeds, problem = rows["seed"].n_unique(), rows["problem"][0]
+    problem = rows["problem"][0]
     metric = print_tables(rows)
-    subtitle = f"mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
+    subtitle = over_seeds(rows["seed"].n_unique())
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
-    chart = learning_curves(rows, metric, title_with_scale(rows, title_of(problem)), subtitle)
+    title = title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
+    chart = learning_curves(rows, metric, title, subtitle)
     for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
         print(f"chart: {path}")
     print(f"runs:  {out}")
+    print(f"next:  supple report {out}")
 
 
 def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric of the last one."""
     from rich.console import Console
 
-    from supple.lab.problems import title_of
+    from supple.lab.problems import protocol_of, title_of
     from supple.runs.metrics import HEADLINES
     from supple.runs.tables import results_table
 
     metrics = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
     for metric in metrics:
-        console, results = Console(), results_table(rows, metric, problem=title_of(rows["problem"][0]))
+        problem = rows["problem"][0]
+        protocol = protocol_of(problem, rows["scale"][0])
+        console, results = Console(), results_table(rows, metric, problem=title_of(problem), protocol=protocol)
         # A narrow console (80 columns for a file) would cut off the methods' names: print longer lines instead.
         whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
         console.width = max(console.width, whole)

@@ -53,7 +53,7 @@ class ControlFigure:
 
     def draw(self, rows_of: RowsOf, scale: Scale, seeds: int) -> alt.VConcatChart:
         """The chart; ``rows_of`` returns the measurements of runs."""
-        stamp = f"{scale} scale, {seeds} seed{'s'[: seeds > 1]}"
+        stamp = f"{scale} scale, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
         return arranged(self.charts(rows_of, scale, seeds), self.title, stamp, self.note)
 
 

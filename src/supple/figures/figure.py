@@ -12,7 +12,7 @@ from supple.lab import problems
 from supple.lab.grid import product
 from supple.lab.problems import Scale
 from supple.lab.run import Run
-from supple.runs.charts import configured, curves_of, sensitivity_of
+from supple.runs.charts import configured, curves_of, over_seeds, sensitivity_of
 
 METHODS = (
     "none",
@@ -68,7 +68,7 @@ class Figure:
         charts = [
             [_draw(panel, rows_of(panel.runs)) for panel in row if panel.runs] for row in self.panels(scale, seeds)
         ]
-        stamp = f"{scale} scale, mean and standard error over {seeds} seed{'s'[: seeds > 1]}"
+        stamp = f"{scale} scale, {over_seeds(seeds)}"
         return arranged(charts, self.title, stamp, self.note)
 
 
@@ -84,7 +84,8 @@ def arranged(charts: Iterable[Sequence[alt.Chart | alt.LayerChart]], title: str,
 def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
     draw = curves_of if panel.against == "task" else sensitivity_of
     title = panel.title + (" (part of the data set)" if rows["subset"].any() else "")
-    return draw(rows, panel.metric, title, series=panel.series, width=240, height=180)
+    # All in colour: panels of other runs share the legend, and must agree on which lines are grey.
+    return draw(rows, panel.metric, title, series=panel.series, width=240, height=180, coloured=METHODS)
 
 
 def sensitivity(problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel:

@@ -1,7 +1,7 @@
 """Figure 6: badly scaled weights of two units impede learning; exact, with the example of §3.2."""
 
+import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import altair as alt
 import polars as pl
@@ -15,6 +15,8 @@ from supple.lab.run import Run
 TASKS = 10
 STEPS = 100
 """Gradient descent steps per task."""
+LEARNED = 0.05
+"""The mean loss from which on the tasks count as learned: a tenth of the loss when a target changes."""
 STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
@@ -92,19 +94,23 @@ class Example:
 
     def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
         """The charts, exact at both scales."""
-        return arranged([[_losses(), _steps()]], self.title, "exact: no randomness, no scale")
+        return arranged([[_learned(), _steps()]], self.title, "exact: no randomness, no scale")
 
 
-def _losses() -> alt.Chart:
-    c = torch.logspace(0, 1.5, 61, dtype=torch.float64)
-    rows = [
-        {"step size": f"{step_size:g}", "norm": norm, "loss": value}
-        for step_size in STEP_SIZES
-        for norm, value in zip((c + 1 / c).tolist(), continual_loss(c, step_size).tolist(), strict=True)
-    ]
-    y = alt.Y("loss:Q", title=f"loss at a task's end, mean of {TASKS} tasks of {STEPS} steps")
-    x = alt.X("norm:Q", title="spectral norm c + 1/c of the first layer")
-    return _lines("A.1: the target of one input changes to and fro", rows, x, y)
+def _learned() -> alt.Chart:
+    c = torch.logspace(0, 1.5, 241, dtype=torch.float64)
+    norms = (c + 1 / c).tolist()
+    rows = []
+    for step_size in STEP_SIZES:
+        cells = zip(norms[:-1], norms[1:], (continual_loss(c, step_size) < LEARNED).tolist(), strict=False)
+        for is_learned, run in itertools.groupby(cells, key=lambda cell: cell[2]):
+            ends = [*run]
+            if is_learned:
+                rows.append({"step size": f"{step_size:g}", "from": ends[0][0], "to": ends[-1][1]})
+    x = alt.X("from:Q", title="spectral norm c + 1/c of the first layer").scale(domain=[min(norms), max(norms)])
+    y = alt.Y("step size:N", sort=[f"{step_size:g}" for step_size in STEP_SIZES])
+    title = f"A.1: norms at which {TASKS} tasks of {STEPS} steps are learned"
+    return _drawn(alt.Chart(pl.DataFrame(rows)).mark_bar(height=10), title, x, y, list(rows[0])).encode(x2="to:Q")
 
 
 def _steps() -> alt.Chart:
@@ -114,25 +120,21 @@ def _steps() -> alt.Chart:
         for step_size in STEP_SIZES
         for condition, steps in zip((1 / a).tolist(), steps_to_learn(a, step_size).tolist(), strict=True)
     ]
-    y = alt.Y("steps:Q", title="steps to a tenth of the loss").scale(type="log")
+    y = alt.Y("steps:Q", title="steps to a tenth of the loss").scale(type="log", nice=False, padding=8)
     x = alt.X("condition:Q", title="condition number 1/a of the first layer")
-    return _lines("§3.2: the next task after a badly conditioned solution", rows, x, y)
+    title = "§3.2: the next task after a badly conditioned solution"
+    return _drawn(alt.Chart(pl.DataFrame(rows)).mark_line(), title, x, y.axis(format="~s"), list(rows[0]))
 
 
-def _lines(title: str, rows: list[dict[str, Any]], x: alt.X, y: alt.Y) -> alt.Chart:
+def _drawn(chart: alt.Chart, title: str, x: alt.X, y: alt.Y, tooltip: list[str]) -> alt.Chart:
     names = [f"{step_size:g}" for step_size in STEP_SIZES]
-    lines: alt.Chart = (
-        alt.Chart(pl.DataFrame(rows))
-        .mark_line()
-        .encode(
-            x=x.scale(type="log").axis(format="~g"),
-            y=y,
-            color=alt.Color("step size:N", sort=names).scale(domain=names, scheme="viridis"),
-            tooltip=list(rows[0]),
-        )
-        .properties(width=320, height=240, title=title)
-    )
-    return lines
+    drawn: alt.Chart = chart.encode(
+        x=x.scale(type="log", nice=False, padding=8).axis(format="~s", tickCount=6),
+        y=y,
+        color=alt.Color("step size:N", sort=names).scale(domain=names, scheme="viridis"),
+        tooltip=tooltip,
+    ).properties(width=320, height=240, title=alt.Title(title, anchor="start"))
+    return drawn
 
 
 FIGURE = Example()

@@ -255,6 +255,12 @@ def find(name: str) -> Problem:
     return PROBLEMS[known(name, PROBLEMS, "problem or package.module:function")]
 
 
+def protocol_of(name: str, scale: str) -> dict[str, Any]:
+    """The protocol of a problem at a scale; empty for a user's own problem, and where the problem has no such scale."""
+    problem = PROBLEMS.get(name)
+    return {} if problem is None else next((problem.protocol(known) for known in problem.scales if known == scale), {})
+
+
 def title_of(name: str) -> str:
     """The name of a problem in charts and tables; a user's own problem keeps its name."""
     return PROBLEMS[name].title if name in PROBLEMS else name

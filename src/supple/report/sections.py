@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS
-from supple.lab.problems import title_of
+from supple.lab.problems import protocol_of, title_of
 from supple.report.commands import commands
 from supple.report.drawings import Drawings
 from supple.report.standings import TUNED, Standings, standings
@@ -63,7 +63,10 @@ def sections_of(
         problem = part["problem"][0]
         siblings = members.filter(pl.col("problem") == problem)
         apart = [name for name in protocol if name not in ("scale", "subset") and siblings[name].n_unique() > 1]
-        title = [title_with_scale(part, title_of(problem)), *(f"{_words(name)} {part[name][0]}" for name in apart)]
+        title = [
+            title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0])),
+            *(f"{_words(name)} {part[name][0]}" for name in apart),
+        ]
         measured = _rows_of(part, rows)
         sections.append(
             Section(

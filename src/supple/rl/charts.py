@@ -7,23 +7,29 @@ import polars as pl
 from supple.rl.methods import METHODS
 from supple.rl.resets import Resets
 from supple.runs import metrics
-from supple.runs.charts import colour_scale, titled
+from supple.runs.charts import Lines, axis_extent
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 from supple.training.methods import title_of
+
+WIDTH, HEIGHT = 480, 280
+"""Of the axes, in pixels."""
 
 INSIDE = ("overestimation", "critic_weight_norm", "critic_gradient_norm", "critic_spectral_norm")
 """The diagnostics of agents that figure 5 shows."""
 
 
-def over_steps(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
+def over_steps(
+    rows: pl.DataFrame, metric: str, title: str, subtitle: str = "", *, width: int = WIDTH, height: int = HEIGHT
+) -> alt.LayerChart:
     """A metric over steps, a line for each method: the mean over seeds, shaded by its standard error."""
-    curves = _mean_and_error(with_steps(rows), metric)
-    return _dressed(_curves(curves, metrics.find(metric).title), title, subtitle)
+    points = _mean_and_error(with_steps(rows), metric)
+    return _lines(points, metric).sized(title, subtitle, width=width, height=height)
 
 
 def aggregate(rows: pl.DataFrame, title: str) -> alt.LayerChart:
     """Returns over steps of all tasks: the interquartile mean over runs, with its 95 % stratified bootstrap."""
-    return _dressed(_curves(_interquartile(with_steps(rows)), "interquartile mean of returns"), title)
+    lines = _lines(_interquartile(with_steps(rows)), "return", "interquartile mean of returns")
+    return lines.sized(title, width=WIDTH, height=HEIGHT)
 
 
 def with_steps(rows: pl.DataFrame) -> pl.DataFrame:
@@ -52,11 +58,16 @@ def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
         .agg(mean=value.mean(), error=(value.std() / value.len().sqrt()).fill_null(0))
         .with_columns(low=pl.col("mean") - pl.col("error"), high=pl.col("mean") + pl.col("error"))
     )
+    values = ends[dial].unique().sort().to_list()
     base = alt.Chart(ends).encode(
-        x=alt.X(f"{dial}:Q", title=name).scale(type="log"), color=alt.value(METHODS[method].colour)
+        x=alt.X(f"{dial}:Q", title=name).scale(type="log", nice=False, padding=8).axis(format="~g", values=values),
+        color=alt.value(METHODS[method].colour),
     )
-    rule = base.mark_rule().encode(y=alt.Y("low:Q", title="return at the end"), y2="high:Q")
-    return _dressed(rule + base.mark_line(point=True).encode(y="mean:Q"), f"sensitivity of {title_of(method)}")
+    y = alt.Scale(zero=axis_extent(ends)[0] == 0)
+    rule = base.mark_rule().encode(y=alt.Y("low:Q", title="return at the end").scale(y), y2="high:Q")
+    layered: alt.LayerChart = rule + base.mark_line(point=True).encode(y=alt.Y("mean:Q").scale(y))
+    text = alt.Title(f"sensitivity of {title_of(method)}", anchor="start")
+    return layered.properties(width=WIDTH, height=HEIGHT, title=text)
 
 
 def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
@@ -65,7 +76,8 @@ def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     return (
         rows.filter(pl.col("metric") == metric)
         .group_by("method", "strength", "step", maintain_order=True)
-        .agg(mean=value.mean(), low=value.mean() - error, high=value.mean() + error, seeds=value.len())
+        .agg(mean=value.mean(), error=error, seeds=value.len())
+        .with_columns(low=pl.col("mean") - pl.col("error"), high=pl.col("mean") + pl.col("error"))
         .sort("step", maintain_order=True)
     )
 
@@ -82,25 +94,20 @@ def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(records, schema=names, orient="row").sort("step", maintain_order=True)
 
 
-def _curves(curves: pl.DataFrame, name: str) -> alt.LayerChart:
-    methods = curves["method"].unique(maintain_order=True).to_list()
-    scale = colour_scale(methods, {name: method.colour for name, method in METHODS.items()})
-    legend = alt.Legend(title="method", symbolOpacity=1)
-    base = alt.Chart(titled(curves)).encode(
-        x=alt.X("step:Q", title="steps of the environment"),
-        color=alt.Color("method:N", legend=legend, scale=scale),
-        detail="strength:N",
+def _lines(points: pl.DataFrame, metric: str, y_title: str | None = None) -> Lines:
+    methods = points["method"].unique(maintain_order=True)
+    strengths = points.unique(["method", "strength"])
+    within = () if len(strengths) == len(methods) else ("strength",)
+    if within:
+        points = points.with_columns(setting=pl.col("strength").map_elements("{:g}".format, pl.String))
+    return Lines(
+        points=points,
+        metric=metric,
+        at="step",
+        series="method",
+        coloured=tuple(methods),
+        others=("strength",),
+        within=within,
+        y_title=y_title or metrics.find(metric).title,
+        colours={name: method.colour for name, method in METHODS.items()},
     )
-    band = base.mark_area(opacity=0.2, clip=True).encode(y=alt.Y("low:Q", title=name), y2="high:Q")
-    line = base.mark_line(clip=True, point=True).encode(
-        y="mean:Q",
-        tooltip=["method:N", alt.Tooltip("strength:Q", format="~g"), "step:Q", alt.Tooltip("mean:Q", format=".1f")],
-    )
-    layered: alt.LayerChart = band + line
-    return layered
-
-
-def _dressed(chart: alt.LayerChart, title: str, subtitle: str = "") -> alt.LayerChart:
-    text = alt.Title(title, subtitle=subtitle or alt.Undefined, anchor="start")
-    dressed: alt.LayerChart = chart.properties(width=480, height=280, title=text)
-    return dressed

@@ -2,17 +2,20 @@
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from supple.runs import metrics
 from supple.runs.files import files_at, write
-from supple.runs.stats import by_task, over_tasks, varying
+from supple.runs.stats import by_task, over_tasks, settings, varying
 from supple.training.methods import METHODS, title_of
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
@@ -22,18 +25,44 @@ COLOURS = {name: method.colour for name, method in METHODS.items()}
 OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
 """Colours of your own methods, assigned in the order in which the methods appear."""
 
+GREY = "#C4C4C8"
+"""The colour of lines beyond those that can be told apart."""
+
+MOST_COLOURS = 7
+"""Lines of one chart that can be told apart."""
+
+LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width / 150))")}
+"""Below the axes, so that the chart can be narrow; as many columns as there is room for."""
+
+X_TITLES = {"step": "steps of the environment"}
+"""Of the horizontal axis, where it is more than the column's name."""
+
+LABELLED_WIDTH = 400
+"""From this width of the axes on, names are written at the ends of lines, in pixels."""
+
+LABEL_HEIGHT = 15
+"""Room for one of these names, in pixels."""
+
 DARK_PAGE = (0x14, 0x17, 0x1C)
 """The background of a dark page: red, green, blue."""
 
 
 def on_dark(colour: str) -> str:
     """The colour for a dark page: mixed with white until the contrast is 4 to 1 (WCAG 2)."""
-    if colour == "#000000":
-        return "#FFFFFF"
+    return "#FFFFFF" if colour == "#000000" else _contrasting(colour, (255, 255, 255), DARK_PAGE)
+
+
+def on_light(colour: str) -> str:
+    """The colour for words on a white page: mixed with black until the contrast is 4 to 1 (WCAG 2)."""
+    return _contrasting(colour, (0, 0, 0), (255, 255, 255))
+
+
+def _contrasting(colour: str, added: Sequence[int], page: Sequence[int]) -> str:
     channels = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    for white in range(101):
-        mixed = [round(channel + (255 - channel) * white / 100) for channel in channels]
-        if (_luminance(mixed) + 0.05) / (_luminance(DARK_PAGE) + 0.05) >= 4:
+    for share in range(101):
+        mixed = [round(own + (other - own) * share / 100) for own, other in zip(channels, added, strict=True)]
+        dark, light = sorted((_luminance(mixed), _luminance(page)))
+        if (light + 0.05) / (dark + 0.05) >= 4:
             break
     return "#" + "".join(f"{channel:02X}" for channel in mixed)
 
@@ -43,11 +72,16 @@ def _luminance(channels: Sequence[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def colour_scale(methods: list[str], colours: Mapping[str, str] = COLOURS) -> alt.Scale:
-    """The colour scale of these methods, whose titles are drawn."""
+def colour_scale(
+    methods: Sequence[str], colours: Mapping[str, str] = COLOURS, coloured: Collection[str] | None = None
+) -> alt.Scale:
+    """The colour scale of these methods, whose titles are drawn; if only some are to be coloured, others are grey."""
     others = itertools.cycle(OTHER_COLOURS)
-    titles = [title_of(method) for method in methods]
-    return alt.Scale(domain=titles, range=[colours.get(method) or next(others) for method in methods])
+    own = [colours.get(method) or next(others) for method in methods]
+    drawn = [
+        colour if coloured is None or method in coloured else GREY for method, colour in zip(methods, own, strict=True)
+    ]
+    return alt.Scale(domain=[title_of(method) for method in methods], range=drawn)
 
 
 def titled(points: pl.DataFrame) -> pl.DataFrame:
@@ -67,6 +101,11 @@ def configured(chart: Chart) -> Chart:
     return styled
 
 
+def over_seeds(count: int) -> str:
+    """What a line with its band shows, for a subtitle."""
+    return "one seed" if count == 1 else f"mean and standard error over {count} seeds"
+
+
 def curves_of(
     rows: pl.DataFrame,
     metric: str,
@@ -76,6 +115,7 @@ def curves_of(
     series: str = "method",
     width: int = 560,
     height: int = 320,
+    coloured: Collection[str] | None = None,
 ) -> alt.LayerChart:
     """:func:`learning_curves` as a part of a larger chart.
 
@@ -87,20 +127,44 @@ def curves_of(
         series: the setting that determines a line's colour.
         width: of the axes, in pixels.
         height: of the axes, in pixels.
+        coloured: the methods whose lines have a colour; by default :func:`told_apart` chooses.
     """
-    chart = lines_over_tasks(rows, metric, series).chart()
-    return chart.properties(width=width, height=height, title=alt.Title(title, subtitle=subtitle, anchor="start"))
+    coloured = told_apart(rows) if coloured is None and series == "method" else coloured
+    return lines_over_tasks(rows, metric, series, coloured).sized(title, subtitle, width=width, height=height)
 
 
 def sensitivity_of(
-    rows: pl.DataFrame, metric: str, title: str, *, series: str = "method", width: int = 560, height: int = 320
+    rows: pl.DataFrame,
+    metric: str,
+    title: str,
+    *,
+    series: str = "method",
+    width: int = 560,
+    height: int = 320,
+    coloured: Collection[str] | None = None,
 ) -> alt.LayerChart:
     """``metric``, mean over all tasks, against the strength; a method without strength is a horizontal line.
 
     If a method was tried at several strengths, zero is left out: the axis is logarithmic.
     """
-    chart = lines_over_strengths(rows, metric, series).chart()
-    return chart.properties(width=width, height=height, title=alt.Title(title, anchor="start"))
+    coloured = told_apart(rows) if coloured is None and series == "method" else coloured
+    return lines_over_strengths(rows, metric, series, coloured).sized(title, width=width, height=height)
+
+
+def told_apart(rows: pl.DataFrame) -> list[str]:
+    """The methods whose lines have a colour: all if they are few, else ``none`` and the best.
+
+    The best have the best main metric in the last five tasks, whatever metric is drawn, so that all panels about the
+    same rows agree.
+    """
+    methods = rows["method"].unique(maintain_order=True).to_list()
+    if len(methods) <= MOST_COLOURS:
+        return methods
+    main = next((name for name in metrics.HEADLINES if name in rows["metric"]), rows["metric"][0])
+    late = by_task(rows, main).filter(pl.col("task") >= pl.col("tasks") - 5).fill_nan(None)
+    means = late.group_by(name for name in settings(rows) if name != "tasks").agg(pl.col("mean").mean())
+    best = means.sort("mean", "method", descending=metrics.find(main).higher_is_better is not False, nulls_last=True)
+    return list(dict.fromkeys([*(method for method in methods if method == "none"), *best["method"]]))[:MOST_COLOURS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,84 +174,204 @@ class Lines:
     points: pl.DataFrame
     metric: str
     at: str
-    """The horizontal axis: ``task`` or ``strength``."""
+    """The horizontal axis: ``task``, ``strength`` or ``step``."""
     series: str
     """The setting that determines a line's colour."""
+    coloured: tuple[Any, ...]
+    """The values of ``series`` whose lines have a colour; the others are grey."""
     others: tuple[str, ...]
     """Other settings; every combination of their values has its own line."""
-    within: tuple[str, ...]
+    within: tuple[str, ...] = ()
     """Those of ``others`` that differ within one colour: dashes tell their lines apart."""
+    y_title: str | None = None
+    """Of the vertical axis, if the metric's is not right."""
+    colours: Mapping[str, str] = field(default_factory=lambda: COLOURS)
+    """Of the methods."""
 
     @property
     def scale(self) -> Literal["linear", "symlog"]:
         """The scale of the vertical axis."""
         return metrics.find(self.metric).scale
 
-    def chart(self) -> alt.LayerChart:
-        """The chart, without a size and a title."""
+    @property
+    def values(self) -> list[Any]:
+        """The values of ``series`` in the order of the legend: those with a colour first; methods as in their table."""
         values = self.points[self.series].unique(maintain_order=True).to_list()
-        colours = colour_scale(values) if self.series == "method" else alt.Scale(domain=values, scheme="viridis")
-        legend = alt.Legend(title=self.series, symbolOpacity=1)
-        picked = alt.selection_point(name=f"picked_{self.series}", fields=[self.series], bind="legend")
+        if self.series == "method":
+            table = list(self.colours)
+            values.sort(key=lambda value: table.index(value) if value in table else len(table))
+        else:
+            values.sort(key=natural)
+        return sorted(values, key=lambda value: value not in self.coloured)
+
+    def sized(self, title: str, subtitle: str = "", *, width: int, height: int) -> alt.LayerChart:
+        """The chart with a title and a size; where there is room, the lines' names are at their ends."""
+        has_room = width >= LABELLED_WIDTH and self.series == "method" and not self.within
+        labels = self._labels(height) if has_room else None
+        legend = LEGEND_BELOW if width >= LABELLED_WIDTH else {}
+        text = alt.Title(title, subtitle=subtitle or alt.Undefined, anchor="start")
+        return self.chart(labels, legend).properties(width=width, height=height, title=text)
+
+    def chart(
+        self, labels: pl.DataFrame | None = None, legend_options: Mapping[str, Any] = MappingProxyType({})
+    ) -> alt.LayerChart:
+        """The chart, without a size and a title.
+
+        Args:
+            labels: the names at the lines' ends.
+            legend_options: where the legend is.
+        """
+        values, points = self.values, self.points
+        grey = [value for value in values if value not in self.coloured]
+        if self.series == "method":
+            colours = colour_scale(values, self.colours, self.coloured)
+        else:
+            colours = alt.Scale(domain=values, scheme="viridis")
+        titles_in_grey = [_titled(self.series, value) for value in grey]
+        named = titles_in_grey if labels is not None else [_titled(self.series, value) for value in values]
+        legend = (
+            alt.Legend(
+                title=words(self.series) if labels is None else "in grey",
+                symbolOpacity=1,
+                values=named,
+                labelLimit=0,
+                **legend_options,
+            )
+            if named
+            else None
+        )
+        picked = alt.selection_point(
+            name=f"picked_{self.series}", fields=[self.series], on="click", bind="legend" if named else alt.Undefined
+        )
         shown = alt.when(picked)
         detail = [f"{column}:N" for column in self.others]
-        metric, x = metrics.find(self.metric), alt.X(f"{self.at}:Q", title=self.at)
-        title = metric.axis
+        metric, x = metrics.find(self.metric), alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
+        title = self.y_title or metric.axis
         if self.at == "strength":
             title = f"{metric.title}, mean over tasks"
-            x = x.scale(type="log").axis(format="~e", values=self.points["strength"].unique().sort().to_list())
+            strengths = points["strength"].unique().sort().to_list()
+            x = x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
         else:
-            x = x.axis(labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")  # label whole tasks only
+            x = x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d")
         colour = alt.Color(f"{self.series}:N", legend=legend).scale(colours)
         dashes = {}
         if self.within:
             dashes["strokeDash"] = alt.StrokeDash(
                 "setting:N",
-                title=" · ".join(self.within).replace("_", " "),
-                legend=alt.Legend(symbolType="stroke", symbolSize=400),
+                sort=sorted(points["setting"].unique(), key=natural),
+                title=" · ".join(map(words, self.within)),
+                legend=alt.Legend(symbolType="stroke", symbolSize=400, labelLimit=0, **legend_options),
             )
-        base = alt.Chart(titled(self.points)).encode(x=x, color=colour, detail=detail)
-        band = base.mark_area(clip=True).encode(
-            y=alt.Y("low:Q", title=title).scale(type=self.scale),
+        every = alt.Chart().encode(x=x, color=colour, detail=detail)
+        in_grey = alt.FieldOneOfPredicate(field=self.series, oneOf=titles_in_grey)
+        base = every.transform_filter(~in_grey) if grey else every
+        y_scale = alt.Scale(type=self.scale, zero=axis_extent(points)[0] == 0)
+        band = base.mark_area().encode(
+            y=alt.Y("low:Q", title=title).scale(y_scale),
             y2="high:Q",
             opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
         )
-        line = base.mark_line(clip=True, point=True).encode(
+        line = base.mark_line(point=alt.OverlayMarkDef(size=20)).encode(
             **dashes,
-            y=alt.Y("mean:Q").scale(type=self.scale),
+            y=alt.Y("mean:Q").scale(y_scale),
             opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
             tooltip=[
-                f"{self.series}:N",
-                *detail,
+                alt.Tooltip(f"{self.series}:N", title=words(self.series)),
+                *(alt.Tooltip(f"{column}:N", title=words(column)) for column in self.others),
                 f"{self.at}:Q",
                 alt.Tooltip("mean:Q", format=".3f"),
-                alt.Tooltip("error:Q", format=".3f", title="standard error"),
+                *([alt.Tooltip("error:Q", format=".3f", title="standard error")] if "error" in points.columns else []),
                 "seeds:Q",
             ],
         )
-        chart: alt.LayerChart = (band + line).add_params(picked)
+        layers = [band, line]
+        if grey:
+            below = every.transform_filter(in_grey).mark_line(strokeWidth=1.5)
+            layers.insert(0, below.encode(**{name: line.encoding[name] for name in ("y", "opacity", "tooltip")}))
+        if labels is not None:
+            names = alt.Chart(labels).mark_text(align="left", dx=12, fontSize=11)
+            layers.append(names.encode(x=x, y="place:Q", text="label:N", color=alt.Color("colour:N", scale=None)))
+        chart: alt.LayerChart = alt.LayerChart(data=titled(points), layer=layers).add_params(picked)
         return chart
 
+    def _labels(self, height: int) -> pl.DataFrame:
+        """The titles of the methods with a colour, beside their lines' ends, far enough from each other to be read."""
+        methods = [method for method in self.values if method in self.coloured]
+        scale = colour_scale(methods, self.colours)
+        ink = dict(zip(methods, map(on_light, scale.range), strict=True))
+        ends = (
+            self.points.filter(pl.col("method").is_in(methods) & pl.col("mean").is_finite())
+            .group_by("method")
+            .agg(pl.col(self.at, "mean").sort_by(self.at).last())
+            .sort("mean", "method")
+        )
+        bend, unbend = (np.arcsinh, np.sinh) if self.scale == "symlog" else (np.positive, np.positive)
+        bottom, top = bend(np.array(axis_extent(self.points)))
+        places = _spaced(bend(ends["mean"].to_numpy()), (top - bottom) * LABEL_HEIGHT / height, bottom, top)
+        return ends.select(
+            self.at,
+            pl.Series("place", unbend(places), dtype=pl.Float64),
+            pl.col("method").replace_strict({method: title_of(method) for method in methods}).alias("label"),
+            pl.col("method").replace_strict(ink).alias("colour"),
+        )
 
-def lines_over_tasks(rows: pl.DataFrame, metric: str, series: str = "method") -> Lines:
-    """The data of :func:`curves_of`."""
+
+def axis_extent(points: pl.DataFrame) -> tuple[float, float]:
+    """The ends of the vertical axis: of the data; from zero on if they come near it and are nowhere negative."""
+    finite = points.filter(pl.col("low").is_finite() & pl.col("high").is_finite())
+    bottom, top = float(finite["low"].min() or 0.0), float(finite["high"].max() or 0.0)  # type: ignore[arg-type]
+    return (0.0, top) if 0 <= bottom <= top / 2 else (bottom, top)
+
+
+def _spaced(places: np.ndarray, gap: float, bottom: float, top: float) -> np.ndarray:
+    """Ascending places between ``bottom`` and ``top``, moved as little as it takes to be ``gap`` apart."""
+    places = places.copy()
+    for at in range(1, len(places)):
+        places[at] = max(places[at], places[at - 1] + gap)
+    if len(places):
+        places[-1] = min(places[-1], max(top, bottom + gap * (len(places) - 1)))
+    for at in reversed(range(len(places) - 1)):
+        places[at] = min(places[at], places[at + 1] - gap)
+    return places
+
+
+def words(name: str) -> str:
+    """The name of a column in words."""
+    return name.replace("_", " ")
+
+
+def natural(value: Any) -> list[Any]:
+    """A key that sorts numbers by size, also those inside of words, and "default" first."""
+    if not isinstance(value, str):
+        return [value]
+    return [value != "default", *(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", value))]
+
+
+def lines_over_tasks(
+    rows: pl.DataFrame, metric: str, series: str = "method", coloured: Collection[str] | None = None
+) -> Lines:
+    """The data of :func:`curves_of`; without ``coloured``, all lines have a colour."""
     means = by_task(rows, metric).with_columns(pl.col("task") + 1)
     others = [column for column in varying(rows) if column != series]
-    return _lines(means, "task", metric, series, others)
+    return _lines(means, "task", metric, series, others, coloured)
 
 
-def lines_over_strengths(rows: pl.DataFrame, metric: str, series: str = "method") -> Lines:
-    """The data of :func:`sensitivity_of`."""
+def lines_over_strengths(
+    rows: pl.DataFrame, metric: str, series: str = "method", coloured: Collection[str] | None = None
+) -> Lines:
+    """The data of :func:`sensitivity_of`; without ``coloured``, all lines have a colour."""
     means = over_tasks(rows, metric)
     dialled = means.filter(pl.col("strength") > 0)
     ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})
     without = means.filter(pl.col("strength") == 0).join(dialled, on="method", how="anti", maintain_order="left")
     across = without.drop("strength").join(ends, how="cross").select(means.columns)
     others = [column for column in varying(rows) if column not in (series, "strength")]
-    return _lines(pl.concat([across, dialled]), "strength", metric, series, others)
+    return _lines(pl.concat([across, dialled]), "strength", metric, series, others, coloured)
 
 
-def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[str]) -> Lines:
+def _lines(
+    means: pl.DataFrame, at: str, metric: str, series: str, others: list[str], coloured: Collection[str] | None
+) -> Lines:
     if "options" in (series, *others):
         told = pl.col("options").str.replace_all(r'[{}"]', "")
         means = means.with_columns(options=pl.when(told == "").then(pl.lit("default")).otherwise(told))
@@ -196,14 +380,35 @@ def _lines(means: pl.DataFrame, at: str, metric: str, series: str, others: list[
     ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
     # Methods differ in their defaults: only a setting that differs within one colour needs dashes.
     within = [name for name in others if points.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
+    if {"method", "strength"} <= set(within):
+        rest = [series, *(name for name in within if name != "strength")]
+        if points.unique([*rest, "strength"]).height == points.unique(rest).height:  # a strength for each method
+            within.remove("strength")
     if within:
-        settings = [" · ".join(_told(value) for value in row) for row in points.select(within).rows()]
-        points = points.with_columns(pl.Series("setting", settings))
-    return Lines(points=points, metric=metric, at=at, series=series, others=tuple(others), within=tuple(within))
+        tuples = [
+            " · ".join(_told(name, value) for name, value in row.items())
+            for row in points.select(within).rows(named=True)
+        ]
+        points = points.with_columns(pl.Series("setting", tuples))
+    return Lines(
+        points=points,
+        metric=metric,
+        at=at,
+        series=series,
+        coloured=tuple(points[series].unique(maintain_order=True) if coloured is None else coloured),
+        others=tuple(others),
+        within=tuple(within),
+    )
 
 
-def _told(value: object) -> str:
-    return (f"{value:g}" if value else "-") if isinstance(value, float) else str(value)
+def _titled(series: str, value: Any) -> Any:
+    return title_of(value) if series == "method" else value
+
+
+def _told(name: str, value: object) -> str:
+    if name == "method":
+        return title_of(str(value))
+    return (f"{value:g}" if value else "none") if isinstance(value, float) else str(value)
 
 
 def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
@@ -214,9 +419,19 @@ def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
     chart.save(svg, "svg")
     chart.save(png, "png", scale_factor=2)
     chart.save(pdf, "pdf")
+    if isinstance(chart, alt.LayerChart):
+        chart = chart.properties(width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
     chart.save(html, "html", inline=True)  # the page contains its scripts
-    text = {f"{name}.svg": svg.getvalue().encode(), f"{name}.html": html.getvalue().encode()}
+    text = {f"{name}.svg": svg.getvalue().encode(), f"{name}.html": _page(html.getvalue()).encode()}
     written = text | {f"{name}.png": png.getvalue(), f"{name}.pdf": pdf.getvalue()}
     for file, content in written.items():
         write(files, f"{root}/{file}", content)
     return [f"{folder}/{file}" for file in written]
+
+
+def _page(html: str) -> str:
+    """Altair's page, fit for a phone: one chart is as wide as the window; panels keep their size and scroll."""
+    style = "<style>body { margin: 0; padding: 8px; overflow-x: auto; }</style>"
+    return html.replace(
+        "<head>", f'<head><meta name="viewport" content="width=device-width, initial-scale=1">{style}', 1
+    )

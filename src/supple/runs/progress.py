@@ -1,17 +1,27 @@
-"""Progress of many runs in a terminal."""
+"""Progress of many runs: bars in a terminal, and a line every half minute in a log."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Job = TypeVar("Job")
 
+EVERY = 30.0
+"""Seconds between two lines where the output is no terminal."""
+
 
 @contextmanager
 def progress_of(jobs: Mapping[Job, tuple[str, float]]) -> Iterator[Callable[[Job, float], None]]:
-    """Show a progress bar for each kind of job, and one for all jobs, while the block runs.
+    """Show the progress of all jobs while the block runs.
+
+    In a terminal, a bar for each kind of job and one for all; elsewhere, as in the log of a cluster's job, a line every
+    half minute and one at the end.
 
     Args:
         jobs: for each job, its kind and its amount of work.
@@ -19,9 +29,17 @@ def progress_of(jobs: Mapping[Job, tuple[str, float]]) -> Iterator[Callable[[Job
     Yields:
         A function to call with a job and how much of it is done.
     """
+    console = Console()
+    with _bars(jobs, console) if console.is_terminal else _lines(jobs, console) as report:
+        yield report
+
+
+@contextmanager
+def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[Callable[[Job, float], None]]:
     done = dict.fromkeys(jobs, 0.0)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left:"), TimeRemainingColumn(), refresh_per_second=2) as progress:
+    remaining = (TextColumn("left:"), TimeRemainingColumn())
+    with Progress(*columns, *remaining, console=console, refresh_per_second=2) as progress:
         totals: dict[str, float] = {}
         for kind, amount in jobs.values():
             totals[kind] = totals.get(kind, 0) + amount
@@ -35,3 +53,30 @@ def progress_of(jobs: Mapping[Job, tuple[str, float]]) -> Iterator[Callable[[Job
             done[job] = amount
 
         yield report
+        all_jobs = progress.tasks[whole]
+        all_jobs.finished_time = all_jobs.elapsed  # not that of the last report: results are written after it
+
+
+@contextmanager
+def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[Callable[[Job, float], None]]:
+    done, total, began = dict.fromkeys(jobs, 0.0), sum(amount for _, amount in jobs.values()), time.monotonic()
+    ended = threading.Event()
+
+    def line() -> None:
+        share, seconds = sum([*done.values()]) / total if total else 1.0, time.monotonic() - began
+        left = f", about {timedelta(seconds=round(seconds / share - seconds))} left" if 0 < share < 1 else ""
+        text = f"progress: {share:.0%} of {len(done)} runs after {timedelta(seconds=round(seconds))}{left}"
+        console.print(text, highlight=False, soft_wrap=True)
+
+    def follow() -> None:
+        while not ended.wait(EVERY):
+            line()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield done.__setitem__
+    finally:
+        ended.set()
+        follower.join()
+        line()

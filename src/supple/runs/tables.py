@@ -1,6 +1,7 @@
 """Results in a terminal."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -11,17 +12,28 @@ from supple.runs import metrics
 from supple.runs.stats import ranking, varying
 from supple.training.methods import title_of
 
+NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
 
-def results_table(rows: pl.DataFrame, metric: str, count: int = 5, problem: str = "") -> Table:
+
+def results_table(
+    rows: pl.DataFrame, metric: str, count: int = 5, problem: str = "", protocol: Mapping[str, Any] = NO_PROTOCOL
+) -> Table:
     """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first.
 
     In reinforcement learning a task is an evaluation: a column says to which environment steps the last ones belong.
+
+    Args:
+        rows: of one problem.
+        metric: what is shown.
+        count: how many of the last tasks.
+        problem: the problem's title; its name when left out.
+        protocol: the problem's at the rows' scale, as for :func:`title_with_scale`.
     """
     count = min([count, *rows["tasks"].unique()])
     has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
-    title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem)}"
+    title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
     table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
     steps = ["at steps"] if has_steps else []
     for heading in ("strength", *others, "first", f"last {count}", *steps, "IQM", "95 %", "seeds"):
@@ -54,14 +66,22 @@ def _steps(row: Mapping[str, Any], count: int) -> str:
     return f"{min(last, row['steps']):,}" if count == 1 else f"{first:,}–{min(last, row['steps']):,}"
 
 
-def title_with_scale(rows: pl.DataFrame, problem: str = "") -> str:
-    """The problem, its scale, and a note if only part of the data set was used.
+def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[str, Any] = NO_PROTOCOL) -> str:
+    """The problem, its scale, and a note if runs are shorter or only part of the data set was used.
 
     Args:
         rows: of one problem.
         problem: its title; its name when left out.
+        protocol: the problem's at this scale; fewer tasks, epochs or examples than it has are named.
     """
     stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
+    shorter = []
+    for name in ("tasks", "epochs", "examples"):
+        usual, most = protocol.get(name), rows[name].max() if name in rows.columns else None
+        if isinstance(usual, int) and isinstance(most, int) and most < usual:
+            shorter.append(f"{most:,} of {usual:,} {name}")
+    if shorter:
+        stamps.append(f"shortened to {', '.join(shorter)}")
     if rows["subset"].any():
         stamps.append("part of the data set")
     return f"{problem or rows['problem'][0]} ({', '.join(stamps)})"
