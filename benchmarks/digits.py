@@ -36,6 +36,7 @@ OTHER_STRENGTHS = {  # for methods whose strength means something else
     "weight-clipping": (1.0, 0.5, 0.2),
     "upgd": (1.0,),
     "normalize-and-project": (1.0,),
+    "fire": (1.0,),
     "hare-and-tortoise": (1.0,),
     "network-reset": (1.0,),
 }

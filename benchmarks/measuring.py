@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
 import torch
 from rich.progress import track
 
@@ -74,6 +76,13 @@ def arithmetic(rounds: int) -> float:
     """Multiply-adds per second in a large matrix product."""
     a = torch.randn(1024, 1024)
     return 1024**3 / min(take_turns({"product": lambda: a @ a}, rounds)["product"])
+
+
+def plateau(strengths: pl.Series, means: pl.Series, floor: float) -> float:
+    """The decades of strength over which accuracy, interpolated linearly, is at least ``floor``."""
+    decades = strengths.log10().to_numpy()
+    fine = np.linspace(decades.min(), decades.max(), 10_001)
+    return float(np.ptp(decades) * np.mean(np.interp(fine, decades, means.to_numpy()) >= floor))
 
 
 def write(path: Path | None, config: "DataclassInstance", **results: Any) -> None:

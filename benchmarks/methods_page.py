@@ -26,12 +26,14 @@ from supple.training.methods import METHODS
 ACTS_ON = {
     "layer-norm": "network",
     "crelu": "network",
+    "fourier-features": "network",
     "spectral-normalization": "network",
     "normalize-and-project": "network and parameters",
     "none": "",
     "decoupled-spectral": "parameters",
     "shrink-and-perturb": "parameters",
     "weight-clipping": "parameters",
+    "fire": "parameters",
     "hare-and-tortoise": "parameters",
     "redo": "units, by activations",
     "continual-backprop": "units, by activations",
@@ -59,11 +61,13 @@ Written by `python benchmarks/methods_page.py` from `results`, which that file s
   seed (100), the best of which is shown; where the dial means something else, from the values in
   `benchmarks/digits.py`. A dash: not measured yet.
 
-| method | what it does | acts on | state | step, MLP | step, conv | strength | digits |
+| method | digits | strength | step, MLP | step, conv | state | acts on | what it does |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-`none` is the yardstick. LayerNorm, CReLU and spectral normalization change the network and have no dial.
+`none` is the yardstick. LayerNorm, CReLU, Fourier features and spectral normalization change the network and have no
+dial. FIRE acts between tasks, so its steps are those of no method. [Norm control](norm-control.md) compares the methods
+that hold the size of the weights at more strengths.
 `upgd` was not tuned: its row has the noise in the middle of its authors' range.
 
 ## What cannot be cheaper
@@ -135,12 +139,12 @@ def row_of(name: str, costs: Iterable[Mapping[str, float]], digits: Mapping[str,
     on_digits = digits.get(name)
     columns = [
         f"`{name}`",
-        method.summary,
-        ACTS_ON.get(name, "gradients"),
-        f"{kept:.2f}" if kept else "0",
-        *(f"{cost[name]:.2f}" if name in cost else "-" for cost in costs),
-        f"{on_digits['strength']:g}" if on_digits and on_digits["strength"] else "-",
         f"{on_digits['mean']:.3f} ± {on_digits['error']:.3f}" if on_digits else "-",
+        f"{on_digits['strength']:g}" if on_digits and on_digits["strength"] else "-",
+        *(f"{cost[name]:.2f}" if name in cost else "-" for cost in costs),
+        f"{kept:.2f}" if kept else "0",
+        ACTS_ON.get(name, "gradients"),
+        method.summary,
     ]
     return f"| {' | '.join(columns)} |"
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
 import tyro
-from measuring import write_environment
+from measuring import plateau, write_environment
 from paper_studies import GRIDS, PIECE, ROOT, STRENGTHS, STUDIES, done, plan, rows_of
 from rich.console import Console
 
@@ -160,7 +159,12 @@ def compare(name: str, rows: pl.DataFrame, metric: str) -> Iterator[pl.DataFrame
         yield means.group_by("method", maintain_order=True).agg(
             best=pl.col("mean").max(),
             decades=pl.struct("strength", "mean").map_batches(
-                lambda pairs: plateau(pairs.struct.field("strength"), pairs.struct.field("mean")), returns_scalar=True
+                lambda pairs: plateau(
+                    pairs.struct.field("strength"),
+                    pairs.struct.field("mean"),
+                    0.9 * float(pairs.struct.field("mean").to_numpy().max()),
+                ),
+                returns_scalar=True,
             ),
         )
     else:
@@ -186,13 +190,6 @@ def inside(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.corr(column, "accuracy", method="spearman") for column in ("level", "growth"))
         .sort("level")
     )
-
-
-def plateau(strengths: pl.Series, means: pl.Series, share: float = 0.9) -> float:
-    """The decades of strength over which accuracy, interpolated linearly, is at least this share of its best."""
-    decades = strengths.log10().to_numpy()
-    fine = np.linspace(decades.min(), decades.max(), 10_001)
-    return float(np.ptp(decades) * np.mean(np.interp(fine, decades, means.to_numpy()) >= share * means.max()))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,17 @@ machine count as little as possible. The machine is a virtual one with neighbour
 
 The whole step with it over the same step without; what other ways of doing the same cost, beside it. *Timed within its
 steps* is the surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the
-differences between steps do not count.
+differences between steps do not count. The MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained
+with Adam at batch 512 in float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py --rounds 15`, `--within` for
+the times within steps).
 
 {overhead}
+
+## Diagnostics
+
+All diagnostics of a `PlasticityMonitor` together, on 256 examples and one thread, take 0.07 s for the MLP (0.7 % of a
+task of 1,000 steps) and 4.7 s for ResNet-18 (0.2 % of a task of 4,000 steps; `python benchmarks/diagnostics.py`).
+Between measurements the monitor costs nothing.
 
 ## The regularizer alone
 

@@ -68,7 +68,7 @@ class Task:
             x = x[:, torch.randperm(64, generator=random)]
         else:
             x = torch.randn(size * count, 64, generator=random)
-            y = torch.tanh(x @ torch.randn(64, 8, generator=random) / 8).sum(1, keepdim=True)
+            y = torch.sin(x @ torch.randn(64, 8, generator=random) / 3).sum(1, keepdim=True)
         return list(zip(x.split(size), y.split(size), strict=True))
 
     def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -166,13 +166,11 @@ def rescaled_loss(one: Situation) -> None:
     one.learn(1, epochs=4, scale=3000.0)
 
 
-def outlier(one: Situation) -> None:
-    """One batch with broken inputs; the update that it caused was rolled back."""
+def burst(one: Situation) -> None:
+    """Three steps with gradients ten thousand times too large; what they did to the network was rolled back."""
     one.learn(1)
     before = {name: value.clone() for name, value in one.network.state_dict().items()}
-    x, y = one.task.batches(77)[0]
-    for _ in range(3):
-        train(one.network, one.optimizer, one.task.loss, [(1e4 * x, y)], 1)
+    train(one.network, one.optimizer, one.task.loss, one.task.batches(77)[:3], 1, scale=1e4)
     one.network.load_state_dict(before)
 
 
@@ -186,10 +184,10 @@ SITUATIONS: dict[str, dict[str, Callable[[Situation], object]]] = {
     },
     "optimizer": {
         "rescaled loss": rescaled_loss,
-        "outlier": outlier,
+        "burst": burst,
         "rescaled loss, AMSGrad": rescaled_loss,
         "rescaled loss, Adagrad": rescaled_loss,
-        "outlier, RMSprop": outlier,
+        "burst, RMSprop": burst,
     },
     "nothing": {
         "as built": lambda one: None,

@@ -162,10 +162,12 @@ OPTIONS = {
 
 def test_options_reach_the_runs(supple, jobs, tmp_path):
     typed = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", *str(value).split())]
+    typed += ["--keep-checkpoints", "1"]
     supple("run", DIGITS, "--method", "spectral", "--data", "digits", "--seeds", 2, *typed, "--out", tmp_path)
     changes = {name: value for name, value in OPTIONS.items() if name != "option"}
     expected = Run.of(DIGITS, "spectral", (0, 1), dataset="digits", options={"exponent": 4}, **changes)
     assert [member for job in jobs for member in by_member(job)] == by_member(expected)
+    assert [*tmp_path.glob("*/checkpoint-after-1.pt")]
 
 
 def test_engine_options_reach_the_engine(supple, monkeypatch, tmp_path):
@@ -337,6 +339,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--method", "spectrl"), "did you mean 'spectral'?"),
         (("demo", "--methods", "none", "l2init"), "did you mean 'l2-init'?"),
         (("run", DIGITS, "--strength", -1), "strength"),
+        (("run", DIGITS, "--keep-checkpoints", 0), "--keep-checkpoints of at least 1, got 0"),
         (("run", DIGITS, "--scale", "paper"), "scale quick"),
         (("run", DIGITS, "--model", "mpl"), "did you mean 'mlp'?"),
         (("run", DIGITS, "--shift", "label-flop"), "did you mean 'label-flip'?"),
@@ -461,11 +464,12 @@ def test_stopped_by_hand(command, supple, monkeypatch, capsys):
     ignored = []
     monkeypatch.setattr(cli.signal, "signal", lambda *change: ignored.append(change))
     monkeypatch.setattr(cli.COMMANDS[command], "__call__", stop)
-    needed = {"run": [DIGITS], "sweep": [DIGITS], "figure": [4], "rl": ["cheetah-run"]}.get(command, [])
+    needed = {"run": [DIGITS], "sweep": [DIGITS], "figure": [4], "rl": ["cheetah-run"], "test": ["runs/it"]}
     with pytest.raises(SystemExit) as stopped:
-        supple(command, *needed)
+        supple(command, *needed.get(command, []))
     assert stopped.value.code == 130
-    kept = "finished tasks are kept in runs" if needed or command == "demo" else "no file is half written"
+    trains = command in ("demo", "run", "sweep", "figure", "rl")
+    kept = "finished tasks are kept in runs" if trains else "no file is half written"
     output = capsys.readouterr()
     assert output.err.startswith(f"supple: stopped: {kept}")
     assert output.err.count("\n") == 1
@@ -511,6 +515,7 @@ SHOWN_AS = {
     ("figure", "number"): "5: returns of soft actor-critic",
     ("results", "runs"): "The folder that",
     ("report", "runs"): "The folder that",
+    ("test", "run"): "The folder of one run",
     ("rl", "task"): "A task of the DeepMind Control Suite",
     ("rl", "methods"): "--method ",
 }

@@ -1,5 +1,6 @@
-"""Each example runs, in a tiny setting, and its two columns differ."""
+"""Each example runs, in a tiny setting, and its two columns differ; so does the notebook."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -43,3 +44,16 @@ def test_it_runs(name, capsys):
 def test_its_docstring_says_how_to_run_it(name):
     text = (EXAMPLES / f"{name}.py").read_text()
     assert len(re.findall(rf"^python examples/{name}\.py", text, re.MULTILINE)) == 2
+
+
+def test_the_notebook_runs():
+    altair = pytest.importorskip("altair")
+    cells = [cell for cell in json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    program = "\n".join("".join(cell["source"]) for cell in cells)
+    assert "TASKS, STEPS = 12, 60" in program
+    names: dict[str, object] = {}
+    with altair.renderers.enable("png"):  # the notebook does this for good
+        exec(program.replace("TASKS, STEPS = 12, 60", "TASKS, STEPS = 1, 2"), names)
+    assert {"result", "regularizer"} <= names.keys()
+    shown = [cell for cell in cells if cell["outputs"]]
+    assert len(shown) == len(cells) - 1, "all but the definitions have their outputs stored"

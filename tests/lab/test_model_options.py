@@ -7,7 +7,7 @@ from torch import nn
 from supple import Population
 from supple.lab.datasets import Dataset, Examples
 from supple.lab.models import mlp
-from supple.nn import CReLU
+from supple.nn import CReLU, FourierFeatures
 
 
 def data(shape=(1, 6, 6), classes=7):
@@ -46,6 +46,15 @@ def test_crelu_has_the_width_whose_size_is_nearest(shape, width, depth, layer_no
 def test_the_papers_network_is_matched_within_a_percent():
     images = data((1, 28, 28), 10)
     assert abs(size(mlp(images, activation="crelu")) / size(mlp(images)) - 1) < 0.01
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_fourier_features_pass_on_the_width_from_half_the_units(layer_norm):
+    network = mlp(data(), width=10, depth=2, layer_norm=layer_norm, activation="fourier")
+    shapes = [tuple(layer.weight.shape) for layer in network if isinstance(layer, nn.Linear)]
+    assert shapes == [(5, 36), (5, 10), (7, 10)]
+    assert sum(isinstance(layer, FourierFeatures) for layer in network) == 2
+    assert not any(isinstance(layer, nn.ReLU) for layer in network)
 
 
 def normalized(activation="relu"):

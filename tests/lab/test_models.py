@@ -112,14 +112,15 @@ def test_resnet18_has_the_published_size():
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "crelu"])
+@pytest.mark.parametrize("activation", ["relu", "crelu", "fourier"])
 def test_the_convolutional_network_by_hand(norm, activation):
     images = data(3, 32, 32, classes=2)
     network = conv(images, layer_norm=norm, activation=activation)
     parameters = list(network.parameters())
 
     def act(x):
-        x = torch.cat([x.relu(), (-x).relu()], 1) if activation == "crelu" else x.relu()
+        parts = {"relu": [x.relu()], "crelu": [x.relu(), (-x).relu()], "fourier": [x.sin(), x.cos()]}
+        x = torch.cat(parts[activation], 1)
         return max_pool2d(x, 2) if x.ndim == 4 else x
 
     x = inputs(images)

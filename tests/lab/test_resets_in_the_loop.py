@@ -40,3 +40,13 @@ def test_it_acts_and_a_member_is_a_run_of_its_own(name):
     for key, value in both.items():
         torch.testing.assert_close(value[1], alone[key][0], rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(both[key], plain[key]) for key in both)
+
+
+@pytest.mark.parametrize(("name", "options"), [("fire", {}), ("shrink-and-perturb", {"variant": "task"}), ("l2", {})])
+def test_a_method_of_task_starts_acts_before_every_task_but_the_first(name, options, monkeypatch):
+    run = Run.of("random-label-digits", name, [0], options=options, epochs=1, tasks=3)
+    trainer, starts = Trainer(run), []
+    monkeypatch.setattr(trainer.learner.mitigator, "start_task", lambda: starts.append(task))
+    for task in range(3):
+        trainer.learn(task)
+    assert starts == ([] if name == "l2" else [1, 2])

@@ -143,6 +143,8 @@ def by_hand(run, member=0):
         inputs, labels = parts["train"]
         if run.optimizer == "adam-restarted":
             optimizers[0].state.clear()
+        if number and mitigator.acts_at_task_start:
+            mitigator.start_task()
         correct = []
         for batch in batch_order(len(inputs), run.batch_size, run.epochs, seed, number):
             if mitigator.scheduled and steps:

@@ -23,6 +23,7 @@ from support.method_cases import (
     backward,
     build,
     every_case,
+    every_case_that_acts_in_steps,
     every_network,
     make_network,
     mlp,
@@ -83,7 +84,7 @@ def test_no_strength_gives_a_gradient_to_what_has_none(case, share, make, device
     assert same(plain[0], network[0]) or share > 0
 
 
-@every_case
+@every_case_that_acts_in_steps
 @every_network
 def test_it_acts(case, kind, make, device):
     network = make(kind)
@@ -310,7 +311,7 @@ def test_a_compiler_sees_through_what_calls_itself_traceable(case, make):
     torch.testing.assert_close(*results)  # to rounding: compiled, each matrix is worked out by itself
 
 
-@every_case
+@every_case_that_acts_in_steps
 def test_two_methods_on_one_optimizer_both_act(case, make):
     networks = []
     for methods in ([build], [another], [build, another]):
@@ -367,7 +368,7 @@ def test_detach_ends_it(case, make):
     assert same_state(before, tensors(method))
 
 
-@every_case
+@every_case_that_acts_in_steps
 @every_network
 def test_frozen_parameters_are_left_alone(case, kind, make, device):
     frozen = {name for name, parameter in make(kind).named_parameters() if parameter.ndim > 1}
@@ -489,7 +490,7 @@ def test_a_network_that_holds_its_method_can_be_copied(case, duplicate, make):
     assert same_state(tensors(agent.method), tensors(other.method))
 
 
-@every_case
+@every_case_that_acts_in_steps
 @every_network
 @pytest.mark.parametrize("there", [torch.float64, torch.bfloat16], ids=str)
 def test_the_type_may_change_in_mid_run(case, kind, there, make):

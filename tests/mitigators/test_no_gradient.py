@@ -8,7 +8,7 @@ from torch import nn
 
 from supple import ContinualBackprop, HareAndTortoise, NetworkReset, ReDo
 from supple.mitigators.states import GLOBAL
-from support.method_cases import CASES, build, every_case, tensors
+from support.method_cases import CASES, build, every_case, every_case_that_acts_in_steps, tensors
 
 
 class Heads(nn.Module):
@@ -48,7 +48,7 @@ def test_an_unused_head_keeps_its_bits_and_its_optimizers_state(case, kind):
     assert all(tensor.isfinite().all() for tensor in tensors(method))
 
 
-@every_case
+@every_case_that_acts_in_steps
 def test_it_acts_on_a_head_from_when_it_is_used(case):
     torch.manual_seed(0)
     plain, network = Heads(), Heads()

@@ -129,6 +129,27 @@ def test_each_protocol_has_a_section_of_its_own(tmp_path):
     assert text.count(f"<dt>problem</dt><dd>{DIGITS}</dd>") == 2, "the name to type"
 
 
+def test_plasticity_tests_are_listed(tmp_path):
+    run, other = runs_of("none", "l2")
+    store(tmp_path, [run, other], METRICS, plausible)
+    assert "Is plasticity lost?" not in page(str(tmp_path))
+    folder = Path(run.folder(str(tmp_path)).path)
+    for name, result in {
+        "after-2-member-1": {"member": 1, "after": 2, "sentence": "nothing is <b>lost"},
+        "after-3-member-7": {"member": 7, "after": 3, "sentence": "of no network"},
+        "after-3-member-0": {"member": "0", "after": 3, "sentence": "damaged"},
+    }.items():
+        (folder / f"plasticity-test-{name}.json").write_text(json.dumps(result))
+    (folder / "plasticity-test-after-2-member-1.json.copy").write_text("{")
+    text = page(str(tmp_path))
+    found = Page(text)
+    assert "Is plasticity lost? no mitigation, seed 1, after task 2: nothing is <b>lost ( curves )" in found.text
+    assert text.count("after task 2") == 1
+    assert "of no network" not in text
+    assert f"{folder.name}/plasticity-test-after-2-member-1.html" in found.links
+    assert "after-3-member-0.json is left out: expected member as int" in found.text
+
+
 def test_the_same_network_twice_counts_once(tmp_path):
     store(tmp_path, runs_of("none"), METRICS[:1], plausible)
     store(tmp_path, [Run.of(DIGITS, "none", [seed], tasks=3) for seed in (0, 1)], METRICS[:1], plausible)

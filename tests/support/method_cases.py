@@ -61,6 +61,9 @@ def where_taken(case: str, **options: object) -> dict[str, object]:
 
 
 every_case = pytest.mark.parametrize("case", CASES)
+every_case_that_acts_in_steps = pytest.mark.parametrize(
+    "case", [case for case, (method, _) in CASES.items() if not method.acts_at_task_start]
+)
 
 
 def tensors(method: Mitigator) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supple.training.optimizers import OPTIMIZERS, written_out
+from supple.training.optimizers import OPTIMIZERS, NetworkOptimizer, written_out
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,), "kernel": (3, 2, 3, 3), "middle": (9, 7), "head": (4, 9)}
 HIDDEN = ("weight", "middle")
@@ -81,6 +81,21 @@ def test_a_lone_member_steps_to_the_bit(name, gradients):
     found, _ = stepped(name, start, [{key: value[:1] for key, value in each.items()} for each in gradients])
     expected = stepped_by_torch(name, start, gradients, 0)
     assert all(torch.equal(found[key][0], expected[key]) for key in SHAPES)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_of_one_network_steps_to_the_bit(name, gradients):
+    start = {key: value[:1] for key, value in tensors().items()}
+    parameters = {key: value[0].clone().requires_grad_() for key, value in start.items()}
+    optimizer = NetworkOptimizer(parameters.values(), OPTIMIZERS[name], 1e-2)
+    for each in gradients:
+        for key, parameter in parameters.items():
+            parameter.grad = each[key][0].clone()
+        optimizer.step()
+    expected = stepped_by_torch(name, start, gradients, 0)
+    assert all(torch.equal(parameters[key], expected[key]) for key in SHAPES)
+    for parameter in parameters.values():  # methods find the moments of a parameter in its own shape
+        assert all(value.shape in (parameter.shape, ()) for value in optimizer.state[parameter].values())
 
 
 def test_adam_as_the_formula_has_it(gradients):

@@ -69,7 +69,7 @@ class RunCommand(Protocol, Engine):
 
     def __call__(self) -> None:
         members = self.members()
-        show(self.train(members), members, self.out)
+        show(self.train(members, self.keep_checkpoints), members, self.out)
 
     def members(self) -> list["Run"]:
         """One run per network."""
@@ -117,11 +117,11 @@ class Sweep(Protocol, Engine):
         if self.tuning_seeds:
             others = range(TUNING_SEEDS, TUNING_SEEDS + self.tuning_seeds)
             candidates = product(self.problem, self.methods, others, **settings)
-            tried = self.train(candidates)
+            tried = self.train(candidates, self.keep_checkpoints)
             show(tried, candidates, self.out, "tuning")
             best = tuned(tried)
             members = [run for run in members if (run.method, run.strengths[0], run.step_size) in best]
-        show(self.train(members), members, self.out)
+        show(self.train(members, self.keep_checkpoints), members, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +217,49 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlasticityTestCommand:
+    """Test whether a network of a run has lost plasticity, or its optimizer stalls, or neither.
+
+    Copies of the network learn the task that comes next, beside a fresh network. The run itself stays as it is, and may
+    still be training. The result is kept in the run's folder, and `supple report` shows it.
+    """
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """The folder of one run, such as `runs/random-label-digits-none-75dfc3c8c1a5`, or a beginning of its name that no
+    other folder has."""
+    seed: int | None = None
+    """Which network of the run; the first when left out."""
+    strength: float | None = None
+    """Which network, if the run has several of one seed."""
+    after: int | None = None
+    """The number of finished tasks; those after which `--keep-checkpoints` kept the state are possible. The last when
+    left out."""
+    steps: int | None = None
+    """Training steps of each copy; 500, or the task's if it has fewer, when left out."""
+    repeats: int = 5
+    """Repeat the experiment at most this often, each time with another fresh network; it stops when it is clear."""
+    threads: int = 1
+    """CPU threads; more than one helps only large networks on an idle machine."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from supple.lab import testing
+        from supple.runs import sweep
+
+        sweep.check(None, self.threads)
+        torch.set_num_threads(self.threads)
+        root, name, run = testing.find(self.run)
+        member = testing.member_of(run, self.seed, self.strength)
+        tested = testing.examine(run, root, member=member, after=self.after, steps=self.steps, repeats=self.repeats)
+        print(f"{name}, seed {run.seeds[member]}, after task {tested.facts['after']}:\n\n{tested.result}\n")
+        result, *charts = testing.keep(tested, f"{root}/{name}")
+        for path in charts:
+            print(f"chart:  {path}")
+        print(f"result: {result}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
     """Name every problem, method, figure, data set, shift, network and optimizer."""
 
@@ -258,6 +301,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "figure": FigureCommand,
     "results": Results,
     "report": Report,
+    "test": PlasticityTestCommand,
     "list": List,
     "rl": Control,
 }

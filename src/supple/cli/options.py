@@ -40,10 +40,14 @@ class Engine:
     tensorboard: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Also write the measurements as TensorBoard events to this folder, one TensorBoard run per network."""
 
-    def train(self, members: Sequence["Run"]) -> "pl.DataFrame":
+    def train(self, members: Sequence["Run"], keep: int | None = None) -> "pl.DataFrame":
         """Train those of these members that are missing; return the measurements of all.
 
         Mistakes in options and in the user's own code are detected before anything is written or started.
+
+        Args:
+            members: a run for each network.
+            keep: keep the checkpoints after every so many tasks; only the last when left out.
         """
         from functools import partial
 
@@ -52,11 +56,13 @@ class Engine:
         from supple.lab.trainer import train
         from supple.training.methods import title_of
 
+        if keep is not None and keep < 1:
+            raise ValueError(f"expected --keep-checkpoints of at least 1, got {keep}: leave it out to keep none")
         self.check()
         runs, wanted = missing(members, self.out), len(set(members))
         rehearse(runs)
         done = wanted - sum(len(run.seeds) for run in runs)
-        work = partial(train, root=self.out, pieces=2)
+        work = partial(train, root=self.out, pieces=2, keep=keep)
         lengths = {run: (title_of(run.method), run.tasks) for run in runs}
         self.work_through(lengths, work, done=done, wanted=wanted)
         rows = results(members, self.out)
@@ -163,6 +169,9 @@ class Protocol:
     diagnostics: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = None
     """Diagnostics of the networks at each task's end, from `supple list`; a dozen of them when left out, none for
     `--diagnostics` without names."""
+    keep_checkpoints: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Keep the networks' state after every so many tasks, for `supple test --after`; only the last state when left out.
+    It changes no result, and a run that is finished already keeps no more."""
     option: Annotated[
         dict[str, int | float | str] | None, tyro.conf.arg(metavar="[NAME VALUE ...]", help_behavior_hint="")
     ] = None

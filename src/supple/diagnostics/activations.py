@@ -44,7 +44,7 @@ def dead_units(activations: ByLayer) -> dict[str, Tensor]:
 def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
     r"""How many singular values of the last hidden activations reach 99 % of their sum; only for the whole network.
 
-    .. math:: \min \Bigl\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \Bigr\}
+    .. math:: \min \left\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \right\}
 
     H is the input of the layer that runs last, rows × units, not centred. The rank is 0 if all of H is zero.
 

@@ -73,7 +73,10 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     # If the compiler was not imported (this takes seconds), nothing is compiled.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.random.fork_rng(list(devices)), eager, torch.inference_mode(False):
+    # cuDNN's recurrent layers have no backward pass in evaluation mode; torch's own have.
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    plain = torch.backends.cudnn.flags(enabled=False) if recurrent and devices else nullcontext()
+    with torch.random.fork_rng(list(devices)), eager, plain, torch.inference_mode(False):
         try:
             for part, _ in modes:
                 part.training = False

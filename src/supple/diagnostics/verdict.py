@@ -17,7 +17,7 @@ Verdict = Literal["network", "optimizer", "nothing", "undecided"]
 
 
 class Difference(NamedTuple):
-    """The mean of paired differences, and its interval by Student's t."""
+    """The mean of paired differences, and its interval from ``low`` to ``high`` by Student's t."""
 
     mean: float
     low: float

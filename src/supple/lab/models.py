@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from supple.errors import imported, known
 from supple.lab.datasets import Dataset
 from supple.lab.trimmed import TrimmedConv2d
-from supple.nn import CReLU
+from supple.nn import CReLU, FourierFeatures
 from supple.nn import spectral_normalization as normalized
 
-Activation = Literal["relu", "crelu"]
+Activation = Literal["relu", "crelu", "fourier"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -44,7 +44,8 @@ def mlp(
     Args:
         data: determines the number of inputs and classes.
         width: units per hidden layer. A CReLU unit has two outputs, so with CReLU the width is reduced until the number
-            of parameters is closest to that of the ReLU network.
+            of parameters is closest to that of the ReLU network. With Fourier features it is halved, as in their
+            source: then layers pass on ``width`` features, with about half the parameters.
         depth: hidden layers.
         layer_norm: LayerNorm after the linear map and before the non-linearity.
         activation: the non-linearity.
@@ -61,11 +62,11 @@ def mlp(
         for layer in range(depth):
             units = max(1, width // narrowing**layer)
             layers += [linear(features, units), *([nn.LayerNorm(units)] if layer_norm else [])]
-            layers += [CReLU() if activation == "crelu" else nn.LeakyReLU(slope) if slope else nn.ReLU()]
-            features = 2 * units if activation == "crelu" else units
+            layers += [nn.LeakyReLU(slope) if slope else _activation(activation)]
+            features = _outputs(activation) * units
         return nn.Sequential(*layers, linear(features, data.classes))
 
-    return _finished(_of_equal_size(build, width, activation), spectral_normalization)
+    return _finished(_sized(build, width, activation), spectral_normalization)
 
 
 def conv(
@@ -84,7 +85,8 @@ def conv(
         data: determines the size of the images and the number of classes.
         layer_norm: before each non-linearity, normalize all units of the layer together (Ba et al., 2016). After a
             convolution that is GroupNorm with one group, which has one gain per channel.
-        activation: the non-linearity. With CReLU, channels and units are reduced in proportion, as in :func:`mlp`.
+        activation: the non-linearity. With CReLU and Fourier features, channels and units are reduced in proportion, as
+            in :func:`mlp`.
         spectral_normalization: as in :func:`mlp`.
 
     Weights start from torch's default.
@@ -95,26 +97,22 @@ def conv(
     positions = math.prod(((side - 4) // 2 - 4) // 2 for side in sides)
 
     def build(units: int, activation: Activation) -> nn.Sequential:
-        passed_on, maps = (2 if activation == "crelu" else 1), max(1, round(0.16 * units))
+        passed_on, maps = _outputs(activation), max(1, round(0.16 * units))
         layers: list[nn.Module] = []
         for before in (channels, passed_on * maps):
             layers += [nn.Conv2d(before, maps, 5), *([nn.GroupNorm(1, maps)] if layer_norm else [])]
-            layers += [CReLU(dim=1) if activation == "crelu" else nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [_activation(activation, dim=1), nn.MaxPool2d(2)]
         layers += [nn.Flatten()]
         for before in (passed_on * maps * positions, passed_on * units):
             layers += [nn.Linear(before, units), *([nn.LayerNorm(units)] if layer_norm else [])]
-            layers += [CReLU() if activation == "crelu" else nn.ReLU()]
+            layers += [_activation(activation)]
         return nn.Sequential(*layers, nn.Linear(passed_on * units, data.classes))
 
-    return _finished(_of_equal_size(build, 100, activation), spectral_normalization)
+    return _finished(_sized(build, 100, activation), spectral_normalization)
 
 
 def resnet18(
-    data: Dataset,
-    *,
-    layer_norm: bool = False,
-    activation: Activation = "relu",
-    spectral_normalization: bool = False,
+    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
 ) -> nn.Module:
     """ResNet-18 with batch norm (He et al., 2016), as implemented in ``transformers``.
 
@@ -150,11 +148,7 @@ def resnet18(
 
 
 def vit_tiny(
-    data: Dataset,
-    *,
-    layer_norm: bool = False,
-    activation: Activation = "relu",
-    spectral_normalization: bool = False,
+    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
 ) -> nn.Module:
     """ViT-Tiny (Dosovitskiy et al., 2021), as implemented in ``transformers``: width 192, 12 layers, 3 heads.
 
@@ -249,12 +243,24 @@ def check_outputs(outputs: object, images: int, classes: int, name: str) -> None
     raise ValueError(f"expected logits ({images}, {classes}) from {name}, got {got}: give one for each class")
 
 
-def _of_equal_size(
-    build: Callable[[int, Activation], nn.Sequential], width: int, activation: Activation
-) -> nn.Sequential:
-    """A network of this width with ReLU; with CReLU, of the width that gives about as many parameters."""
-    if activation == "relu":
-        return build(width, activation)
+def _activation(name: Activation, dim: int = -1) -> nn.Module:
+    if name == "relu":
+        return nn.ReLU()
+    return CReLU(dim) if name == "crelu" else FourierFeatures(dim)
+
+
+def _outputs(activation: Activation) -> int:
+    """The outputs of a unit."""
+    return 1 if activation == "relu" else 2
+
+
+def _sized(build: Callable[[int, Activation], nn.Sequential], width: int, activation: Activation) -> nn.Sequential:
+    """A network of this width with ReLU; with CReLU, of the width that gives about as many parameters.
+
+    With Fourier features, of half the width.
+    """
+    if activation != "crelu":
+        return build(max(1, width // _outputs(activation)), activation)
 
     def size(width: int, activation: Activation = "crelu") -> int:
         with torch.device("meta"):

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -100,6 +100,14 @@ class Run(BaseRun):
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"expected at least 1 of {what}, got {count}: nothing would be trained")
         return replace(run, step_size=float(run.step_size))
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Run | None":
+        """The run with this configuration, as the store holds it; None for another kind or another version's."""
+        if config.keys() != {field.name for field in fields(cls)}:
+            return None
+        lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+        return cls(**{**config, **lists})
 
     @contextmanager
     def naming_own_parts(self) -> Iterator[None]:

@@ -60,9 +60,9 @@ class Trainer:
             )
         shown = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
         self._classes = shown.classes
-        self.population = Population(
-            lambda: models.check_network(make_model(shown, **method.network), run.model), run.seeds
-        ).to(self.device)
+        self.make_network = lambda: models.check_network(make_model(shown, **method.network), run.model)
+        """Builds a new network; torch's global generator determines its weights."""
+        self.population = Population(self.make_network, run.seeds).to(self.device)
         self.probe = Probe(self.population, self.data, shown.classes, run.diagnostics)
         same = len(set(run.strengths)) == 1
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
@@ -82,6 +82,8 @@ class Trainer:
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
         """Train on one task; return the measurements at its end, in the store's schema."""
         tasks, labels, batches, pixels = self._begin(task)
+        if task and self.learner.mitigator.acts_at_task_start:
+            self.learner.mitigator.start_task()
         if self.learner.optimizer.restarts:
             self.learner.clear_moments(list(self.learner.parameters))
         correct = torch.zeros(len(self.run.seeds), dtype=torch.int64, device=self.device)
@@ -109,6 +111,12 @@ class Trainer:
         for batch in batches:
             self._step(self._inputs(batch, pixels), labels.gather(1, batch))
             yield
+
+    def batches_of(self, member: int, task: int) -> tuple[list[Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """A member's batches in a task, as indices of images, and a function from a batch to its inputs and labels."""
+        _, labels, batches, pixels = self._begin(task)
+        shown = None if pixels is None else pixels[member, None]
+        return list(batches[:, member]), lambda batch: (self._inputs(batch[None], shown)[0], labels[member, batch])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next task depends on.
@@ -221,7 +229,9 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: int = 1) -> bool:
+def train(
+    run: Run, report: Report = lambda tasks: None, *, root: str, pieces: int = 1, keep: int | None = None
+) -> bool:
     """Train a run in its folder under ``root``; resume after its last finished task.
 
     Args:
@@ -229,6 +239,7 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
         report: called regularly with the number of tasks done, including fractions.
         root: the folder of all runs.
         pieces: the number of calls that finish a run; runs can share workers between calls.
+        keep: keep the checkpoints after every so many tasks; only the last when left out.
 
     Returns:
         Whether tasks are left.
@@ -238,4 +249,4 @@ def train(run: Run, report: Report = lambda tasks: None, *, root: str, pieces: i
         torch.manual_seed(run.seeds[0])
         return Trainer(run)
 
-    return work_on(run.folder(root), run.tasks, start, report, calls=pieces)
+    return work_on(run.folder(root), run.tasks, start, report, calls=pieces, keep=keep)

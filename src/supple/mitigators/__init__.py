@@ -2,6 +2,7 @@
 
 from supple.mitigators.base import Mitigator
 from supple.mitigators.continual_backprop import ContinualBackprop
+from supple.mitigators.fire import FIRE
 from supple.mitigators.hare_and_tortoise import HareAndTortoise
 from supple.mitigators.kernels import Strength as Strength
 from supple.mitigators.kernels import Update as Update
@@ -24,6 +25,7 @@ from supple.mitigators.wasserstein import WassersteinRegularizer
 from supple.mitigators.weight_clipping import WeightClipping
 
 __all__ = [
+    "FIRE",
     "UPGD",
     "ContinualBackprop",
     "HareAndTortoise",

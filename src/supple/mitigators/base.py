@@ -48,15 +48,6 @@ class Mitigator(KernelRunner):
         ValueError: if the strength is out of range, or a parameter has values that are not finite.
     """
 
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    """What it was built with, except the network."""
-
-    def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        method = super().__new__(cls)
-        options.pop("network", None)
-        method._arguments = arguments[1:], options
-        return method
-
     def __init__(
         self,
         network: nn.Module | Population,
@@ -95,6 +86,9 @@ class Mitigator(KernelRunner):
         for inner in inner_optimizers(optimizer):
             check_step_sizes(self, inner)
             self._act_after_step(inner, self._select(held_by(inner)))
+
+    def start_task(self) -> None:
+        """Act once, before a new task's first step: only methods with ``acts_at_task_start`` do something here."""
 
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
         """Start to record activations, in a loop without ``attach``; :meth:`detach` stops it.

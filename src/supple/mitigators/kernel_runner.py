@@ -1,6 +1,7 @@
 """Runs a method's kernels in a training step, and handles missing gradients, pruning and half precision for them."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,16 @@ class KernelRunner(Kernels):
     Parameters without a gradient are left out. Kernels get pruned parameters as the forward pass uses them, and only
     entries that the masks keep are written back. They get half-precision parameters in float32.
     """
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    """What it was built with, except the network."""
+
+    # Here, because inspect.signature() prefers it to an __init__ of the same class, and commands read the signature.
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        method = super().__new__(cls)
+        options.pop("network", None)
+        method._arguments = arguments[1:], options
+        return method
 
     def _add_to_gradients(
         self,

@@ -64,6 +64,9 @@ class Kernels:
     """Whether it acts in some steps only, once in a period. A :class:`supple.training.learner.Learner` then acts before
     the next step instead of after this one, so that no measurement in between sees a network that was just reset."""
 
+    acts_at_task_start = False
+    """Whether it acts where ``start_task()`` is called. The laboratory does so at every task but the first."""
+
     def __init__(
         self,
         network: nn.Module | Population,

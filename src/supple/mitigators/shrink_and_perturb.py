@@ -72,6 +72,7 @@ class ShrinkAndPerturb(Mitigator):
             raise ValueError(f"expected a perturbation p of at least 0, got {perturb}: 1 keeps the initial scale")
         super().__init__(network, strength, roles=roles)
         self._fresh, self.needs_step_sizes = None, variant == "step-noise"
+        self.acts_at_task_start = variant == "task"
         if variant != "step-noise":
             self._fresh = FreshParameters(network, list(self.parameters), coarse=variant == "step-fresh")
         self._seed(seed)

@@ -65,6 +65,15 @@ class Role:
             .squeeze(rows - 1 if self.layout[0] == 1 else ())
         )
 
+    def by_position(self, tensor: Tensor) -> Tensor:
+        """``(..., *shape)`` as a matrix for each position of a kernel, ``(..., groups, *kernel, out, in)``.
+
+        A view of a contiguous tensor.
+        """
+        split, rows = self._split(tensor)
+        matrices = split.movedim((rows, rows + 1), (-2, -1))
+        return matrices.mT if self.transposed else matrices
+
     def stretch(self, tensor: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """uᵀWv of each matrix, ``(..., groups)``, or ``(...)`` for a single one."""
         return ((self.matrices(tensor).to(u.dtype) @ v.unsqueeze(-1)).squeeze(-1) * u).sum(-1)

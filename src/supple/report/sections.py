@@ -35,10 +35,16 @@ class Section:
     """None until something has been measured."""
     settings: list[dict[str, Any]]
     """Every setting with its seeds, progress, folders, and the commands that repeat it."""
+    tests: list[dict[str, Any]]
+    """Every plasticity test of the networks, with the network's settings."""
 
 
 def sections_of(
-    members: pl.DataFrame, rows: pl.DataFrame, configs: Mapping[str, dict[str, Any]], drawings: Drawings
+    members: pl.DataFrame,
+    rows: pl.DataFrame,
+    configs: Mapping[str, dict[str, Any]],
+    tests: list[dict[str, Any]],
+    drawings: Drawings,
 ) -> list[Section]:
     """One section per protocol, in the order of ``members``; its charts are added to ``drawings``.
 
@@ -46,6 +52,7 @@ def sections_of(
         members: see :func:`supple.report.overview.members_of`.
         rows: all measurements.
         configs: configurations by run.
+        tests: see :func:`supple.lab.testing.kept`.
         drawings: the page's charts.
     """
     if members.is_empty():
@@ -74,6 +81,7 @@ def sections_of(
                 seconds=float(part["seconds"].sum()),
                 standings=None if measured.is_empty() else standings(measured, drawings),
                 settings=[_setting(setting, configs) for setting in part.partition_by(TUNED, maintain_order=True)],
+                tests=_tests_of(part, tests),
             )
         )
     return sections
@@ -107,6 +115,13 @@ def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> di
         "folders": members["run"].unique(maintain_order=True).to_list(),
         "commands": commands(config),
     }
+
+
+def _tests_of(members: pl.DataFrame, tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tests of these members, each with its member's settings, by method, seed and number of finished tasks."""
+    settings = {(row["run"], row["member"]): row for row in members.select("run", "member", "seed", *TUNED).to_dicts()}
+    tested = [test | settings[key] for test in tests if (key := (test["run"], test["member"])) in settings]
+    return sorted(tested, key=lambda test: (test["method"], test["strength"], test["seed"], test["after"]))
 
 
 def _words(name: str) -> str:

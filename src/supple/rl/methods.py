@@ -16,7 +16,8 @@ RESETS = "resets"
 METHODS: dict[str, Method] = {
     name: method
     for name, method in methods.METHODS.items()
-    if not method.network and name != "network-reset"  # which resets only the networks; "resets" resets the agent
+    # "resets" resets the whole agent, so network-reset is left out; an agent has no tasks, so FIRE would never act.
+    if not method.network and name not in ("network-reset", "fire")
 } | {
     RESETS: Method(
         title="resets",

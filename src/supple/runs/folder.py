@@ -16,12 +16,17 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 import supple
+from supple.errors import is_told
 from supple.runs.digests import BLANK, verified, with_digest
 from supple.runs.files import files_at, read, write
 from supple.runs.store import DAMAGED, SCHEMA, first_line, name_of, read_folder
 
-PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint\.pt)\.[^/]+\.\d+")
+PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint(-after-\d+)?\.pt)\.[^/]+\.\d+")
 """The temporary names that :func:`write` uses for a run's files."""
+
+
+KEPT = "checkpoint-after-{}.pt"
+"""The name of a checkpoint that is kept."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,6 +50,8 @@ class RunFolder:
     ``metrics.parquet``   one row per measurement: member, task, metric, value
     ``checkpoint.pt``     everything needed to continue after the last finished task
     ====================  ===========================================================================
+
+    Checkpoints after other tasks may be kept as ``checkpoint-after-10.pt`` and so on.
 
     Args:
         root: the folder of all runs: a path, or an address that fsspec understands (``s3://bucket/runs``, ...).
@@ -92,30 +99,65 @@ class RunFolder:
         except DAMAGED:
             return False
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Save the state after a finished task, with all rows so far."""
+    def save(self, checkpoint: Checkpoint, *, keep: bool = False) -> None:
+        """Save the state after a finished task, with all rows so far; ``keep`` saves a second copy that stays."""
         rows = _parquet(checkpoint.rows)
         self._write_environment(checkpoint.seconds)
         self._write("metrics.parquet", rows)
         # Last, because a resumed run trusts the checkpoint, and writes the rows in it again.
         buffer = io.BytesIO()
         torch.save(checkpoint._asdict() | {"rows": torch.frombuffer(bytearray(rows), dtype=torch.uint8)}, buffer)
-        self._write("checkpoint.pt", with_digest(buffer.getvalue() + BLANK))  # torch.load() ignores what follows
+        content = with_digest(buffer.getvalue() + BLANK)  # torch.load() ignores what follows
+        for name in [KEPT.format(checkpoint.finished)] * keep + ["checkpoint.pt"]:
+            self._write(name, content)
 
     def checkpoint(self) -> Checkpoint | None:
         """The checkpoint, if there is one; one that can't be read counts as none, with a warning."""
-        path = f"{self.path}/checkpoint.pt"
-        if not self._files.exists(path):
+        if not self._files.exists(f"{self.path}/checkpoint.pt"):
             return None
         try:
-            content = io.BytesIO(verified(read(self._files, path)))
-            stored = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
-            checkpoint = Checkpoint(rows=pl.read_parquet(stored.pop("rows").numpy().tobytes()), **stored)
-            if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
-                raise ValueError("it holds something else")
+            return self._read("checkpoint.pt")
         except DAMAGED as error:
-            warnings.warn(f"{path} can't be read, the run starts again: {first_line(error)}", stacklevel=3)
+            warnings.warn(
+                f"{self.path}/checkpoint.pt can't be read, the run starts again: {first_line(error)}", stacklevel=3
+            )
             return None
+
+    def checkpoint_after(self, tasks: int | None = None) -> Checkpoint:
+        """The checkpoint after so many tasks, the last one when left out; a run that is training is not disturbed.
+
+        Raises:
+            ValueError: if there is none, or it can't be read.
+        """
+        names = {file.rpartition("/")[2] for file in self._files.ls(self.path, detail=False)}
+        kept = sorted(int(match[1]) for name in names if (match := re.fullmatch(KEPT.format(r"(\d+)"), name)))
+        try:
+            if tasks in kept:
+                return self._read(KEPT.format(tasks))
+            if "checkpoint.pt" not in names:
+                raise ValueError(f"expected a checkpoint in {self.path}, got none: train the run for a task first")
+            last = self._read("checkpoint.pt")
+        except DAMAGED as error:
+            if is_told(error):
+                raise
+            raise ValueError(
+                f"expected checkpoints that can be read in {self.path}, got a damaged one ({first_line(error)}): "
+                "train the run again in another folder"
+            ) from error
+        if tasks not in (None, last.finished):
+            known = ", ".join(str(number) for number in sorted({*kept, last.finished}))
+            raise ValueError(
+                f"expected a checkpoint after {tasks} tasks in {self.path}, got those after {known}: choose one of "
+                "them, or train with --keep-checkpoints in another folder"
+            )
+        return last
+
+    def _read(self, name: str) -> Checkpoint:
+        content = io.BytesIO(verified(read(self._files, f"{self.path}/{name}")))
+        stored = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
+        checkpoint = Checkpoint(rows=pl.read_parquet(stored.pop("rows").numpy().tobytes()), **stored)
+        if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
+            raise ValueError("it holds something else")
         return checkpoint
 
     def forget(self) -> None:

@@ -48,6 +48,7 @@ def work_on(
     *,
     amount: Callable[[int], float] = float,
     calls: int = 1,
+    keep: int | None = None,
 ) -> bool:
     """Train the remaining parts of a run, and save them in its folder.
 
@@ -58,6 +59,7 @@ def work_on(
         report: called from time to time with the amount of work done so far.
         amount: gives the amount of work done after a number of parts.
         calls: the number of calls that train a whole run; with several, runs can share workers.
+        keep: keep the checkpoints after every so many parts; only the last when left out.
 
     Returns:
         Whether parts are left.
@@ -83,6 +85,7 @@ def work_on(
             began = time.monotonic()
             rows = pl.concat([rows, work.learn(part, report)])
             seconds += time.monotonic() - began
-            folder.save(Checkpoint(part + 1, work.state_dict(), rows, seconds))
+            kept = keep is not None and (part + 1) % keep == 0
+            folder.save(Checkpoint(part + 1, work.state_dict(), rows, seconds), keep=kept)
             report(amount(part + 1))
     return end < parts

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from supple import mitigators
 from supple.errors import imported, known
 from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
-from supple.network.population import Population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class Method:
     colour: str = ""
     """The colour of its curves; a user's own method gets an unused colour."""
 
-    def on(self, population: Population, strength: Strength, **options: Any) -> Mitigator:
-        """Build the mitigator for a population.
+    def on(self, network: nn.Module, strength: Strength, **options: Any) -> Mitigator:
+        """Build the mitigator for a network or a population.
 
         Raises:
             ValueError: if a user's own method does not return a Mitigator.
         """
-        made: object = self.mitigator(population, strength, **{**self.options, **options})
+        made: object = self.mitigator(network, strength, **{**self.options, **options})
         if not isinstance(made, Mitigator):
             raise ValueError(f"expected a Mitigator from {self.title}, got {type(made).__name__}: return one")
         return made
@@ -90,6 +91,12 @@ METHODS: dict[str, Method] = {
         summary="units pass on their positive and their negative part (Abbas et al., 2023)",
         network={"activation": "crelu"},
         colour="#F0E442",
+    ),
+    "fourier-features": Method(
+        title="deep Fourier features",
+        summary="half as many units, which pass on their sine and their cosine (Lewandowski et al., 2025)",
+        network={"activation": "fourier"},
+        colour="#BBCC33",
     ),
     "spectral-normalization": Method(
         title="spectral normalization",
@@ -174,6 +181,13 @@ METHODS: dict[str, Method] = {
         mitigator=mitigators.WeightClipping,
         strength=1.0,
         colour="#117733",
+    ),
+    "fire": Method(
+        title="FIRE",
+        summary="at each task's start, weight matrices made orthogonal (Han et al., 2026)",
+        mitigator=mitigators.FIRE,
+        strength=1.0,
+        colour="#EE3377",
     ),
     "hare-and-tortoise": Method(
         title="hare and tortoise",

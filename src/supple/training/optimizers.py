@@ -1,8 +1,8 @@
-"""The optimizers by name, as pure steps over dictionaries of stacked tensors."""
+"""The optimizers by name: pure steps over dictionaries of stacked tensors, and the same for one network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,3 +158,33 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(no_moments, sgd),
     "muon": Optimizer(muon_moments, muon),
 }
+
+
+class NetworkOptimizer(torch.optim.Optimizer):
+    """One of :data:`OPTIMIZERS` for one network, as torch's optimizers are: it takes the step of a population of one.
+
+    It holds all parameters, also where the step treats hidden matrices in another way than the rest: a method that
+    replaces units needs all their parameters in one optimizer.
+
+    Args:
+        parameters: all of the network's, in their order; each needs a gradient in every step.
+        kind: the optimizer.
+        lr: its step size.
+    """
+
+    def __init__(self, parameters: Iterable[Any], kind: Optimizer, lr: float) -> None:
+        super().__init__(parameters, {"kind": kind, "lr": lr})
+        stacked = {str(index): held.detach()[None] for index, held in enumerate(self.param_groups[0]["params"])}
+        for held, moments in zip(self.param_groups[0]["params"], kind.moments(stacked).values(), strict=True):
+            self.state[held] = {name: value if name == "step" else value[0] for name, value in moments.items()}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure
+        """Update every parameter."""
+        (group,) = self.param_groups
+        parameters, gradients, moments = {}, {}, {}
+        for index, held in enumerate(group["params"]):
+            parameters[name := str(index)], gradients[name] = held[None], held.grad[None]
+            # Only the count of steps is not stacked.
+            moments[name] = {key: value if key == "step" else value[None] for key, value in self.state[held].items()}
+        group["kind"].step(parameters, gradients, moments, group["lr"])

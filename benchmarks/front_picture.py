@@ -1,0 +1,35 @@
+"""The picture of the README and of the documentation's first page, for light and dark pages, from results/demo.
+
+python benchmarks/front_picture.py
+"""
+
+from pathlib import Path
+
+import polars as pl
+import vl_convert
+
+from supple.runs.charts import colour_scale, learning_curves, on_dark
+from supple.training.methods import METHODS
+
+GITHUB_DARK = "#0d1117"
+"""The background of a dark page of GitHub."""
+ROOT = Path(__file__).parents[1]
+TITLE = "One network learns thirty tasks, one after the other"
+SUBTITLE = "In each it memorizes new random labels of 1,797 digits. Mean of three seeds, shaded by the standard error"
+
+
+def main() -> None:
+    rows = pl.read_parquet(ROOT / "results/demo/rows.parquet")
+    rows = pl.concat([rows.filter(method=name) for name in METHODS if name in rows["method"]])
+    chart = learning_curves(rows, "train_accuracy", TITLE, SUBTITLE)
+    light = chart.to_json()
+    dark = chart.configure(background=GITHUB_DARK).configure_axis(gridColor="#444444").to_json()
+    for colour in colour_scale(rows["method"].unique().to_list()).range:
+        dark = dark.replace(colour, on_dark(colour))
+    for name, specification, theme in (("light", light, None), ("dark", dark, "dark")):
+        picture = vl_convert.vegalite_to_png(specification, scale=2, theme=theme)
+        (ROOT / f"docs/front-{name}.png").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Methods that hold the size of the weights, side by side: how much accuracy each keeps, and over which strengths.
+
+    python benchmarks/norm_control.py train       # an hour on one idle core; resumes where it stopped
+    python benchmarks/norm_control.py tables      # results so far: rows, chart, and the table in docs/norm-control.md
+
+    python benchmarks/norm_control.py train --problem random-label-mnist --scale paper    # days
+
+Every method is tried on one seed at strengths a factor of ten apart, then at about a third and three times the best.
+It is judged by the mean training accuracy of the last five tasks. The reported seeds, at the best strength, are other
+ones.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import altair as alt
+import polars as pl
+import tyro
+from measuring import plateau, write_environment
+
+from supple.cli.options import Engine
+from supple.lab.grid import TUNING_SEEDS, finished, results
+from supple.lab.run import Run
+from supple.runs import charts
+from supple.runs.stats import last_tasks
+from supple.training.methods import METHODS
+
+METRIC = "train_accuracy"
+NEAR = 0.02
+"""A plateau is the range of strengths with an accuracy within so much of the method's best."""
+
+
+def decades(low: int, high: int) -> tuple[float, ...]:
+    return tuple(10.0**power for power in range(low, high + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A method, with options and an optimizer, and the strengths to try."""
+
+    method: str
+    strengths: tuple[float, ...] = ()
+    """None for a method without a strength that is worth tuning: its default is taken."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str = "adam"
+
+    def run(self, problem: "Problem", seed: int, strength: float | None = None) -> Run:
+        return Run.of(
+            problem.problem,
+            self.method,
+            [seed],
+            scale=problem.scale,
+            strength=strength,
+            options=self.options,
+            optimizer=self.optimizer,
+            matmul_precision="highest" if problem.scale == "quick" else "medium",
+            diagnostics=(),
+        )
+
+    def measured(
+        self, problem: "Problem", rows_of: Callable[[list[Run]], pl.DataFrame]
+    ) -> tuple[pl.DataFrame | None, pl.DataFrame]:
+        """The rows of the strengths that are tried, if any, and of the reported seeds; ``rows_of`` trains or reads."""
+        grid = [self.run(problem, TUNING_SEEDS, strength) for strength in self.strengths]
+        tuned, best = None, None
+        if grid:
+            near = [float(f"{factor * best_strength(rows_of(grid)):.2g}") for factor in (0.3, 3)]
+            tuned = rows_of([*grid, *(self.run(problem, TUNING_SEEDS, strength) for strength in near)])
+            best = best_strength(tuned)
+        return tuned, rows_of([self.run(problem, seed, best) for seed in range(problem.seeds)])
+
+
+def best_strength(tuned: pl.DataFrame) -> float:
+    best: float = last_tasks(tuned, METRIC).sort("mean")["strength"][-1]
+    return best
+
+
+SPECTRAL_DECAY = {"method": "decoupled-spectral", "strengths": decades(-2, 2)}
+FORMS: dict[str, Form] = {
+    "no mitigation": Form(method="none"),
+    "FIRE": Form(method="fire"),
+    "deep Fourier features": Form(method="fourier-features"),
+    "spectral, coupled": Form(method="spectral", strengths=decades(-5, 0)),
+    "spectral, decoupled": Form(**SPECTRAL_DECAY),
+    "spectral, ceiling": Form(**SPECTRAL_DECAY, options={"target": "initial"}),
+    "Parseval, coupled": Form(method="parseval", strengths=decades(-3, 2)),
+    "Parseval, decoupled": Form(method="parseval", strengths=decades(-2, 3), options={"decoupled": True}),
+    "weight clipping": Form(method="weight-clipping", strengths=decades(-2, 1)),
+    "normalize and project": Form(method="normalize-and-project"),
+    "LayerNorm": Form(method="layer-norm"),
+    "no mitigation, Adam restarted": Form(method="none", optimizer="adam-restarted"),
+    "FIRE, Adam restarted": Form(method="fire", optimizer="adam-restarted"),
+    "Muon": Form(method="none", optimizer="muon"),
+    "Muon, spectral decay": Form(**SPECTRAL_DECAY, optimizer="muon"),
+}
+"""In the order of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What the forms are compared on."""
+
+    problem: str = "random-label-digits"
+    """A problem of the laboratory, such as `random-label-mnist`."""
+    scale: Literal["quick", "paper"] = "quick"
+    """`paper` is the published protocol."""
+    seeds: int = 3
+    """Number of reported seeds, from 0."""
+    forms: tuple[str, ...] = tuple(FORMS)
+    """The forms to compare."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Problem, Engine):
+    """Train what is missing, one form after the other."""
+
+    forms: tuple[str, ...] = tuple(name for name, form in FORMS.items() if form.optimizer != "muon")
+    """The forms to compare; those with Muon only if you name them."""
+    out: str = "runs/norm-control"
+    """Folder for the runs."""
+
+    def __call__(self) -> None:
+        for name in self.forms:
+            FORMS[name].measured(self, self.train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables(Problem):
+    """Write the rows of the forms that are complete, draw them, and put the table into the page."""
+
+    runs: str = "runs/norm-control"
+    """The folder that was trained into."""
+    out: Path = Path("results/norm-control")
+    """Folder for the rows."""
+    page: Path = Path("docs/norm-control.md")
+    """The page with the table; the chart lies beside it, as PNG."""
+
+    def __call__(self) -> None:
+        grids, reported = zip(*self.complete(), strict=True)
+        grid, rows = pl.concat(grids), pl.concat(reported)
+        self.out.mkdir(parents=True, exist_ok=True)
+        grid.write_parquet(self.out / "tuning.parquet")
+        rows.write_parquet(self.out / "rows.parquet")
+        write_environment(self.out, self.runs, {*grid["run"], *rows["run"]})
+        draw(grid, rows, self.problem).save(self.page.with_suffix(".png"), scale_factor=2)
+        before, _, after = re.split(r"(?s)(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", self.page.read_text())
+        self.page.write_text(before + "\n".join(["", *table(grid, rows), "", ""]) + after)
+
+    def complete(self) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """The measurements of the grid and of the reported seeds, for each form that has them all."""
+        for name in self.forms:
+            label = pl.lit(name).alias("form")
+            try:
+                tuned, rows = FORMS[name].measured(self, self.read)
+            except FileNotFoundError as error:
+                print(f"{name} is left out: {error}")
+            else:
+                yield (rows.clear() if tuned is None else tuned).with_columns(label), rows.with_columns(label)
+
+    def read(self, wanted: list[Run]) -> pl.DataFrame:
+        done = finished(self.runs)
+        left = [run for run in wanted if run not in done]
+        if left:
+            raise FileNotFoundError(f"expected {len(wanted)} finished runs, got {len(wanted) - len(left)}: train them")
+        return results(wanted, self.runs)
+
+
+def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
+    """The lines of the page's table, the best form first."""
+    yield "| | strength | first task | last five tasks | strengths tried | plateau, decades |"
+    yield "|---|---|---|---|---|---|"
+    tuned = last_tasks(grid, METRIC)
+    first = last_tasks(rows.filter(pl.col("task") == 0).with_columns(tasks=1), METRIC, 1)
+    for row in last_tasks(rows, METRIC).sort("mean", descending=True).iter_rows(named=True):
+        name, of_form = row["form"], pl.col("form") == row["form"]
+        begun = first.filter(of_form)["mean"].item()
+        tried = tuned.filter(of_form).sort("strength")
+        cells = ["", "", ""]
+        if len(tried):
+            strengths, means = tried["strength"], tried["mean"]
+            low, high = strengths[0], strengths[-1]
+            width = plateau(strengths, means, means.max() - NEAR)
+            open_ended = "≥ " if max(means[0], means[-1]) >= means.max() - NEAR else ""
+            cells = [f"{row['strength']:g}", f"{low:g} to {high:g}", f"{open_ended}{width:.1f}"]
+        strength, range_tried, width_told = cells
+        error = f" ± {row['error']:.3f}"
+        yield f"| {name} | {strength} | {begun:.3f} | {row['mean']:.3f}{error} | {range_tried} | {width_told} |"
+
+
+def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart:
+    """Accuracy over strength, the best form first in the legend; a form without strengths is a horizontal line."""
+    shown = ("form", "strength", "mean")
+    tuned = last_tasks(grid, METRIC).select(shown)
+    level = last_tasks(rows, METRIC).select(shown).filter(~pl.col("form").is_in(tuned["form"].to_list()))
+    ends = pl.DataFrame({"strength": [tuned["strength"].min(), tuned["strength"].max()]})
+    points = pl.concat([tuned, level.drop("strength").join(ends, how="cross").select(shown)])
+    names = points.sort("mean", descending=True)["form"].unique(maintain_order=True).to_list()
+    forms = [FORMS[name] for name in names]
+    dashes = [[2, 3] if form.optimizer != "adam" else [8, 4] if form.options else [1, 0] for form in forms]
+    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=500, labelLimit=0)
+    colours = [METHODS[form.method].colour for form in forms]
+    ticks = [strength for strength in tuned["strength"].unique() if strength in decades(-9, 9)]
+    line = (
+        alt.Chart(points)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("strength:Q").scale(type="log", nice=False).axis(format="~e", values=ticks),
+            y=alt.Y("mean:Q", title="training accuracy, last five tasks").scale(domain=[0, 1]),
+            color=alt.Color("form:N", legend=legend).scale(domain=names, range=colours),
+            strokeDash=alt.StrokeDash("form:N", legend=legend).scale(domain=names, range=dashes),
+        )
+    )
+    marks = line.mark_point(filled=True, size=40).transform_filter(
+        alt.FieldOneOfPredicate("form", tuned["form"].unique().to_list())
+    )
+    chart: alt.LayerChart = (line + marks).properties(
+        width=620, height=380, title=alt.Title(f"{problem}: accuracy kept, over strength", anchor="start")
+    )
+    return charts.configured(chart)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": Train, "tables": Tables})()
