@@ -57,6 +57,7 @@ def test_a_run_takes_the_protocol_and_the_strength(name, scale, method):
         "method": method,
         "options": "{}",
         "matmul_precision": "highest",
+        "autocast": None,
         "diagnostics": USUAL_DIAGNOSTICS,
         "seeds": (5, 2),
         "strengths": (METHODS[method].strength,) * 2,
@@ -163,6 +164,14 @@ def test_every_field_has_its_folder(field):
     assert dataclasses.replace(run).folder("here").path == run.folder("here").path
 
 
+def test_a_folder_keeps_its_name_without_autocast_and_comes_back_with_it():
+    run = Run.of(DIGITS, "none", [0])
+    assert "autocast" not in run.config()
+    for run in (run, dataclasses.replace(run, autocast="bfloat16")):
+        assert Run.from_config(json.loads(json.dumps(run.config()))) == run
+    assert Run.from_config({**run.config(), "unknown": 1}) is None
+
+
 @pytest.mark.parametrize(
     ("problem", "method", "changes", "expected"),
     [
@@ -209,6 +218,12 @@ def test_every_field_has_its_folder(field):
             "none",
             {"matmul_precision": "midium"},
             "expected a precision, got 'midium': did you mean 'medium'?",
+        ),
+        (
+            DIGITS,
+            "none",
+            {"autocast": "float16"},
+            "expected a type for autocast, got 'float16': did you mean 'bfloat16'",
         ),
         (DIGITS, "none", {"optimizer": "adma"}, "expected an optimizer, got 'adma': did you mean 'adam'?"),
     ],

@@ -154,6 +154,9 @@ class Protocol:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products in training steps. `high` lets a GPU round inputs to TensorFloat32; `medium`
     also lets a CPU use bfloat16, if it has units for it: twice as fast for the 4x256 MLP. Measurements stay exact."""
+    autocast: Literal["bfloat16"] | None = None
+    """Training steps under `torch.autocast`, with images in `channels_last`: for large networks on a processor that
+    has units for this type; on others it is slower. Parameters, optimizer and measurements stay float32."""
     diagnostics: tuple[str, ...] | None = None
     """Diagnostics of the networks at each task's end, from `supple list`; a dozen of them when left out, none for
     `--diagnostics` without names."""
@@ -167,6 +170,7 @@ class Protocol:
             "scale": self.scale,
             "options": {name: truth.get(str(value).lower(), value) for name, value in (self.option or {}).items()},
             "matmul_precision": self.matmul_precision,
+            "autocast": self.autocast,
             "diagnostics": self.diagnostics,
             "dataset": self.data,
             "examples": self.examples,

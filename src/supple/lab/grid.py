@@ -1,7 +1,7 @@
 """Grids of runs: find the members that are already trained, and group the others into populations."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -127,11 +127,9 @@ def results(wanted: Iterable[Run], root: str) -> pl.DataFrame:
 
 def _runs_in(root: str) -> Iterator[tuple[str, Run]]:
     """Every run that has a folder under ``root``, with the folder's name."""
-    names = {field.name for field in fields(Run)}
     for folder, config in configurations(root).items():
-        if config.keys() == names:  # otherwise it is another kind of run, or from another version
-            lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-            yield folder, Run(**config | lists)
+        if run := Run.from_config(config):
+            yield folder, run
 
 
 def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:

@@ -4,7 +4,7 @@ import inspect
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from supple.lab.run import Run
@@ -25,6 +25,7 @@ OPTIONS = {
     "epochs": "epochs",
     "tasks": "tasks",
     "matmul_precision": "matmul-precision",
+    "autocast": "autocast",
 }
 """The option of ``supple run`` for each field of a run."""
 
@@ -38,10 +39,8 @@ def commands(config: Mapping[str, Any]) -> list[str]:
         config: a run's configuration, of the laboratory or of reinforcement learning, as the store holds it.
     """
     try:
-        if config.keys() == {field.name for field in fields(Run)}:
-            lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-            return _laboratory(Run(**{**config, **lists}))
-        return _control(config)
+        run = Run.from_config(config)
+        return _laboratory(run) if run else _control(config)
     except (Exception, SystemExit):  # another version's run, or the user's own code, which may raise anything
         return []
 
