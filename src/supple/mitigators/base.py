@@ -1,7 +1,7 @@
 """The interface for training loops: a method, attached to an optimizer, acts at up to three moments of each step."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any, Self
 
 import torch
@@ -18,6 +18,17 @@ from supple.mitigators.optimizers import held_by, inner_optimizers, reach, sizes
 from supple.mitigators.states import Tensors
 from supple.network.find_roles import Kind, Role, describe
 from supple.network.population import Population
+
+
+def _remembering(build: Callable[..., None]) -> Callable[..., None]:
+    """The constructor, which also keeps its arguments for :meth:`Mitigator.built_on`."""
+
+    @wraps(build)
+    def remember_and_build(self: Any, network: nn.Module | Population, *arguments: Any, **options: Any) -> None:
+        self.__dict__.setdefault("_arguments", (arguments, options))  # those of the subclass, which calls its base's
+        build(self, network, *arguments, **options)
+
+    return remember_and_build
 
 
 class Mitigator(KernelRunner):
@@ -51,12 +62,12 @@ class Mitigator(KernelRunner):
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     """What it was built with, except the network."""
 
-    def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        method = super().__new__(cls)
-        options.pop("network", None)
-        method._arguments = arguments[1:], options
-        return method
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
 
+    @_remembering
     def __init__(
         self,
         network: nn.Module | Population,
