@@ -133,8 +133,9 @@ class Engine:
 class Protocol:
     """Changes to the problem and its training protocol; an option that is left out keeps the problem's value."""
 
-    scale: Literal["quick", "paper"] = "quick"
-    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol."""
+    scale: Literal["quick", "reduced", "paper"] = "quick"
+    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol; `reduced`, for the
+    problems with ResNet-18, takes about half an hour of one core."""
     data: str | None = None
     """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
     examples: int | None = None

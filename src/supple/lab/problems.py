@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from supple.errors import called, known
 
-Scale = Literal["quick", "paper"]
+Scale = Literal["quick", "reduced", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +29,35 @@ class Problem:
     tasks: int
     quick: Mapping[str, Any] = field(default_factory=dict)
     """The changes at quick scale, which takes minutes on two cores."""
+    reduced: Mapping[str, Any] = field(default_factory=dict)
+    """The changes at reduced scale, which takes about half an hour of one core; a problem without them has no such
+    scale."""
     published: bool = True
-    """Whether there is a published protocol, or only the quick scale."""
+    """Whether there is a published protocol."""
 
     def protocol(self, scale: Scale) -> dict[str, Any]:
         """The settings of the protocol at a scale: everything that determines a run's numbers."""
         protocol = asdict(self)
-        for name in ("title", "summary", "quick", "published"):
+        changes = {"quick": protocol.pop("quick"), "reduced": protocol.pop("reduced"), "paper": {}}
+        for name in ("title", "summary", "published"):
             del protocol[name]
-        return protocol | (dict(self.quick) if scale == "quick" else {})
+        return protocol | changes[scale]
 
     @property
     def scales(self) -> tuple[Scale, ...]:
         """The scales at which the problem can be run."""
-        return ("quick", "paper") if self.published else ("quick",)
+        has: dict[Scale, bool] = {"quick": True, "reduced": bool(self.reduced), "paper": self.published}
+        return tuple(scale for scale in has if has[scale])
 
 
 # A step of the MLP takes about ten milliseconds on one core, a step of a large network takes seconds.
 _QUICK_MLP: dict[str, Any] = {"examples": 2560, "epochs": 40, "tasks": 20}
 _QUICK_LARGE: dict[str, Any] = {"examples": 400, "batch_size": 50, "epochs": 5, "tasks": 3}
+
+
+def _reduced(epochs: int) -> dict[str, Any]:
+    """Fewer images and tasks; a task takes 160 steps at batch 250. See docs/laboratory.md for the reasons."""
+    return {"examples": 40_000 // epochs, "tasks": 10}
 
 
 def _mnist(dataset: str, **changes: Any) -> Problem:
@@ -66,7 +76,11 @@ def _emnist(**changes: Any) -> Problem:
 def _colour(dataset: str, **changes: Any) -> Problem:
     """From the same paper, with ResNet-18; its second network is ``--model vit-tiny``."""
     protocol: dict[str, Any] = {"model": "resnet18", "batch_size": 250, "epochs": 20, "quick": _QUICK_LARGE}
-    return Problem(dataset=dataset, **(protocol | changes))
+    protocol |= changes
+    # A step on images of 64x64 takes five times as long as on those of 32x32.
+    smaller = {"dataset": "imagenet32"} if dataset == "tiny-imagenet" else {}
+    reduced = _reduced(protocol["epochs"]) | smaller
+    return Problem(dataset=dataset, **{"reduced": reduced, **protocol})
 
 
 def _labels(what: str) -> dict[str, Any]:
@@ -119,6 +133,8 @@ PROBLEMS: dict[str, Problem] = {
         shift="class-incremental",
         tasks=40,
         quick={"examples": None, "batch_size": 50, "epochs": 2, "tasks": 3},
+        # 75 images for each of 50 classes: the first task's five classes fill a batch.
+        reduced={"dataset": "imagenet32", "examples": 3_750, "tasks": 10},
     ),
     "continual-imagenet": Problem(
         title="Continual ImageNet",

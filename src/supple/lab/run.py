@@ -88,7 +88,8 @@ class Run(BaseRun):
         """
         protocol = problems.find(problem)
         if scale not in protocol.scales:
-            raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
+            scales = " or ".join(protocol.scales)
+            raise ValueError(f"expected {problem} at scale {scales}, got {scale}: it has no other form")
         entry = methods.find(method)
         if strength is None:
             strength = entry.strength

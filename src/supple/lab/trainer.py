@@ -76,8 +76,8 @@ class Trainer:
             compiled = False  # the method can't observe the members' activations in a compiled step
         if compiled and run.autocast:
             raise ValueError(
-                "expected steps that are not compiled with autocast, got compiled=True: compiled members are vectorised, "
-                "which allows no channels-last images, so leave one of the two out"
+                "expected steps that are not compiled with autocast, got compiled=True: compiled members are "
+                "vectorised, which allows no channels-last images, so leave one of the two out"
             )
         optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
         self.learner = Learner(self.population, mitigator, run.step_size, optimizer=optimizer, compiled=compiled)
