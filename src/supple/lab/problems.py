@@ -83,6 +83,21 @@ def _colour(dataset: str, **changes: Any) -> Problem:
     return Problem(dataset=dataset, **{"reduced": reduced, **protocol})
 
 
+def _arriving(shift: str, dataset: str, what: str, **changes: Any) -> Problem:
+    """Data that arrive, as in Ash & Adams (2020): batches of 128, and a new Adam at each task.
+
+    They train to a training accuracy of 99 %; here the number of epochs is fixed, and enough for about that accuracy.
+    """
+    title, tasks = {"warm-start": ("Warm start", 2), "ten-chunks": ("Ten chunks", 10)}[shift]
+    summary = {
+        "warm-start": f"half of {what}, then all",
+        "ten-chunks": f"{what}, a tenth at first and one more each task",
+    }
+    protocol: dict[str, Any] = {"optimizer": "adam-restarted", "batch_size": 128, "tasks": tasks, "published": False}
+    described = {"title": f"{title}, {_data(what)}", "summary": summary[shift], "shift": shift, "dataset": dataset}
+    return Problem(**(described | protocol | changes))
+
+
 def _labels(what: str) -> dict[str, Any]:
     summary = f"memorize new random labels for {what}"
     return {"title": f"Random labels, {_data(what)}", "summary": summary, "shift": "random-labels"}
@@ -235,6 +250,25 @@ PROBLEMS: dict[str, Problem] = {
         epochs=1,
         tasks=400,
         quick={"tasks": 20},
+    ),
+    "warm-start-digits": _arriving("warm-start", "digits-1300", "1,300 scans of digits", epochs=40),
+    "warm-start-mnist": _arriving("warm-start", "mnist", "12,800 of MNIST", model="conv", epochs=20),
+    "warm-start-cifar10": _arriving(
+        "warm-start",
+        "cifar10",
+        "CIFAR-10",
+        epochs=100,
+        reduced={"model": "resnet18", "examples": 10_000, "epochs": 25},
+    ),
+    "ten-chunks-digits": _arriving("ten-chunks", "digits-1300", "1,300 scans of digits", epochs=40),
+    "ten-chunks-mnist": _arriving("ten-chunks", "mnist", "12,800 of MNIST", model="conv", epochs=20),
+    "ten-chunks-cifar10": _arriving(
+        "ten-chunks",
+        "cifar10",
+        "CIFAR-10",
+        examples=10_000,
+        epochs=100,
+        reduced={"model": "resnet18", "examples": 3_000, "epochs": 25},
     ),
     "drifting-label-mnist": _mnist(
         "mnist",
