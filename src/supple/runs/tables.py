@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supple.runs import metrics
-from supple.runs.stats import ranking, varying
+from supple.runs.stats import last_count, ranking, varying
 from supple.training.methods import title_of
 
 
@@ -17,7 +17,7 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5, problem: str 
 
     In reinforcement learning a task is an evaluation: a column says to which environment steps the last ones belong.
     """
-    count = min([count, *rows["tasks"].unique()])
+    count = last_count(rows["tasks"].min(), count)
     has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
