@@ -138,7 +138,7 @@ def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
     The criterion is validation accuracy if it was measured, otherwise (random labels) training accuracy.
     """
     metric = next(name for name in JUDGES if name in rows["metric"])
-    best = ranking(rows, metric, last_count(rows["tasks"].min())).unique("method", keep="first")
+    best = ranking(rows, metric, last_count(min(rows["tasks"].unique()))).unique("method", keep="first")
     return set(best.select("method", "strength", "step_size").rows())
 
 

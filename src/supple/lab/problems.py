@@ -38,10 +38,10 @@ class Problem:
     def protocol(self, scale: Scale) -> dict[str, Any]:
         """The settings of the protocol at a scale: everything that determines a run's numbers."""
         protocol = asdict(self)
-        changes = {"quick": protocol.pop("quick"), "reduced": protocol.pop("reduced"), "paper": {}}
-        for name in ("title", "summary", "published"):
+        for name in ("title", "summary", "quick", "reduced", "published"):
             del protocol[name]
-        return protocol | changes[scale]
+        changes: dict[Scale, Mapping[str, Any]] = {"quick": self.quick, "reduced": self.reduced, "paper": {}}
+        return protocol | dict(changes[scale])
 
     @property
     def scales(self) -> tuple[Scale, ...]:

@@ -17,7 +17,7 @@ def results_table(rows: pl.DataFrame, metric: str, count: int = 5, problem: str 
 
     In reinforcement learning a task is an evaluation: a column says to which environment steps the last ones belong.
     """
-    count = last_count(rows["tasks"].min(), count)
+    count = last_count(min(rows["tasks"].unique()), count)
     has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
