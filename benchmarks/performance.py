@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 class Performance:
     """The speed of supple, compared with baselines that take turns with it in one run."""
 
-    only: tuple[Literal["alone", "population", "stacking", "big", "resnet", "start", "memory"], ...] = ()
+    only: tuple[Literal["alone", "population", "stacking", "big", "resnet", "precision", "start", "memory"], ...] = ()
     """Benchmarks to repeat; all when left out."""
     rounds: int = 15
     """How often each variant is timed; the variants take turns."""
@@ -212,6 +212,14 @@ def resnet(rounds: int) -> list[dict[str, Any]]:
     return [{"what": "none", **gain(seconds, "plain", "ours")}]
 
 
+def precision(rounds: int) -> list[dict[str, Any]]:
+    """Steps of ResNet-18 on CIFAR-10, batch 250: ``--autocast bfloat16`` against float32."""
+    run = Run.of("random-label-cifar10", "none", [0], examples=2500, batch_size=250, diagnostics=())
+    variants = {"float32": steps_of(run, 1), "bfloat16": steps_of(replace(run, autocast="bfloat16"), 1)}
+    row = {"what": "bfloat16", **gain(take_turns(variants, rounds), "float32", "bfloat16")}
+    return [row | {"has bfloat16 units": torch.cpu._is_avx512_bf16_supported()}]
+
+
 COMMAND = """
 import os, sys
 import supple.runs.sweep as sweep
@@ -280,6 +288,7 @@ BENCHMARKS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "stacking": stacking,
     "big": big_steps,
     "resnet": resnet,
+    "precision": precision,
     "start": start,
     "memory": memory,
 }

@@ -56,7 +56,8 @@ members together whose step takes less than {small_step:.0f} million operations.
 
 A step of the 4x256 MLP at batch 512 (Adam), as the laboratory takes it, against a plain loop: {big}; with
 `--matmul-precision medium` and this processor's bfloat16 units: {medium}.
-ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resnet}.
+ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resnet}. The same step with
+`--autocast bfloat16` against itself in float32, on a processor {units} units for bfloat16: {autocast}.
 
 ## The start
 
@@ -91,7 +92,9 @@ def page(measured: dict[str, Any]) -> str:
     """The tables of all measurements."""
     bandwidth, products = measured["machine"]["bandwidth"] / 1e9, measured["machine"]["multiply-adds"] / 1e9
     compiling = [row["compiling"] for row in measured["population"]]
-    (big, medium), (resnet,), (start,), (memory,) = (measured[name] for name in ("big", "resnet", "start", "memory"))
+    (big, medium), (resnet,), (autocast,), (start,), (memory,) = (
+        measured[name] for name in ("big", "resnet", "precision", "start", "memory")
+    )
     return PAGE.format(
         gpu=section(Path("results/gpu")),
         machine=f"Memory bandwidth {bandwidth:.1f} GB/s, {products:.0f} G multiply-adds a second.",
@@ -113,6 +116,8 @@ def page(measured: dict[str, Any]) -> str:
         big=faster(big),
         medium=faster(medium),
         resnet=faster(resnet),
+        autocast=faster(autocast),
+        units="with" if autocast["has bfloat16 units"] else "without",
         start=f"{start['seconds']:.1f}",
         fastest=f"{start['fastest']:.1f}",
         memory=memory["what"],

@@ -34,7 +34,7 @@ DIGITS = "random-label-digits"
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "220")
     yield
     torch.set_flush_denormal(False)
 

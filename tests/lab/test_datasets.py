@@ -23,6 +23,13 @@ needs_real_data = pytest.mark.skipif(
 # The embedded one, and what becomes of bytes.
 
 
+def test_digits_with_a_test_set_are_the_same_scans():
+    whole, parts = digits(), load("digits-1300")
+    assert (len(parts.train), len(parts.test)) == (1_300, 497)
+    assert torch.equal(torch.cat([parts.train.images, parts.test.images]), whole.train.images)
+    assert torch.equal(torch.cat([parts.train.labels, parts.test.labels]), whole.train.labels)
+
+
 def test_digits_are_the_scans():
     source, data = load_digits(), digits()
     assert data.train.images.shape == (1797, 1, 8, 8)

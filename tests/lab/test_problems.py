@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+from typing import get_args, get_type_hints
 
+import polars as pl
 import pytest
 
+from supple.cli.options import Protocol
 from supple.diagnostics import DIAGNOSTICS
 from supple.lab import problems
 from supple.lab.datasets import DATASETS
@@ -12,6 +15,7 @@ from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS, Problem
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS
+from supple.runs.tables import title_with_scale
 from supple.training.methods import METHODS
 from supple.training.optimizers import OPTIMIZERS
 
@@ -50,13 +54,14 @@ def test_problems_name_what_there_is(name, scale):
 def test_a_run_takes_the_protocol_and_the_strength(name, scale, method):
     run = dataclasses.asdict(Run.of(name, method, [5, 2], scale=scale))
     protocol = dataclasses.asdict(PROBLEMS[name])
-    changes = {key: protocol.pop(key) for key in ("title", "summary", "quick", "published")}["quick"]
-    assert run == protocol | (changes if scale == "quick" else {}) | {
+    changes = {key: protocol.pop(key) for key in ("title", "summary", "quick", "reduced", "published")}
+    assert run == protocol | changes.get(scale, {}) | {
         "problem": name,
         "scale": scale,
         "method": method,
         "options": "{}",
         "matmul_precision": "highest",
+        "autocast": None,
         "diagnostics": USUAL_DIAGNOSTICS,
         "seeds": (5, 2),
         "strengths": (METHODS[method].strength,) * 2,
@@ -117,6 +122,23 @@ def test_paper_scale_is_what_was_published(row):
     assert (run.optimizer, run.step_size) == steps.get(name, ("adam", 0.001))
 
 
+REDUCED = [name for name, problem in PROBLEMS.items() if {"reduced", "paper"} <= set(problem.scales)]
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_a_reduced_problem_has_fewer_images_and_tasks_and_is_stamped(name):
+    reduced, paper = (dataclasses.asdict(Run.of(name, "none", [0], scale=scale)) for scale in ("reduced", "paper"))
+    assert reduced["model"] == "resnet18"
+    different = {key for key in paper if reduced[key] != paper[key]}
+    assert different <= {"scale", "dataset", "examples", "tasks"}
+    assert different >= {"scale", "examples", "tasks"}
+    assert title_with_scale(pl.DataFrame({"scale": ["reduced"], "subset": [False]}), name) == f"{name} (reduced scale)"
+
+
+def test_the_command_line_has_every_scale():
+    assert get_args(get_type_hints(Protocol)["scale"]) == get_args(problems.Scale)
+
+
 def test_every_published_problem_is_held_against_its_source():
     rows = {row.split()[0] for row in PUBLISHED.strip().splitlines()}
     assert rows | {"class-incremental-tiny-imagenet"} == {name for name, each in PROBLEMS.items() if each.published}
@@ -161,6 +183,14 @@ def test_every_field_has_its_folder(field):
     changed = dataclasses.replace(run, **{field: other})
     assert changed.folder("here").path != run.folder("here").path
     assert dataclasses.replace(run).folder("here").path == run.folder("here").path
+
+
+def test_a_folder_keeps_its_name_without_autocast_and_comes_back_with_it():
+    plain = Run.of(DIGITS, "none", [0])
+    assert "autocast" not in plain.config()
+    for run in (plain, dataclasses.replace(plain, autocast="bfloat16")):
+        assert Run.of_config(json.loads(json.dumps(run.config()))) == run
+    assert Run.of_config({**plain.config(), "unknown": 1}) is None
 
 
 @pytest.mark.parametrize(
@@ -209,6 +239,12 @@ def test_every_field_has_its_folder(field):
             "none",
             {"matmul_precision": "midium"},
             "expected a precision, got 'midium': did you mean 'medium'?",
+        ),
+        (
+            DIGITS,
+            "none",
+            {"autocast": "float16"},
+            "expected a type for autocast, got 'float16': did you mean 'bfloat16'",
         ),
         (DIGITS, "none", {"optimizer": "adma"}, "expected an optimizer, got 'adma': did you mean 'adam'?"),
     ],

@@ -42,6 +42,46 @@ def test_it_acts_and_a_member_is_a_run_of_its_own(name):
     assert any(not torch.equal(both[key], plain[key]) for key in both)
 
 
+def test_tasks_of_growing_length():
+    run = Run.of("ten-chunks-digits", "none", [0], epochs=1, tasks=3, diagnostics=())
+    trainer, reports, online = Trainer(run), [], []
+    for task in range(3):
+        rows = trainer.learn(task, reports.append)
+        online.append(rows.filter(metric="online_accuracy")["value"].to_list())
+        assert not rows.filter(metric="test_accuracy").is_empty()
+    images = 128 * torch.tensor([[1], [2], [3]])  # in whole batches of 130, 260 and 390 images
+    told = images * torch.tensor(online)
+    torch.testing.assert_close(told, told.round(), atol=1e-3, rtol=0)
+    assert [len(list(trainer.steps(task))) for task in range(3)] == [1, 2, 3]
+
+
+def test_training_from_scratch_is_a_whole_perturbation_and_a_restarted_adam():
+    starts = []
+    for step_size in (1e-3, 1e-2):
+        options = {"variant": "task"}
+        run = Run.of("warm-start-digits", "shrink-and-perturb", [0, 1], strength=1.0, options=options, epochs=1)
+        trainer = Trainer(replace(run, step_size=step_size, diagnostics=()))
+        first = {key: value.clone() for key, value in trainer.learner.parameters.items()}
+        trainer.learn(0)
+        step, taken = trainer._step, []
+
+        def noting(*inputs, trainer=trainer, step=step, taken=taken):
+            moments = [t for moments in trainer.learner.moments.values() for t in moments.values()]
+            taken.append(
+                ({key: p.clone() for key, p in trainer.learner.parameters.items()}, any(map(torch.any, moments)))
+            )
+            return step(*inputs)
+
+        trainer._step = noting
+        trainer.learn(1)
+        starts.append(taken[0])
+    (slow, *moments), (fast, *more_moments) = starts
+    assert not any((*moments, *more_moments))
+    for key, value in slow.items():
+        assert torch.equal(value, fast[key])  # nothing is left of the first task
+        assert not torch.equal(value, first[key])
+
+
 @pytest.mark.parametrize(("name", "options"), [("fire", {}), ("shrink-and-perturb", {"variant": "task"}), ("l2", {})])
 def test_a_method_of_task_starts_acts_before_every_task_but_the_first(name, options, monkeypatch):
     run = Run.of("random-label-digits", name, [0], options=options, epochs=1, tasks=3)

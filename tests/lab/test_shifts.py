@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def slow_random_labels(data, seed, task):
     _, places = as_they_are(data)
     labels = draws(1, seed, task).integers(CLASSES, size=len(data.train))
     return {image: int(labels[image]) for image in range(len(data.train))}, places
+
+
+def slow_growing_set(data, seed, task, share):
+    labels, places = as_they_are(data)
+    order = draws(9, seed).permutation(len(labels)).tolist()
+    return {image: labels[image] for image in order[: len(labels) * (task + 1) // share]}, places
 
 
 def slow_shuffled_labels(data, seed, task):
@@ -155,6 +162,8 @@ SLOW = {
     "drifting-labels": slow_drifting_labels,
     "pixel-permutation": slow_pixel_permutation,
     "sampled-pixel-permutation": slow_sampled_pixel_permutation,
+    "warm-start": partial(slow_growing_set, share=2),
+    "ten-chunks": partial(slow_growing_set, share=10),
     "pixel-permutation-of-5000": slow_pixel_permutation,  # of fewer images, it has them all
     "pixel-permutation-of-50000": slow_pixel_permutation,
     "compounding-pixel-permutation": slow_compounding_pixel_permutation,
@@ -220,7 +229,8 @@ def test_tasks_can_be_made_in_any_order(shift, data):
 @pytest.mark.parametrize("name", SHIFTS)
 def test_seeds_and_tasks_differ(name, data):
     first = 1 if name == "drifting-pixels" else 0  # which begins with the images as they are, whatever the seed
-    tasks = [0] if name == "fixed-random-labels" else range(first, first + 3)
+    # All the data have arrived in a warm start's second task, whatever the seed.
+    tasks = [0] if name in ("fixed-random-labels", "warm-start") else range(first, first + 3)
     made = [SHIFTS[name].task(data, seed, task) for seed in SEEDS for task in tasks]
     assert not any(same(first, second) for first, second in itertools.combinations(made, 2))
 
@@ -240,6 +250,15 @@ def test_a_task_moves_between_devices(shift, data):
     moved = shift.task(data, 0, 1).to("meta")
     assert all(value.device.type == "meta" for value in vars(moved).values() if isinstance(value, torch.Tensor))
     assert same(shift.task(data, 0, 1).to("cpu"), shift.task(data, 0, 1))
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("warm-start", 2), ("ten-chunks", 10)])
+def test_data_that_arrive_are_kept_until_all_are_there(name, tasks, data):
+    shift = SHIFTS[name]
+    sets = [set(shift.task(data, 3, task).images.tolist()) for task in range(tasks)]
+    assert all(before < after for before, after in itertools.pairwise(sets))
+    assert [len(images) for images in sets] == [120 * (task + 1) // tasks for task in range(tasks)]
+    assert shift.tasks(data) == tasks
 
 
 @pytest.mark.parametrize("stream", [streamed_pixel_permutation, streamed_label_flip])

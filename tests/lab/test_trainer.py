@@ -22,6 +22,7 @@ from supple.lab.models import MODELS, mlp
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
+from supple.lab.trimmed import TrimmedConv2d
 from supple.runs.folder import RunFolder
 from supple.runs.store import SCHEMA, load
 from supple.training.methods import METHODS, Method
@@ -72,6 +73,11 @@ def with_batch_norm(data, **options):
     return nn.Sequential(
         nn.Flatten(), nn.Linear(16, 12, bias=False), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, data.classes)
     )
+
+
+def conv_net(data, **options):
+    channels = data.train.images.shape[1]
+    return nn.Sequential(TrimmedConv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, data.classes))
 
 
 def with_dropout(data, **options):
@@ -405,6 +411,31 @@ def test_steps_have_their_precision_and_measurements_the_usual(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         trainer.learn(0)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_steps_under_autocast_stay_close_to_float32(monkeypatch):
+    seen = []
+
+    def model(data):
+        network = conv_net(data)
+        network.register_forward_hook(lambda network, inputs, output: seen.append((network.training, output.dtype)))
+        return network
+
+    monkeypatch.setitem(MODELS, "conv", model)
+    plain = run_of(
+        "spectral", strength=0.1, dataset="colour", model="conv", shift="label-flip", tasks=1, step_size=1e-3
+    )
+    trainers = [Trainer(run) for run in (plain, replace(plain, autocast="bfloat16"))]
+    exact, rounded = map(learned, trainers)
+    assert rounded != exact
+    for key in ((0, 0, "train_loss"), (0, 0, "spectral_norm"), (0, 0, "weight_norm")):
+        assert rounded[key] == pytest.approx(exact[key], rel=0.01)
+    learner = trainers[1].learner
+    moments = [tensor for moments in learner.moments.values() for tensor in moments.values()]
+    assert {tensor.dtype for tensor in (*learner.parameters.values(), *moments)} == {torch.float32}
+    assert set(seen) == {(True, torch.float32), (True, torch.bfloat16), (False, torch.float32)}
+    with pytest.raises(ValueError, match="expected steps that are not compiled with autocast, got compiled=True"):
+        Trainer(trainers[1].run, compiled=True)
 
 
 def test_long_runs_are_compiled_and_short_ones_are_not(monkeypatch):

@@ -73,6 +73,7 @@ numbers = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infini
             "epochs": st.integers(1, 1000),
             "tasks": st.integers(1, 1000),
             "matmul_precision": st.sampled_from(["highest", "high", "medium"]),
+            "autocast": st.just("bfloat16"),
             "diagnostics": st.lists(st.sampled_from(["spectral_norm", "dead_units", "stable_rank"]), unique=True),
         },
     ),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from supple.runs.stats import bootstrap_interval, by_task, interquartile_mean, last_tasks, over_tasks
+from supple.runs.stats import bootstrap_interval, by_task, interquartile_mean, last_count, last_tasks, over_tasks
 
 
 def frame(rows, method="m", strength=1.0, tasks=2):
@@ -155,3 +155,8 @@ def test_a_diverged_seed_is_not_hidden():
     (row,) = last_tasks(frame([(0, 0, 1.0), (1, 0, math.nan)], tasks=1), "loss").to_dicts()
     assert math.isnan(row["mean"])
     assert math.isnan(row["high"])
+
+
+@pytest.mark.parametrize(("tasks", "most", "count"), [(1, 5, 1), (2, 5, 1), (3, 5, 2), (10, 5, 5), (10, 1, 1)])
+def test_the_first_task_is_not_among_the_last(tasks, most, count):
+    assert last_count(tasks, most) == count

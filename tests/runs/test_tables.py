@@ -74,10 +74,10 @@ def test_agents_show_the_steps_of_the_environment():
     rows = pl.concat(
         [
             frame([1] * tasks, evaluate_every=every, steps=steps, method=method)
-            for method, tasks, every, steps in [("none", 4, 100, 350), ("l2", 2, 500, 1000)]
+            for method, tasks, every, steps in [("none", 5, 100, 450), ("l2", 3, 500, 1500)]
         ]
     )
-    for count, expected in {2: {"no mitigation": "300–350", "L2": "500–1,000"}, 1: {"L2": "1,000"}}.items():
+    for count, expected in {2: {"no mitigation": "400–450", "L2": "1,000–1,500"}, 1: {"L2": "1,500"}}.items():
         _, (headings, *lines) = shown(rows, count=count, width=120)
         assert headings[-4:] == ["at steps", "IQM", "95 %", "seeds"]
         assert "steps" not in headings

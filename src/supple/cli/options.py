@@ -145,8 +145,9 @@ class Engine:
 class Protocol:
     """Changes to the problem and its training protocol; an option that is left out keeps the problem's value."""
 
-    scale: Literal["quick", "paper"] = "quick"
-    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol."""
+    scale: Literal["quick", "reduced", "paper"] = "quick"
+    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol; `reduced`, for the
+    problems with ResNet-18, takes about half an hour of one core."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
     examples: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -166,6 +167,9 @@ class Protocol:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products in training steps. `high` lets a GPU round inputs to TensorFloat32; `medium`
     also lets a CPU use bfloat16, if it has units for it: twice as fast for the 4x256 MLP. Measurements stay exact."""
+    autocast: Annotated[Literal["bfloat16"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Training steps under `torch.autocast`, with images in `channels_last`: for large networks on a processor that
+    has units for this type; on others it is slower. Parameters, optimizer and measurements stay float32."""
     diagnostics: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = None
     """Diagnostics of the networks at each task's end, from `supple list`; a dozen of them when left out, none for
     `--diagnostics` without names."""
@@ -184,6 +188,7 @@ class Protocol:
             "scale": self.scale,
             "options": {name: truth.get(str(value).lower(), value) for name, value in (self.option or {}).items()},
             "matmul_precision": self.matmul_precision,
+            "autocast": self.autocast,
             "diagnostics": self.diagnostics,
             "dataset": self.data,
             "examples": self.examples,

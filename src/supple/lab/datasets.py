@@ -93,6 +93,12 @@ def digits() -> Dataset:
     return Dataset(examples, None, None, 10, (0.0,), (1.0,), names=tuple("0123456789"))
 
 
+def divided_digits() -> Dataset:
+    """The same with a test set: the first 1,300 scans for training, the last 497 for testing."""
+    data = digits()
+    return replace(data, train=_part(data.train, 0, 1_300), test=_part(data.train, 1_300, len(data.train)))
+
+
 def published(source: Source, *, train: int, test: int, validation: int = 0) -> Dataset:
     """The first examples of a published data set (App. B).
 
@@ -202,6 +208,7 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
     ),
     "tiny-imagenet": tiny_imagenet,
     "imagenet32": imagenet32,
+    "digits-1300": divided_digits,
 }
 
 

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -20,6 +20,9 @@ from supple.training.optimizers import OPTIMIZERS
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 """The values that ``torch.set_float32_matmul_precision`` accepts."""
+
+AUTOCAST = ("bfloat16",)
+"""The types for ``torch.autocast``; float16 is left out, because its losses must be scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,23 @@ class Run(BaseRun):
     """The diagnostics of the networks at the end of each task."""
     strengths: tuple[float, ...]
     """One per member."""
+    autocast: str | None = None
+    """The type, one of :data:`AUTOCAST`, that ``torch.autocast`` uses in training steps; None keeps float32."""
+
+    def config(self) -> dict[str, Any]:
+        """As in the base class, but without fields that equal their default: older folders keep their names."""
+        defaults = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {name: value for name, value in super().config().items() if defaults.get(name, MISSING) != value}
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Run | None":
+        """The run with this configuration, as the store holds it; None if it is of another kind or version."""
+        names = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= config.keys() <= names:
+            return None
+        lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+        return cls(**{**config, **lists})
 
     @classmethod
     def of(
@@ -56,6 +76,7 @@ class Run(BaseRun):
         strength: float | None = None,
         options: Mapping[str, Any] | None = None,
         matmul_precision: str | None = None,
+        autocast: str | None = None,
         diagnostics: Iterable[str] | None = None,
         **changes: Any,
     ) -> "Run":
@@ -67,7 +88,8 @@ class Run(BaseRun):
         """
         protocol = problems.find(problem)
         if scale not in protocol.scales:
-            raise ValueError(f"expected {problem} at scale {protocol.scales[0]}, got {scale}: it has no published form")
+            scales = " or ".join(protocol.scales)
+            raise ValueError(f"expected {problem} at scale {scales}, got {scale}: it has no other form")
         entry = methods.find(method)
         if strength is None:
             strength = entry.strength
@@ -85,6 +107,7 @@ class Run(BaseRun):
             scale=scale,
             options=json.dumps(dict(options or {}), sort_keys=True),
             matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
+            autocast=known(autocast, AUTOCAST, "type for autocast") if autocast else None,
             diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in diagnostics),
             seeds=seeds,
             # As float, because 1 and 1.0 must give the same folder.
@@ -100,14 +123,6 @@ class Run(BaseRun):
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"expected at least 1 of {what}, got {count}: nothing would be trained")
         return replace(run, step_size=float(run.step_size))
-
-    @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> "Run | None":
-        """The run with this configuration, as the store holds it; None for another kind or another version's."""
-        if config.keys() != {field.name for field in fields(cls)}:
-            return None
-        lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-        return cls(**{**config, **lists})
 
     @contextmanager
     def naming_own_parts(self) -> Iterator[None]:

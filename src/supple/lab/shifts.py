@@ -182,6 +182,13 @@ def class_pairs(data: Dataset, seed: int, task: int) -> Task:
     return Task(classes=classes)
 
 
+def growing_set(data: Dataset, seed: int, task: int, *, chunks: int) -> Task:
+    """The first ``task + 1`` of so many equal chunks of the training images, in a random order (Ash & Adams, 2020)."""
+    order = generator(Stream.SAMPLE, seed).permutation(len(data.train))
+    arrived = order[: len(order) * (task + 1) // chunks]
+    return Task(classes=torch.arange(data.classes), images=torch.from_numpy(np.sort(arrived)))
+
+
 def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int, *, shuffled: bool = True) -> Tensor:
     """The indices of the examples in each batch, ``(epochs · steps, batch_size)``: a new permutation every epoch.
 
@@ -233,6 +240,8 @@ SHIFTS: dict[str, Shift] = {
     "compounding-label-flip": Shift(compounding_label_flip),
     "class-incremental": Shift(class_incremental, tasks=lambda data: data.classes // CLASSES_A_TASK),
     "class-pairs": Shift(class_pairs, outputs=lambda data: 2),
+    "warm-start": Shift(partial(growing_set, chunks=2), tasks=lambda data: 2),
+    "ten-chunks": Shift(partial(growing_set, chunks=10), tasks=lambda data: 10),
 }
 
 

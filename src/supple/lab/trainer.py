@@ -70,9 +70,15 @@ class Trainer:
         if compiled is None:
             steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
             long = steps * len(run.seeds) >= COMPILE_FROM
-            compiled = long and (self.device != "cpu" or operations(run) <= COMPILE_TO)
+            small = self.device != "cpu" or operations(run) <= COMPILE_TO
+            compiled = long and small and run.autocast is None
         if mitigator.observes:
             compiled = False  # the method can't observe the members' activations in a compiled step
+        if compiled and run.autocast:
+            raise ValueError(
+                "expected steps that are not compiled with autocast, got compiled=True: compiled members are "
+                "vectorised, which allows no channels-last images, so leave one of the two out"
+            )
         optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
         self.learner = Learner(self.population, mitigator, run.step_size, optimizer=optimizer, compiled=compiled)
         if compiled:
@@ -209,13 +215,16 @@ class Trainer:
         Returns:
             How many images each member told right before it learned from them.
         """
-        correct: Tensor = self.learner.learn(_loss, x, y)
+        correct: Tensor = self.learner.learn(self._loss, x, y)
         return correct
 
-
-def _loss(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    outputs = network(x)
-    return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
+    def _loss(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.run.autocast is None:
+            outputs = network(x)
+        else:
+            with torch.autocast(x.device.type, getattr(torch, self.run.autocast)):
+                outputs = network(x.contiguous(memory_format=torch.channels_last)).float()
+        return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
 
 
 @contextlib.contextmanager

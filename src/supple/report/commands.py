@@ -25,6 +25,7 @@ OPTIONS = {
     "epochs": "epochs",
     "tasks": "tasks",
     "matmul_precision": "matmul-precision",
+    "autocast": "autocast",
 }
 """The option of ``supple run`` for each field of a run."""
 

@@ -9,14 +9,11 @@ from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
 from supple.runs.charts import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
-from supple.runs.stats import paired, ranking, settings
+from supple.runs.stats import last_count, paired, ranking, settings
 from supple.runs.tables import capitalized
 
 TUNED = ("method", "options", "strength", "step_size")
 """The settings compared within a protocol; runs that differ in any other setting belong to another protocol."""
-
-LAST = 5
-"""The ranking uses the mean over this many last tasks."""
 
 MOST_POINTS = 200
 """The most points of a curve: with more tasks, neighbouring tasks are averaged."""
@@ -68,7 +65,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
     judge = next((name for name in JUDGES if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
-    last, window = min(LAST, tasks), -(-tasks // MOST_POINTS)
+    last, window = last_count(tasks), -(-tasks // MOST_POINTS)
     best = _best(at_furthest_task(shown), judge, last, "method", "options")
     several = len(shown.unique(TUNED)) > len(best)
     shown = shown.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left")

@@ -51,6 +51,11 @@ def over_tasks(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     )
 
 
+def last_count(tasks: int, most: int = 5) -> int:
+    """How many last tasks to average: the first is not among them, so of a warm start's two only the second counts."""
+    return max(1, min(most, tasks - 1))
+
+
 def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     """The mean of ``metric`` over the last ``count`` tasks for each setting, over seeds.
 

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supple.runs import metrics
-from supple.runs.stats import ranking, varying
+from supple.runs.stats import last_count, ranking, varying
 from supple.training.methods import title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
@@ -29,7 +29,7 @@ def results_table(
         problem: the problem's title; its name when left out.
         protocol: the problem's at the rows' scale, as for :func:`title_with_scale`.
     """
-    count = min([count, *rows["tasks"].unique()])
+    count = last_count(min(rows["tasks"].unique()), count)
     has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
