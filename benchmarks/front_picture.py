@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import vl_convert
 
-from supple.runs.charts import colour_scale, learning_curves, on_dark
+from supple.runs.charts import learning_curves
+from supple.runs.colours import colour_scale, on_dark
 from supple.training.methods import METHODS
 
 GITHUB_DARK = "#0d1117"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from supple.lab import datasets, models
 from supple.lab.problems import title_of
-from supple.runs import charts
+from supple.runs import charts, colours
 from supple.training.methods import METHODS as TABLE
 
 METHODS = ("none", "spectral", "parseval")
@@ -86,7 +86,7 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
     order = [START, *(titles[method] for method in METHODS)]
     means = means.with_columns(pl.col("method").replace(titles))
     colour = alt.Color("method:N", sort=order, title=None).scale(
-        domain=order, range=["#BBBBBB", *(charts.COLOURS[method] for method in METHODS)]
+        domain=order, range=["#BBBBBB", *(colours.COLOURS[method] for method in METHODS)]
     )
     line = (
         alt.Chart(means)

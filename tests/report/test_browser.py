@@ -7,7 +7,7 @@ import pytest
 
 from supple.lab.run import Run
 from supple.report import write_page
-from supple.runs.charts import COLOURS
+from supple.runs.colours import COLOURS
 from support import browser
 from support.stores import plausible, store
 

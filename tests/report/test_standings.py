@@ -8,7 +8,7 @@ import pytest
 
 from supple.report.drawings import Drawings, _packed
 from supple.report.standings import at_furthest_task, averaged, reported, standings
-from supple.runs.charts import Lines, lines_over_tasks
+from supple.runs.lines import Lines, lines_over_tasks
 
 
 def rows_of(values, *, tasks, metric="train_accuracy"):

@@ -11,16 +11,9 @@ import fsspec
 import polars as pl
 import pytest
 
-from supple.runs.charts import (
-    COLOURS,
-    GREY,
-    LABEL_HEIGHT,
-    curves_of,
-    learning_curves,
-    over_seeds,
-    save,
-    sensitivity_of,
-)
+from supple.runs.charts import curves_of, learning_curves, over_seeds, save, sensitivity_of
+from supple.runs.colours import COLOURS, GREY
+from supple.runs.lines import LABEL_HEIGHT
 from supple.runs.metrics import find
 from supple.training.methods import METHODS
 

@@ -15,16 +15,16 @@ except ModuleNotFoundError as error:
 
 from supple import figures
 from supple.cli.control import MOST_SEEDS, Control
+from supple.cli.looking import PlasticityTestCommand, Report, Results
 from supple.cli.options import Engine, Methods, Numbers, Protocol
-from supple.cli.output import print_tables, show, table
-from supple.errors import known, sentence
+from supple.cli.output import show, table
+from supple.errors import sentence
 
 if TYPE_CHECKING:
     from supple.lab.run import Run
 
 Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
 FIGURES = " ".join(f"{number}: {content}" for number, content in figures.contents().items())
-Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
 # Heavy modules are imported where they are used, so that help texts appear at once.
 
@@ -158,105 +158,6 @@ class FigureCommand(Engine):
             print(f"chart: {path}")
         if figure.runs(self.scale, seeds):
             print(f"next:  supple report {self.out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """Print the results in a folder of runs: mean, standard error, interquartile mean and bootstrap interval."""
-
-    runs: Folder = "runs"
-    """The folder that a run or sweep was given as `--out`. The default of `supple demo` is `runs/demo`, that of
-    `supple figure` is `runs/figures`, that of `supple rl` is `runs/rl`."""
-    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """The metric to show, such as `spectral_norm`; accuracies (of `supple rl`: returns) when left out."""
-
-    def __call__(self) -> None:
-        import polars as pl
-
-        from supple.lab.grid import reported
-        from supple.lab.problems import title_of
-        from supple.runs.store import load
-
-        problems = [reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
-        if self.metric is not None:
-            known(self.metric, sorted(pl.concat(problems)["metric"].unique()), "metric")
-        for rows in problems:
-            if self.metric and self.metric not in rows["metric"]:
-                continue
-            ended = rows.filter(pl.col("task").max().over("run", "member") == pl.col("tasks") - 1)
-            if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
-                print_tables(ended, self.metric)
-            networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
-            if left := networks - len(ended.unique(["run", "member"])):
-                print(
-                    f"{left} of {networks} networks on {problem} are not at their end and left out: "
-                    f"`supple report {self.runs}` shows how far they are"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write one page about a folder of runs, to open from disk: curves, rankings, what ran, and how to repeat it."""
-
-    runs: Folder = "runs"
-    """The folder that a run or sweep was given as `--out`."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """The file of the page; `index.html` in that folder when left out."""
-    watch: bool = False
-    """Keep rewriting the page while runs are training, until Ctrl-C; the page reloads itself meanwhile."""
-
-    def __call__(self) -> None:
-        from supple.report import page_of, watch, write_page
-
-        page = page_of(self.runs, self.out)
-        print(f"page: {page}", flush=True)
-        if self.watch:
-            watch(self.runs, page)
-        else:
-            write_page(self.runs, page)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlasticityTestCommand:
-    """Test whether a network of a run has lost plasticity, or its optimizer stalls, or neither.
-
-    Copies of the network learn the task that comes next, beside a fresh network. The run itself stays as it is, and may
-    still be training. The result is kept in the run's folder, and `supple report` shows it.
-    """
-
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The folder of one run, such as `runs/random-label-digits-none-75dfc3c8c1a5`, or a beginning of its name that no
-    other folder has."""
-    seed: int | None = None
-    """Which network of the run; the first when left out."""
-    strength: float | None = None
-    """Which network, if the run has several of one seed."""
-    after: int | None = None
-    """The number of finished tasks; those after which `--keep-checkpoints` kept the state are possible. The last when
-    left out."""
-    steps: int | None = None
-    """Training steps of each copy; 500, or the task's if it has fewer, when left out."""
-    repeats: int = 5
-    """Repeat the experiment at most this often, each time with another fresh network; it stops when it is clear."""
-    threads: int = 1
-    """CPU threads; more than one helps only large networks on an idle machine."""
-
-    def __call__(self) -> None:
-        import torch
-
-        from supple.lab import testing
-        from supple.runs import sweep
-
-        sweep.check(None, self.threads)
-        torch.set_num_threads(self.threads)
-        root, name, run = testing.find(self.run)
-        member = testing.member_of(run, self.seed, self.strength)
-        tested = testing.examine(run, root, member=member, after=self.after, steps=self.steps, repeats=self.repeats)
-        print(f"{name}, seed {run.seeds[member]}, after task {tested.facts['after']}:\n\n{tested.result}\n")
-        result, *charts = testing.keep(tested, f"{root}/{name}")
-        for path in charts:
-            print(f"chart:  {path}")
-        print(f"result: {result}")
 
 
 @dataclass(frozen=True, kw_only=True)

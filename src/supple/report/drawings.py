@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from supple.runs.charts import Lines, colour_scale, on_dark, titled
+from supple.runs.colours import colour_scale, on_dark, titled
+from supple.runs.lines import Lines
 from supple.training.methods import title_of
 
 DIGITS = 5

@@ -7,7 +7,7 @@ import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
-from supple.runs.charts import lines_over_strengths, lines_over_tasks
+from supple.runs.lines import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import last_count, paired, ranking, settings
 from supple.runs.tables import capitalized

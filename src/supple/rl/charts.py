@@ -7,7 +7,7 @@ import polars as pl
 from supple.rl.methods import METHODS
 from supple.rl.resets import Resets
 from supple.runs import metrics
-from supple.runs.charts import Lines, axis_extent
+from supple.runs.lines import Lines, axis_extent
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 from supple.training.methods import title_of
 

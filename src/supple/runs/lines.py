@@ -1,0 +1,272 @@
+"""Charts of lines with bands, over tasks, strengths or steps: their data, and how they are drawn."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from supple.runs import metrics
+from supple.runs.colours import COLOURS, colour_scale, on_light, titled
+from supple.runs.stats import by_task, over_tasks, varying
+from supple.training.methods import title_of
+
+LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width / 150))")}
+"""Below the axes, so that the chart can be narrow; as many columns as there is room for."""
+
+X_TITLES = {"step": "steps of the environment"}
+"""Of the horizontal axis, where it is more than the column's name."""
+
+LABELLED_WIDTH = 400
+"""From this width of the axes on, names are written at the ends of lines, in pixels."""
+
+LABEL_HEIGHT = 15
+"""Room for one of these names, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """The data of a chart of lines with bands. Altair's chart is built later, which takes a hundred times as long."""
+
+    points: pl.DataFrame
+    metric: str
+    at: str
+    """The horizontal axis: ``task``, ``strength`` or ``step``."""
+    series: str
+    """The setting that determines a line's colour."""
+    coloured: tuple[Any, ...]
+    """The values of ``series`` whose lines have a colour; the others are grey."""
+    others: tuple[str, ...]
+    """Other settings; every combination of their values has its own line."""
+    within: tuple[str, ...] = ()
+    """Those of ``others`` that differ within one colour: dashes tell their lines apart."""
+    y_title: str | None = None
+    """Of the vertical axis, if the metric's is not right."""
+    colours: Mapping[str, str] = field(default_factory=lambda: COLOURS)
+    """Of the methods."""
+
+    @property
+    def scale(self) -> Literal["linear", "symlog"]:
+        """The scale of the vertical axis."""
+        return metrics.find(self.metric).scale
+
+    @property
+    def values(self) -> list[Any]:
+        """The values of ``series`` in the order of the legend: those with a colour first; methods as in their table."""
+        values = self.points[self.series].unique(maintain_order=True).to_list()
+        if self.series == "method":
+            table = list(self.colours)
+            values.sort(key=lambda value: table.index(value) if value in table else len(table))
+        else:
+            values.sort(key=natural)
+        return sorted(values, key=lambda value: value not in self.coloured)
+
+    def sized(self, title: str, subtitle: str = "", *, width: int, height: int) -> alt.LayerChart:
+        """The chart with a title and a size; where there is room, the lines' names are at their ends."""
+        has_room = width >= LABELLED_WIDTH and self.series == "method" and not self.within
+        labels = self._labels(height) if has_room else None
+        legend = LEGEND_BELOW if width >= LABELLED_WIDTH else {}
+        text = alt.Title(title, subtitle=subtitle or alt.Undefined, anchor="start")
+        return self.chart(labels, legend).properties(width=width, height=height, title=text)
+
+    def chart(
+        self, labels: pl.DataFrame | None = None, legend_options: Mapping[str, Any] = MappingProxyType({})
+    ) -> alt.LayerChart:
+        """The chart, without a size and a title.
+
+        Args:
+            labels: the names at the lines' ends.
+            legend_options: where the legend is.
+        """
+        values, points = self.values, self.points
+        grey = [value for value in values if value not in self.coloured]
+        if self.series == "method":
+            colours = colour_scale(values, self.colours, self.coloured)
+        else:
+            colours = alt.Scale(domain=values, scheme="viridis")
+        titles_in_grey = [_titled(self.series, value) for value in grey]
+        named = titles_in_grey if labels is not None else [_titled(self.series, value) for value in values]
+        legend = (
+            alt.Legend(
+                title=words(self.series) if labels is None else "in grey",
+                symbolOpacity=1,
+                values=named,
+                labelLimit=0,
+                **legend_options,
+            )
+            if named
+            else None
+        )
+        picked = alt.selection_point(
+            name=f"picked_{self.series}", fields=[self.series], on="click", bind="legend" if named else alt.Undefined
+        )
+        shown = alt.when(picked)
+        detail = [f"{column}:N" for column in self.others]
+        metric, x = metrics.find(self.metric), alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
+        title = self.y_title or metric.axis
+        if self.at == "strength":
+            title = f"{metric.title}, mean over tasks"
+            strengths = points["strength"].unique().sort().to_list()
+            x = x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
+        else:
+            x = x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d")
+        colour = alt.Color(f"{self.series}:N", legend=legend).scale(colours)
+        dashes = {}
+        if self.within:
+            dashes["strokeDash"] = alt.StrokeDash(
+                "setting:N",
+                sort=sorted(points["setting"].unique(), key=natural),
+                title=" · ".join(map(words, self.within)),
+                legend=alt.Legend(symbolType="stroke", symbolSize=400, labelLimit=0, **legend_options),
+            )
+        every = alt.Chart().encode(x=x, color=colour, detail=detail)
+        in_grey = alt.FieldOneOfPredicate(field=self.series, oneOf=titles_in_grey)
+        base = every.transform_filter(~in_grey) if grey else every
+        y_scale = alt.Scale(type=self.scale, zero=axis_extent(points)[0] == 0)
+        band = base.mark_area().encode(
+            y=alt.Y("low:Q", title=title).scale(y_scale),
+            y2="high:Q",
+            opacity=shown.then(alt.value(0.2)).otherwise(alt.value(0.02)),
+        )
+        line = base.mark_line(point=alt.OverlayMarkDef(size=20)).encode(
+            **dashes,
+            y=alt.Y("mean:Q").scale(y_scale),
+            opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
+            tooltip=[
+                alt.Tooltip(f"{self.series}:N", title=words(self.series)),
+                *(alt.Tooltip(f"{column}:N", title=words(column)) for column in self.others),
+                f"{self.at}:Q",
+                alt.Tooltip("mean:Q", format=".3f"),
+                *([alt.Tooltip("error:Q", format=".3f", title="standard error")] if "error" in points.columns else []),
+                "seeds:Q",
+            ],
+        )
+        layers = [band, line]
+        if grey:
+            below = every.transform_filter(in_grey).mark_line(strokeWidth=1.5)
+            layers.insert(0, below.encode(**{name: line.encoding[name] for name in ("y", "opacity", "tooltip")}))
+        if labels is not None:
+            names = alt.Chart(labels).mark_text(align="left", dx=12, fontSize=11)
+            layers.append(names.encode(x=x, y="place:Q", text="label:N", color=alt.Color("colour:N", scale=None)))
+        chart: alt.LayerChart = alt.LayerChart(data=titled(points), layer=layers).add_params(picked)
+        return chart
+
+    def _labels(self, height: int) -> pl.DataFrame:
+        """The titles of the methods with a colour, beside their lines' ends, far enough from each other to be read."""
+        methods = [method for method in self.values if method in self.coloured]
+        scale = colour_scale(methods, self.colours)
+        ink = dict(zip(methods, map(on_light, scale.range), strict=True))
+        ends = (
+            self.points.filter(pl.col("method").is_in(methods) & pl.col("mean").is_finite())
+            .group_by("method")
+            .agg(pl.col(self.at, "mean").sort_by(self.at).last())
+            .sort("mean", "method")
+        )
+        bend, unbend = (np.arcsinh, np.sinh) if self.scale == "symlog" else (np.positive, np.positive)
+        bottom, top = bend(np.array(axis_extent(self.points)))
+        places = _spaced(bend(ends["mean"].to_numpy()), (top - bottom) * LABEL_HEIGHT / height, bottom, top)
+        return ends.select(
+            self.at,
+            pl.Series("place", unbend(places), dtype=pl.Float64),
+            pl.col("method").replace_strict({method: title_of(method) for method in methods}).alias("label"),
+            pl.col("method").replace_strict(ink).alias("colour"),
+        )
+
+
+def axis_extent(points: pl.DataFrame) -> tuple[float, float]:
+    """The ends of the vertical axis: of the data; from zero on if they come near it and are nowhere negative."""
+    finite = points.filter(pl.col("low").is_finite() & pl.col("high").is_finite())
+    bottom, top = float(finite["low"].min() or 0.0), float(finite["high"].max() or 0.0)  # type: ignore[arg-type]
+    return (0.0, top) if 0 <= bottom <= top / 2 else (bottom, top)
+
+
+def _spaced(places: np.ndarray, gap: float, bottom: float, top: float) -> np.ndarray:
+    """Ascending places between ``bottom`` and ``top``, moved as little as it takes to be ``gap`` apart."""
+    places = places.copy()
+    for at in range(1, len(places)):
+        places[at] = max(places[at], places[at - 1] + gap)
+    if len(places):
+        places[-1] = min(places[-1], max(top, bottom + gap * (len(places) - 1)))
+    for at in reversed(range(len(places) - 1)):
+        places[at] = min(places[at], places[at + 1] - gap)
+    return places
+
+
+def words(name: str) -> str:
+    """The name of a column in words."""
+    return name.replace("_", " ")
+
+
+def natural(value: Any) -> list[Any]:
+    """A key that sorts numbers by size, also those inside of words, and "default" first."""
+    if not isinstance(value, str):
+        return [value]
+    return [value != "default", *(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", value))]
+
+
+def lines_over_tasks(
+    rows: pl.DataFrame, metric: str, series: str = "method", coloured: Collection[str] | None = None
+) -> Lines:
+    """The data of :func:`curves_of`; without ``coloured``, all lines have a colour."""
+    means = by_task(rows, metric).with_columns(pl.col("task") + 1)
+    others = [column for column in varying(rows) if column != series]
+    return _lines(means, "task", metric, series, others, coloured)
+
+
+def lines_over_strengths(
+    rows: pl.DataFrame, metric: str, series: str = "method", coloured: Collection[str] | None = None
+) -> Lines:
+    """The data of :func:`sensitivity_of`; without ``coloured``, all lines have a colour."""
+    means = over_tasks(rows, metric)
+    dialled = means.filter(pl.col("strength") > 0)
+    ends = pl.DataFrame({"strength": [dialled["strength"].min(), dialled["strength"].max()]})
+    without = means.filter(pl.col("strength") == 0).join(dialled, on="method", how="anti", maintain_order="left")
+    across = without.drop("strength").join(ends, how="cross").select(means.columns)
+    others = [column for column in varying(rows) if column not in (series, "strength")]
+    return _lines(pl.concat([across, dialled]), "strength", metric, series, others, coloured)
+
+
+def _lines(
+    means: pl.DataFrame, at: str, metric: str, series: str, others: list[str], coloured: Collection[str] | None
+) -> Lines:
+    if "options" in (series, *others):
+        told = pl.col("options").str.replace_all(r'[{}"]', "")
+        means = means.with_columns(options=pl.when(told == "").then(pl.lit("default")).otherwise(told))
+    points = means.with_columns(
+        low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
+    ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
+    # Methods differ in their defaults: only a setting that differs within one colour needs dashes.
+    within = [name for name in others if points.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
+    if {"method", "strength"} <= set(within):
+        rest = [series, *(name for name in within if name != "strength")]
+        if points.unique([*rest, "strength"]).height == points.unique(rest).height:  # a strength for each method
+            within.remove("strength")
+    if within:
+        tuples = [
+            " · ".join(_told(name, value) for name, value in row.items())
+            for row in points.select(within).rows(named=True)
+        ]
+        points = points.with_columns(pl.Series("setting", tuples))
+    return Lines(
+        points=points,
+        metric=metric,
+        at=at,
+        series=series,
+        coloured=tuple(points[series].unique(maintain_order=True) if coloured is None else coloured),
+        others=tuple(others),
+        within=tuple(within),
+    )
+
+
+def _titled(series: str, value: Any) -> Any:
+    return title_of(value) if series == "method" else value
+
+
+def _told(name: str, value: object) -> str:
+    if name == "method":
+        return title_of(str(value))
+    return (f"{value:g}" if value else "none") if isinstance(value, float) else str(value)
