@@ -29,10 +29,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import numpy as np
 import polars as pl
 import tyro
+from early_warning_chart import chart
 from early_warning_statistics import CORRELATIONS, errors, interval, moments, ranks, ratio, skill
 from measuring import use_threads, write_environment
 from rich.progress import track
@@ -66,10 +66,9 @@ KNOWN = ("accuracy today", "train_loss", "accuracy / best", "accuracy / first", 
 """What is known without a diagnostic: a good candidate must be better than these."""
 FIRST, INITIAL = " / first", " / initial"
 CANDIDATES = (*KNOWN, *DIAGNOSTICS, *(name + form for form in (FIRST, INITIAL) for name in DIAGNOSTICS))
-LOSS, TASKS_LOST = 0.95, 2
+LOSS, TASKS_LOST, KEYS = 0.95, 2, ("problem", "method", "run")
 TARGETS = {"next": "accuracy", "lost": "lost_now"}
 """What is to be foretold, and what is known of it without a diagnostic."""
-KEYS = ("problem", "method", "run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ class EarlyWarning:
         for name, table in tables.items():
             table.write_parquet(self.out / f"{name}.parquet")
         write_environment(self.out)
-        charts.save(chart(tables["correlations"]), self.charts)
+        charts.save(chart(tables["correlations"], (*DIAGNOSTICS, "tasks")), self.charts)
 
 
 def rows_of(results: Path, title: str) -> pl.DataFrame:
@@ -295,30 +294,6 @@ def raised(frame: pl.DataFrame, name: str, sign: int, threshold: float) -> dict[
         "false": int(keeping["at"].is_not_null().sum()),
         "lead": lead.filter(lead > 0).median(),
     }
-
-
-def chart(rows: pl.DataFrame) -> alt.FacetChart:
-    """Partial rank correlations with the next task's accuracy, over all runs and within a run."""
-    shown = [name for name in (*DIAGNOSTICS, "tasks") if name in rows["candidate"]]
-    rows = rows.filter((pl.col("target") == "next") & (pl.col("kind") == "partial") & pl.col("candidate").is_in(shown))
-    rows = rows.with_columns(
-        over=pl.when("within").then(pl.lit("within a run")).otherwise(pl.lit("over all runs")),
-        candidate=pl.col("candidate").str.replace_all("_", " "),
-    )
-    y = alt.Y("candidate:N", sort=[name.replace("_", " ") for name in shown], title=None)
-    base = alt.Chart(rows).encode(y=y, color=alt.Color("over:N", title=None), yOffset="over:N")
-    x = alt.X("value:Q", title="partial rank correlation").scale(domain=[-1, 1])
-    parts = (
-        alt.Chart(rows).mark_rule(color="#999999").encode(x=alt.datum(0.0))
-        + base.mark_rule().encode(x=alt.X("low:Q").scale(domain=[-1, 1]), x2="high:Q")
-        + base.mark_point(filled=True, size=30).encode(x=x)
-    )
-    faceted: alt.FacetChart = (
-        parts.properties(width=150, height=alt.Step(10))
-        .facet(alt.Facet("problem:N", sort=list(PROBLEMS), title=None), columns=3)
-        .properties(title=alt.Title("The next task's accuracy, given today's accuracy", anchor="start"))
-    )
-    return charts.configured(faceted)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def main() -> None:
     charts.configured(returns).save(DOCS / "priming.png", scale_factor=2)
     rotations.chart(pl.read_parquet(ROWS / "rotations/rows.parquet")).save(DOCS / "rotations.png", scale_factor=2)
     correlations = pl.read_parquet(ROWS / "early-warning/correlations.parquet")
-    early_warning.chart(correlations).save(DOCS / "early-warning.png", scale_factor=2)
+    early_warning.chart(correlations, (*early_warning.DIAGNOSTICS, "tasks")).save(
+        DOCS / "early-warning.png", scale_factor=2
+    )
     digits.chart(pl.read_parquet(ROWS / "digits/rows.parquet")).save(ROWS / "digits/chart.png", scale_factor=2)
 
 
