@@ -3,7 +3,7 @@
     python benchmarks/situations.py       # ten minutes on one core; a table, and rows in results/situations/
 
 Twenty networks that have lost plasticity, twenty whose optimizer stalls, twenty with which nothing is wrong: five
-causes each, with four networks and data sets. The first seeds were for writing this program; the reported ones differ.
+causes each, with four networks and data sets. Rules and situations were settled on other seeds than the reported ones.
 """
 
 import itertools
@@ -200,10 +200,11 @@ SITUATIONS: dict[str, dict[str, Callable[[Situation], object]]] = {
 
 
 def kept(one: Situation) -> None:
-    """Ten tasks with a regularizer, then the test without it."""
+    """Ten tasks with a regularizer; then the test without it, and with a new optimizer, as Adam's state may stall."""
     method = supple.SpectralRegularizer(one.network, decoupled=True).attach(one.optimizer)
     one.learn(10)
     method.detach()
+    one.optimizer.state.clear()
 
 
 NETWORKS = {
@@ -219,7 +220,7 @@ def optimizer_of(cause: str, network: nn.Module) -> Any:
     if cause == "many tasks":
         return torch.optim.Adam(network.parameters(), lr=5e-3)
     if cause == "plain gradient descent":
-        return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+        return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     if cause.endswith("Adagrad"):
         return torch.optim.Adagrad(network.parameters(), lr=1e-2)
     if cause.endswith("RMSprop"):
@@ -231,7 +232,7 @@ def optimizer_of(cause: str, network: nn.Module) -> Any:
 class Situations:
     """Does the plasticity test tell the truth? Sixty situations in which the truth is known."""
 
-    seed: int = 100
+    seed: int = 200
     """Of the first situation; each has another."""
     out: Path = Path("results/situations")
     """Folder for the rows."""

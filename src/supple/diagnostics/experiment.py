@@ -54,7 +54,7 @@ def plasticity_test(
     ===============  ==================================================================================
     ``"network"``    it has lost plasticity: B − C and A − C are above the margin
     ``"optimizer"``  it stalls: A − B is above the margin, and B − C below it (or surely the smaller)
-    ``"nothing"``    is lost: A − C and A − B are below the margin
+    ``"nothing"``    is lost: A − C is below the margin, and A − B not surely above it
     ``"undecided"``  anything else: an interval contains the margin, or the fresh network learned nothing
     ===============  ==================================================================================
 

@@ -73,7 +73,7 @@ class PlasticityTest:
             return "network"
         if optimizer.low > matters and (network.high <= matters or network.high < optimizer.low):
             return "optimizer"
-        if both.high <= matters and optimizer.high <= matters:
+        if both.high <= matters:
             return "nothing"
         return "undecided"
 
