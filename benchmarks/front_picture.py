@@ -3,9 +3,11 @@
 python benchmarks/front_picture.py
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import tyro
 import vl_convert
 
 from supple.runs.charts import learning_curves
@@ -19,18 +21,22 @@ TITLE = "One network learns thirty tasks, one after the other"
 SUBTITLE = "In each it memorizes new random labels of 1,797 digits. Mean of three seeds, shaded by the standard error"
 
 
-def main() -> None:
-    rows = pl.read_parquet(ROOT / "results/demo/rows.parquet")
-    rows = pl.concat([rows.filter(method=name) for name in METHODS if name in rows["method"]])
-    chart = learning_curves(rows, "train_accuracy", TITLE, SUBTITLE)
-    light = chart.to_json()
-    dark = chart.configure(background=GITHUB_DARK).configure_axis(gridColor="#444444").to_json()
-    for colour in colour_scale(rows["method"].unique().to_list()).range:
-        dark = dark.replace(colour, on_dark(colour))
-    for name, specification, theme in (("light", light, None), ("dark", dark, "dark")):
-        picture = vl_convert.vegalite_to_png(specification, scale=2, theme=theme)
-        (ROOT / f"docs/front-{name}.png").write_bytes(picture)
+@dataclass(frozen=True)
+class FrontPicture:
+    """Draw the README's picture for light and dark pages."""
+
+    def __call__(self) -> None:
+        rows = pl.read_parquet(ROOT / "results/demo/rows.parquet")
+        rows = pl.concat([rows.filter(method=name) for name in METHODS if name in rows["method"]])
+        chart = learning_curves(rows, "train_accuracy", TITLE, SUBTITLE)
+        light = chart.to_json()
+        dark = chart.configure(background=GITHUB_DARK).configure_axis(gridColor="#444444").to_json()
+        for colour in colour_scale(rows["method"].unique().to_list()).range:
+            dark = dark.replace(colour, on_dark(colour))
+        for name, specification, theme in (("light", light, None), ("dark", dark, "dark")):
+            picture = vl_convert.vegalite_to_png(specification, scale=2, theme=theme)
+            (ROOT / f"docs/front-{name}.png").write_bytes(picture)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(FrontPicture, description=__doc__)()

@@ -217,7 +217,9 @@ def precision(rounds: int) -> list[dict[str, Any]]:
     run = Run.of("random-label-cifar10", "none", [0], examples=2500, batch_size=250, diagnostics=())
     variants = {"float32": steps_of(run, 1), "bfloat16": steps_of(replace(run, autocast="bfloat16"), 1)}
     row = {"what": "bfloat16", **gain(take_turns(variants, rounds), "float32", "bfloat16")}
-    return [row | {"has bfloat16 units": torch.cpu._is_avx512_bf16_supported()}]
+    return [
+        row | {"has bfloat16 units": any(torch.cpu.get_capabilities()[unit] for unit in ("avx512_bf16", "amx_bf16"))}
+    ]
 
 
 COMMAND = """

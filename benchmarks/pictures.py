@@ -5,6 +5,7 @@
 The strip of an episode and the charts of a run that was not committed are not among them.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import digits
@@ -12,6 +13,7 @@ import early_warning
 import paper
 import polars as pl
 import rotations
+import tyro
 
 from supple.lab.problems import title_of
 from supple.rl.charts import over_steps
@@ -21,29 +23,33 @@ from supple.runs.tables import title_with_scale
 ROWS, DOCS = Path("results"), Path("docs")
 
 
-def main() -> None:
-    for name in paper.TITLES:
-        if (file := ROWS / f"paper/{name}.parquet").exists():
-            paper.draw(name, pl.read_parquet(file), DOCS / "paper")
-    demo, primed = (pl.read_parquet(ROWS / name) for name in ("demo/rows.parquet", "control/priming.parquet"))
-    accuracy = charts.learning_curves(
-        demo,
-        "train_accuracy",
-        title_with_scale(demo, title_of(demo["problem"][0])),
-        charts.over_seeds(demo["seed"].n_unique()),
-    )
-    accuracy.save(DOCS / "demo.png", scale_factor=2)
-    primed = primed.filter(pl.col("prime") > 0)
-    subtitle = f"evaluation return, {charts.over_seeds(primed['seed'].n_unique())}"
-    returns = over_steps(primed, "return", "cartpole-swingup, primed with 20,000 updates", subtitle)
-    charts.configured(returns).save(DOCS / "priming.png", scale_factor=2)
-    rotations.chart(pl.read_parquet(ROWS / "rotations/rows.parquet")).save(DOCS / "rotations.png", scale_factor=2)
-    correlations = pl.read_parquet(ROWS / "early-warning/correlations.parquet")
-    early_warning.chart(correlations, (*early_warning.DIAGNOSTICS, "tasks")).save(
-        DOCS / "early-warning.png", scale_factor=2
-    )
-    digits.chart(pl.read_parquet(ROWS / "digits/rows.parquet")).save(ROWS / "digits/chart.png", scale_factor=2)
+@dataclass(frozen=True)
+class Pictures:
+    """Draw the pictures of the pages again, from the committed rows alone."""
+
+    def __call__(self) -> None:
+        for name in paper.TITLES:
+            if (file := ROWS / f"paper/{name}.parquet").exists():
+                paper.draw(name, pl.read_parquet(file), DOCS / "paper")
+        demo, primed = (pl.read_parquet(ROWS / name) for name in ("demo/rows.parquet", "control/priming.parquet"))
+        accuracy = charts.learning_curves(
+            demo,
+            "train_accuracy",
+            title_with_scale(demo, title_of(demo["problem"][0])),
+            charts.over_seeds(demo["seed"].n_unique()),
+        )
+        accuracy.save(DOCS / "demo.png", scale_factor=2)
+        primed = primed.filter(pl.col("prime") > 0)
+        subtitle = f"evaluation return, {charts.over_seeds(primed['seed'].n_unique())}"
+        returns = over_steps(primed, "return", "cartpole-swingup, primed with 20,000 updates", subtitle)
+        charts.configured(returns).save(DOCS / "priming.png", scale_factor=2)
+        rotations.chart(pl.read_parquet(ROWS / "rotations/rows.parquet")).save(DOCS / "rotations.png", scale_factor=2)
+        correlations = pl.read_parquet(ROWS / "early-warning/correlations.parquet")
+        early_warning.chart(correlations, (*early_warning.DIAGNOSTICS, "tasks")).save(
+            DOCS / "early-warning.png", scale_factor=2
+        )
+        digits.chart(pl.read_parquet(ROWS / "digits/rows.parquet")).save(ROWS / "digits/chart.png", scale_factor=2)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(Pictures, description=__doc__)()

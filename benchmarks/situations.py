@@ -55,13 +55,13 @@ class Task:
     def __init__(self, kind: str) -> None:
         self.kind, self.outputs = kind, 1 if kind == "regression" else 10
         digits = load_digits()
-        self._images = torch.tensor(digits.data, dtype=torch.float32) / 8 - 1
-        self._labels = torch.tensor(digits.target)
+        self.images = torch.tensor(digits.data, dtype=torch.float32) / 8 - 1
+        self.labels = torch.tensor(digits.target)
 
     def batches(self, seed: int, size: int = 64, count: int = 15) -> Batches:
         random = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self._images), generator=random)[: size * count]
-        x, y = self._images[chosen], self._labels[chosen]
+        chosen = torch.randperm(len(self.images), generator=random)[: size * count]
+        x, y = self.images[chosen], self.labels[chosen]
         if self.kind == "random labels":
             y = torch.randint(10, y.shape, generator=random)
         elif self.kind == "pixels":

@@ -126,7 +126,7 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
         method = {"no mitigation": "none"}.get(title, title)
         strength = METHODS[method].strength
         (a0, a1), (b0, b1) = (measured[method, strength, seed] for seed in (0, 1))
-        a, b = (a0 + a1) / 2, (b0 + b1) / 2
+        a, b = a1, b1  # of two tasks the first is left out
         means[title] = (a + b) / 2
         assert cells == [
             f"{strength:g}" if strength else "-",
