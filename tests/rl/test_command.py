@@ -103,6 +103,7 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
     tasks = LabRun.of("random-label-digits", "none", [0], tasks=2, epochs=1, diagnostics=["spectral_norm"])
     lab_train(tasks, root=str(tmp_path))
     rows = load(str(tmp_path)).filter(pl.col("metric") == "return")
+    rows = rows.filter(pl.col("task") == rows["task"].max())  # of two evaluations the first is left out
     ends = {str(method): each["value"].mean() for (method,), each in rows.group_by("method")}
     capsys.readouterr()
     cli.Results(runs=str(tmp_path))()
@@ -112,7 +113,7 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
     for method, title in {"none": "no mitigation", "resets": "resets", "spectral": "spectral"}.items():
         (line,) = (line for line in printed.splitlines() if line.strip().startswith(title) and "-1" in line)
         assert f"{ends[method]:.3f}" in line
-        assert " 10–20 " in line, "the steps of the two evaluations"
+        assert " 20 " in line, "the step of the last evaluation"
     cli.Results(runs=str(tmp_path), metric="return")()
     assert "Random labels, digits" not in capsys.readouterr().out, "it has no such thing"
     write_page(str(tmp_path))

@@ -158,7 +158,7 @@ class PlasticityTest:
     def _shown(self, value: float) -> str:
         """With the decimals that the margin's two digits have."""
         decimals = 2 if not self.threshold else max(0, 1 - math.floor(math.log10(self.threshold)))
-        return f"{value:.{decimals}f}"
+        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # no minus before zero
 
     def _interval(self, difference: Difference) -> str:
         return f"{self._shown(difference.mean)}, 95 % {self._shown(difference.low)} to {self._shown(difference.high)}"
