@@ -8,6 +8,14 @@ torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU as exact as on 
 torch.backends.cudnn.deterministic = True  # many tests compare two computations to the bit
 
 
+LONGEST = ("tests/test_kills.py", "tests/test_gpu_command.py", "tests/test_package.py", "tests/lab/test_engines.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first: at the end, other workers would have nothing left to do beside them."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
