@@ -188,7 +188,7 @@ def test_a_step_of_ones_own_and_several_optimizers():
         value.backward()
         for optimizer in optimizers:
             optimizer.step()
-        return value.item()
+        return value.detach().view(1)
 
     own = short(network, halves, loss=None, step=step).curves
     usual = short(network, halves).curves

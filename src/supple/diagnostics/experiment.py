@@ -86,8 +86,8 @@ def plasticity_test(
         steps: training steps of a copy: enough for a fresh network to learn clearly.
         repeats: at most this many; at least 2.
         margin: the difference that does not matter, as a fraction of what the fresh network learns (its first loss
-            minus its result). 0.05: networks that learn well still differ from a new one by a few hundredths, networks
-            that have lost plasticity by 0.2 or more.
+            minus its result). With 0.05, 59 of 60 situations with a known truth were judged rightly
+            (``benchmarks/situations.py``).
         seed: of the orders, the fresh networks and all random numbers in training.
         progress: whether to show it on stderr.
 
@@ -153,7 +153,7 @@ def _losses(
         # A scheduler misses the wrapper that it put around the original optimizer's step.
         warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
         for batch in batches:
-            losses.append(torch.as_tensor(step(batch)).detach())
+            losses.append(torch.as_tensor(step(batch)).detach().reshape(()))
             for scheduler in trained.schedulers:
                 scheduler.step()
             report()
