@@ -5,7 +5,7 @@ import torch
 
 torch.set_num_threads(1)  # the tensors are small, and two threads collapse where others use the cores too
 torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU as exact as on the CPU, which they are compared with
-torch.backends.cudnn.deterministic = True  # many tests compare two computations to the bit
+torch.backends.cudnn.deterministic = True  # many tests need two computations to agree exactly
 
 
 LONGEST = ("tests/test_kills.py", "tests/test_gpu_command.py", "tests/test_package.py", "tests/lab/test_engines.py")

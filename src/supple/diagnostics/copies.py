@@ -30,6 +30,13 @@ class Trained:
     """Torch's, one step of each after every training step."""
     scaler: Any = None
     """A ``torch.amp.GradScaler``, or None."""
+    several: bool = False
+    """Whether the user passed the optimizers in a list or tuple."""
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizers in the form in which the user passed them."""
+        return self.optimizers if self.several else self.optimizers[0]
 
     def copied(self) -> Self:
         """A copy in training mode, with copies of the methods that are attached to the optimizers.
@@ -52,7 +59,7 @@ class Trained:
             optimizer.state = _first_state(optimizer)
 
     def start_over(self, fresh: nn.Module | None, seed: int) -> None:
-        """Become a new network: take over ``fresh``, or draw new values; methods begin anew, as if built on it."""
+        """Take over the values of ``fresh``, or draw new ones, and build the attached methods again on them."""
         values = self._new_values(seed) if fresh is None else fresh.state_dict()
         mine = self.network.state_dict()
         wrong = sorted(

@@ -67,9 +67,9 @@ def plasticity_test(
             torch.compile (copies run uncompiled). Modules whose mode you changed keep it if the network is in training.
         loss: ``loss(network, batch)``, the training loss. Use mixed precision in it as in your loop. None if you give
             ``step``.
-        batches: the data that come next: a list or tuple of batches (each repeat shuffles it anew), or anything else
-            that can be read again, such as a ``DataLoader`` (let it shuffle) or a function that returns an iterable. If
-            they are fewer than the steps, they are read again.
+        batches: the next data. A list or tuple of batches is shuffled again in each repeat. A ``DataLoader`` should
+            shuffle. A function that returns an iterable works too, and anything else that can be read again. If there
+            are fewer batches than steps, they are read again.
         optimizer: the network's optimizer, or several in a list or tuple. Methods that are attached to it act on the
             copies too; other step hooks do not.
         fresh: builds a new network of the same architecture. When left out, every module draws new parameters with its
@@ -113,7 +113,7 @@ def plasticity_test(
         raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
     optimizers = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     inner = tuple(held for one in optimizers for held in inner_optimizers(one))
-    live = Trained(unwrapped(network), inner, tuple(schedulers), scaler)
+    live = Trained(unwrapped(network), inner, tuple(schedulers), scaler, several=isinstance(optimizer, list | tuple))
     arms = dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)) | dict(remedies or {})
     curves: dict[str, list[Tensor]] = {name: [] for name in arms}
     report = _Report(len(arms) * repeats * steps, progress)
@@ -121,17 +121,10 @@ def plasticity_test(
         for name, remedy in arms.items():
             reproducible = partial(seeded, seed + repeat, live.network, batches)
             with reproducible(), without_gradients(live.network):
-                trained = live.copied()
-                handed = trained.optimizers if isinstance(optimizer, list | tuple) else trained.optimizers[0]
-                if name != AS_IT_IS:
-                    trained.renew_optimizers()
-                if name == FRESH_NETWORK:
-                    trained.start_over(unwrapped(fresh()) if fresh else None, seed + repeat)
-                if remedy:
-                    remedy(trained.network, handed)
+                trained = _prepared(live.copied(), name, fresh, remedy, seed + repeat)
             one_step: Callable[[Any], Tensor | float]
             if step:
-                one_step = partial(step, trained.network, handed)
+                one_step = partial(step, trained.network, trained.optimizer)
             elif loss:
                 one_step = partial(_step, trained, loss)
             told = partial(report, f"repeat {repeat + 1} of at most {repeats}, {name}")
@@ -142,6 +135,23 @@ def plasticity_test(
             break
     report.end()
     return result
+
+
+def _prepared(
+    trained: Trained,
+    name: str,
+    fresh: Callable[[], nn.Module] | None,
+    remedy: Callable[[nn.Module, Any], object] | None,
+    seed: int,
+) -> Trained:
+    """Turn a copy of the original into one of the compared copies."""
+    if name != AS_IT_IS:
+        trained.renew_optimizers()
+    if name == FRESH_NETWORK:
+        trained.start_over(unwrapped(fresh()) if fresh else None, seed)
+    if remedy:
+        remedy(trained.network, trained.optimizer)
+    return trained
 
 
 def _losses(

@@ -157,7 +157,7 @@ class Mitigator(KernelRunner):
         return self
 
     def built_on(self, network: nn.Module | Population) -> Self:
-        """This method with its options and its present strength, built anew on another network; not attached."""
+        """Build this method on another network, with its options and present strength. The result is not attached."""
         arguments, options = self._arguments
         method = type(self)(network, *arguments, **options)
         method.strength = self.strength

@@ -180,7 +180,7 @@ class Lines:
 def axis_extent(points: pl.DataFrame) -> tuple[float, float]:
     """The ends of the vertical axis: of the data; from zero on if they come near it and are nowhere negative."""
     finite = points.filter(pl.col("low").is_finite() & pl.col("high").is_finite())
-    bottom, top = float(finite["low"].min() or 0.0), float(finite["high"].max() or 0.0)  # type: ignore[arg-type]
+    bottom, top = float(finite["low"].min() or 0.0), float(finite["high"].max() or 0.0)  # type: ignore[arg-type]  # numbers
     return (0.0, top) if 0 <= bottom <= top / 2 else (bottom, top)
 
 
