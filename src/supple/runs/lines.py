@@ -90,31 +90,16 @@ class Lines:
             colours = alt.Scale(domain=values, scheme="viridis")
         titles_in_grey = [_titled(self.series, value) for value in grey]
         named = titles_in_grey if labels is not None else [_titled(self.series, value) for value in values]
-        legend = (
-            alt.Legend(
-                title=words(self.series) if labels is None else "in grey",
-                symbolOpacity=1,
-                values=named,
-                labelLimit=0,
-                **legend_options,
-            )
-            if named
-            else None
-        )
+        heading = words(self.series) if labels is None else "in grey"
+        legend = alt.Legend(title=heading, symbolOpacity=1, values=named, labelLimit=0, **legend_options)
         picked = alt.selection_point(
             name=f"picked_{self.series}", fields=[self.series], on="click", bind="legend" if named else alt.Undefined
         )
         shown = alt.when(picked)
         detail = [f"{column}:N" for column in self.others]
-        metric, x = metrics.find(self.metric), alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
-        title = self.y_title or metric.axis
-        if self.at == "strength":
-            title = f"{metric.title}, mean over tasks"
-            strengths = points["strength"].unique().sort().to_list()
-            x = x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
-        else:
-            x = x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d")
-        colour = alt.Color(f"{self.series}:N", legend=legend).scale(colours)
+        metric, x = metrics.find(self.metric), self._horizontal()
+        title = f"{metric.title}, mean over tasks" if self.at == "strength" else self.y_title or metric.axis
+        colour = alt.Color(f"{self.series}:N", legend=legend if named else None).scale(colours)
         dashes = {}
         if self.within:
             dashes["strokeDash"] = alt.StrokeDash(
@@ -136,14 +121,7 @@ class Lines:
             **dashes,
             y=alt.Y("mean:Q").scale(y_scale),
             opacity=shown.then(alt.value(1)).otherwise(alt.value(0.08)),
-            tooltip=[
-                alt.Tooltip(f"{self.series}:N", title=words(self.series)),
-                *(alt.Tooltip(f"{column}:N", title=words(column)) for column in self.others),
-                f"{self.at}:Q",
-                alt.Tooltip("mean:Q", format=".3f"),
-                *([alt.Tooltip("error:Q", format=".3f", title="standard error")] if "error" in points.columns else []),
-                "seeds:Q",
-            ],
+            tooltip=self._tooltip(),
         )
         layers = [band, line]
         if grey:
@@ -154,6 +132,26 @@ class Lines:
             layers.append(names.encode(x=x, y="place:Q", text="label:N", color=alt.Color("colour:N", scale=None)))
         chart: alt.LayerChart = alt.LayerChart(data=titled(points), layer=layers).add_params(picked)
         return chart
+
+    def _horizontal(self) -> alt.X:
+        """The horizontal axis."""
+        x = alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
+        if self.at != "strength":
+            return x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d")
+        strengths = self.points["strength"].unique().sort().to_list()
+        return x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
+
+    def _tooltip(self) -> list[Any]:
+        """What a point tells."""
+        has_error = "error" in self.points.columns
+        return [
+            alt.Tooltip(f"{self.series}:N", title=words(self.series)),
+            *(alt.Tooltip(f"{column}:N", title=words(column)) for column in self.others),
+            f"{self.at}:Q",
+            alt.Tooltip("mean:Q", format=".3f"),
+            *([alt.Tooltip("error:Q", format=".3f", title="standard error")] if has_error else []),
+            "seeds:Q",
+        ]
 
     def _labels(self, height: int) -> pl.DataFrame:
         """The titles of the methods with a colour, beside their lines' ends, far enough from each other to be read."""
