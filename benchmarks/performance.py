@@ -31,9 +31,10 @@ import supple
 from supple.lab import datasets, models
 from supple.lab.operations import operations
 from supple.lab.run import Run
-from supple.lab.trainer import Trainer, matmul_precision
+from supple.lab.trainer import Trainer
 from supple.lab.trimmed import TrimmedConv2d
 from supple.runs.folder import hardware_and_versions
+from supple.training.precision import matmul_precision
 
 RESULTS = Path(__file__).parent / "results"
 

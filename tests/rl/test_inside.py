@@ -57,7 +57,37 @@ def test_every_number_by_hand(agent, given):
         shares = torch.linalg.svdvals(hidden) / torch.linalg.svdvals(hidden).sum()
         rank = (-(shares * shares.clamp_min(1e-30).log()).sum()).exp()
         assert found["actor_effective_rank"][index] == pytest.approx(float(rank), rel=1e-3)
+
+        mean, log_deviation = actor(part.observation)
+        policy = torch.distributions.Normal(mean, log_deviation.exp())
+        raw = mean + log_deviation.exp() * noise[1, index]
+        log_probability = (policy.log_prob(raw) - (1 - raw.tanh() ** 2).log()).sum(-1)
+        assert found["entropy"][index] == pytest.approx(-float(log_probability.mean().detach()), rel=1e-3)
     assert found["temperature"].tolist() == [1, 1]
+
+
+def test_effective_step_sizes_by_hand(agent, given):
+    """Of one update, network by network; a member whose weights are twice as large has half of it."""
+    before = inside.weights(agent)
+    members = [copy.deepcopy(agent.actor.population.member(index)) for index in range(2)]
+    agent.update(*given)
+    found = inside.effective_step_sizes(agent, before)
+    assert {name for name in found if name.startswith("actor")} == {"actor_effective_step_size"} | {
+        f"actor_effective_step_size/{layer}" for layer in ("body.block0.0", "body.block1.0", "mean", "log_deviation")
+    }
+    for index, old in enumerate(members):
+        new = agent.actor.population.member(index)
+        vectors = [torch.nn.utils.parameters_to_vector(network.parameters()).detach() for network in (old, new)]
+        overall = (vectors[1] - vectors[0]).norm() / vectors[0].norm()
+        assert found["actor_effective_step_size"][index] == pytest.approx(float(overall), rel=1e-4)
+        layer = (new.mean.weight - old.mean.weight).norm() / old.mean.weight.norm()
+        assert found["actor_effective_step_size/mean"][index] == pytest.approx(float(layer.detach()), rel=1e-4)
+    doubled = {network: {name: 2 * p for name, p in parameters.items()} for network, parameters in before.items()}
+    for network, learner in (("actor", agent.actor), ("critic", agent.critic)):
+        for name, p in learner.parameters.items():
+            p.add_(before[network][name])
+    for name, value in inside.effective_step_sizes(agent, doubled).items():
+        torch.testing.assert_close(value, found[name] / 2, rtol=1e-3, atol=1e-6)
 
 
 def test_dormant_units_are_counted(agent, given):

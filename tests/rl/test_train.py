@@ -25,6 +25,8 @@ from supple.rl.train import Training, train
 from supple.runs.store import load
 
 SMALL = {"hidden": (16,), "batch_size": 8, "random_steps": 20, "replay_ratio": 2, "capacity": 40}
+EXEMPT_REFUSED = ("none", "resets", "hare-and-tortoise", "redo", "continual-backprop", "self-normalized-resets")
+"""The methods that act on no single layers, and so can't leave out the heads."""
 OPTIONS = {"steps": 60, "evaluate_every": 20, "episodes": 2, **SMALL}
 
 
@@ -189,7 +191,12 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
     assert (broken.replay._rows[1] == whole.replay._rows[1]).all()
     rows = {(member, metric): value for member, _, metric, value in broken.measure().rows()}
     assert (rows[0, "stopped"], rows[0, "diverged"], rows[1, "diverged"]) == (42, 1, 0)
-    assert (0, "return") not in rows
+    world, random, totals = module.make("Short-v0"), module.generator(module.Stream.RANDOM_POLICY, 0, 60), []
+    for k in range(2):
+        world.begin(module.number(module.Stream.EVALUATION, 0, 60, k))
+        actions = [random.uniform(-1, 1, 2).astype(np.float32) for _ in range(7)]
+        totals.append(sum(world.step(action).reward for action in actions))
+    assert rows[0, "return"] == pytest.approx(np.mean(totals)), "it counts as the random policy"
     assert rows[1, "return"] == {row[:3]: row[3] for row in whole.measure().rows()}[1, 2, "return"]
 
 
@@ -346,6 +353,10 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
         ({"method": "resets", "resets": {"parts": ()}}, "parts to reset, .* got none"),
         ({"method": "resets", "resets": {"every": 0}}, "1 or more"),
         ({"method": "spectral", "strength": -1.0}, "a strength of spectral of at least 0, got -1"),
+        ({"method": "spectral", "options": {"targt": 1.0}}, "did you mean 'target'"),
+        ({"method": "upgd", "options": {"noise": "much"}}, "noise of upgd to be like 0.001, got 'much'"),
+        *(({"method": name, "exempt_heads": True}, f"exempt heads, got {name}") for name in EXEMPT_REFUSED),
+        ({"matmul_precision": "midium"}, "did you mean 'medium'"),
         ({"method": "spectral", "actor_strength": math.inf}, "a strength of spectral of at least 0, got inf"),
         ({"method": "continual-backprop", "strength": 2.0}, "a strength of continual-backprop from 0 to 1.0, got 2"),
         ({"steps": 19}, r"more steps than the 20 at random .* got 19"),
@@ -412,6 +423,63 @@ def test_new_units_are_drawn_as_the_networks_were():
         Training(run(method)).agent.critic.mitigator._initializer(rows, torch.Generator().manual_seed(1))
         torch.testing.assert_close(rows @ rows.mT, 2 * torch.eye(16))
         assert Training(run(method, preset="sb3")).agent.actor.mitigator._initializer is None, "torch's own"
+
+
+def test_the_inside_has_the_step_size_of_the_last_update(tmp_path):
+    """It needs an update right before the evaluation: none at step 10, the last of two at step 20."""
+    training = Training(run(inside=True, evaluate_every=10, steps=20))
+    rows = [training.learn(part, lambda step: None) for part in range(2)]
+    seen = [{row[2]: row[3] for row in part.rows()} for part in rows]
+    assert "actor_effective_step_size" not in seen[0]
+    assert 0 < seen[1]["actor_effective_step_size"] < seen[1]["critic_effective_step_size/critics.0.1"] * 100
+    assert {"entropy", "critic_effective_step_size"} <= seen[1].keys()
+
+
+def test_updates_have_their_precision_and_evaluations_the_usual(monkeypatch):
+    training = Training(run(matmul_precision="medium"))
+    seen = {"update": set(), "act": set()}
+    for name, names in seen.items():
+        inner = getattr(training.agent, name)
+
+        def noted(*inputs, inner=inner, names=names):
+            names.add(torch.get_float32_matmul_precision())
+            return inner(*inputs)
+
+        monkeypatch.setattr(training.agent, name, noted)
+    training.learn(1, lambda step: None)
+    assert seen == {"update": {"medium"}, "act": {"highest"}}
+
+
+def test_usual_settings_are_not_in_the_configuration():
+    usual = run("spectral").config()
+    assert "matmul_precision" not in usual
+    assert "exempt_heads" not in usual
+    assert usual["options"] == "{}"
+    chosen = run("spectral", options={"one_sided": True}, exempt_heads=True, matmul_precision="medium").config()
+    changed = {name: value for name, value in chosen.items() if usual.get(name) != value}
+    assert changed == {"options": '{"exempt_heads": true, "one_sided": true}', "matmul_precision": "medium"}
+
+
+def test_options_reach_the_methods_of_actor_and_critic():
+    agent = Training(run("decoupled-spectral", options={"target": "initial"})).agent
+    assert agent.actor.mitigator.target == agent.critic.mitigator.target == "initial"
+    assert Training(run("upgd", options={"noise": 0.25})).agent.critic.mitigator.noise == 0.25
+
+
+LAYERED = [name for name in METHODS if name not in EXEMPT_REFUSED]
+
+
+@pytest.mark.parametrize("method", LAYERED)
+def test_exempt_heads_are_left_out(method):
+    exempt, usual = (Training(run(method, exempt_heads=exempt, preset="doro")).agent for exempt in (True, False))
+    heads = {"mean.weight", "mean.bias", "log_deviation.weight", "log_deviation.bias"}
+    acted_on = exempt.actor.mitigator.parameters.keys()
+    assert acted_on == usual.actor.mitigator.parameters.keys() - heads
+    assert "body.block0.0.weight" in acted_on
+    acted_on = exempt.critic.mitigator.parameters.keys()
+    assert acted_on == usual.critic.mitigator.parameters.keys() - {
+        f"critics.{critic}.1.{name}" for critic in range(2) for name in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)

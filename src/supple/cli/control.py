@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from supple.cli.options import Engine, Methods
+from supple.cli.options import Engine, Methods, Options, Precision, typed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,6 +46,10 @@ class Control(Engine):
     """The method's strength on actor and critic; its default when left out."""
     actor_strength: Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None
     """The method's strength on the actor, if it differs from the critic's."""
+    option: Options = None
+    """Keyword arguments of the method's class except its strength, such as `target initial` of `decoupled-spectral`."""
+    exempt_heads: bool = False
+    """The method leaves out the critic's last layer and the actor's mean and deviation."""
     replay_ratio: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Updates per environment step; the preset's when left out."""
     random_steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -69,7 +73,11 @@ class Control(Engine):
     """Episodes per evaluation, with the policy's mean. In an environment without a time limit they end after at most
     10,000 steps."""
     inside: bool = False
-    """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
+    """Also measure overestimation, policy entropy, norms, singular values, effective step sizes, dormant units and
+    effective rank at each evaluation."""
+    matmul_precision: Precision = "highest"
+    """Precision of float32 matrix products in updates. `high` lets a GPU round inputs to TensorFloat32; `medium` also
+    lets a CPU use bfloat16, if it has units for it. Evaluations stay exact."""
     video: bool = False
     """At the end, save an episode of the first method's first agent as a strip of images; needs a GL library."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/rl"
@@ -136,6 +144,9 @@ class Control(Engine):
                 strength=self.strength,
                 actor_strength=self.actor_strength,
                 resets=resets if method == RESETS else None,
+                options=typed(self.option),
+                exempt_heads=self.exempt_heads,
+                matmul_precision=self.matmul_precision,
                 **{name: getattr(self, name) for name in TYPED},
             )
             for seeds in apart

@@ -20,6 +20,18 @@ Methods = Annotated[tuple[str, ...], tyro.conf.arg(name="method", aliases=["--me
 Numbers = Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER ...", help_behavior_hint="")]
 
 
+Precision = Literal["highest", "high", "medium"]
+Options = Annotated[
+    dict[str, int | float | str] | None, tyro.conf.arg(metavar="[NAME VALUE ...]", help_behavior_hint="")
+]
+
+
+def typed(options: Mapping[str, int | float | str] | None) -> dict[str, Any]:
+    """A method's options as its class takes them, from those of the command line."""
+    truth = {"true": True, "false": False}
+    return {name: truth.get(str(value).lower(), value) for name, value in (options or {}).items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """Where to train, and where results go."""
@@ -164,7 +176,7 @@ class Protocol:
     """Epochs per task."""
     tasks: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Number of tasks, one after the other."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    matmul_precision: Precision = "highest"
     """Precision of float32 matrix products in training steps. `high` lets a GPU round inputs to TensorFloat32; `medium`
     also lets a CPU use bfloat16, if it has units for it: twice as fast for the 4x256 MLP. Measurements stay exact."""
     autocast: Annotated[Literal["bfloat16"] | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -176,17 +188,14 @@ class Protocol:
     keep_checkpoints: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Keep the networks' state after every so many tasks, for `supple test --after`; only the last state when left out.
     It changes no result, and a run that is finished already keeps no more."""
-    option: Annotated[
-        dict[str, int | float | str] | None, tyro.conf.arg(metavar="[NAME VALUE ...]", help_behavior_hint="")
-    ] = None
+    option: Options = None
     """Keyword arguments of the method's class except its strength, such as `exponent 4` of `spectral`."""
 
     def changes(self) -> dict[str, Any]:
         """The arguments for :meth:`supple.lab.run.Run.of`."""
-        truth = {"true": True, "false": False}
         return {
             "scale": self.scale,
-            "options": {name: truth.get(str(value).lower(), value) for name, value in (self.option or {}).items()},
+            "options": typed(self.option),
             "matmul_precision": self.matmul_precision,
             "autocast": self.autocast,
             "diagnostics": self.diagnostics,

@@ -1,25 +1,20 @@
 """The configuration of a run: everything that determines a population's numbers."""
 
-import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from supple.diagnostics import DIAGNOSTICS
 from supple.errors import is_told, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
-from supple.mitigators import Mitigator
 from supple.runs.run import BaseRun
 from supple.training import methods
 from supple.training.optimizers import OPTIMIZERS
-
-MATMUL_PRECISIONS = ("highest", "high", "medium")
-"""The values that ``torch.set_float32_matmul_precision`` accepts."""
+from supple.training.precision import MATMUL_PRECISIONS
 
 AUTOCAST = ("bfloat16",)
 """The types for ``torch.autocast``; float16 is left out, because its losses must be scaled."""
@@ -97,7 +92,7 @@ class Run(BaseRun):
                 raise ValueError(f"expected a strength of {method}, which has no default, got none: say --strength")
         if not (math.isfinite(strength) and 0 <= strength <= entry.largest_strength):
             raise ValueError(f"expected a strength of {method} from 0 to {entry.largest_strength:g}, got {strength}")
-        _check_options(method, entry.mitigator, options or {})
+        methods.check_options(method, entry, options or {})
         seeds = tuple(seeds)
         if diagnostics is None:
             diagnostics = [name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual]
@@ -137,25 +132,3 @@ class Run(BaseRun):
                 f"expected {' and '.join(parts)} to work on {self.problem}, got {type(error).__name__}: {error}: "
                 "correct it, --traceback shows where"
             ) from error
-
-
-def _check_options(method: str, mitigator: Callable[..., Mitigator], options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(mitigator).parameters
-    names = [name for name in parameters if name not in ("network", "strength")]
-    for name, value in options.items():
-        parameter = parameters[known(name, names, f"keyword of {method}")]
-        if not _fits(value, parameter.annotation):
-            like = "left out" if parameter.default is None else f"like {parameter.default!r}"
-            raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a number, text or bool fits an annotation; without annotation, every value fits."""
-    if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    kind = get_origin(kind) or kind
-    if kind in (int, float):
-        return type(value) in (int, kind)  # but not bool
-    return kind in (Any, inspect.Parameter.empty) or not isinstance(kind, type) or isinstance(value, kind)

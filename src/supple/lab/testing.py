@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from supple.diagnostics.experiment import plasticity_test
 from supple.diagnostics.verdict import AS_IT_IS, PlasticityTest
 from supple.lab.run import Run
-from supple.lab.trainer import Trainer, matmul_precision
+from supple.lab.trainer import Trainer
 from supple.mitigators.base import Mitigator
 from supple.mitigators.forecast import RewriteWarning
 from supple.runs.charts import save
@@ -22,6 +22,7 @@ from supple.runs.folder import hardware_and_versions
 from supple.runs.store import DAMAGED, configurations, first_line
 from supple.training import methods
 from supple.training.optimizers import NetworkOptimizer
+from supple.training.precision import matmul_precision
 
 STEPS = 500
 """Steps of a copy, if the task has as many."""

@@ -1,6 +1,5 @@
 """The continual-learning loop: a population learns task after task and is measured at the end of each task."""
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from supple.runs.store import SCHEMA
 from supple.training import methods
 from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import OPTIMIZERS
+from supple.training.precision import matmul_precision
 
 COMPILE_FROM = 30_000
 """Compiling pays from this many member-steps in a run: it costs 10 to 20 s and saves about 0.5 ms per step."""
@@ -225,17 +225,6 @@ class Trainer:
             with torch.autocast(x.device.type, getattr(torch, self.run.autocast)):
                 outputs = network(x.contiguous(memory_format=torch.channels_last)).float()
         return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
-
-
-@contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Use this precision of float32 matrix products in the block only, so that measurements stay exact."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def train(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role
+from supple.network.find_roles import Kind, Role, find_roles
 from supple.network.population import Population
 
 
@@ -63,8 +63,10 @@ class ParsevalRegularizer(Mitigator):
         self.scale = scale
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.needs_step_sizes = decoupled
-        matrices = [name for name, role in self.roles.items() if role.kind == "matrix" and name in self.parameters]
-        hidden = [name for name in matrices if name != matrices[-1] or (roles or {}).get(name) is not None]
+        # Also if roles leave the output layer out: then no hidden matrix takes its place.
+        matrices = [name for name, role in (find_roles(network) | self.roles).items() if role.kind == "matrix"]
+        hidden = [name for name in matrices if name != matrices[-1] or name in (roles or {})]
+        hidden = [name for name in hidden if name in self.parameters]
         self._act_on(hidden, "a hidden weight matrix")
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:

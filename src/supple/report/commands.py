@@ -10,7 +10,7 @@ from typing import Any
 from supple.lab.run import Run
 from supple.report.texts import stretches
 from supple.rl import run as control
-from supple.rl.methods import default_strength, find
+from supple.rl.methods import RESETS, default_strength, find
 from supple.rl.presets import PRESETS, Constants
 from supple.training import methods
 
@@ -74,7 +74,10 @@ def _laboratory(run: Run) -> list[str]:
 
 def _control(config: Mapping[str, Any]) -> list[str]:
     options, (strength, *_) = json.loads(config["options"]), config["strengths"]
-    resets = {name: options[name] for name in ("every", "unit", "parts", "layers") if name in options}
+    actor_strength, exempt_heads = options.pop("actor_strength", None), options.pop("exempt_heads", False)
+    resets, options = (options, {}) if config["method"] == RESETS else ({}, options)
+    if not all(map(_typed, options.values())):
+        return []
     if "parts" in resets:
         resets["parts"] = tuple(resets["parts"].split())
     settings = {name: config[name] for name in control.TYPED}
@@ -83,8 +86,11 @@ def _control(config: Mapping[str, Any]) -> list[str]:
         config["method"],
         config["seeds"],
         strength=strength,
-        actor_strength=options.get("actor_strength"),
+        actor_strength=actor_strength,
         resets=resets,
+        options=options,
+        exempt_heads=exempt_heads,
+        matmul_precision=config.get("matmul_precision"),
         **settings,
     )
     if json.dumps(run.config(), sort_keys=True) != json.dumps(config, sort_keys=True):
@@ -94,8 +100,14 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     typed = {name: value for name, value in settings.items() if value != defaults[name]}
     if strength != default_strength(find(run.method)):
         typed["strength"] = strength
-    if "actor_strength" in options:
-        typed["actor_strength"] = run.actor_strength
+    if actor_strength is not None:
+        typed["actor_strength"] = actor_strength
+    if options:
+        typed["option"] = tuple(part for pair in options.items() for part in pair)
+    if exempt_heads:
+        typed["exempt_heads"] = True
+    if "matmul_precision" in config:
+        typed["matmul_precision"] = run.matmul_precision
     typed |= {f"reset_{name}": value for name, value in resets.items()}
     common = ["supple", "rl", run.problem, "--method", run.method]
     for name, value in typed.items():

@@ -1,5 +1,7 @@
 """The agents of a run, with its method."""
 
+import json
+
 import torch
 
 from supple.rl.methods import find, mitigator_for
@@ -12,14 +14,15 @@ COMPILE_FROM = 20_000
 
 def agent_of(run: Run, observation_size: int, action_size: int, *, compiled: bool, device: str) -> SAC:
     """An agent for each seed of a run, with the run's method on all actors and all critics."""
-    method = find(run.method)
+    method, options = find(run.method), json.loads(run.options)
+    settings = run.constants, options, run.exempt_heads
     return SAC(
         observation_size,
         action_size,
         run.constants,
         run.seeds,
-        actor_method=lambda actor: mitigator_for(method, actor, run.actor_strength, run.constants),
-        critic_method=lambda critic: mitigator_for(method, critic, run.strength, run.constants),
+        actor_method=lambda actor: mitigator_for(method, actor, run.actor_strength, *settings),
+        critic_method=lambda critic: mitigator_for(method, critic, run.strength, *settings),
         compiled=compiled,
         device=device,
     )

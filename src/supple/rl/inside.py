@@ -1,4 +1,4 @@
-"""Diagnostics of agents: overestimation, norms, singular values, dormant units, effective rank, temperature."""
+"""Diagnostics of agents: overestimation, entropy, norms, singular values, effective step sizes, dormant units."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from supple.diagnostics import DIAGNOSTICS, Inspection, spectra
 from supple.diagnostics.gradients import gradient_norm
+from supple.kernels.power_iteration import TINY
+from supple.mitigators.states import Tensors
 from supple.rl.envs import Environment
 from supple.rl.sac import SAC, Batch, squashed
 
@@ -25,7 +27,8 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
     with agent.critic.unobserved():
         critic_gradient, _ = agent.critic.gradients(agent.critic_loss, agent.target, actor, alpha, batch, noise[0])
     with agent.actor.unobserved():
-        actor_gradient, _ = agent.actor.gradients(agent.actor_loss, critic, alpha, batch.observation, noise[1])
+        actor_gradient, entropy = agent.actor.gradients(agent.actor_loss, critic, alpha, batch.observation, noise[1])
+    metrics["entropy"] = entropy
     for name, learner, gradient, inputs in (
         ("actor", agent.actor, actor_gradient, (batch.observation,)),
         ("critic", agent.critic, critic_gradient, (batch.observation, batch.action)),
@@ -42,6 +45,37 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
             f"{name}_effective_rank": spectra.effective_rank(spectra.singular_values(last)),
         }
         metrics |= {f"{name}_spectral_norm/{key}": value for key, value in norms.items()}
+    return metrics
+
+
+def weights(agent: SAC) -> dict[str, Tensors]:
+    """A copy of the parameters of actor and critic, by network."""
+    networks = {"actor": agent.actor, "critic": agent.critic}
+    return {name: {key: p.clone() for key, p in learner.parameters.items()} for name, learner in networks.items()}
+
+
+def effective_step_sizes(agent: SAC, before: dict[str, Tensors]) -> dict[str, Tensor]:
+    r"""How far the parameters have moved, relative to their norm: of each network, and of each of its matrices.
+
+    .. math:: \lVert \theta - \theta_{\text{before}} \rVert / \lVert \theta_{\text{before}} \rVert
+
+    Where a normalisation follows, the loss does not depend on a weight's size: then this, and not the step size, is how
+    fast the network turns (van Laarhoven, *L2 Regularization versus Batch and Weight Normalization*, 2017).
+
+    Args:
+        agent: after one or more updates.
+        before: what :func:`weights` returned before them.
+    """
+    metrics = {}
+    for network, parameters in weights(agent).items():
+        old = {name: tensor.flatten(1) for name, tensor in before[network].items()}
+        change = {name: tensor.flatten(1) - old[name] for name, tensor in parameters.items()}
+        parts = {"": [*old]} | {
+            f"/{name.removesuffix('.weight')}": [name] for name, p in parameters.items() if p.ndim > 2
+        }
+        for layer, names in parts.items():
+            norms = [torch.cat([tensors[name] for name in names], 1).norm(dim=1) for tensors in (change, old)]
+            metrics[f"{network}_effective_step_size{layer}"] = norms[0] / norms[1].clamp_min(TINY)
     return metrics
 
 

@@ -1,13 +1,17 @@
 """The methods for agents: those of the table that do not change the architecture, and resets of the whole agent."""
 
+import inspect
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators import Mitigator
+from supple.mitigators import HareAndTortoise, Mitigator
 from supple.mitigators.unit_resets import UnitResets
 from supple.network.population import Population
+from supple.rl.networks import layers_of
 from supple.rl.presets import Constants
 from supple.training import methods
 from supple.training.methods import Method
@@ -41,11 +45,41 @@ def default_strength(method: Method) -> float:
     return method.strength if method.control_strength is None else method.control_strength
 
 
-def mitigator_for(method: Method, population: Population, strength: float, constants: Constants) -> Mitigator:
+def check_exempt_heads(name: str, method: Method) -> None:
+    """Check that the method can leave out the heads.
+
+    Raises:
+        ValueError: for a method that acts on no single layers, or a class that takes no roles.
+    """
+    whole = (UnitResets, HareAndTortoise)
+    acts_on_layers = method.mitigator is not Mitigator and not _is_a(method, whole)
+    if not (acts_on_layers and "roles" in inspect.signature(method.mitigator).parameters):
+        raise ValueError(
+            f"expected a method that acts on each layer for itself with exempt heads, got {name}: leave --exempt-heads "
+            "out, or name a method such as spectral"
+        )
+
+
+def mitigator_for(
+    method: Method,
+    population: Population,
+    strength: float,
+    constants: Constants,
+    options: Mapping[str, Any],
+    exempt_heads: bool,
+) -> Mitigator:
     """The method's mitigator on all actors or all critics; it reinitializes units as the networks were initialized."""
-    is_orthogonal = isinstance(method.mitigator, type) and issubclass(method.mitigator, UnitResets)
-    is_orthogonal &= constants.initialization == "orthogonal"
-    return method.on(population, strength, **({"initializer": _orthogonal} if is_orthogonal else {}))
+    given = dict(options)
+    if _is_a(method, UnitResets) and constants.initialization == "orthogonal":
+        given["initializer"] = _orthogonal
+    if exempt_heads:
+        given["roles"] = dict.fromkeys(layers_of(population.stacked)[-1])
+    return method.on(population, strength, **given)
+
+
+def _is_a(method: Method, classes: type | tuple[type, ...]) -> bool:
+    """Whether the method's mitigator is one of these classes, and no function that builds one."""
+    return isinstance(method.mitigator, type) and issubclass(method.mitigator, classes)
 
 
 def _orthogonal(rows: Tensor, generator: torch.Generator) -> None:

@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import polars as pl
 
 from supple.errors import known
-from supple.rl.methods import RESETS, default_strength, find
+from supple.rl.methods import RESETS, check_exempt_heads, default_strength, find
 from supple.rl.presets import PRESETS, Constants, check
 from supple.rl.resets import Resets
 from supple.runs.run import BaseRun
 from supple.runs.store import load
+from supple.training.methods import check_options
+from supple.training.precision import MATMUL_PRECISIONS
 
 PAPER_STEPS = 1_000_000
 PRIMED_ON = 100
@@ -47,6 +49,13 @@ class Run(BaseRun):
     """Heavy priming: updates on the first 100 transitions, before normal training; usually 0."""
     inside: bool
     """Whether each evaluation also measures the diagnostics of :mod:`supple.rl.inside`."""
+    options: str = "{}"
+    """The method's keyword arguments except its strength, as sorted JSON."""
+    exempt_heads: bool = False
+    """Whether the method leaves out the last layers: the critics' and the actor's mean and deviation."""
+    matmul_precision: str = "highest"
+    """Precision of float32 matrix products in updates, one of
+    :data:`supple.training.precision.MATMUL_PRECISIONS`."""
 
     @classmethod
     def of(
@@ -64,17 +73,24 @@ class Run(BaseRun):
         episodes: int = 10,
         prime: int = 0,
         inside: bool = False,
+        options: Mapping[str, Any] | None = None,
+        exempt_heads: bool = False,
+        matmul_precision: str | None = None,
         **constants: Any,
     ) -> "Run":
         """The run of a named method on a named task; None means the default.
 
         Raises:
-            ValueError: for an unknown name (the message suggests the nearest one), or if there is nothing to train.
+            ValueError: for an unknown name (the message suggests the nearest one), an option that the method does not
+                take, or if there is nothing to train.
         """
         chosen = find(method)
         given = {name: value for name, value in (resets or {}).items() if value is not None}
         if given and method != RESETS:
             raise ValueError(f"expected resets of the method 'resets' alone, got {sorted(given)} for {method!r}")
+        check_options(method, chosen, options or {})
+        if exempt_heads:
+            check_exempt_heads(method, chosen)
         changes = dict(PRESETS[known(preset, PRESETS, "preset")].changes)
         changes |= {name: value for name, value in constants.items() if value is not None}
         strength = float(default_strength(chosen) if strength is None else strength)
@@ -92,6 +108,9 @@ class Run(BaseRun):
             resets=Resets(**given) if method == RESETS else None,
             prime=prime,
             inside=inside,
+            options=json.dumps(dict(options or {}), sort_keys=True),
+            exempt_heads=exempt_heads,
+            matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
         )
         run._check()
         return run
@@ -134,15 +153,20 @@ class Run(BaseRun):
 
         In the store, a "task" is the interval between two evaluations, counted from 0. ``options`` is sorted JSON of
         the method's options that differ from their defaults, except its strength; ``resets`` lists all reset options.
+        The usual precision is left out: older folders keep their names.
         """
-        apart = ("strength", "actor_strength", "constants", "resets")
+        apart = ["strength", "actor_strength", "constants", "resets", "options", "exempt_heads"]
+        apart += ["matmul_precision"] * (self.matmul_precision == "highest")
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
         flat |= dataclasses.asdict(self.constants)
         usual = Resets()
         resets = dataclasses.asdict(self.resets) if self.resets else {}
-        options = {key: value for key, value in resets.items() if value != getattr(usual, key)}
+        options = json.loads(self.options)
+        options |= {key: value for key, value in resets.items() if value != getattr(usual, key)}
         if self.actor_strength != self.strength:
             options["actor_strength"] = self.actor_strength
+        if self.exempt_heads:
+            options["exempt_heads"] = True
         return {key: _joined(value) for key, value in flat.items()} | {
             "seeds": self.seeds,
             "strengths": (self.strength,) * len(self.seeds),

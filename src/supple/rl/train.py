@@ -12,6 +12,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
+from supple.mitigators.states import Tensors
 from supple.rl import inside
 from supple.rl.agent import agent_of, should_compile
 from supple.rl.envs import Environment, Episodes, Step, make
@@ -22,6 +23,7 @@ from supple.runs.files import files_at
 from supple.runs.resume import Report, work_on
 from supple.runs.store import SCHEMA
 from supple.runs.streams import Stream, generator, number
+from supple.training.precision import matmul_precision
 
 Row = tuple[int, int, str, float]
 
@@ -56,6 +58,8 @@ class Training:
         """Members whose actions are no longer finite, with the step at which that was detected."""
         self.returns: list[list[float]] = [[] for _ in run.seeds]
         """For each member, the returns of the episodes finished since the last evaluation."""
+        self._before: dict[str, Tensors] | None = None
+        """Actor and critic before the last update, if an evaluation of the inside follows it."""
         self._test_environments: list[list[Environment]] = []
         self._pool = ThreadPoolExecutor(len(run.seeds)) if len(run.seeds) > 1 else None
 
@@ -68,6 +72,11 @@ class Training:
         constants = self.run.constants
         if len(self.replay) >= min(constants.random_steps, constants.capacity):
             self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
+
+    @property
+    def _is_looked_inside(self) -> bool:
+        """Whether an evaluation follows this step that measures the inside."""
+        return self.run.inside and (self.step % self.run.evaluate_every == 0 or self.step == self.run.steps)
 
     def learn(self, part: int, report: Report) -> pl.DataFrame:
         """Train to the next evaluation, measure, and reset what is due then."""
@@ -112,7 +121,7 @@ class Training:
             rows.append((member, task, "diverged", float(member in self.stopped)))
             if member in self.stopped:
                 rows.append((member, task, "stopped", float(self.stopped[member])))
-                continue
+                scores = self._random_returns(member)
             rows.append((member, task, "return", float(scores.mean())))
             if self.returns[member]:
                 rows.append((member, task, "training_return", float(np.mean(self.returns[member]))))
@@ -182,9 +191,12 @@ class Training:
 
     def _learn(self, generators: list[np.random.Generator], updates: int) -> None:
         """Update so many times, each time on a new minibatch."""
-        for batch, noise in self._minibatches(generators, updates):
-            self.agent.update(batch, noise)
-            self.updates += 1
+        with matmul_precision(self.run.matmul_precision):
+            for index, (batch, noise) in enumerate(self._minibatches(generators, updates), 1):
+                if index == updates and self._is_looked_inside:
+                    self._before = inside.weights(self.agent)
+                self.agent.update(batch, noise)
+                self.updates += 1
 
     def _minibatches(self, generators: list[np.random.Generator], updates: int) -> Iterator[tuple[Batch, Tensor]]:
         """Minibatches with their noise; all of them are sampled and moved to the device at once."""
@@ -226,9 +238,25 @@ class Training:
                 totals[index, k] += step.reward
         return totals
 
+    def _random_returns(self, member: int) -> np.ndarray:
+        """Returns of uniformly random actions, which count for a stopped member, in the episodes of its evaluation."""
+        seed, totals = self.run.seeds[member], np.zeros(self.run.episodes)
+        random = generator(Stream.RANDOM_POLICY, seed, self.step)
+        for k, environment in enumerate(self._test_environments[member]):
+            environment.begin(number(Stream.EVALUATION, seed, self.step, k))
+            last = False
+            while not last:
+                action = random.uniform(-1, 1, environment.action_size).astype(np.float32)
+                _, reward, _, last = environment.step(action)
+                totals[k] += reward
+        return totals
+
     def _look_inside(self, task: int) -> list[Row]:
         generators = self._generators(Stream.INSIDE, self.step)
         metrics = inside.networks(self.agent, *next(self._minibatches(generators, 1)))
+        if self._before:
+            metrics |= inside.effective_step_sizes(self.agent, self._before)
+            self._before = None
         seeds = [number(Stream.INSIDE, seed, self.step, 1) for seed in self.run.seeds]
         members = zip(self._test_environments, seeds, generators, strict=True)
         metrics["overestimation"] = torch.tensor(

@@ -29,6 +29,7 @@ METRICS: dict[str, Metric] = {
     "overestimation": Metric(
         "overestimation of Q, over the return", "How far Q lies above the discounted return, relative to it."
     ),
+    "entropy": Metric("policy entropy", "The mean of −log π(a|s) over a minibatch.", unit="nats"),
     "temperature": Metric("temperature", "The weight α of the entropy in the agent's objective."),
     "diverged": Metric(
         "share of diverged networks", "1 if the network's numbers are no longer finite.", higher_is_better=False
@@ -44,6 +45,7 @@ METRICS |= {
         ("weight_norm", "weight norm", "The norm of all parameters.", None),
         ("gradient_norm", "gradient norm", "The norm of the gradient of its loss.", None),
         ("spectral_norm", "largest singular value", "The largest of any layer; a layer's is its own.", None),
+        ("effective_step_size", "effective step size", "The change in the last update over the norm before it.", None),
         ("dormant", "share of dormant units", "Hidden units with a ReDo score of at most 0.1.", False),
         ("effective_rank", "effective rank", "Of the activations of the last hidden layer.", True),
     )

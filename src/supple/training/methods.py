@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import nn
 
@@ -257,3 +258,30 @@ def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
 def title_of(name: str) -> str:
     """The name of a method in charts and tables; a user's own method keeps its name."""
     return METHODS[name].title if name in METHODS else name
+
+
+def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> None:
+    """Check that the method takes these options, apart from its strength, and values of their types.
+
+    Raises:
+        ValueError: for an unknown option (the message suggests the nearest one), or a value of another type.
+    """
+    parameters = inspect.signature(entry.mitigator).parameters
+    names = [name for name in parameters if name not in ("network", "strength")]
+    for name, value in options.items():
+        parameter = parameters[known(name, names, f"keyword of {method}")]
+        if not _fits(value, parameter.annotation):
+            like = "left out" if parameter.default is None else f"like {parameter.default!r}"
+            raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a number, text or bool fits an annotation; without annotation, every value fits."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    kind = get_origin(kind) or kind
+    if kind in (int, float):
+        return type(value) in (int, kind)  # but not bool
+    return kind in (Any, inspect.Parameter.empty) or not isinstance(kind, type) or isinstance(value, kind)
