@@ -15,13 +15,16 @@ import polars as pl
 import pytest
 import torch
 
+from supple import cli
+from supple.report import write_page
 from supple.rl import agent, envs
 from supple.rl import train as module
-from supple.rl.charts import with_steps
+from supple.rl.charts import over_steps, with_steps
 from supple.rl.methods import METHODS
 from supple.rl.resets import PARTS, Resets
 from supple.rl.run import Run
 from supple.rl.train import Training, train
+from supple.runs.stats import by_task, last_tasks
 from supple.runs.store import load
 
 SMALL = {"hidden": (16,), "batch_size": 8, "random_steps": 20, "replay_ratio": 2, "capacity": 40}
@@ -198,6 +201,29 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
         totals.append(sum(world.step(action).reward for action in actions))
     assert rows[0, "return"] == pytest.approx(np.mean(totals)), "it counts as the random policy"
     assert rows[1, "return"] == {row[:3]: row[3] for row in whole.measure().rows()}[1, 2, "return"]
+
+
+def test_a_diverged_agent_stays_in_every_mean(tmp_path, monkeypatch, capsys):
+    """From step 30 on, the actions of one of two agents are not finite."""
+    config, actions = run(seeds=(0, 1)), Training._actions
+
+    def broken(training, observations):
+        chosen = actions(training, observations)
+        chosen[0, 0] = math.nan if training.step >= 30 else chosen[0, 0]
+        return chosen
+
+    monkeypatch.setattr(Training, "_actions", broken)
+    train(config, root=str(tmp_path))
+    rows = load(str(tmp_path))
+    assert by_task(rows, "return")["seeds"].to_list() == [2, 2, 2]
+    assert last_tasks(rows, "return")["diverged"].to_list() == [1]
+    datasets = over_steps(rows, "return", "").to_dict()["datasets"].values()
+    assert {point["seeds"] for points in datasets for point in points if "seeds" in point} == {2}
+    cli.Results(runs=str(tmp_path))()
+    said = "one agent has diverged: the return is that of random actions from then on"
+    assert said in capsys.readouterr().out
+    write_page(str(tmp_path))
+    assert said[1:] in (tmp_path / "index.html").read_text()
 
 
 def test_without_a_compiler_a_long_run_takes_the_plain_path(monkeypatch):

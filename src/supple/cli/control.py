@@ -92,6 +92,7 @@ class Control(Engine):
 
         from supple.rl.charts import over_steps
         from supple.runs.charts import over_seeds, save
+        from supple.runs.stats import note_on_diverged
         from supple.runs.store import digest
 
         runs, console = self.members(), Console()
@@ -104,12 +105,11 @@ class Control(Engine):
         rows = self.train_agents(runs, self.device)
         console.print(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
-        chart = over_steps(
-            rows,
-            "return",
-            f"{self.task}{primed}",
-            f"evaluation return, {over_seeds(self.seeds)}",
-        )
+        diverged = note_on_diverged(rows, "return")
+        if diverged:
+            console.print(diverged)
+        subtitle = "; ".join(filter(None, [f"evaluation return, {over_seeds(self.seeds)}", diverged]))
+        chart = over_steps(rows, "return", f"{self.task}{primed}", subtitle)
         folders = " ".join(sorted(run.folder(self.out).name for run in runs))
         name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(folders)}")
         for path in save(chart, self.out, name):

@@ -10,6 +10,7 @@ import polars as pl
 from supple.figures.figure import arranged
 from supple.lab.problems import Scale
 from supple.rl.run import PAPER_STEPS, Run
+from supple.runs.stats import note_on_diverged
 
 METHODS = ("none", "resets", "spectral")
 
@@ -54,7 +55,8 @@ class ControlFigure:
     def draw(self, rows_of: RowsOf, scale: Scale, seeds: int) -> alt.VConcatChart:
         """The chart; ``rows_of`` returns the measurements of runs."""
         stamp = f"{scale} scale, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-        return arranged(self.charts(rows_of, scale, seeds), self.title, stamp, self.note)
+        diverged = note_on_diverged(rows_of(self.runs(scale, seeds)), "return")
+        return arranged(self.charts(rows_of, scale, seeds), self.title, stamp, self.note, diverged)
 
 
 def agents(method: str, scale: Scale, seeds: int, *, period: int | None = None, **changes: Any) -> list[Run]:

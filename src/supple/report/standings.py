@@ -9,7 +9,7 @@ from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
 from supple.runs.lines import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
-from supple.runs.stats import last_count, paired, ranking, settings
+from supple.runs.stats import last_count, note_on_diverged, paired, ranking, settings
 from supple.runs.tables import capitalized
 
 TUNED = ("method", "options", "strength", "step_size")
@@ -37,6 +37,8 @@ class Headline:
     """Whether some settings have finished fewer tasks than others."""
     diverged: bool
     """Whether any network has diverged."""
+    note: str
+    """What must be said of networks that have diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
             sensitivity=_sensitivity(rows, metric, last, drawings),
             some_lag=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
+            note=capitalized(note_on_diverged(shown, metric)),
         )
 
     others = [name for name in metrics if name not in accuracies and name != "diverged"]

@@ -51,6 +51,16 @@ def over_tasks(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     )
 
 
+def note_on_diverged(rows: pl.DataFrame, metric: str) -> str:
+    """What a reader of mean returns must know of agents that have diverged; "" if none has, and for other metrics."""
+    diverged = rows.filter((pl.col("metric") == "diverged") & (pl.col("value") == 1))
+    if metric != "return" or diverged.is_empty():
+        return ""
+    diverged = diverged.unique(["run", "member"])
+    count = "one agent has" if len(diverged) == 1 else f"{len(diverged)} agents have"
+    return f"{count} diverged: the return is that of random actions from then on"
+
+
 def last_count(tasks: int, most: int = 5) -> int:
     """How many last tasks to average: the first is not among them, so of a warm start's two only the second counts."""
     return max(1, min(most, tasks - 1))

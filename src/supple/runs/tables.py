@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supple.runs import metrics
-from supple.runs.stats import last_count, ranking, varying
+from supple.runs.stats import last_count, note_on_diverged, ranking, varying
 from supple.training.methods import title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
@@ -35,6 +35,7 @@ def results_table(
     others = [name for name in varying(rows) if name not in shown]
     title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
     table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
+    table.caption, table.caption_justify = note_on_diverged(rows, metric) or None, "left"
     steps = ["at steps"] if has_steps else []
     for heading in ("strength", *others, "first", f"last {count}", *steps, "IQM", "95 %", "seeds"):
         table.add_column(heading, justify="right", no_wrap=True)
