@@ -26,6 +26,7 @@ from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
 from supple.rl.train import train
 from supple.runs.streams import Stream, number
+from supple.training.precision import matmul_precision
 
 QUADRUPED = 78, 12
 ROOT = Path(__file__).parent.parent / "results" / "control"
@@ -49,6 +50,7 @@ class Speed:
             spectral: supple_updates(self.updates, spectral=True),
             plain: supple_updates(self.updates),
             f"{spectral}, not compiled": supple_updates(self.updates, spectral=True, compiled=False),
+            f"{spectral}, medium precision": supple_updates(self.updates, spectral=True, precision="medium"),
             "sb3's networks": supple_updates(self.updates, preset="sb3"),
         }
         seconds = {
@@ -63,6 +65,7 @@ class Speed:
                 name: statistics.median(ratios(seconds["sb3"], values)) for name, values in seconds.items()
             },
             "cost_of_spectral": least[spectral] / least[plain],
+            "gain_of_medium_precision": least[spectral] / least[f"{spectral}, medium precision"],
             "cost_of_spectral_median_of_rounds": statistics.median(ratios(seconds[spectral], seconds[plain])),
         }
         write(self.out, self, **measured, seconds=seconds)
@@ -70,7 +73,7 @@ class Speed:
 
 
 def supple_updates(
-    count: int, *, preset: str = "paper", spectral: bool = False, compiled: bool = True
+    count: int, *, preset: str = "paper", spectral: bool = False, compiled: bool = True, precision: str = "highest"
 ) -> Callable[[], None]:
     observation, action = QUADRUPED
     method = (lambda network: supple.SpectralRegularizer(network, 1e-4)) if spectral else supple.Mitigator
@@ -86,8 +89,9 @@ def supple_updates(
     noise = torch.randn(2, 1, 256, action)
 
     def update() -> None:
-        for _ in range(count):
-            agent.update(batch, noise)
+        with matmul_precision(precision):
+            for _ in range(count):
+                agent.update(batch, noise)
 
     return update
 
@@ -156,6 +160,7 @@ class Learn:
     method: str = "spectral"
     strength: float | None = None
     """The method's default when left out."""
+    matmul_precision: str = "highest"
     out: Path = ROOT / "learn"
     """Folder for one JSON file per agent and seed; finished ones are not repeated, and supple's agents can resume."""
 
@@ -176,6 +181,7 @@ class Learn:
             self.method,
             [seed],
             strength=self.strength,
+            matmul_precision=self.matmul_precision,
             preset=self.preset,
             steps=self.steps,
             evaluate_every=self.evaluate_every,

@@ -95,7 +95,7 @@ class Engine:
 
         self.check()
         missing = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
-        for run in {(run.problem, run.method): run for run in missing}.values():
+        for run in {(run.problem, run.method, run.options): run for run in missing}.values():
             rehearse(run, root=self.out, device=device)
         lengths = {run: (title_of(run.method), run.steps) for run in missing}
         work = partial(train, root=self.out, device=device)

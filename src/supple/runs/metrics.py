@@ -22,7 +22,11 @@ METRICS: dict[str, Metric] = {
     "train_loss": Metric(
         "training loss", "The cross entropy on the same examples.", unit="nats", when=END, higher_is_better=False
     ),
-    "return": Metric("return of the policy's mean", "The mean over an evaluation's episodes.", higher_is_better=True),
+    "return": Metric(
+        "return of the policy's mean",
+        "The mean over an evaluation's episodes; a diverged agent has that of random actions.",
+        higher_is_better=True,
+    ),
     "training_return": Metric(
         "return of the training episodes", "The mean since the last evaluation.", higher_is_better=True
     ),
