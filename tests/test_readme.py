@@ -54,6 +54,15 @@ def test_each_program_of_the_page_of_frameworks_runs_by_itself(title, tmp_path, 
         assert {"train/spectral_norm", "critic/spectral_norm", "spectral_norm"} & logged
 
 
+def test_the_program_with_ppo_runs_shortened(tmp_path, monkeypatch, capsys):
+    """One rollout of 256 steps, with 20 epochs of one batch each."""
+    monkeypatch.chdir(tmp_path)
+    section = (DOCS / "frameworks.md").read_text().split("## Stable-Baselines3\n")[1]
+    program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    exec(program.replace("STEPS = 50_000", "STEPS = 256"), {})
+    assert "attached to Adam (20 steps)" in capsys.readouterr().out
+
+
 def test_the_readme_is_short():
     assert len(README.read_text().split()) <= 900
 
