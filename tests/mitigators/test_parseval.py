@@ -125,3 +125,9 @@ def test_a_network_without_a_hidden_matrix_is_refused(network):
 def test_a_bad_scale_is_refused(scale):
     with pytest.raises(ValueError, match=rf"expected a scale.*{scale}"):
         ParsevalRegularizer(ZOO["mlp"](), scale=scale)
+
+
+def test_an_output_layer_that_roles_leave_out_takes_no_hidden_one_with_it():
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    usual, named = (ParsevalRegularizer(network, roles=roles) for roles in (None, {"4.weight": None}))
+    assert list(usual.parameters) == list(named.parameters) == ["0.weight", "2.weight"]
