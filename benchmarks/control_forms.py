@@ -164,7 +164,9 @@ def panel(points: pl.DataFrame, task: str, metric: str) -> alt.LayerChart:
     scale = alt.Scale() if metric == "return" else alt.Scale(type="log")
     base = alt.Chart(points.filter((pl.col("problem") == task) & (pl.col("metric") == metric))).encode(
         x=alt.X("step:Q", title="steps of the environment"),
-        color=alt.Color("setting:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=3)),
+        color=alt.Color(
+            "setting:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=3, symbolOpacity=1)
+        ),
     )
     line = base.mark_line(point=True).encode(y=alt.Y("mean:Q", title=find(metric).title).scale(scale))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(scale), y2="high:Q")
