@@ -70,6 +70,12 @@ class Control(Engine):
     10,000 steps."""
     inside: bool = False
     """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
+    change: Literal["actions", "dynamics", "task"] | None = None
+    """A world that changes every `change-every` steps, drawn by seed: `actions`, another order and other signs of them,
+    in any environment; `dynamics`, other masses, friction and damping, in the suite; `task`, another task of the suite
+    on the same body. Agent and buffer stay. Off when left out."""
+    change_every: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Steps between two changes, a multiple of `evaluate-every`."""
     video: bool = False
     """At the end, save an episode of the first method's first agent as a strip of images; needs a GL library."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/rl"

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     EVALUATION = 17
     PRIMING = 18
     INSIDE = 19
+    CHANGE = 20
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
