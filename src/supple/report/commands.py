@@ -77,7 +77,7 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     resets = {name: options[name] for name in ("every", "unit", "parts", "layers") if name in options}
     if "parts" in resets:
         resets["parts"] = tuple(resets["parts"].split())
-    settings = {name: config[name] for name in control.TYPED}
+    settings = {name: config[name] for name in control.TYPED if name in config}
     run = control.Run.of(
         config["problem"],
         config["method"],
