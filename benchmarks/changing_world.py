@@ -1,13 +1,13 @@
 """Which methods recover when the world changes: ten changes of a control task, with and without LayerNorm.
 
     python benchmarks/changing_world.py train --workers 2    # four to five hours on two idle cores; resumes
-    python benchmarks/changing_world.py tables               # results so far: rows, chart, and the table in docs/control.md
+    python benchmarks/changing_world.py tables    # results so far: rows, chart, and the table in docs/control.md
 
 Ten minutes of one core are about 90,000 updates, or 8,000 in each of eleven worlds. The task must be learned in fewer:
-`Pendulum-v1` is (about 3,000 updates from -1,400 to -100), and its simulation costs nothing. Its one action has two
-orders and signs, so each change turns the policy's every action into its opposite. Four updates a step leave 2,000
-steps, ten episodes, in each world. The buffer holds half of that: a thousand steps after a change, nothing in it is of
-an earlier world any more, and another thousand follow until the next change.
+`Pendulum-v1` is, in about 3,000, and its simulation costs nothing. It has one action, so each change turns everything
+that the policy does into its opposite. Four updates a step leave 2,000 steps in each world, which are ten episodes.
+The buffer holds half of that: a thousand steps after a change, nothing in it is of an earlier world any more, and
+another thousand follow until the next change.
 """
 
 import re

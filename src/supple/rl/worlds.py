@@ -107,6 +107,6 @@ def _arrangement_after(size: int, seed: int, changes: int) -> np.ndarray:
     for change in range(1, changes + 1):
         random, before = generator(Stream.CHANGE, seed, change), current
         while (current == before).all():
-            signs = random.choice(np.float32([-1, 1]), (size, 1))
+            signs = random.choice(np.array([-1, 1], np.float32), (size, 1))
             current = signs * np.eye(size, dtype=np.float32)[random.permutation(size)]
     return current
