@@ -79,9 +79,8 @@ def checkpoint(folder):
     ("method", "changes"),
     [
         ("spectral", {}),
-        ("redo", {}),
+        ("redo", {"change": "actions", "change_every": 20, "evaluate_every": 10}),
         ("resets", {"resets": {"every": 25, "unit": "steps"}}),
-        ("none", {"change": "actions", "change_every": 20, "evaluate_every": 10}),
     ],
 )
 def test_a_run_that_was_killed_ends_with_the_same_bits(method, changes, tmp_path):

@@ -133,6 +133,7 @@ def test_the_task_is_another_one_on_the_same_body_after_each_change(monkeypatch)
         ("Pendulum-v1", "task", "with others on the same body, such as walker-walk, got 'Pendulum-v1': use --change"),
         ("fish-swim", "task", "with others on the same body, such as walker-walk, got 'fish-swim'"),
         ("fish-swum", "dynamics", "did you mean 'fish-swim'"),
+        ("fish-swum", "task", "did you mean 'fish-swim'"),
     ],
 )
 def test_what_cannot_change_is_refused(problem, change, message):

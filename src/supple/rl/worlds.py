@@ -79,7 +79,9 @@ def on_the_same_body(problem: str) -> list[str]:
     """
     table, domain = tasks(), problem.partition("-")[0]
     sizes = {}
-    if problem in table:
+    if problem not in table:
+        make(problem)  # tells which name was meant, if there is no such environment
+    else:
         for name in (name for name in table if name.partition("-")[0] == domain):
             environment = table[name]()
             sizes[name] = environment.observation_size, environment.action_size
