@@ -11,6 +11,7 @@ another thousand follow until the next change.
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -30,6 +31,7 @@ from supple.training.methods import title_of
 
 METHODS = ("none", "resets", "l2-init", "redo", "continual-backprop", "spectral", "decoupled-spectral")
 SETTING = ("method", "layer_norm")
+PICTURE = "changing-world.png"
 ENDS = 3
 """The worlds at the beginning and at the end that the table compares."""
 
@@ -101,10 +103,11 @@ class Tables(Study):
         self.out.mkdir(parents=True, exist_ok=True)
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs_in, {*rows["run"]})
-        draw(rows, self.task).save(self.page.with_name("changing-world.png"), scale_factor=2)
+        draw(rows, self.task).save(self.page.with_name(PICTURE), scale_factor=2)
         marks = r"(?s)(?<=<!-- changing world -->\n)(.*?)(?=<!-- end of changing world -->)"
         before, _, after = re.split(marks, self.page.read_text())
-        self.page.write_text(before + "\n".join(["", *table(rows), "", ""]) + after)
+        picture = f"![Returns over steps of {self.task}, with LayerNorm and without; rules mark the changes]({PICTURE})"
+        self.page.write_text(before + "\n".join(["", *table(rows), "", picture, "", ""]) + after)
 
     def complete(self) -> Iterator[list[Run]]:
         """The runs of each setting that is at its end."""
@@ -149,7 +152,9 @@ def draw(rows: pl.DataFrame, task: str) -> alt.VConcatChart:
         for title, layer_norm in (("LayerNorm", True), ("no LayerNorm", False))
         if len(part := rows.filter(pl.col("layer_norm") == layer_norm))
     ]
-    return charts.configured(alt.vconcat(*panels))
+    with warnings.catch_warnings():  # both panels choose methods by the same clicks
+        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+        return charts.configured(alt.vconcat(*panels))
 
 
 if __name__ == "__main__":
