@@ -146,7 +146,7 @@ def test_what_is_not_known(supple, typed, message, tmp_path):
 
 
 def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
-    """Each frame has a colour of its own, so that the strip shows which were chosen."""
+    """Each frame has a colour of its own, so that the strip shows which were chosen. The world has changed by then."""
     drawn = []
 
     def render(self, size):
@@ -154,7 +154,7 @@ def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(DmControl, "render", render)
-    supple("cartpole-balance", "--seeds", 1, "--video", *SHORT)
+    supple("cartpole-balance", "--seeds", 1, "--video", *SHORT, "--change", "actions", "--change-every", 10)
     (path,) = tmp_path.glob("*/episode.png")
     assert f"video: {path}" in capsys.readouterr().out
     assert len(drawn) == 1 + 100  # one to see that it can be drawn, then every tenth of 1,000 steps

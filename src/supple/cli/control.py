@@ -71,7 +71,7 @@ class Control(Engine):
     10,000 steps."""
     inside: bool = False
     """Also measure overestimation, norms, singular values, dormant units and effective rank at each evaluation."""
-    change: Literal["actions", "dynamics", "task"] | None = None
+    change: Annotated[Literal["actions", "dynamics", "task"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """A world that changes every `change-every` steps, drawn by seed: `actions`, another order and other signs of them,
     in any environment; `dynamics`, other masses, friction and damping, in the suite; `task`, another task of the suite
     on the same body. Agent and buffer stay. Off when left out."""
