@@ -8,6 +8,7 @@ The strip of an episode and the charts of a run that was not committed are not a
 from dataclasses import dataclass
 from pathlib import Path
 
+import changing_world
 import digits
 import early_warning
 import paper
@@ -43,6 +44,9 @@ class Pictures:
         subtitle = f"evaluation return, {charts.over_seeds(primed['seed'].n_unique())}"
         returns = over_steps(primed, "return", "cartpole-swingup, primed with 20,000 updates", subtitle)
         charts.configured(returns).save(DOCS / "priming.png", scale_factor=2)
+        if (file := ROWS / "changing-world/rows.parquet").exists():
+            changing = pl.read_parquet(file)
+            changing_world.draw(changing, changing["problem"][0]).save(DOCS / changing_world.PICTURE, scale_factor=2)
         rotations.chart(pl.read_parquet(ROWS / "rotations/rows.parquet")).save(DOCS / "rotations.png", scale_factor=2)
         correlations = pl.read_parquet(ROWS / "early-warning/correlations.parquet")
         early_warning.chart(correlations, (*early_warning.DIAGNOSTICS, "tasks")).save(

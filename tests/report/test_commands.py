@@ -156,6 +156,7 @@ def test_every_method_of_control(method):
         {"strength": 0.5},
         {"strength": 0.5, "actor_strength": 0.25},
         {"preset": "sb3", "replay_ratio": 2, "capacity": 5_000},
+        {"change": "task", "change_every": 1_000},
         {"prime": 10, "evaluate_every": 1_000, "episodes": 2, "inside": True},
         {"options": {"target": "initial", "decoupled": True, "exponent": 3}, "exempt_heads": True},
         {"matmul_precision": "medium", "actor_strength": 0.25, "options": {"one_sided": False}},

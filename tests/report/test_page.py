@@ -14,6 +14,7 @@ import supple.report
 from supple import cli
 from supple.lab.run import Run
 from supple.report import page, watch, write_page
+from supple.rl import run as control
 from support.stores import plausible, store
 
 METRICS = ("train_accuracy", "train_loss", "diverged")
@@ -277,3 +278,26 @@ def test_a_page_replaces_pages_alone(tmp_path):
         supple.report.page_of(str(tmp_path), str(tmp_path / "notes.txt"))
     (tmp_path / "page.html").write_text("<!doctype html>\n<title>supple: runs</title>")
     assert supple.report.page_of(str(tmp_path), str(tmp_path / "page.html"))
+
+
+def test_a_world_that_changes_has_a_section_of_its_own(tmp_path):
+    """Its charts have rules, its ranking says how well each world was learned, and its command has the options."""
+    settings = {"steps": 400, "random_steps": 10, "evaluate_every": 100}
+    runs = [
+        control.Run.of("Pendulum-v1", "none", [0], **settings),
+        control.Run.of("Pendulum-v1", "none", [0], **settings, change="actions", change_every=200),
+    ]
+    for run in runs:
+        store(tmp_path, [run], ["return"], lambda run, member, task, metric: task + 1.25, done=run.evaluations)
+    text = page(str(tmp_path))
+    assert "<h2>Pendulum-v1 (quick scale)</h2>" in text
+    assert "<h2>Pendulum-v1 (quick scale, new actions every 200 steps)</h2>" in text
+    assert text.count("The rules mark changes of the world: new actions every 200 steps.") == 1
+    assert "<span>--change actions</span> <span>--change-every 200</span>" in text
+    rankings = re.findall(r'(?s)<table class="ranking">.*?</table>', text)
+    (ranking,) = (ranking for ranking in rankings if "before changes" in ranking)
+    assert len(rankings) == 2
+    assert re.search(r'data-value="2.75">2.750</td>\s*<td data-value="3.25">3.250</td>', ranking), "of 1.25, 2.25, ..."
+    drawn = json.loads(re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', text).group(1))
+    marks = [[layer["mark"]["type"] for layer in spec["layer"]] for spec in drawn["specs"]]
+    assert sorted(marks) == [["area", "line", "point"], ["rule", "text", "area", "line", "point"]]

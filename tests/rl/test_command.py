@@ -20,6 +20,7 @@ from supple.rl.envs import DmControl, make
 from supple.rl.run import Run
 from supple.rl.video import _drawn
 from supple.runs import sweep
+from supple.runs.changes import Changes
 from supple.runs.store import load
 
 SHORT = ["--steps", 20, "--random-steps", 10, "--evaluate-every", 10, "--episodes", 1, "--replay-ratio", 1]
@@ -145,7 +146,7 @@ def test_what_is_not_known(supple, typed, message, tmp_path):
 
 
 def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
-    """Each frame has a colour of its own, so that the strip shows which were chosen."""
+    """Each frame has a colour of its own, so that the strip shows which were chosen. The world has changed by then."""
     drawn = []
 
     def render(self, size):
@@ -153,7 +154,7 @@ def test_a_strip_of_pictures(supple, tmp_path, capsys, monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(DmControl, "render", render)
-    supple("cartpole-balance", "--seeds", 1, "--video", *SHORT)
+    supple("cartpole-balance", "--seeds", 1, "--video", *SHORT, "--change", "actions", "--change-every", 10)
     (path,) = tmp_path.glob("*/episode.png")
     assert f"video: {path}" in capsys.readouterr().out
     assert len(drawn) == 1 + 100  # one to see that it can be drawn, then every tenth of 1,000 steps
@@ -208,6 +209,36 @@ def test_returns_over_steps():
     assert found["spectral"]["mean"] == pytest.approx(11)
     assert found["spectral"]["low"] == pytest.approx(11 - 1 / 3**0.5)
     assert found["spectral"]["seeds"] == 3
+
+
+def test_changes_of_the_world_have_rules():
+    """One world ends at step 50, the other with the run."""
+    rows = stored().filter((pl.col("problem") == "task1") & (pl.col("method") != "spectral"))
+    changing = rows.with_columns(change=pl.lit("actions"), change_every=50)
+    chart = charts.over_steps(changing, "return", "title", "returns").to_dict()
+    assert chart["title"]["subtitle"] == "returns; new actions every 50 steps, at the rules"
+    rule, label, *others = chart["layer"]
+    assert (rule["mark"]["type"], label["mark"]["type"]) == ("rule", "text")
+    assert chart["datasets"][rule["data"]["name"]] == [{"step": 50, "label": "change 1"}]
+    same = charts.over_steps(rows, "return", "title", "returns").to_dict()
+    assert len(same["layer"]) == len(others)
+    assert same["title"]["subtitle"] == "returns"
+
+
+def test_how_well_each_world_was_learned():
+    """Worlds end with evaluations 1 and 3; the fifth evaluation is in the middle of one."""
+    curves = {0: [0.0, 10, 2, 20, 3], 1: [2.0, 14, 4, 24, 5]}
+    rows = pl.DataFrame(
+        [("return", "none", seed, task, value) for seed, curve in curves.items() for task, value in enumerate(curve)],
+        schema=["metric", "method", "seed", "task", "value"],
+        orient="row",
+    )
+    changes = Changes("task", every=100, evaluate_every=50, steps=250)
+    assert (changes.places, str(changes)) == ((100, 200), "new task every 100 steps")
+    (found,) = changes.learned(rows, ["method"]).to_dicts()
+    assert found == pytest.approx(
+        {"method": "none", "overall": 8.4, "learned": 17, "overall_error": 1.4, "learned_error": 2}
+    )
 
 
 def test_aggregates_over_tasks():

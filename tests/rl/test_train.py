@@ -25,6 +25,7 @@ from supple.rl.methods import METHODS
 from supple.rl.resets import PARTS, Resets
 from supple.rl.run import Run
 from supple.rl.train import Training, train
+from supple.rl.worlds import world_at
 from supple.runs.stats import by_task, last_tasks
 from supple.runs.store import load
 
@@ -80,11 +81,18 @@ def checkpoint(folder):
     return {"state": found.state, "rows": found.rows.rows()}
 
 
-@pytest.mark.parametrize("method", ["spectral", "redo", "resets"])
-def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeypatch):
-    """The buffer has gone round by then, and each kill is in the middle of an episode."""
-    resets = {"every": 25, "unit": "steps"} if method == "resets" else None
-    config = run(method, seeds=(0, 1), resets=resets)
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("spectral", {}),
+        ("redo", {"change": "actions", "change_every": 20, "evaluate_every": 10}),
+        ("resets", {"resets": {"every": 25, "unit": "steps"}}),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_same_bits(method, changes, tmp_path):
+    """The buffer has gone round by then. Each kill is in the middle of an episode; the second checkpoint, too, if the
+    world changes: it is ten steps after a change, and episodes have seven."""
+    config = run(method, seeds=(0, 1), **changes)
     train(config, root=str(tmp_path / "whole"))
     for killed_at in (25, 53):
 
@@ -100,6 +108,32 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(method, tmp_path, monkeyp
     assert Path(whole.path, "replay.bin").read_bytes() == Path(pieces.path, "replay.bin").read_bytes()
     assert checkpoint(whole)["state"]["counts"][:2] == [60, 82]
     assert whole.finished(config.evaluations)
+
+
+def test_a_world_changes_after_the_evaluation_and_only_from_then_on(monkeypatch):
+    """The first stretch is that of a run without changes; the episode that is cut off is not terminal."""
+    made = []
+
+    def noted(config, seed, step, limited=False):
+        made.append((step, limited))
+        return world_at(config, seed, step, limited=limited)
+
+    monkeypatch.setattr(module, "world_at", noted)
+    changes = {"evaluate_every": 10, "capacity": 60, "episodes": 1}
+    changing, same_world = Training(run(**changes, change="actions", change_every=20)), Training(run(**changes))
+    made.clear()
+    rows = [[training.learn(part, lambda step: None) for part in range(6)] for training in (changing, same_world)]
+    of_changing = made[:5]
+    assert of_changing == [(9, True), (20, False), (29, True), (40, False), (49, True)], "tested before each change"
+    buffers = [training.replay.latest(60) for training in (changing, same_world)]
+    for mine, theirs in zip(*buffers, strict=True):
+        assert torch.equal(mine[0, :20], theirs[0, :20])
+    assert not torch.equal(buffers[0].observation[0, 20:], buffers[1].observation[0, 20:])
+    assert [mine.equals(theirs) for mine, theirs in zip(*rows, strict=True)][:3] == [True, True, False]
+    starts = (buffers[0].next_observation[0, :-1] != buffers[0].observation[0, 1:]).any(-1).nonzero().flatten() + 1
+    assert starts.tolist() == [7, 14, 20, 27, 34, 40, 47, 54], "an episode has seven steps, or ends with its world"
+    assert not buffers[0].terminal.any()
+    assert len(changing.replay) == 60, "the buffer is kept"
 
 
 def test_a_compiled_run_that_was_killed_ends_with_the_same_bits(tmp_path, monkeypatch):
@@ -387,6 +421,12 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
         ({"matmul_precision": "midium"}, "did you mean 'medium'"),
         ({"method": "spectral", "actor_strength": math.inf}, "a strength of spectral of at least 0, got inf"),
         ({"method": "continual-backprop", "strength": 2.0}, "a strength of continual-backprop from 0 to 1.0, got 2"),
+        ({"change": "actions"}, "what changes and how often, got actions and None: say both"),
+        ({"change_every": 20}, "what changes and how often, got None and 20: say both"),
+        ({"change": "action", "change_every": 20}, "did you mean 'actions'"),
+        ({"change": "task", "change_every": 30}, "one every 30 steps and an evaluation every 20: take a multiple"),
+        ({"change": "task", "change_every": 0}, "changes after a whole number of evaluations"),
+        ({"change": "task", "change_every": 60}, "a change before the end, got one every 60 of 60 steps"),
         ({"steps": 19}, r"more steps than the 20 at random .* got 19"),
         ({"steps": 0}, "steps of at least 1, got 0"),
         ({"evaluate_every": 0}, "to the next of at least 1, got 0"),
@@ -417,6 +457,8 @@ def test_what_does_not_work_is_told_before_anything_is_written(tmp_path, monkeyp
         train(run(), root="memory://runs")
     with pytest.raises(ValueError, match="a device of this machine, got 'cuda:99'"):
         train(run(), root=str(tmp_path), device="cuda:99")
+    with pytest.raises(ValueError, match=r"a task of the suite, .* got 'Short-v0': use --change actions"):
+        train(run(change="dynamics", change_every=20), root=str(tmp_path))
     monkeypatch.setattr(Short, "step", lambda self, action: (np.float32([0, math.nan, 0]), 0.0, False, False, {}))
     with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* correct the environment"):
         train(run(), root=str(tmp_path))
@@ -533,6 +575,10 @@ def test_the_configuration_is_plain_and_whole():
     assert json.loads(found["options"]) == {"actor_strength": 2.0, "parts": "actor critic"}
     assert found["resets"] == ["every: 2560000", "unit: updates", "parts: actor critic", "layers: None"]
     assert (run("none").config()["options"], run("none").config()["resets"]) == ("{}", [])
+    assert "change" not in run("none").config()
+    assert "change_every" not in run("none").config(), "older folders keep their names"
+    changed = run("none", change="actions", change_every=20).config()
+    assert (changed["change"], changed["change_every"]) == ("actions", 20)
     for other in (
         dataclasses.replace(config, constants=dataclasses.replace(config.constants, discount=0.9)),
         dataclasses.replace(config, actor_strength=1.0),
@@ -544,6 +590,7 @@ def test_the_configuration_is_plain_and_whole():
 def test_what_is_stamped_as_the_papers_scale():
     paper = Run.of("quadruped-run", "spectral", [0], steps=1_000_000)
     assert (paper.scale, dataclasses.replace(paper, prime=1).scale) == ("paper", "quick")
+    assert Run.of("dog-run", "none", [0], steps=1_000_000, change="task", change_every=100_000).scale == "quick"
     assert Run.of("dog-run", "resets", [0], steps=1_000_000, capacity=250_000, inside=True).scale == "paper"
     assert Run.of("dog-run", "resets", [0], steps=1_000_000, preset="sb3").scale == "quick"
     assert Run.of("dog-run", "resets", [0], steps=500_000).scale == "quick"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from supple.cli.options import Engine, Methods, Options, Precision, typed
+from supple.cli.output import print_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,6 +79,12 @@ class Control(Engine):
     matmul_precision: Precision = "highest"
     """Precision of float32 matrix products in updates. `high` lets a GPU round inputs to TensorFloat32; `medium` also
     lets a CPU use bfloat16, if it has units for it. Evaluations stay exact."""
+    change: Annotated[Literal["actions", "dynamics", "task"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """A world that changes every `change-every` steps, drawn by seed: `actions`, another order and other signs of them,
+    in any environment; `dynamics`, other masses, friction and damping, in the suite; `task`, another task of the suite
+    on the same body. Agent and buffer stay. Off when left out."""
+    change_every: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Steps between two changes, a multiple of `evaluate-every`."""
     video: bool = False
     """At the end, save an episode of the first method's first agent as a strip of images; needs a GL library."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/rl"
@@ -103,7 +110,7 @@ class Control(Engine):
         if any(run.resets and not run.is_reset for run in runs):
             console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
         rows = self.train_agents(runs, self.device)
-        console.print(_table(rows, self.task))
+        print_whole(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
         diverged = note_on_diverged(rows, "return")
         if diverged:
@@ -159,10 +166,14 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from supple.runs.changes import Changes
     from supple.training.methods import title_of
 
-    table = Table("method", title=f"Return, {task}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("strength", "stopped", "steps", "seeds", "at the end", "over seeds", "best"):
+    changes = Changes.of(rows)
+    title = f"Return, {task}, {changes}" if changes else f"Return, {task}"
+    table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    last = ("all evaluations", "before changes") if changes else ("over seeds", "best")
+    for heading in ("strength", "stopped", "steps", "seeds", "at the end", *last):
         table.add_column(heading, justify="right", no_wrap=True)
     value = pl.col("value")
     for part in rows.partition_by("method", "strength", maintain_order=True):
@@ -175,8 +186,16 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         row = [title_of(method), f"{strength:g}" if strength else "-", str(stopped or "-")]
         if len(curve):
             end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
-            error = f" ± {end['error']:.1f}" if end["n"] > 1 else ""
-            spread = f"{end['low']:.1f} to {end['high']:.1f}"
-            row += [f"{end['step']:,}", str(end["n"]), f"{end['mean']:.1f}{error}", spread, f"{best:.1f}"]
+            row += [f"{end['step']:,}", str(end["n"]), _with_error(end["mean"], end["error"])]
+            if changes:
+                learned = changes.learned(returns, ["method", "strength"]).row(0, named=True)
+                row += [_with_error(learned[name], learned[f"{name}_error"]) for name in ("overall", "learned")]
+            else:
+                row += [f"{end['low']:.1f} to {end['high']:.1f}", f"{best:.1f}"]
         table.add_row(*row)
     return table
+
+
+def _with_error(mean: float | None, error: float | None) -> str:
+    """A mean with its standard error, which one seed doesn't have."""
+    return "-" if mean is None else f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

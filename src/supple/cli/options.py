@@ -89,8 +89,9 @@ class Engine:
         from functools import partial
 
         from supple.rl.charts import with_steps
+        from supple.rl.rehearsal import rehearse
         from supple.rl.run import results
-        from supple.rl.train import rehearse, train
+        from supple.rl.train import train
         from supple.training.methods import title_of
 
         self.check()

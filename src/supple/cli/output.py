@@ -32,8 +32,6 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
 
 def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric of the last one."""
-    from rich.console import Console
-
     from supple.lab.problems import protocol_of, title_of
     from supple.runs.metrics import HEADLINES
     from supple.runs.tables import results_table
@@ -42,12 +40,18 @@ def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     for metric in metrics:
         problem = rows["problem"][0]
         protocol = protocol_of(problem, rows["scale"][0])
-        console, results = Console(), results_table(rows, metric, problem=title_of(problem), protocol=protocol)
-        # A narrow console (80 columns for a file) would cut off the methods' names: print longer lines instead.
-        whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
-        console.width = max(console.width, whole)
-        console.print(results)
+        print_whole(results_table(rows, metric, problem=title_of(problem), protocol=protocol))
     return metrics[-1]
+
+
+def print_whole(table: "Table") -> None:
+    """Print the table in lines as long as it needs: 80 columns, as a file has, would cut off the methods' names."""
+    from rich.console import Console
+
+    console = Console()
+    whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, whole)
+    console.print(table)
 
 
 def table(title: str, names: str, *columns: str) -> "Table":

@@ -80,7 +80,7 @@ def _control(config: Mapping[str, Any]) -> list[str]:
         return []
     if "parts" in resets:
         resets["parts"] = tuple(resets["parts"].split())
-    settings = {name: config[name] for name in control.TYPED}
+    settings = {name: config[name] for name in control.TYPED if name in config}
     run = control.Run.of(
         config["problem"],
         config["method"],

@@ -48,7 +48,7 @@ class Drawings:
         """Add a chart of lines coloured by method."""
         # Apart from titles and colours, a specification depends only on this; a strength axis has its own ticks.
         strengths = tuple(lines.points["strength"].unique().sort()) if lines.at == "strength" else ()
-        kind = (*lines.points.columns, lines.scale, *lines.within, *strengths)
+        kind = (*lines.points.columns, lines.scale, *lines.within, *strengths, lines.changes)
         if kind not in self._specs:
             chart = lines.chart()
             chart.data = alt.NamedData("points")
@@ -67,18 +67,20 @@ class Drawings:
         for name in ("title", "config", "data", "width", "height"):
             spec.pop(name, None)
         spec["params"] = [{"name": "picked", "value": []}]
-        for layer in spec["layer"]:
+        *rules, band, line = spec["layer"]
+        for layer in (band, line):
             encoding = layer["encoding"]
             encoding["color"] |= {"legend": None, "scale": self._colours}
             (where_picked,) = encoding["opacity"]["condition"]
             encoding["opacity"]["condition"] = {"test": SHOWN, "value": where_picked["value"]}
             encoding["y"] |= {"title": None, "scale": encoding["y"]["scale"] | {"zero": False}}
             encoding["x"]["scale"] = encoding["x"].get("scale", {}) | {"nice": False}
-        _, lines = spec["layer"]
         discs = {"type": "point", "filled": True, "size": REACH}
-        unseen = lines["encoding"] | {"opacity": {"value": 0}}
+        unseen = line["encoding"] | {"opacity": {"value": 0}}
         spec["layer"].append({"mark": discs, "encoding": unseen, "transform": [{"filter": SHOWN}]})
-        del lines["encoding"]["tooltip"]
+        del line["encoding"]["tooltip"]
+        for rule in rules:
+            rule["encoding"]["x"] = line["encoding"]["x"]
         return spec
 
 

@@ -11,6 +11,7 @@ from supple.lab.problems import protocol_of, title_of
 from supple.report.commands import commands
 from supple.report.drawings import Drawings
 from supple.report.standings import TUNED, Standings, standings
+from supple.runs.changes import Changes
 from supple.runs.tables import title_with_scale
 
 OF_MEMBERS = ("run", "member", "seed", "done", "seconds")
@@ -24,6 +25,8 @@ class Section:
     problem: str
     title: str
     protocol: dict[str, Any]
+    changes: Changes | None
+    """How the world changes."""
     methods: int
     seeds: list[int]
     """The seeds that are reported."""
@@ -62,24 +65,26 @@ def sections_of(
     for part in members.partition_by(protocol, maintain_order=True):
         problem = part["problem"][0]
         siblings = members.filter(pl.col("problem") == problem)
-        apart = [name for name in protocol if name not in ("scale", "subset") and siblings[name].n_unique() > 1]
+        told = ("scale", "subset", "change", "change_every")  # by the title
+        apart = [name for name in protocol if name not in told and siblings[name].n_unique() > 1]
         title = [
             title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0])),
             *(f"{_words(name)} {part[name][0]}" for name in apart),
         ]
-        measured = _rows_of(part, rows)
+        measured, changes = _rows_of(part, rows), Changes.of(part)
         sections.append(
             Section(
                 problem=problem,
                 title=", ".join(title),
                 protocol={_words(name): part[name][0] for name in protocol if name != "subset"},
+                changes=changes,
                 methods=part["method"].n_unique(),
                 seeds=part["seed"].filter(part["seed"] < TUNING_SEEDS).to_list(),
                 tuning_seeds=part["seed"].filter(part["seed"] >= TUNING_SEEDS).to_list(),
                 members=len(part),
                 finished=int((part["done"] >= part["tasks"]).sum()),
                 seconds=float(part["seconds"].sum()),
-                standings=None if measured.is_empty() else standings(measured, drawings),
+                standings=None if measured.is_empty() else standings(measured, drawings, changes),
                 settings=[_setting(setting, configs) for setting in part.partition_by(TUNED, maintain_order=True)],
                 tests=_tests_of(part, tests),
             )

@@ -1,12 +1,13 @@
 """The results of one protocol: curves, ranking, comparisons, sensitivity, and diagnostics of the networks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
+from supple.runs.changes import Changes
 from supple.runs.lines import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import last_count, note_on_diverged, paired, ranking, settings
@@ -39,6 +40,8 @@ class Headline:
     """Whether any network has diverged."""
     note: str
     """What must be said of networks that have diverged."""
+    learned: bool
+    """Whether the ranking has the columns of :meth:`supple.runs.changes.Changes.learned`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +63,14 @@ class Standings:
     """Charts of single layers, by the title of the metric."""
 
 
-def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
-    """The results from the rows of one protocol; their setting columns are ``TUNED`` and ``tasks``."""
+def standings(rows: pl.DataFrame, drawings: Drawings, changes: Changes | None = None) -> Standings:
+    """The results from the rows of one protocol; their setting columns are ``TUNED`` and ``tasks``.
+
+    Args:
+        rows: the measurements.
+        drawings: the page's charts.
+        changes: how the world changes.
+    """
     shown = reported(rows)
     metrics = shown["metric"].unique(maintain_order=True).to_list()
     accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
@@ -74,10 +83,16 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     drawn = averaged(shown, window)
 
     def curves(metric: str, title: str | None = None) -> ChartEntry:
-        return drawings.add(lines_over_tasks(drawn, metric), title or capitalized(find(metric).axis))
+        lines = lines_over_tasks(drawn, metric)
+        if changes:
+            lines = replace(lines, changes=tuple(step // changes.evaluate_every for step in changes.places))
+        return drawings.add(lines, title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
-        ranked = ranking(at_furthest_task(shown), metric, last)
+        ranked, has_worlds = ranking(at_furthest_task(shown), metric, last), bool(changes) and metric == "return"
+        if changes and has_worlds:
+            learned = changes.learned(at_furthest_task(shown), TUNED)
+            ranked = ranked.join(learned, on=TUNED, how="left", nulls_equal=True, maintain_order="left")
         return Headline(
             title=capitalized(find(metric).title),
             curves=curves(metric),
@@ -87,6 +102,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
             some_lag=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
             note=capitalized(note_on_diverged(shown, metric)),
+            learned=has_worlds,
         )
 
     others = [name for name in metrics if name not in accuracies and name != "diverged"]

@@ -1,5 +1,7 @@
 """Charts of reinforcement learning from stored rows: returns over steps, aggregates over tasks, and sensitivity."""
 
+from dataclasses import replace
+
 import altair as alt
 import numpy as np
 import polars as pl
@@ -7,6 +9,7 @@ import polars as pl
 from supple.rl.methods import METHODS
 from supple.rl.resets import Resets
 from supple.runs import metrics
+from supple.runs.changes import Changes
 from supple.runs.lines import Lines, axis_extent
 from supple.runs.stats import bootstrap_interval, interquartile_mean
 from supple.training.methods import title_of
@@ -21,9 +24,16 @@ INSIDE = ("overestimation", "critic_weight_norm", "critic_gradient_norm", "criti
 def over_steps(
     rows: pl.DataFrame, metric: str, title: str, subtitle: str = "", *, width: int = WIDTH, height: int = HEIGHT
 ) -> alt.LayerChart:
-    """A metric over steps, a line for each method: the mean over seeds, shaded by its standard error."""
-    points = _mean_and_error(with_steps(rows), metric)
-    return _lines(points, metric).sized(title, subtitle, width=width, height=height)
+    """A metric over steps, a line for each method: the mean over seeds, shaded by its standard error.
+
+    Rules show where the world changes, and the subtitle says what changes.
+    """
+    points, changes = _mean_and_error(with_steps(rows), metric), Changes.of(rows)
+    lines = _lines(points, metric)
+    if changes:
+        lines = replace(lines, changes=changes.places)
+        subtitle = "; ".join(filter(None, [subtitle, f"{changes}, at the rules"]))
+    return lines.sized(title, subtitle, width=width, height=height)
 
 
 def aggregate(rows: pl.DataFrame, title: str) -> alt.LayerChart:

@@ -82,6 +82,21 @@ class DmControl:
         self._last = _flat(time_step.observation)
         return Step(self._last, float(time_step.reward), terminal=time_step.discount == 0, last=time_step.last())
 
+    def scale(self, *, mass: float, friction: float, damping: float) -> None:
+        """Multiply the model's masses and inertias, the friction of its contacts, and the damping of its joints."""
+        import mujoco
+
+        model, data = self._environment.physics.model, self._environment.physics.data
+        for values, factor in (
+            (model.body_mass, mass),
+            (model.body_inertia, mass),
+            (model.geom_friction, friction),
+            (model.pair_friction, friction),
+            (model.dof_damping, damping),
+        ):
+            values *= factor
+        mujoco.mj_setConst(model.ptr, data.ptr)  # computes again what MuJoCo derives from masses
+
     def render(self, size: int = 240) -> np.ndarray:
         """An image ``(size, size, 3)`` of the current state; needs a GL library."""
         picture: np.ndarray = self._environment.physics.render(size, size, camera_id=0)
@@ -175,9 +190,13 @@ class Episodes:
         if not result.last:
             return result, None
         finished = self.total
-        self.number, self.actions, self.total = self.number + 1, [], 0.0
-        self.observation = self._begin()
+        self._begin_next()
         return result, finished
+
+    def move_to(self, environment: Environment) -> None:
+        """Cut the current episode off, and begin the next one in another environment."""
+        self.environment = environment
+        self._begin_next()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the current episode and its actions so far."""
@@ -189,6 +208,10 @@ class Episodes:
         self.observation = self._begin()
         for action in state["actions"]:
             self._play(np.asarray(action, np.float32))
+
+    def _begin_next(self) -> None:
+        self.number, self.actions, self.total = self.number + 1, [], 0.0
+        self.observation = self._begin()
 
     def _begin(self) -> np.ndarray:
         return self.environment.begin(number(Stream.EPISODE, self.seed, self.number))

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars as pl
 
@@ -22,7 +22,22 @@ PAPER_STEPS = 1_000_000
 PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 
-TYPED = ("steps", "preset", "replay_ratio", "random_steps", "capacity", "prime", "evaluate_every", "episodes", "inside")
+Change = Literal["actions", "dynamics", "task"]
+"""What changes in a world that changes; :mod:`supple.rl.worlds` has what is drawn."""
+
+TYPED = (
+    "steps",
+    "preset",
+    "replay_ratio",
+    "random_steps",
+    "capacity",
+    "prime",
+    "evaluate_every",
+    "episodes",
+    "inside",
+    "change",
+    "change_every",
+)
 """The settings that are options of ``supple rl`` under the same name, besides the method and what belongs to it."""
 
 
@@ -56,6 +71,10 @@ class Run(BaseRun):
     matmul_precision: str = "highest"
     """Precision of float32 matrix products in updates, one of
     :data:`supple.training.precision.MATMUL_PRECISIONS`."""
+    change: Change | None = None
+    """What changes in the world; None if it stays the same."""
+    change_every: int | None = None
+    """Steps between two changes, a multiple of ``evaluate_every``."""
 
     @classmethod
     def of(
@@ -76,6 +95,8 @@ class Run(BaseRun):
         options: Mapping[str, Any] | None = None,
         exempt_heads: bool = False,
         matmul_precision: str | None = None,
+        change: Change | None = None,
+        change_every: int | None = None,
         **constants: Any,
     ) -> "Run":
         """The run of a named method on a named task; None means the default.
@@ -111,6 +132,8 @@ class Run(BaseRun):
             options=json.dumps(dict(options or {}), sort_keys=True),
             exempt_heads=exempt_heads,
             matmul_precision=known(matmul_precision or "highest", MATMUL_PRECISIONS, "precision"),
+            change=change,
+            change_every=change_every,
         )
         run._check()
         return run
@@ -141,6 +164,8 @@ class Run(BaseRun):
                 f"{self.resets.every:,} {self.resets.unit} and an evaluation every {self.evaluate_every:,} steps of "
                 f"{ratio} updates: evaluate more often (--evaluate-every)"
             )
+        if self.change or self.change_every:
+            self._check_change()
         layers = len(constants.hidden) + 1
         if self.resets and (self.resets.layers or 1) > layers:
             raise ValueError(
@@ -148,15 +173,36 @@ class Run(BaseRun):
                 "leave the number out to reset all"
             )
 
+    def _check_change(self) -> None:
+        """Check that the world changes, and only right after an evaluation."""
+        if self.change is None or self.change_every is None:
+            raise ValueError(
+                f"expected what changes and how often, got {self.change} and {self.change_every}: say both "
+                "(--change and --change-every), or neither"
+            )
+        known(self.change, get_args(Change), "kind of change")
+        if self.change_every < 1 or self.change_every % self.evaluate_every:
+            raise ValueError(
+                "expected changes after a whole number of evaluations, which judge what was learned before, got one "
+                f"every {self.change_every:,} steps and an evaluation every {self.evaluate_every:,}: take a multiple "
+                "(--change-every), or evaluate at other steps (--evaluate-every)"
+            )
+        if self.change_every >= self.steps:
+            raise ValueError(
+                f"expected a change before the end, got one every {self.change_every:,} of {self.steps:,} steps: take "
+                "more steps, or change more often (--change-every)"
+            )
+
     def config(self) -> dict[str, Any]:
         """Plain values, named as the store, its tables and its charts expect them.
 
         In the store, a "task" is the interval between two evaluations, counted from 0. ``options`` is sorted JSON of
         the method's options that differ from their defaults, except its strength; ``resets`` lists all reset options.
-        The usual precision is left out: older folders keep their names.
+        The usual precision and a world without changes are left out: older folders keep their names.
         """
         apart = ["strength", "actor_strength", "constants", "resets", "options", "exempt_heads"]
         apart += ["matmul_precision"] * (self.matmul_precision == "highest")
+        apart += ["change", "change_every"] * (self.change is None)
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
         flat |= dataclasses.asdict(self.constants)
         usual = Resets()
@@ -195,7 +241,7 @@ class Run(BaseRun):
     def scale(self) -> Literal["quick", "paper"]:
         """``paper`` if length and constants are those of the published protocol, with a buffer of any size."""
         constants = dataclasses.replace(self.constants, capacity=Constants().capacity)
-        published = constants == Constants() and self.steps == PAPER_STEPS and not self.prime
+        published = constants == Constants() and self.steps == PAPER_STEPS and not self.prime and not self.change
         return "paper" if published else "quick"
 
     @property

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from supple.mitigators.states import Tensors
 from supple.rl import inside
 from supple.rl.agent import agent_of, should_compile
-from supple.rl.envs import Environment, Episodes, Step, make
+from supple.rl.envs import Environment, Episodes, Step
+from supple.rl.rehearsal import rehearse
 from supple.rl.replay import Replay
 from supple.rl.run import PRIMED_ON, Run
 from supple.rl.sac import Batch
-from supple.runs.files import files_at
+from supple.rl.worlds import world_at
 from supple.runs.resume import Report, work_on
 from supple.runs.store import SCHEMA
 from supple.runs.streams import Stream, generator, number
@@ -42,7 +42,7 @@ class Training:
         self, run: Run, *, buffer: Path | None = None, compiled: bool | None = None, device: str = "cpu"
     ) -> None:
         self.run, self.device = run, device
-        self.episodes = [Episodes(make(run.problem), seed) for seed in run.seeds]
+        self.episodes = [Episodes(world_at(run, seed, 0), seed) for seed in run.seeds]
         environment = self.episodes[0].environment
         sizes = environment.observation_size, environment.action_size
         self.compiled = should_compile(run, device) if compiled is None else compiled
@@ -79,7 +79,7 @@ class Training:
         return self.run.inside and (self.step % self.run.evaluate_every == 0 or self.step == self.run.steps)
 
     def learn(self, part: int, report: Report) -> pl.DataFrame:
-        """Train to the next evaluation, measure, and reset what is due then."""
+        """Train to the next evaluation, measure, then reset the agents and change the world if that is due."""
         end = min((part + 1) * self.run.evaluate_every, self.run.steps)
         while self.step < end:
             self.advance(report)
@@ -87,6 +87,7 @@ class Training:
         rows = self.measure()
         if self.step < self.run.steps:  # the agent that is left is the one that was judged
             self.reset_if_due()
+        self.change_if_due()
         self.replay.flush()
         return rows
 
@@ -107,6 +108,16 @@ class Training:
             resets.reset(self.agent, [torch.Generator().manual_seed(seed) for seed in seeds])
             if "buffer" in resets.parts:
                 self.replay.drop()
+
+    def change_if_due(self) -> None:
+        """Change the world if that is due: episodes are cut off as by a time limit; agents and buffer stay as they are.
+
+        Called after an evaluation, which judges an agent in the world in which it has just learned.
+        """
+        if self.run.change_every and self.step % self.run.change_every == 0:
+            for episodes in self.episodes:
+                episodes.move_to(world_at(self.run, episodes.seed, self.step))
+            self._test_environments = []
 
     @property
     def evaluations(self) -> int:
@@ -149,9 +160,10 @@ class Training:
         """
         self.replay.load_state_dict(state["replay"])
         self.agent.load_state_dict(state["agent"])
-        for episodes, saved in zip(self.episodes, state["plays"], strict=True):
-            episodes.load_state_dict(saved)
         self.step, self.updates, self.resets = state["counts"]
+        for episodes, saved in zip(self.episodes, state["plays"], strict=True):
+            episodes.environment = world_at(self.run, episodes.seed, self.step)
+            episodes.load_state_dict(saved)
         self.stopped, self.returns = dict(state["stopped"]), [list(returns) for returns in state["returns"]]
 
     def _act(self) -> None:
@@ -218,7 +230,8 @@ class Training:
         """Returns ``(members, episodes)`` of the policies' means, in separate environments that step together."""
         if not self._test_environments:
             self._test_environments = [
-                [make(self.run.problem, limited=True) for _ in range(self.run.episodes)] for _ in self.episodes
+                [world_at(self.run, seed, self.step - 1, limited=True) for _ in range(self.run.episodes)]
+                for seed in self.run.seeds
             ]
         observations = np.stack(
             [
@@ -297,25 +310,6 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         report,
         amount=lambda parts: min(parts * run.evaluate_every, run.steps),
     )
-
-
-def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
-    """Check the folder, the device, the environment and the method before anything is written.
-
-    Raises:
-        ValueError: if one of them can't be used.
-    """
-    if not isinstance(files_at(root)[0], LocalFileSystem):
-        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # each kind of device raises its own exceptions
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"expected a device of this machine, got {device!r}: {why}") from error
-    environment = make(run.problem)
-    environment.begin(0)
-    environment.step(np.zeros(environment.action_size, np.float32))
-    agent_of(run, environment.observation_size, environment.action_size, compiled=False, device=device)
 
 
 def _versions() -> dict[str, str]:

@@ -6,14 +6,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from supple.rl.envs import DmControl, make
+from supple.rl.envs import DmControl, Environment, make
 from supple.rl.run import Run
 from supple.rl.train import Training
+from supple.rl.worlds import Rearranged, world_at
 from supple.runs.streams import Stream, number
 
 
 def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
     """Play an episode with the run's first member from its checkpoint, without noise; return the path of the PNG file.
+
+    A world that changes is shown as the agent met it last.
 
     Args:
         run: a trained run.
@@ -31,13 +34,14 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
         raise FileNotFoundError(f"expected a trained run in {folder.path}, found no checkpoint: train it first")
     training = Training(run, compiled=False)
     training.agent.load_state_dict(checkpoint.state["agent"])
-    world = _stage(run.problem)
+    world = world_at(run, run.seeds[0], run.steps - 1)
+    stage = _stage(world.original if isinstance(world, Rearranged) else world, run.problem)
     observation = world.begin(number(Stream.EVALUATION, run.seeds[0], 0, 0))
     shown: list[np.ndarray] = []
     step, last = 0, False
     while not last:
         if step % 10 == 0:
-            shown.append(_drawn(world, size))
+            shown.append(_drawn(stage, size))
         seen = torch.from_numpy(observation).expand(len(run.seeds), -1)
         step, (observation, _, _, last) = step + 1, world.step(training.agent.act(seen)[0].numpy())
     chosen = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, pictures)]
@@ -52,13 +56,12 @@ def rehearse(problem: str) -> None:
     Raises:
         ValueError: when it can't.
     """
-    world = _stage(problem)
+    world = _stage(make(problem), problem)
     world.begin(0)
     _drawn(world, 8)
 
 
-def _stage(problem: str) -> DmControl:
-    world = make(problem)
+def _stage(world: Environment, problem: str) -> DmControl:
     if not isinstance(world, DmControl):
         raise ValueError(f"expected a task of the suite to draw, got {problem!r}: watch it with Gymnasium's wrappers")
     return world

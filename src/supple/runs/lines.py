@@ -27,6 +27,9 @@ LABELLED_WIDTH = 400
 LABEL_HEIGHT = 15
 """Room for one of these names, in pixels."""
 
+RULE = "#888888"
+"""Of rules and their labels: it can be seen on a light and on a dark page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
@@ -48,6 +51,8 @@ class Lines:
     """Of the vertical axis, if the metric's is not right."""
     colours: Mapping[str, str] = field(default_factory=lambda: COLOURS)
     """Of the methods."""
+    changes: tuple[int, ...] = ()
+    """Where the world changes, on the horizontal axis: these places have a numbered vertical rule."""
 
     @property
     def scale(self) -> Literal["linear", "symlog"]:
@@ -130,6 +135,8 @@ class Lines:
         if labels is not None:
             names = alt.Chart(labels).mark_text(align="left", dx=12, fontSize=11)
             layers.append(names.encode(x=x, y="place:Q", text="label:N", color=alt.Color("colour:N", scale=None)))
+        if self.changes:
+            layers = [*self._rules(x), *layers]
         chart: alt.LayerChart = alt.LayerChart(data=titled(points), layer=layers).add_params(picked)
         return chart
 
@@ -140,6 +147,13 @@ class Lines:
             return x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d")
         strengths = self.points["strength"].unique().sort().to_list()
         return x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
+
+    def _rules(self, x: alt.X) -> tuple[alt.Chart, alt.Chart]:
+        """A thin rule at every change, and its number above the axes."""
+        labels = [f"change {number}" if number == 1 else f"{number}" for number in range(1, len(self.changes) + 1)]
+        base = alt.Chart(pl.DataFrame({self.at: self.changes, "label": labels})).encode(x=x)
+        text = base.mark_text(baseline="bottom", dy=-2, fontSize=9, color=RULE).encode(y=alt.value(0), text="label:N")
+        return base.mark_rule(strokeWidth=0.75, strokeDash=[3, 3], color=RULE), text
 
     def _tooltip(self) -> list[Any]:
         """What a point tells."""

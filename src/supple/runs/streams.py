@@ -32,6 +32,7 @@ class Stream(IntEnum):
     PRIMING = 18
     INSIDE = 19
     RANDOM_POLICY = 20
+    CHANGE = 21
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supple.runs import metrics
+from supple.runs.changes import Changes
 from supple.runs.stats import last_count, note_on_diverged, ranking, varying
 from supple.training.methods import title_of
 
@@ -45,7 +46,7 @@ def results_table(
         table.add_row(
             title_of(row["method"]),
             f"{row['strength']:g}" if row["strength"] else "-",
-            *(f"{row[other]:g}" if isinstance(row[other], float) else str(row[other]) for other in others),
+            *(_cell(row[other]) for other in others),
             "-" if row["first"] is None else f"{row['first']:.3f}",
             f"{row['mean']:.3f}{error}",
             *([_steps(row, count)] if has_steps else []),
@@ -54,6 +55,11 @@ def results_table(
             f"{row['seeds']}{diverged}",
         )
     return table
+
+
+def _cell(value: Any) -> str:
+    """One of a row's settings; a dash if it has none."""
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def capitalized(title: str) -> str:
@@ -68,7 +74,7 @@ def _steps(row: Mapping[str, Any], count: int) -> str:
 
 
 def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[str, Any] = NO_PROTOCOL) -> str:
-    """The problem, its scale, and a note if runs are shorter or only part of the data set was used.
+    """The problem, its scale, and a note if runs are shorter, part of the data set was used, or the world changes.
 
     Args:
         rows: of one problem.
@@ -85,4 +91,6 @@ def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[st
         stamps.append(f"shortened to {', '.join(shorter)}")
     if rows["subset"].any():
         stamps.append("part of the data set")
+    if changes := Changes.of(rows):
+        stamps.append(str(changes))
     return f"{problem or rows['problem'][0]} ({', '.join(stamps)})"
