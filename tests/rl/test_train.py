@@ -229,7 +229,7 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
     assert (broken.replay._rows[1] == whole.replay._rows[1]).all()
     rows = {(member, metric): value for member, _, metric, value in broken.measure().rows()}
     assert (rows[0, "stopped"], rows[0, "diverged"], rows[1, "diverged"]) == (42, 1, 0)
-    world, random, totals = module.make("Short-v0"), module.generator(module.Stream.RANDOM_POLICY, 0, 60), []
+    world, random, totals = envs.make("Short-v0"), module.generator(module.Stream.RANDOM_POLICY, 0, 60), []
     for k in range(2):
         world.begin(module.number(module.Stream.EVALUATION, 0, 60, k))
         actions = [random.uniform(-1, 1, 2).astype(np.float32) for _ in range(7)]
@@ -283,7 +283,7 @@ def test_an_evaluation_against_playing_by_hand():
     for index, seed in enumerate((0, 7)):
         totals = []
         for k in range(3):
-            world, total, last = module.make("Short-v0"), 0.0, False
+            world, total, last = envs.make("Short-v0"), 0.0, False
             observation = world.begin(module.number(module.Stream.EVALUATION, seed, 25, k))
             while not last:
                 mean, _ = training.agent.actor.population.member(index)(torch.from_numpy(observation))
