@@ -163,7 +163,11 @@ def test_a_strict_type_checker_knows_it(empty, tmp_path):
     file = tmp_path / "user.py"
     file.write_text("\n".join(lines))
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--python-executable", empty, file],
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--python-executable", empty, file),
+            # What `make lint` knows of torch, which has the same options, saves three quarters of the time.
+            *("--untyped-calls-exclude", "torch", "--cache-dir", ROOT / ".mypy_cache"),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -32,8 +32,6 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
 
 def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     """Print the tables of one problem; return the metric of the last one."""
-    from rich.console import Console
-
     from supple.lab.problems import protocol_of, title_of
     from supple.runs.metrics import HEADLINES
     from supple.runs.tables import results_table
@@ -42,16 +40,24 @@ def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     for metric in metrics:
         problem = rows["problem"][0]
         protocol = protocol_of(problem, rows["scale"][0])
-        console, results = Console(), results_table(rows, metric, problem=title_of(problem), protocol=protocol)
-        # A narrow console (80 columns for a file) would cut off the methods' names: print longer lines instead.
-        whole = console.measure(results, options=console.options.update(max_width=10_000)).maximum
-        console.width = max(console.width, whole)
-        console.print(results)
+        print_table(results_table(rows, metric, problem=title_of(problem), protocol=protocol))
     return metrics[-1]
+
+
+def print_table(numbers: "Table") -> None:
+    """Print a table; where a console is too narrow for its numbers, lines are longer, because none is cut off."""
+    from rich.console import Console
+
+    console = Console()
+    needed = console.measure(numbers, options=console.options.update(max_width=10_000)).minimum
+    console.width = max(console.width, needed)
+    console.print(numbers)
 
 
 def table(title: str, names: str, *columns: str) -> "Table":
     """An empty table; the names in its first column are never cut off, because they are there to be typed."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
-    return Table(Column(names, no_wrap=True), *columns, title=title, title_justify="left")
+    first = Column(names, no_wrap=True)
+    return Table(first, *columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
