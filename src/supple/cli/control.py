@@ -164,7 +164,7 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         if len(curve):
             end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
             error = f" ± {end['error']:.1f}" if end["n"] > 1 else ""
-            spread = f"{end['low']:.1f} to {end['high']:.1f}"
+            spread = f"{end['low']:.1f} to {end['high']:.1f}" if end["n"] > 1 else "-"
             line += [f"{end['step']:,}", f"{end['n']}{seeds}", f"{end['mean']:.1f}{error}", spread, f"{best:.1f}"]
         else:
             line += ["-", f"0{seeds}", "-", "-", "-"]

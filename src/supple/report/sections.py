@@ -67,19 +67,21 @@ def sections_of(
             title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0])),
             *(f"{_words(name)} {part[name][0]}" for name in apart),
         ]
-        measured = _rows_of(part, rows)
+        measured, first = _rows_of(part, rows), part.row(0, named=True)
+        evaluated = (first["evaluate_every"], first["steps"]) if first.get("evaluate_every") else None
         sections.append(
             Section(
                 problem=problem,
                 title=", ".join(title),
-                protocol={_words(name): part[name][0] for name in protocol if name != "subset"},
+                # Runs of other kinds, in the same folder, have settings that these do not have.
+                protocol={_words(name): first[name] for name in protocol if name in configs[first["run"]]},
                 methods=part["method"].n_unique(),
                 seeds=part["seed"].filter(part["seed"] < TUNING_SEEDS).to_list(),
                 tuning_seeds=part["seed"].filter(part["seed"] >= TUNING_SEEDS).to_list(),
                 members=len(part),
                 finished=int((part["done"] >= part["tasks"]).sum()),
                 seconds=float(part["seconds"].sum()),
-                standings=None if measured.is_empty() else standings(measured, drawings),
+                standings=None if measured.is_empty() else standings(measured, drawings, evaluated),
                 settings=[_setting(setting, configs) for setting in part.partition_by(TUNED, maintain_order=True)],
                 tests=_tests_of(part, tests),
             )

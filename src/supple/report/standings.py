@@ -1,13 +1,13 @@
 """The results of one protocol: curves, ranking, comparisons, sensitivity, and diagnostics of the networks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
-from supple.runs.lines import lines_over_strengths, lines_over_tasks
+from supple.runs.lines import Lines, lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import last_count, paired, ranking, settings
 from supple.runs.tables import capitalized
@@ -44,6 +44,8 @@ class Standings:
     """All results of one protocol."""
 
     methods: list[str]
+    unit: str
+    """What is learned one after another: a task; for agents, an evaluation."""
     columns: list[str]
     """The settings, apart from the method, in which the ranked entries differ."""
     chosen_by: str | None
@@ -58,8 +60,14 @@ class Standings:
     """Charts of single layers, by the title of the metric."""
 
 
-def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
-    """The results from the rows of one protocol; their setting columns are ``TUNED`` and ``tasks``."""
+def standings(rows: pl.DataFrame, drawings: Drawings, evaluated: tuple[int, int] | None = None) -> Standings:
+    """The results from the rows of one protocol.
+
+    Args:
+        rows: their setting columns are ``TUNED`` and ``tasks``.
+        drawings: the page's charts.
+        evaluated: for agents, the environment steps between two evaluations, and all their steps.
+    """
     shown = reported(rows)
     metrics = shown["metric"].unique(maintain_order=True).to_list()
     accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
@@ -72,7 +80,9 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
     drawn = averaged(shown, window)
 
     def curves(metric: str, title: str | None = None) -> ChartEntry:
-        return drawings.add(lines_over_tasks(drawn, metric), title or capitalized(find(metric).axis))
+        lines = lines_over_tasks(drawn, metric)
+        lines = over_steps(lines, *evaluated) if evaluated else lines
+        return drawings.add(lines, title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
         ranked = ranking(at_furthest_task(shown), metric, last)
@@ -92,6 +102,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
         layers.setdefault(capitalized(find(what).axis), []).append(curves(f"{what}/{layer}", layer))
     return Standings(
         methods=best["method"].unique(maintain_order=True).to_list(),
+        unit="evaluation" if evaluated else "task",
         columns=[name for name in TUNED[1:] if best[name].n_unique() > 1],
         chosen_by=judge if several else None,
         last=last,
@@ -100,6 +111,12 @@ def standings(rows: pl.DataFrame, drawings: Drawings) -> Standings:
         inside=[curves(name) for name in others if "/" not in name],
         layers=layers,
     )
+
+
+def over_steps(lines: Lines, every: int, steps: int) -> Lines:
+    """Lines over evaluations, with the environment steps before each as horizontal axis."""
+    step = pl.min_horizontal(pl.col("task") * every, pl.lit(steps)).alias("step")
+    return replace(lines, at="step", points=lines.points.with_columns(step).drop("task"))
 
 
 def at_furthest_task(rows: pl.DataFrame) -> pl.DataFrame:

@@ -95,9 +95,9 @@ def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[st
     stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
     shorter = []
     for name in ("tasks", "epochs", "examples"):
-        usual, most = protocol.get(name), rows[name].max() if name in rows.columns else None
-        if isinstance(usual, int) and isinstance(most, int) and most < usual:
-            shorter.append(f"{most:,} of {usual:,} {name}")
+        usual, trained = protocol.get(name), rows[name].drop_nulls().to_list() if name in rows.columns else []
+        if isinstance(usual, int) and trained and max(trained) < usual:
+            shorter.append(f"{max(trained):,} of {usual:,} {name}")
     if shorter:
         stamps.append(f"shortened to {', '.join(shorter)}")
     if rows["subset"].any():
