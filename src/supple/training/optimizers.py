@@ -107,8 +107,8 @@ def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
     """
     if functional_muon is None:
         raise ValueError(
-            f"expected PyTorch 2.9 or newer for the optimizer muon, got {torch.__version__}, whose torch.optim._muon is "
-            "missing: install a newer one, or take another optimizer"
+            f"expected PyTorch 2.9 or newer for the optimizer muon, got {torch.__version__}, whose torch.optim._muon "
+            "is missing: install a newer one, or take another optimizer"
         )
     hidden = _hidden_matrices(parameters)
     return {
