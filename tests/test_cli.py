@@ -84,16 +84,10 @@ def table(output):
 def test_list_names_everything(supple, capsys):
     supple("list")
     output = capsys.readouterr().out
-    found = {
-        cells[0]: cells[1:]
-        for line in output.splitlines()
-        if line.startswith("│")
-        for cells in [[cell.strip() for cell in line.strip("│").split("│")]]
-    }
+    found = {cells[0]: cells[1:] for line in output.splitlines() for cells in [re.split(r"\s{2,}", line.strip())]}
     for name, problem in PROBLEMS.items():
-        tasks = [str(problem.protocol(scale)["tasks"]) for scale in problem.scales]
-        told = f"{problem.title}: {problem.summary}"
-        assert found[name] == [", ".join(problem.scales), ", ".join(tasks), told]
+        tasks = ", ".join(f"{problem.protocol(scale)['tasks']} {scale}" for scale in problem.scales)
+        assert found[name] == [f"{problem.title}: {problem.summary}; {tasks}"]
     for name, method in METHODS.items():
         told = f"{method.title}: {method.summary}"
         assert found[name] == [f"{method.strength:g}" if method.strength else "-", told]
@@ -300,6 +294,22 @@ def test_a_metric_of_tuning_seeds_alone_has_no_results(supple, tmp_path):
         store(tmp_path, [Run.of(DIGITS, "none", [seed])], metrics, plausible)
     with pytest.raises(SystemExit, match="expected a metric, got 'weight_norm': known are train_accuracy"):
         supple("results", tmp_path, "--metric", "weight_norm")
+
+
+def test_tables_fit_80_columns(supple, tmp_path, capsys, monkeypatch):
+    """Names in a first column wrap at their spaces; what is typed, and every number, stays whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    methods = ("none", "self-normalized-resets", "normalize-and-project")
+    store(tmp_path, [Run.of(DIGITS, method, range(2)) for method in methods], ["train_accuracy"], plausible)
+    supple("results", tmp_path)
+    results = capsys.readouterr().out
+    supple("list")
+    listed = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in (results + listed).splitlines())
+    assert "…" not in results + listed
+    assert len(re.findall(r"0\.\d{3} ± 0\.\d{3} +0\.\d{3} +0\.\d{3}, 0\.\d{3} +2 *$", results, re.MULTILINE)) == 3
+    words = listed.split()
+    assert all(name in words for names in (PROBLEMS, METHODS) for name in names)
 
 
 def test_results_are_whole_where_there_is_little_room(supple, tmp_path, capsys, monkeypatch):

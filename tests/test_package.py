@@ -135,7 +135,8 @@ def test_it_works_with_torch_alone(empty):
     assert "pip install 'supple[lab]'" in command.stderr
 
 
-def test_a_strict_type_checker_knows_it(empty, tmp_path):
+def test_a_strict_type_checker_knows_it(tmp_path):
+    """As it is installed here; the wheel holds the same files."""
     pytest.importorskip("mypy")
     right = """
     import torch
@@ -163,7 +164,11 @@ def test_a_strict_type_checker_knows_it(empty, tmp_path):
     file = tmp_path / "user.py"
     file.write_text("\n".join(lines))
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--python-executable", empty, file],
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary", file),
+            # `make lint` has checked torch with the same options: what it knows saves two thirds of the time.
+            *("--untyped-calls-exclude", "torch", "--cache-dir", ROOT / ".mypy_cache"),
+        ],
         capture_output=True,
         text=True,
         check=False,

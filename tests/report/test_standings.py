@@ -47,6 +47,13 @@ def test_each_method_stands_at_its_best_strength():
     assert headline.sensitivity is not None
 
 
+def test_agents_are_drawn_over_the_steps_of_their_environment():
+    drawings = Drawings(["a"])
+    found = standings(rows_of({("a", 0.1, 0): [3, 4, 5]}, tasks=3), drawings, (100, 250))
+    assert found.unit == "evaluation"
+    assert json.loads(drawings.text())["charts"][0]["columns"]["step"] == [100, 200, 250]
+
+
 def test_charts_share_instructions_only_where_their_dashes_mean_the_same(monkeypatch):
     chart, built = Lines.chart, []
     monkeypatch.setattr(Lines, "chart", lambda lines: built.append(lines) or chart(lines))

@@ -128,6 +128,18 @@ def test_curves_show_means_and_errors_from_task_one():
     assert found == [(task, task - 0.5, task - 1, task) for task in (1, 2, 3)]  # two seeds, 1 apart: 0.5 either way
 
 
+def test_a_title_is_no_wider_than_a_phone():
+    long = "Random labels, digits (quick scale, shortened to 2 of 30 tasks)"
+    lines = learning_curves(frame(["none"]), "train_accuracy", long).to_dict()["title"]["text"]
+    assert " ".join(lines) == long
+    assert max(map(len, lines)) <= 40
+
+
+def test_the_axis_names_whole_tasks_only():
+    x = learning_curves(frame(["none"]), "train_accuracy", "").to_dict()["layer"][0]["encoding"]["x"]
+    assert x["axis"]["labelExpr"] == "datum.value % 1 ? '' : datum.label"
+
+
 def test_one_seed_has_a_line_without_a_band():
     _, data = spec_of(frame(["none"], seeds=1))
     assert all(row["low"] == row["mean"] == row["high"] for row in data)

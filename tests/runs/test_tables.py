@@ -84,6 +84,17 @@ def test_agents_show_the_steps_of_the_environment():
         assert expected.items() <= {line[0]: line[-4] for line in lines}.items()
 
 
+def test_the_title_says_the_steps_that_all_agents_have():
+    agents = pl.concat(
+        [frame([900, 1000.25, 1000.75], method=name, evaluate_every=100, steps=300) for name in ("none", "l2")]
+    )
+    title, (headings, row, _) = shown(agents)
+    assert title == "Training accuracy: p (quick scale); the last 2 at 200–300 steps"
+    assert "at steps" not in headings
+    assert row == ["no mitigation", "-", "900.5", "1001.0 ± 0.5", "1001.0", "1000.5, 1001.5", "2"]
+    assert shown(agents, count=1)[0].endswith("; the last at 300 steps")
+
+
 def test_diverged_networks_are_told():
     rows = frame([1, 2], seeds=4)
     diverged = rows.with_columns(metric=pl.lit("diverged"), value=pl.when(pl.col("seed") == 3).then(1.0).otherwise(0.0))

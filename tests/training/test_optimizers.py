@@ -1,9 +1,14 @@
 """The pure steps against torch's classes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from supple.training import optimizers as module
 from supple.training.optimizers import OPTIMIZERS, NetworkOptimizer, written_out
+from support.modules import module_at
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,), "kernel": (3, 2, 3, 3), "middle": (9, 7), "head": (4, 9)}
 HIDDEN = ("weight", "middle")
@@ -152,3 +157,12 @@ def test_muon_remembers_momentum_of_hidden_matrices_alone():
     moments = OPTIMIZERS["muon"].moments(tensors())
     assert {key for key, entry in moments.items() if entry.keys() == {"momentum_buffer"}} == set(HIDDEN)
     assert {key for key, entry in moments.items() if "exp_avg" in entry} == SHAPES.keys() - set(HIDDEN)
+
+
+def test_a_torch_without_a_function_for_muon_has_the_other_optimizers(monkeypatch, gradients):
+    monkeypatch.setitem(sys.modules, "torch.optim._muon", None)
+    optimizers = module_at(Path(module.__file__)).OPTIMIZERS
+    for name in optimizers.keys() - {"muon"}:
+        optimizers[name].step(start := tensors(), gradients[0], optimizers[name].moments(start), 1e-2)
+    with pytest.raises(ValueError, match=r"^expected PyTorch 2\.9 or newer for the optimizer muon, got \d.*: install"):
+        optimizers["muon"].moments(tensors())

@@ -175,10 +175,10 @@ class List:
         from supple.training.methods import METHODS
         from supple.training.optimizers import OPTIMIZERS
 
-        problems = table("Problems", "problem", "scales", "tasks", "what it is")
+        problems = table("Problems", "problem", "what it is; its tasks at each scale")
         for name, problem in PROBLEMS.items():
-            tasks = ", ".join(str(problem.protocol(scale)["tasks"]) for scale in problem.scales)
-            problems.add_row(name, ", ".join(problem.scales), tasks, f"{problem.title}: {problem.summary}")
+            tasks = ", ".join(f"{problem.protocol(scale)['tasks']} {scale}" for scale in problem.scales)
+            problems.add_row(name, f"{problem.title}: {problem.summary}; {tasks}")
         methods = table("Methods", "method", "strength", "what it does")
         for name, method in METHODS.items():
             strength = f"{method.strength:g}" if method.strength else "-"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from supple.cli.options import Engine, Methods, Options, Precision, typed
-from supple.cli.output import print_whole
+from supple.cli.output import print_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from supple.rl.run import Run
 
 MOST_SEEDS = 1_000
+HEADINGS = ("method", "strength", "steps", "seeds", "at the end")
 
 # Heavy modules are imported where they are used, so that help texts appear at once.
 
@@ -110,7 +111,7 @@ class Control(Engine):
         if any(run.resets and not run.is_reset for run in runs):
             console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
         rows = self.train_agents(runs, self.device)
-        print_whole(_table(rows, self.task))
+        print_table(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
         diverged = note_on_diverged(rows, "return")
         if diverged:
@@ -163,19 +164,14 @@ class Control(Engine):
 
 def _table(rows: "pl.DataFrame", task: str) -> "Table":
     import polars as pl
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
 
     from supple.runs.changes import Changes
+    from supple.runs.tables import table_of
     from supple.training.methods import title_of
 
     changes = Changes.of(rows)
-    title = f"Return, {task}, {changes}" if changes else f"Return, {task}"
-    table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     last = ("all evaluations", "before changes") if changes else ("over seeds", "best")
-    for heading in ("strength", "stopped", "steps", "seeds", "at the end", *last):
-        table.add_column(heading, justify="right", no_wrap=True)
-    value = pl.col("value")
+    value, lines = pl.col("value"), []
     for part in rows.partition_by("method", "strength", maintain_order=True):
         method, strength = str(part["method"][0]), float(part["strength"][0])
         returns = part.filter(pl.col("metric") == "return")
@@ -183,17 +179,21 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         curve = returns.group_by("step").agg(
             mean=value.mean(), error=value.std() / value.len().sqrt(), low=value.min(), high=value.max(), n=value.len()
         )
-        row = [title_of(method), f"{strength:g}" if strength else "-", str(stopped or "-")]
+        line = [title_of(method), f"{strength:g}" if strength else "-"]
+        seeds = f" ({stopped} stopped)" if stopped else ""
         if len(curve):
             end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
-            row += [f"{end['step']:,}", str(end["n"]), _with_error(end["mean"], end["error"])]
+            line += [f"{end['step']:,}", f"{end['n']}{seeds}", _with_error(end["mean"], end["error"])]
             if changes:
                 learned = changes.learned(returns, ["method", "strength"]).row(0, named=True)
-                row += [_with_error(learned[name], learned[f"{name}_error"]) for name in ("overall", "learned")]
+                line += [_with_error(learned[name], learned[f"{name}_error"]) for name in ("overall", "learned")]
             else:
-                row += [f"{end['low']:.1f} to {end['high']:.1f}", f"{best:.1f}"]
-        table.add_row(*row)
-    return table
+                line += [f"{end['low']:.1f} to {end['high']:.1f}" if end["n"] > 1 else "-", f"{best:.1f}"]
+        else:
+            line += ["-", f"0{seeds}", "-", "-", "-"]
+        lines.append(line)
+    title = f"Return, {task}, {changes}" if changes else f"Return, {task}"
+    return table_of(title, (*HEADINGS, *last), lines)
 
 
 def _with_error(mean: float | None, error: float | None) -> str:

@@ -40,22 +40,24 @@ def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
     for metric in metrics:
         problem = rows["problem"][0]
         protocol = protocol_of(problem, rows["scale"][0])
-        print_whole(results_table(rows, metric, problem=title_of(problem), protocol=protocol))
+        print_table(results_table(rows, metric, problem=title_of(problem), protocol=protocol))
     return metrics[-1]
 
 
-def print_whole(table: "Table") -> None:
-    """Print the table in lines as long as it needs: 80 columns, as a file has, would cut off the methods' names."""
+def print_table(numbers: "Table") -> None:
+    """Print a table; where a console is too narrow for its numbers, lines are longer, because none is cut off."""
     from rich.console import Console
 
     console = Console()
-    whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, whole)
-    console.print(table)
+    needed = console.measure(numbers, options=console.options.update(max_width=10_000)).minimum
+    console.width = max(console.width, needed)
+    console.print(numbers)
 
 
 def table(title: str, names: str, *columns: str) -> "Table":
     """An empty table; the names in its first column are never cut off, because they are there to be typed."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
-    return Table(Column(names, no_wrap=True), *columns, title=title, title_justify="left")
+    first = Column(names, no_wrap=True)
+    return Table(first, *columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -229,7 +229,7 @@ PROBLEMS: dict[str, Problem] = {
     "drifting-label-mnist": _mnist(
         "mnist",
         title="Drifting labels, MNIST",
-        summary="random labels for MNIST of which one in forty changes each epoch: no tasks",
+        summary="random labels for MNIST, one in forty changed each epoch, which counts as a task",
         shift="drifting-labels",
         examples=2560,
         epochs=1,
@@ -240,7 +240,7 @@ PROBLEMS: dict[str, Problem] = {
     "drifting-pixel-mnist": _mnist(
         "mnist",
         title="Drifting pixels, MNIST",
-        summary="MNIST, one in forty of the pixels exchanged each epoch: no tasks",
+        summary="MNIST, one in forty of the pixels exchanged each epoch, which counts as a task",
         shift="drifting-pixels",
         examples=2560,
         epochs=1,

@@ -32,7 +32,7 @@ function unpack({ length, columns }) {
 async function draw(element) {
   const chart = charts[element.dataset.chart];
   const values = unpack(chart);
-  const crowded = new Set(values.map((point) => point.task)).size > 60;
+  const crowded = new Set(values.map((point) => point.task ?? point.step)).size > 60;
   const spec = {
     ...structuredClone(specs[chart.spec]),
     data: { name: "points", values },

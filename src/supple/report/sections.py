@@ -71,12 +71,14 @@ def sections_of(
             title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0])),
             *(f"{_words(name)} {part[name][0]}" for name in apart),
         ]
-        measured, changes = _rows_of(part, rows), Changes.of(part)
+        measured, first, changes = _rows_of(part, rows), part.row(0, named=True), Changes.of(part)
+        evaluated = (first["evaluate_every"], first["steps"]) if first.get("evaluate_every") else None
         sections.append(
             Section(
                 problem=problem,
                 title=", ".join(title),
-                protocol={_words(name): part[name][0] for name in protocol if name != "subset"},
+                # Runs of other kinds, in the same folder, have settings that these do not have.
+                protocol={_words(name): first[name] for name in protocol if name in configs[first["run"]]},
                 changes=changes,
                 methods=part["method"].n_unique(),
                 seeds=part["seed"].filter(part["seed"] < TUNING_SEEDS).to_list(),
@@ -84,7 +86,7 @@ def sections_of(
                 members=len(part),
                 finished=int((part["done"] >= part["tasks"]).sum()),
                 seconds=float(part["seconds"].sum()),
-                standings=None if measured.is_empty() else standings(measured, drawings, changes),
+                standings=None if measured.is_empty() else standings(measured, drawings, evaluated, changes),
                 settings=[_setting(setting, configs) for setting in part.partition_by(TUNED, maintain_order=True)],
                 tests=_tests_of(part, tests),
             )

@@ -8,7 +8,7 @@ import polars as pl
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
 from supple.runs.changes import Changes
-from supple.runs.lines import lines_over_strengths, lines_over_tasks
+from supple.runs.lines import Lines, lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import last_count, note_on_diverged, paired, ranking, settings
 from supple.runs.tables import capitalized
@@ -49,6 +49,8 @@ class Standings:
     """All results of one protocol."""
 
     methods: list[str]
+    unit: str
+    """What is learned one after another: a task; for agents, an evaluation."""
     columns: list[str]
     """The settings, apart from the method, in which the ranked entries differ."""
     chosen_by: str | None
@@ -63,12 +65,18 @@ class Standings:
     """Charts of single layers, by the title of the metric."""
 
 
-def standings(rows: pl.DataFrame, drawings: Drawings, changes: Changes | None = None) -> Standings:
-    """The results from the rows of one protocol; their setting columns are ``TUNED`` and ``tasks``.
+def standings(
+    rows: pl.DataFrame,
+    drawings: Drawings,
+    evaluated: tuple[int, int] | None = None,
+    changes: Changes | None = None,
+) -> Standings:
+    """The results from the rows of one protocol.
 
     Args:
-        rows: the measurements.
+        rows: their setting columns are ``TUNED`` and ``tasks``.
         drawings: the page's charts.
+        evaluated: for agents, the environment steps between two evaluations, and all their steps.
         changes: how the world changes.
     """
     shown = reported(rows)
@@ -84,8 +92,9 @@ def standings(rows: pl.DataFrame, drawings: Drawings, changes: Changes | None = 
 
     def curves(metric: str, title: str | None = None) -> ChartEntry:
         lines = lines_over_tasks(drawn, metric)
+        lines = over_steps(lines, *evaluated) if evaluated else lines
         if changes:
-            lines = replace(lines, changes=tuple(step // changes.evaluate_every for step in changes.places))
+            lines = replace(lines, changes=changes.places)
         return drawings.add(lines, title or capitalized(find(metric).axis))
 
     def headline(metric: str) -> Headline:
@@ -111,6 +120,7 @@ def standings(rows: pl.DataFrame, drawings: Drawings, changes: Changes | None = 
         layers.setdefault(capitalized(find(what).axis), []).append(curves(f"{what}/{layer}", layer))
     return Standings(
         methods=best["method"].unique(maintain_order=True).to_list(),
+        unit="evaluation" if evaluated else "task",
         columns=[name for name in TUNED[1:] if best[name].n_unique() > 1],
         chosen_by=judge if several else None,
         last=last,
@@ -119,6 +129,12 @@ def standings(rows: pl.DataFrame, drawings: Drawings, changes: Changes | None = 
         inside=[curves(name) for name in others if "/" not in name],
         layers=layers,
     )
+
+
+def over_steps(lines: Lines, every: int, steps: int) -> Lines:
+    """Lines over evaluations, with the environment steps before each as horizontal axis."""
+    step = pl.min_horizontal(pl.col("task") * every, pl.lit(steps)).alias("step")
+    return replace(lines, at="step", points=lines.points.with_columns(step).drop("task"))
 
 
 def at_furthest_task(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """Charts of lines with bands, over tasks, strengths or steps: their data, and how they are drawn."""
 
 import re
+import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,9 @@ LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width /
 
 X_TITLES = {"step": "steps of the environment"}
 """Of the horizontal axis, where it is more than the column's name."""
+
+TITLE_LETTERS = 40
+"""Of one line of a title: as wide as a phone."""
 
 LABELLED_WIDTH = 400
 """From this width of the axes on, names are written at the ends of lines, in pixels."""
@@ -75,7 +79,8 @@ class Lines:
         has_room = width >= LABELLED_WIDTH and self.series == "method" and not self.within
         labels = self._labels(height) if has_room else None
         legend = LEGEND_BELOW if width >= LABELLED_WIDTH else {}
-        text = alt.Title(title, subtitle=subtitle or alt.Undefined, anchor="start")
+        heading = textwrap.wrap(title, TITLE_LETTERS) if len(title) > TITLE_LETTERS else title
+        text = alt.Title(heading, subtitle=subtitle or alt.Undefined, anchor="start")
         return self.chart(labels, legend).properties(width=width, height=height, title=text)
 
     def chart(
@@ -144,7 +149,8 @@ class Lines:
         """The horizontal axis."""
         x = alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
         if self.at != "strength":
-            return x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d")
+            whole = "datum.value % 1 ? '' : datum.label"  # between 1 and 2, Vega places ticks all the same
+            return x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d", labelExpr=whole)
         strengths = self.points["strength"].unique().sort().to_list()
         return x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
 

@@ -1,6 +1,6 @@
 """Results in a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +21,8 @@ def results_table(
 ) -> Table:
     """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first.
 
-    In reinforcement learning a task is an evaluation: a column says to which environment steps the last ones belong.
+    In reinforcement learning a task is an evaluation: the title, or a column where they differ, says to which
+    environment steps the last ones belong. Numbers have three decimals; one, if a mean is 100 or more.
 
     Args:
         rows: of one problem.
@@ -31,29 +32,47 @@ def results_table(
         protocol: the problem's at the rows' scale, as for :func:`title_with_scale`.
     """
     count = last_count(min(rows["tasks"].unique()), count)
-    has_steps = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
+    ranked = ranking(rows, metric, count).to_dicts()
+    digits = 1 if any(abs(row["mean"]) >= 100 for row in ranked) else 3
+    title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
+    steps = []
+    if has_steps := "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None:
+        steps = [_steps(row, count) for row in ranked]
+        if len(set(steps)) == 1:
+            title += f"; the last {count} at {steps[0]} steps" if count > 1 else f"; the last at {steps[0]} steps"
+            steps = []
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
-    title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
-    table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 100 columns
-    table.caption, table.caption_justify = note_on_diverged(rows, metric) or None, "left"
-    steps = ["at steps"] if has_steps else []
-    for heading in ("strength", *others, "first", f"last {count}", *steps, "IQM", "95 %", "seeds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in ranking(rows, metric, count).iter_rows(named=True):
-        error = f" ± {row['error']:.3f}" if row["error"] is not None else ""
+    headings = ["method", "strength", *others, "first", f"last {count}", *(["at steps"] if steps else [])]
+    lines = []
+    for place, row in enumerate(ranked):
+        error = f" ± {row['error']:.{digits}f}" if row["error"] is not None else ""
         diverged = f" ({row['diverged']:.0f} diverged)" if row["diverged"] else ""
-        table.add_row(
-            title_of(row["method"]),
-            f"{row['strength']:g}" if row["strength"] else "-",
-            *(_cell(row[other]) for other in others),
-            "-" if row["first"] is None else f"{row['first']:.3f}",
-            f"{row['mean']:.3f}{error}",
-            *([_steps(row, count)] if has_steps else []),
-            f"{row['iqm']:.3f}",
-            f"{row['low']:.3f}, {row['high']:.3f}",
-            f"{row['seeds']}{diverged}",
+        lines.append(
+            [
+                title_of(row["method"]),
+                f"{row['strength']:g}" if row["strength"] else "-",
+                *(_cell(row[other]) for other in others),
+                "-" if row["first"] is None else f"{row['first']:.{digits}f}",
+                f"{row['mean']:.{digits}f}{error}",
+                *steps[place : place + 1],
+                f"{row['iqm']:.{digits}f}",
+                f"{row['low']:.{digits}f}, {row['high']:.{digits}f}",
+                f"{row['seeds']}{diverged}",
+            ]
         )
+    table = table_of(title, [*headings, "IQM", "95 %", "seeds"], lines)
+    table.caption, table.caption_justify = note_on_diverged(rows, metric) or None, "left"
+    return table
+
+
+def table_of(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table that is as narrow as its numbers allow: only the names in its first column wrap, at their spaces."""
+    table = Table(headings[0], title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for cells in list(zip(headings, *lines, strict=True))[1:]:
+        table.add_column(cells[0], justify="right", no_wrap=True, min_width=max(map(len, cells)))
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -84,9 +103,9 @@ def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[st
     stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
     shorter = []
     for name in ("tasks", "epochs", "examples"):
-        usual, most = protocol.get(name), rows[name].max() if name in rows.columns else None
-        if isinstance(usual, int) and isinstance(most, int) and most < usual:
-            shorter.append(f"{most:,} of {usual:,} {name}")
+        usual, trained = protocol.get(name), rows[name].drop_nulls().to_list() if name in rows.columns else []
+        if isinstance(usual, int) and trained and max(trained) < usual:
+            shorter.append(f"{max(trained):,} of {usual:,} {name}")
     if shorter:
         stamps.append(f"shortened to {', '.join(shorter)}")
     if rows["subset"].any():

@@ -6,8 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim._muon import muon as functional_muon
 from torch.optim.adam import adam as fused_adam
+
+try:
+    from torch.optim._muon import muon as functional_muon
+except ModuleNotFoundError:  # PyTorch 2.8, or one that keeps it elsewhere
+    functional_muon = None  # type: ignore[assignment]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -96,7 +100,16 @@ def sgd(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], momen
 
 
 def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """The state before the first step: Muon's for hidden matrices, Adam's for everything else."""
+    """The state before the first step: Muon's for hidden matrices, Adam's for everything else.
+
+    Raises:
+        ValueError: this PyTorch has no ``torch.optim._muon``, in which a step of Muon is a function.
+    """
+    if functional_muon is None:
+        raise ValueError(
+            f"expected PyTorch 2.9 or newer for the optimizer muon, got {torch.__version__}, whose torch.optim._muon "
+            "is missing: install a newer one, or take another optimizer"
+        )
     hidden = _hidden_matrices(parameters)
     return {
         name: {"momentum_buffer": torch.zeros_like(parameter)}
