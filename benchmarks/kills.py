@@ -24,6 +24,9 @@ from polars.testing import assert_frame_equal
 
 from supple.runs.store import load
 
+DURATION = 0.3
+"""Of a task, about, in seconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kills:
@@ -36,7 +39,7 @@ class Kills:
     seeds: int = 2
     """Networks per method."""
     tasks: int = 30
-    """Tasks per network; one takes some tenths of a second."""
+    """Tasks per network."""
     workers: int = 2
     """Processes at a time."""
     engine: Literal["local", "ray"] = "local"
@@ -58,7 +61,7 @@ class Kills:
             sweeps, kills = 0, Counter[str]()
             while left or not sweeps:
                 out = Path(scratch, str(sweeps))
-                for victim in killed(self, moments, span, out, left):
+                for victim in killed(self, moments, total, out, left):
                     kills[victim] += 1
                     print(f"killed {victim} after {tasks_in(out)} of {total} tasks", flush=True)
                 assert_frame_equal(load(str(out)), expected, check_exact=True)
@@ -97,17 +100,23 @@ def ended(process: "subprocess.Popen[str]") -> bool:
     return process.returncode == 0
 
 
-def killed(config: Kills, moments: random.Random, span: float, out: Path, left: list[str]) -> Iterator[str]:
-    """Run one sweep to its end; yield the name of each victim killed, and remove it from ``left``."""
+def killed(config: Kills, moments: random.Random, total: int, out: Path, left: list[str]) -> Iterator[str]:
+    """Run one sweep to its end; yield the name of each victim killed, and remove it from ``left``.
+
+    A kill comes at a random moment of a random task: most of a short sweep's time goes into starting processes.
+    """
     process = sweep(config, out)
     try:
         while left:
-            moment = time.monotonic() + moments.uniform(0, span)
-            while time.monotonic() < moment or (left[0] == "a worker" and not workers_of(process)):
+            tasks = moments.randrange(min(tasks_in(out), total - 1), total)
+            while tasks_in(out) < tasks or not workers_of(process):
                 if ended(process):
                     return
                 time.sleep(0.01)
-            victim = moments.choice(workers_of(process)) if left[0] == "a worker" else process.pid
+            time.sleep(moments.uniform(0, DURATION))
+            if not (workers := workers_of(process)):
+                continue
+            victim = moments.choice(workers) if left[0] == "a worker" else process.pid
             try:
                 os.kill(victim, signal.SIGKILL)
             except ProcessLookupError:  # it ended by itself before
