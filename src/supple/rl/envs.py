@@ -4,7 +4,7 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from supple.errors import known
-from supple.runs.streams import Stream, number
+from supple.runs.streams import Stream, generator, number
 
 UNLIMITED = 1e10
 """The suite's bound for an actuator without limits."""
@@ -221,6 +221,18 @@ class Episodes:
         self.actions.append(action)
         self.observation, self.total = result.observation, self.total + result.reward
         return result
+
+
+def random_returns(environments: Sequence[Environment], seed: int, step: int) -> np.ndarray:
+    """Returns of uniformly random actions in the episodes of the evaluation after so many steps."""
+    random, totals = generator(Stream.RANDOM_POLICY, seed, step), np.zeros(len(environments))
+    for k, environment in enumerate(environments):
+        environment.begin(number(Stream.EVALUATION, seed, step, k))
+        last = False
+        while not last:
+            _, reward, _, last = environment.step(random.uniform(-1, 1, environment.action_size).astype(np.float32))
+            totals[k] += reward
+    return totals
 
 
 def tasks() -> dict[str, Callable[[], Environment]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from supple.mitigators.states import Tensors
 from supple.rl import inside
 from supple.rl.agent import agent_of, should_compile
-from supple.rl.envs import Environment, Episodes, Step
+from supple.rl.envs import Environment, Episodes, Step, random_returns
 from supple.rl.rehearsal import rehearse
 from supple.rl.replay import Replay
 from supple.rl.run import PRIMED_ON, Run
@@ -132,7 +132,7 @@ class Training:
             rows.append((member, task, "diverged", float(member in self.stopped)))
             if member in self.stopped:
                 rows.append((member, task, "stopped", float(self.stopped[member])))
-                scores = self._random_returns(member)
+                scores = random_returns(self._test_environments[member], self.run.seeds[member], self.step)
             rows.append((member, task, "return", float(scores.mean())))
             if self.returns[member]:
                 rows.append((member, task, "training_return", float(np.mean(self.returns[member]))))
@@ -249,19 +249,6 @@ class Training:
                 step = self._test_environments[index][k].step(actions[index, k])
                 observations[index, k], running[index, k] = step.observation, not step.last
                 totals[index, k] += step.reward
-        return totals
-
-    def _random_returns(self, member: int) -> np.ndarray:
-        """Returns of uniformly random actions, which count for a stopped member, in the episodes of its evaluation."""
-        seed, totals = self.run.seeds[member], np.zeros(self.run.episodes)
-        random = generator(Stream.RANDOM_POLICY, seed, self.step)
-        for k, environment in enumerate(self._test_environments[member]):
-            environment.begin(number(Stream.EVALUATION, seed, self.step, k))
-            last = False
-            while not last:
-                action = random.uniform(-1, 1, environment.action_size).astype(np.float32)
-                _, reward, _, last = environment.step(action)
-                totals[k] += reward
         return totals
 
     def _look_inside(self, task: int) -> list[Row]:
