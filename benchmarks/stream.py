@@ -1,0 +1,223 @@
+"""New images under labels that change: which method predicts a stream best, and is it better than starting again?
+
+    python benchmarks/stream.py train     # hours on one core; resumes where it stopped
+    python benchmarks/stream.py tables    # rows to results/stream, and the table and the chart in docs/stream.md
+
+The stream is that of UPGD (Elsayed & Mahmood, 2024): EMNIST's 47 classes are exchanged among each other every 2,500
+images. Here it has 200 such tasks, in batches of 16, with Adam. The measure is online accuracy: of each batch before it
+is learned from, mean over the whole stream. Step size and strength of each form are chosen on one seed; the reported
+seeds are other ones.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+import tyro
+from measuring import write_environment
+from scipy.stats import t as student
+
+from supple.cli.options import Engine
+from supple.lab.grid import TUNING_SEEDS, finished, results
+from supple.lab.run import Run
+from supple.runs import charts
+from supple.training.methods import METHODS
+
+PROBLEM = "label-permuted-emnist"
+TASKS = 200
+METRIC = "online_accuracy"
+STEP_SIZES = (3e-3, 1e-3, 3e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A method, with options and an optimizer, and the strengths to try."""
+
+    method: str = "none"
+    strengths: tuple[float | None, ...] = (None,)
+    """None is the method's default."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str = "adam"
+
+    def run(self, seed: int, strength: float | None, step_size: float) -> Run:
+        return Run.of(
+            PROBLEM,
+            self.method,
+            [seed],
+            scale="paper",
+            tasks=TASKS,
+            batch_size=16,
+            optimizer=self.optimizer,
+            step_size=step_size,
+            strength=strength,
+            options=self.options,
+            diagnostics=("weight_norm", "spectral_norm", "dead_units"),
+        )
+
+    def tried(self) -> list[Run]:
+        """The runs from which strength and step size are chosen."""
+        return [self.run(TUNING_SEEDS, *values) for values in product(self.strengths, STEP_SIZES)]
+
+
+DECAY = (1e-2, 1e-3, 1e-4)
+FORMS: dict[str, Form] = {
+    "no mitigation": Form(),
+    "start again": Form(
+        method="shrink-and-perturb", strengths=(1.0,), options={"variant": "task"}, optimizer="adam-restarted"
+    ),
+    "spectral, decoupled": Form(method="decoupled-spectral", strengths=(3.0, 1.0, 0.3, 0.1)),
+    "L2 towards initialisation": Form(method="l2-init", strengths=DECAY),
+    "UPGD": Form(method="upgd"),
+    "spectral": Form(method="spectral", strengths=DECAY),
+    "spectral, ceiling": Form(method="decoupled-spectral", strengths=(3.0, 1.0, 0.3, 0.1), options={"target": "initial"}),
+    "L2": Form(method="l2", strengths=DECAY),
+    "LayerNorm": Form(method="layer-norm"),
+    "Adam restarted": Form(optimizer="adam-restarted"),
+    "CReLU": Form(method="crelu"),
+    "shrink and perturb": Form(method="shrink-and-perturb", strengths=(1e-3, 1e-4, 1e-5)),
+    "continual backprop": Form(method="continual-backprop", strengths=(1e-3, 1e-4, 1e-5)),
+    "ReDo": Form(method="redo", strengths=(0.3, 0.1, 0.025)),
+    "Parseval": Form(method="parseval", strengths=(1.0, 0.1, 1e-2)),
+    "weight clipping": Form(method="weight-clipping", strengths=(1.0, 0.5, 0.2)),
+}
+"""In the order of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Engine):
+    """Train what is missing, one form after the other."""
+
+    forms: tuple[str, ...] = tuple(FORMS)
+    """The forms to compare."""
+    seeds: int = 3
+    """Number of reported seeds, from 0."""
+    out: str = "runs/stream"
+    """Folder for the runs."""
+
+    def __call__(self) -> None:
+        for name in self.forms:
+            form = FORMS[name]
+            best = chosen(self.train(form.tried()))
+            self.train([form.run(seed, **best) for seed in range(self.seeds)])
+
+
+def chosen(tried: pl.DataFrame) -> dict[str, float]:
+    """The strength and the step size with the best mean over the whole stream."""
+    means = tried.filter(metric=METRIC).group_by("strength", "step_size").agg(pl.mean("value"))
+    best: dict[str, float] = means.sort("value").select("strength", "step_size").row(-1, named=True)
+    return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Write the rows of the forms that are complete, draw them, and put the table into the page."""
+
+    seeds: int = 3
+    """Number of reported seeds, as trained."""
+    runs: str = "runs/stream"
+    """The folder that was trained into."""
+    out: Path = Path("results/stream")
+    """Folder for the rows."""
+    page: Path = Path("docs/stream.md")
+    """The page with the table; the chart lies beside it, as PNG."""
+
+    def __call__(self) -> None:
+        complete = dict(self.complete())
+        tried, rows = (
+            pl.concat([parts[index].with_columns(form=pl.lit(name)) for name, parts in complete.items()])
+            for index in (0, 1)
+        )
+        self.out.mkdir(parents=True, exist_ok=True)
+        tried.filter(metric=METRIC).write_parquet(self.out / "tuning.parquet")
+        rows.write_parquet(self.out / "rows.parquet")
+        write_environment(self.out, self.runs, {*tried["run"], *rows["run"]})
+        picture(rows).save(self.page.with_suffix(".png"), scale_factor=2)
+        table = "\n".join(["", *lines_of_table(rows), "", ""])
+        text, count = re.subn(r"(?s)(?<=<!-- table -->\n).*?(?=<!-- end -->)", lambda _: table, self.page.read_text())
+        if count != 1:
+            raise ValueError(f"expected a table between two markers in {self.page}, got {count}: restore the markers")
+        self.page.write_text(text)
+
+    def complete(self) -> Iterator[tuple[str, tuple[pl.DataFrame, pl.DataFrame]]]:
+        """Each form that is trained, with the rows of its tuning and of its reported seeds."""
+        done = finished(self.runs)
+        for name, form in FORMS.items():
+            if done.keys() >= set(form.tried()):
+                tried = results(form.tried(), self.runs)
+                reported = [form.run(seed, **chosen(tried)) for seed in range(self.seeds)]
+                if done.keys() >= set(reported):
+                    yield name, (tried, results(reported, self.runs))
+                    continue
+            print(f"{name} is left out: train it first")
+
+
+def lines_of_table(rows: pl.DataFrame) -> Iterator[str]:
+    """The lines of the page's table, the best form first; the last column compares with starting again, by seed."""
+    yield "| | step size | strength | first 20 tasks | last 20 tasks | whole stream | above starting again, 95 % |"
+    yield "|---|---|---|---|---|---|---|"
+    accuracy = rows.filter(metric=METRIC)
+    means = accuracy.group_by("form", "seed", "step_size", "strength").agg(
+        first=pl.col("value").filter(pl.col("task") < 20).mean(),
+        last=pl.col("value").filter(pl.col("task") >= TASKS - 20).mean(),
+        whole=pl.mean("value"),
+    )
+    again = means.filter(form="start again").select("seed", again="whole")
+    by_form = (
+        means.join(again, on="seed")
+        .with_columns(above=pl.col("whole") - pl.col("again"))
+        .group_by("form", "step_size", "strength")
+        .agg(pl.mean("first", "last", "whole", "above"), seeds=pl.len(), spread=pl.std("above"), error=pl.std("whole"))
+    )
+    for row in by_form.sort("whole", descending=True).iter_rows(named=True):
+        root = math.sqrt(row["seeds"])
+        half = float(student.ppf(0.975, row["seeds"] - 1)) * row["spread"] / root
+        above = "" if row["form"] == "start again" else f"{row['above']:+.3f} ± {half:.3f}"
+        strength = f"{row['strength']:g}" if len(FORMS[row["form"]].strengths) > 1 else ""
+        yield (
+            f"| {row['form']} | {row['step_size']:g} | {strength} | {row['first']:.3f} | {row['last']:.3f} "
+            f"| {row['whole']:.3f} ± {row['error'] / root:.3f} | {above} |"
+        )
+
+
+def picture(rows: pl.DataFrame) -> alt.LayerChart:
+    """Online accuracy over the stream, in means of ten tasks; the name of each form at the end of its line."""
+    ten = (
+        rows.filter(metric=METRIC)
+        .with_columns(images=(pl.col("task") // 10 * 10 + 5) * 2_500)
+        .group_by("form", "method", "images", maintain_order=True)
+        .agg(accuracy=pl.mean("value"))
+    )
+    forms = ten["form"].unique(maintain_order=True).to_list()
+    colours = [METHODS[FORMS[name].method].colour for name in forms]
+    line = (
+        alt.Chart(ten)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("images:Q", title="images seen").scale(nice=False).axis(format="~s"),
+            y=alt.Y("accuracy:Q", title="accuracy on images before they are learned from"),
+            color=alt.Color("form:N", legend=None).scale(domain=forms, range=colours),
+            detail="form:N",
+        )
+    )
+    ends = ten.filter(pl.col("images") == ten["images"].max())
+    names = line.mark_text(align="left", dx=5).encode(text="form:N").properties(data=ends)
+    chart: alt.LayerChart = (line + names).properties(
+        width=560,
+        height=360,
+        title=alt.Title(
+            "A stream of new images whose labels change every 2,500 images",
+            subtitle="online accuracy on EMNIST, 47 classes, mean of three seeds",
+            anchor="start",
+        ),
+    )
+    return charts.configured(chart)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": Train, "tables": Tables})()
