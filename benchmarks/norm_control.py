@@ -23,6 +23,7 @@ from measuring import plateau, write_environment
 
 from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS, finished, results
+from supple.lab.problems import title_of
 from supple.lab.run import Run
 from supple.runs import charts
 from supple.runs.stats import last_tasks
@@ -217,7 +218,7 @@ def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart
         alt.FieldOneOfPredicate("form", tuned["form"].unique().to_list())
     )
     chart: alt.LayerChart = (line + marks).properties(
-        width=620, height=380, title=alt.Title(f"{problem}: accuracy kept, over strength", anchor="start")
+        width=620, height=380, title=alt.Title(f"{title_of(problem)}: accuracy kept, over strength", anchor="start")
     )
     return charts.configured(chart)
 
