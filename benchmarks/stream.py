@@ -73,9 +73,14 @@ FORMS: dict[str, Form] = {
     ),
     "spectral, decoupled": Form(method="decoupled-spectral", strengths=(3.0, 1.0, 0.3, 0.1)),
     "L2 towards initialisation": Form(method="l2-init", strengths=DECAY),
+    "FIRE, Adam restarted": Form(method="fire", optimizer="adam-restarted"),
+    "deep Fourier features": Form(method="fourier-features"),
     "UPGD": Form(method="upgd"),
+    "Parseval, decoupled": Form(method="parseval", strengths=(30.0, 10.0, 3.0, 1.0), options={"decoupled": True}),
     "spectral": Form(method="spectral", strengths=DECAY),
-    "spectral, ceiling": Form(method="decoupled-spectral", strengths=(3.0, 1.0, 0.3, 0.1), options={"target": "initial"}),
+    "spectral, ceiling": Form(
+        method="decoupled-spectral", strengths=(3.0, 1.0, 0.3, 0.1), options={"target": "initial"}
+    ),
     "L2": Form(method="l2", strengths=DECAY),
     "LayerNorm": Form(method="layer-norm"),
     "Adam restarted": Form(optimizer="adam-restarted"),
