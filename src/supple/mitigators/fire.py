@@ -24,8 +24,8 @@ class FIRE(Mitigator):
     below about 2 % of the Frobenius norm have not reached 1.
 
     Call ``start_task()`` before the first step of every task but the first; nothing happens in the steps of a task, and
-    ``attach`` is not needed. The optimizer's state stays as it is: build a new optimizer at each task, as the authors do.
-    On random labels of digits the method kept an accuracy of 0.927 with a new Adam, and of 0.382 with the old one.
+    ``attach`` is not needed. The optimizer's state stays as it is: build a new optimizer at each task, as the authors
+    do. On random labels of digits the method kept an accuracy of 0.927 with a new Adam, of 0.382 with the old one.
 
     Args:
         network: a module or a :class:`Population`.
