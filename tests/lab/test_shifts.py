@@ -466,6 +466,8 @@ def test_the_numbers_of_the_streams_never_change():
         "EVALUATION": 17,
         "PRIMING": 18,
         "INSIDE": 19,
+        "RANDOM_POLICY": 20,
+        "CHANGE": 21,
     }
 
 
