@@ -10,7 +10,6 @@ The buffer holds half of that: a thousand steps after a change, nothing in it is
 another thousand follow until the next change.
 """
 
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 import tyro
-from measuring import write_environment
+from measuring import put_into, write_environment
 
 from supple.cli.options import Engine
 from supple.rl.charts import over_steps
@@ -104,10 +103,8 @@ class Tables(Study):
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs_in, {*rows["run"]})
         draw(rows, self.task).save(self.page.with_name(PICTURE), scale_factor=2)
-        marks = r"(?s)(?<=<!-- changing world -->\n)(.*?)(?=<!-- end of changing world -->)"
-        before, _, after = re.split(marks, self.page.read_text())
         picture = f"![Returns over steps of {self.task}, with LayerNorm and without; rules mark the changes]({PICTURE})"
-        self.page.write_text(before + "\n".join(["", *table(rows), "", picture, "", ""]) + after)
+        put_into(self.page, "changing world", [*table(rows), "", picture])
 
     def complete(self) -> Iterator[list[Run]]:
         """The runs of each setting that is at its end."""

@@ -8,7 +8,6 @@ are exempt. Every run measures its inside, above all the effective step sizes. T
 is trained first.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import tyro
-from measuring import write_environment
+from measuring import put_into, write_environment
 
 from supple.cli.options import Engine
 from supple.rl.charts import with_steps
@@ -110,8 +109,7 @@ class Tables(Study):
         rows.write_parquet(self.out / "forms.parquet")
         write_environment(self.out / "forms", self.runs_in, {*labels})
         draw(rows).save(self.page.parent / "control-forms.png", scale_factor=2)
-        before, _, after = re.split(r"(?s)(?<=<!-- forms -->\n)(.*?)(?=<!-- end of forms -->)", self.page.read_text())
-        self.page.write_text(before + "\n".join(["", *table(rows), "", ""]) + after)
+        put_into(self.page, "forms", table(rows))
 
 
 def table(rows: pl.DataFrame) -> Iterator[str]:

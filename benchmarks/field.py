@@ -9,7 +9,6 @@ seeds of a row are one population.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 
 import polars as pl
 import tyro
-from measuring import write_environment
+from measuring import put_into, write_environment
 from scipy.stats import t as student
 
 from supple.errors import known
@@ -184,19 +183,12 @@ class Tables:
             lines.append(line(name, row, run.tasks, rows))
         if trained:
             write_environment(RESULTS, ROOT, trained)
-        table = "\n".join((HEAD, *lines))
-        print(table)
-        text, count = re.subn(BETWEEN, lambda match: f"{match[1]}\n{table}\n{match[2]}", PAGE.read_text(), flags=re.S)
-        if count != 1:
-            raise ValueError(
-                f"expected a table between two markers in {PAGE}, got {count} of them: restore the markers"
-            )
-        PAGE.write_text(text)
+        print("\n".join((HEAD, *lines)))
+        put_into(PAGE, "ledger", (HEAD, *lines))
 
 
 HEAD = """| row | published | in | ours, 95 % interval | seeds | tasks | verdict |
 |---|---|---|---|---|---|---|"""
-BETWEEN = r"(<!-- ledger -->).*(<!-- end of ledger -->)"
 
 
 def measured(name: str, run: Run) -> pl.DataFrame | None:

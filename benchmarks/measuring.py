@@ -100,6 +100,16 @@ def settings(config: "DataclassInstance") -> dict[str, Any]:
     return found
 
 
+def put_into(page: Path, name: str, lines: Iterable[str]) -> None:
+    """Put lines into a page, in place of those between its markers ``<!-- name -->`` and ``<!-- end of name -->``."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = page.read_text().partition(start)
+    _, also_found, after = rest.partition(end)
+    if not (found and also_found):
+        raise ValueError(f"expected {start.strip()} and {end} in {page}, got one or none of them: restore the markers")
+    page.write_text("\n".join([before + start, *lines, "", end + after]))
+
+
 def write_environment(folder: Path, root: str | None = None, runs: Container[str] = ()) -> None:
     """Write the environment beside tables or charts, and those that their runs under ``root`` were trained in."""
     facts = {}

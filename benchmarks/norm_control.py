@@ -10,7 +10,6 @@ It is judged by the mean training accuracy of the last five tasks. The reported 
 ones.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import altair as alt
 import polars as pl
 import tyro
-from measuring import plateau, write_environment
+from measuring import plateau, put_into, write_environment
 
 from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS, finished, results
@@ -147,8 +146,7 @@ class Tables(Problem):
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs, {*grid["run"], *rows["run"]})
         draw(grid, rows, self.problem).save(self.page.with_suffix(".png"), scale_factor=2)
-        before, _, after = re.split(r"(?s)(?<=<!-- table -->\n)(.*?)(?=<!-- end -->)", self.page.read_text())
-        self.page.write_text(before + "\n".join(["", *table(grid, rows), "", ""]) + after)
+        put_into(self.page, "table", table(grid, rows))
 
     def complete(self) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         """The measurements of the grid and of the reported seeds, for each form that has them all."""

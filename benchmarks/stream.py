@@ -10,7 +10,6 @@ seeds are other ones.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,7 +19,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import tyro
-from measuring import write_environment
+from measuring import put_into, write_environment
 from scipy.stats import t as student
 
 from supple.cli.options import Engine
@@ -143,11 +142,7 @@ class Tables:
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs, {*tried["run"], *rows["run"]})
         picture(rows).save(self.page.with_suffix(".png"), scale_factor=2)
-        table = "\n".join(["", *lines_of_table(rows), "", ""])
-        text, count = re.subn(r"(?s)(?<=<!-- table -->\n).*?(?=<!-- end -->)", lambda _: table, self.page.read_text())
-        if count != 1:
-            raise ValueError(f"expected a table between two markers in {self.page}, got {count}: restore the markers")
-        self.page.write_text(text)
+        put_into(self.page, "table", table(rows))
 
     def complete(self) -> Iterator[tuple[str, tuple[pl.DataFrame, pl.DataFrame]]]:
         """Each form that is trained, with the rows of its tuning and of its reported seeds."""
@@ -162,7 +157,7 @@ class Tables:
             print(f"{name} is left out: train it first")
 
 
-def lines_of_table(rows: pl.DataFrame) -> Iterator[str]:
+def table(rows: pl.DataFrame) -> Iterator[str]:
     """The lines of the page's table, the best form first; the last column compares with starting again, by seed."""
     yield "| | step size | strength | first 20 tasks | last 20 tasks | whole stream | above starting again, 95 % |"
     yield "|---|---|---|---|---|---|---|"

@@ -11,7 +11,7 @@ from torch.optim.adam import adam as fused_adam
 try:
     from torch.optim._muon import muon as functional_muon
 except ModuleNotFoundError:  # PyTorch 2.8, or one that keeps it elsewhere
-    functional_muon = None  # type: ignore[assignment]
+    functional_muon = None  # type: ignore[assignment]  # then only "muon" is refused
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
