@@ -134,8 +134,7 @@ def test_written_out_it_is_the_same_to_rounding(name, options, gradients):
     parameters = {key: value.clone() for key, value in start.items()}
     moments = OPTIMIZERS[name].moments(parameters)
     for given in gradients:
-        for key, parameter in parameters.items():
-            written_out(parameter, given[key], **moments[key], step_size=1e-2, **options)
+        written_out(parameters, given, moments, 1e-2, **options)
     torch.testing.assert_close(parameters, stepped(name, start, gradients)[0], rtol=1e-6, atol=1e-6)
 
 
