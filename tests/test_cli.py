@@ -498,6 +498,20 @@ def test_what_happens_to_a_machine_is_one_line_too(error, supple, monkeypatch, t
     assert stopped.value.code == f"supple: {error}"
 
 
+@pytest.mark.parametrize("writes", [cli.List.__call__, lambda _: print("a line")])
+def test_a_reader_that_has_enough_gets_no_error(writes, supple, monkeypatch, capsys):
+    """As in ``supple list | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(cli.List, "__call__", writes)
+    with open(writer, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        with pytest.raises(SystemExit) as ended:
+            supple("list")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_results_of_nothing(supple, tmp_path):
     with pytest.raises(SystemExit) as error:
         supple("results", tmp_path)

@@ -1,5 +1,6 @@
 """The command line: each command is a dataclass whose field docstrings are its help texts."""
 
+import os
 import signal
 import sys
 import traceback
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 try:
     import tyro
 except ModuleNotFoundError as error:
+    if error.name != "tyro":
+        raise
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
 from supple import figures
@@ -253,7 +256,11 @@ def _call(command: Callable[[], None], *, with_traceback: bool) -> None:
     """Call a command; any exception ends the program with a one-line message and status 1."""
     try:
         command()
+        sys.stdout.flush()
     except (Exception, SystemExit) as error:  # the user's own code may call sys.exit()
+        if BrokenPipeError in (type(error), type(error.__context__)):  # nobody reads on, as after `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+            raise SystemExit(1) from None
         if with_traceback:
             traceback.print_exception(error)
         raise SystemExit(f"supple: {sentence(error)}") from None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Training:
     @property
     def facts(self) -> dict[str, Any]:
         """What the numbers may depend on besides the configuration."""
-        return {"device": self.device, **_versions()}
+        return {"device": self.device} | {name: version(name) for name in ("dm_control", "gymnasium", "mujoco")}
 
     def reset_if_due(self) -> None:
         """Reset the agents if another period of the reset schedule has passed.
@@ -297,9 +298,3 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         report,
         amount=lambda parts: min(parts * run.evaluate_every, run.steps),
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("dm_control", "gymnasium", "mujoco")}
