@@ -10,14 +10,15 @@ It is judged by the mean training accuracy of the last five tasks. The reported 
 ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import altair as alt
 import polars as pl
 import tyro
+from forms import Form
 from measuring import plateau, put_into, write_environment
 
 from supple.cli.options import Engine
@@ -37,48 +38,7 @@ def decades(low: int, high: int) -> tuple[float, ...]:
     return tuple(10.0**power for power in range(low, high + 1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """A method, with options and an optimizer, and the strengths to try."""
-
-    method: str
-    strengths: tuple[float, ...] = ()
-    """None for a method without a strength that is worth tuning: its default is taken."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "adam"
-
-    def run(self, problem: "Problem", seed: int, strength: float | None = None) -> Run:
-        return Run.of(
-            problem.problem,
-            self.method,
-            [seed],
-            scale=problem.scale,
-            strength=strength,
-            options=self.options,
-            optimizer=self.optimizer,
-            matmul_precision="highest" if problem.scale == "quick" else "medium",
-            diagnostics=(),
-        )
-
-    def measured(
-        self, problem: "Problem", rows_of: Callable[[list[Run]], pl.DataFrame]
-    ) -> tuple[pl.DataFrame | None, pl.DataFrame]:
-        """The rows of the strengths that are tried, if any, and of the reported seeds; ``rows_of`` trains or reads."""
-        grid = [self.run(problem, TUNING_SEEDS, strength) for strength in self.strengths]
-        tuned, best = None, None
-        if grid:
-            near = [float(f"{factor * best_strength(rows_of(grid)):.2g}") for factor in (0.3, 3)]
-            tuned = rows_of([*grid, *(self.run(problem, TUNING_SEEDS, strength) for strength in near)])
-            best = best_strength(tuned)
-        return tuned, rows_of([self.run(problem, seed, best) for seed in range(problem.seeds)])
-
-
-def best_strength(tuned: pl.DataFrame) -> float:
-    best: float = last_tasks(tuned, METRIC).sort("mean")["strength"][-1]
-    return best
-
-
-SPECTRAL_DECAY = {"method": "decoupled-spectral", "strengths": decades(-2, 2)}
+SPECTRAL_DECAY: dict[str, Any] = {"method": "decoupled-spectral", "strengths": decades(-2, 2)}
 FORMS: dict[str, Form] = {
     "no mitigation": Form(method="none"),
     "FIRE": Form(method="fire"),
@@ -112,6 +72,27 @@ class Problem:
     forms: tuple[str, ...] = tuple(FORMS)
     """The forms to compare."""
 
+    def run_of(self, form: Form, seed: int, strength: float | None) -> Run:
+        precision = "highest" if self.scale == "quick" else "medium"
+        return form.run(self.problem, seed, strength, scale=self.scale, matmul_precision=precision, diagnostics=())
+
+    def measured(
+        self, form: Form, rows_of: Callable[[list[Run]], pl.DataFrame]
+    ) -> tuple[pl.DataFrame | None, pl.DataFrame]:
+        """The rows of the strengths that are tried, if any, and of the reported seeds; ``rows_of`` trains or reads."""
+        tuned, best = None, None
+        if len(form.strengths) > 1:
+            grid = [self.run_of(form, TUNING_SEEDS, strength) for strength in form.strengths]
+            near = [float(f"{factor * best_strength(rows_of(grid)):.2g}") for factor in (0.3, 3)]
+            tuned = rows_of([*grid, *(self.run_of(form, TUNING_SEEDS, strength) for strength in near)])
+            best = best_strength(tuned)
+        return tuned, rows_of([self.run_of(form, seed, best) for seed in range(self.seeds)])
+
+
+def best_strength(tuned: pl.DataFrame) -> float:
+    best: float = last_tasks(tuned, METRIC).sort("mean")["strength"][-1]
+    return best
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Problem, Engine):
@@ -124,7 +105,7 @@ class Train(Problem, Engine):
 
     def __call__(self) -> None:
         for name in self.forms:
-            FORMS[name].measured(self, self.train)
+            self.measured(FORMS[name], self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +134,7 @@ class Tables(Problem):
         for name in self.forms:
             label = pl.lit(name).alias("form")
             try:
-                tuned, rows = FORMS[name].measured(self, self.read)
+                tuned, rows = self.measured(FORMS[name], self.read)
             except FileNotFoundError as error:
                 print(f"{name} is left out: {error}")
             else:

@@ -10,15 +10,15 @@ seeds are other ones.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import polars as pl
 import tyro
+from forms import Form
 from measuring import put_into, write_environment
 from scipy.stats import t as student
 
@@ -32,36 +32,6 @@ PROBLEM = "label-permuted-emnist"
 TASKS = 200
 METRIC = "online_accuracy"
 STEP_SIZES = (3e-3, 1e-3, 3e-4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """A method, with options and an optimizer, and the strengths to try."""
-
-    method: str = "none"
-    strengths: tuple[float | None, ...] = (None,)
-    """None is the method's default."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "adam"
-
-    def run(self, seed: int, strength: float | None, step_size: float) -> Run:
-        return Run.of(
-            PROBLEM,
-            self.method,
-            [seed],
-            scale="paper",
-            tasks=TASKS,
-            batch_size=16,
-            optimizer=self.optimizer,
-            step_size=step_size,
-            strength=strength,
-            options=self.options,
-            diagnostics=("weight_norm", "spectral_norm", "dead_units"),
-        )
-
-    def tried(self) -> list[Run]:
-        """The runs from which strength and step size are chosen."""
-        return [self.run(TUNING_SEEDS, *values) for values in product(self.strengths, STEP_SIZES)]
 
 
 DECAY = (1e-2, 1e-3, 1e-4)
@@ -93,6 +63,24 @@ FORMS: dict[str, Form] = {
 """In the order of training."""
 
 
+def run_of(form: Form, seed: int, strength: float | None, step_size: float) -> Run:
+    return form.run(
+        PROBLEM,
+        seed,
+        strength,
+        scale="paper",
+        tasks=TASKS,
+        batch_size=16,
+        step_size=step_size,
+        diagnostics=("weight_norm", "spectral_norm", "dead_units"),
+    )
+
+
+def tried(form: Form) -> list[Run]:
+    """The runs from which strength and step size are chosen."""
+    return [run_of(form, TUNING_SEEDS, *values) for values in product(form.strengths, STEP_SIZES)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train(Engine):
     """Train what is missing, one form after the other."""
@@ -107,13 +95,13 @@ class Train(Engine):
     def __call__(self) -> None:
         for name in self.forms:
             form = FORMS[name]
-            best = chosen(self.train(form.tried()))
-            self.train([form.run(seed, **best) for seed in range(self.seeds)])
+            best = chosen(self.train(tried(form)))
+            self.train([run_of(form, seed, **best) for seed in range(self.seeds)])
 
 
-def chosen(tried: pl.DataFrame) -> dict[str, float]:
+def chosen(rows: pl.DataFrame) -> dict[str, float]:
     """The strength and the step size with the best mean over the whole stream."""
-    means = tried.filter(metric=METRIC).group_by("strength", "step_size").agg(pl.mean("value"))
+    means = rows.filter(metric=METRIC).group_by("strength", "step_size").agg(pl.mean("value"))
     best: dict[str, float] = means.sort("value").select("strength", "step_size").row(-1, named=True)
     return best
 
@@ -133,14 +121,14 @@ class Tables:
 
     def __call__(self) -> None:
         complete = dict(self.complete())
-        tried, rows = (
+        tuned, rows = (
             pl.concat([parts[index].with_columns(form=pl.lit(name)) for name, parts in complete.items()])
             for index in (0, 1)
         )
         self.out.mkdir(parents=True, exist_ok=True)
-        tried.filter(metric=METRIC).write_parquet(self.out / "tuning.parquet")
+        tuned.filter(metric=METRIC).write_parquet(self.out / "tuning.parquet")
         rows.write_parquet(self.out / "rows.parquet")
-        write_environment(self.out, self.runs, {*tried["run"], *rows["run"]})
+        write_environment(self.out, self.runs, {*tuned["run"], *rows["run"]})
         picture(rows).save(self.page.with_suffix(".png"), scale_factor=2)
         put_into(self.page, "table", table(rows))
 
@@ -148,11 +136,11 @@ class Tables:
         """Each form that is trained, with the rows of its tuning and of its reported seeds."""
         done = finished(self.runs)
         for name, form in FORMS.items():
-            if done.keys() >= set(form.tried()):
-                tried = results(form.tried(), self.runs)
-                reported = [form.run(seed, **chosen(tried)) for seed in range(self.seeds)]
+            if done.keys() >= set(tuning := tried(form)):
+                rows = results(tuning, self.runs)
+                reported = [run_of(form, seed, **chosen(rows)) for seed in range(self.seeds)]
                 if done.keys() >= set(reported):
-                    yield name, (tried, results(reported, self.runs))
+                    yield name, (rows, results(reported, self.runs))
                     continue
             print(f"{name} is left out: train it first")
 

@@ -23,11 +23,12 @@ needs_real_data = pytest.mark.skipif(
 # The embedded one, and what becomes of bytes.
 
 
-def test_digits_with_a_test_set_are_the_same_scans():
-    whole, parts = digits(), load("digits-1300")
-    assert (len(parts.train), len(parts.test)) == (1_300, 497)
-    assert torch.equal(torch.cat([parts.train.images, parts.test.images]), whole.train.images)
-    assert torch.equal(torch.cat([parts.train.labels, parts.test.labels]), whole.train.labels)
+def test_divided_digits_are_the_same_scans():
+    whole, divided = digits().train, load("digits-1300")
+    pieces = divided.train, divided.validation, divided.test
+    assert [len(piece) for piece in pieces] == [1_300, 150, 347]
+    assert torch.equal(torch.cat([piece.images for piece in pieces]), whole.images)
+    assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)
 
 
 def test_digits_are_the_scans():
@@ -83,6 +84,7 @@ def whole(count, *shape):
     ("name", "files_hold", "counts"),
     [
         ("mnist", (60_000, 10_000), (12_800, None, 10_000)),
+        ("mnist-validated", (60_000, 10_000), (12_800, 1_000, 9_000)),
         ("mnist-60000", (60_000, 10_000), (60_000, None, 10_000)),
         ("fashion-mnist", (60_000, 10_000), (12_800, None, 10_000)),
         ("emnist", (112_800, 18_800), (100_000, None, 18_800)),

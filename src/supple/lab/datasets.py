@@ -94,9 +94,15 @@ def digits() -> Dataset:
 
 
 def divided_digits() -> Dataset:
-    """The same with a test set: the first 1,300 scans for training, the last 497 for testing."""
+    """The same in parts: the first 1,300 scans for training, the next 150 for validation, the last 347 for testing."""
     data = digits()
-    return replace(data, train=_part(data.train, 0, 1_300), test=_part(data.train, 1_300, len(data.train)))
+    first, second, third, end = 0, 1_300, 1_450, len(data.train)
+    return replace(
+        data,
+        train=_part(data.train, first, second),
+        validation=_part(data.train, second, third),
+        test=_part(data.train, third, end),
+    )
 
 
 def published(source: Source, *, train: int, test: int, validation: int = 0) -> Dataset:
@@ -156,11 +162,10 @@ def imagenet32() -> Dataset:
 TINY_IMAGENET = Source(
     "tiny_imagenet", "zh-plus/tiny-imagenet", "data", "valid", revision="5a77092c28e51558c5586e9c5eb71a7e17a5e43f"
 )
-_mnist = partial(
-    published,
-    Source("mnist", "ylecun/mnist", "mnist", revision="77f3279092a1c1579b2250db8eafed0ad422088c"),
-    test=10_000,
+_parts_of_mnist = partial(
+    published, Source("mnist", "ylecun/mnist", "mnist", revision="77f3279092a1c1579b2250db8eafed0ad422088c")
 )
+_mnist = partial(_parts_of_mnist, test=10_000)
 
 
 def _scaled(made: Callable[[], Dataset], mean: float, std: float) -> Dataset:
@@ -174,6 +179,7 @@ _cifar = partial(published, train=50_000, validation=1_000, test=9_000)
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "digits": digits,
     "mnist": partial(_mnist, train=12_800),
+    "mnist-validated": partial(_parts_of_mnist, train=12_800, validation=1_000, test=9_000),
     "mnist-1200-from-0": partial(_scaled, partial(_mnist, train=1_200), 0.0, 1.0),
     "mnist-60000": _all_of_mnist,
     "mnist-60000-from-0": partial(_scaled, _all_of_mnist, 0.0, 1.0),  # grey values from 0 to 1

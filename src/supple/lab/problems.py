@@ -208,7 +208,7 @@ PROBLEMS: dict[str, Problem] = {
         quick={"tasks": 20},
     ),
     "warm-start-digits": _arriving("warm-start", "digits-1300", "1,300 scans of digits", epochs=40),
-    "warm-start-mnist": _arriving("warm-start", "mnist", "12,800 of MNIST", model="conv", epochs=20),
+    "warm-start-mnist": _arriving("warm-start", "mnist-validated", "12,800 of MNIST", model="conv", epochs=20),
     "warm-start-cifar10": _arriving(
         "warm-start",
         "cifar10",
@@ -217,7 +217,7 @@ PROBLEMS: dict[str, Problem] = {
         reduced={"model": "resnet18", "examples": 10_000, "epochs": 25},
     ),
     "ten-chunks-digits": _arriving("ten-chunks", "digits-1300", "1,300 scans of digits", epochs=40),
-    "ten-chunks-mnist": _arriving("ten-chunks", "mnist", "12,800 of MNIST", model="conv", epochs=20),
+    "ten-chunks-mnist": _arriving("ten-chunks", "mnist-validated", "12,800 of MNIST", model="conv", epochs=20),
     "ten-chunks-cifar10": _arriving(
         "ten-chunks",
         "cifar10",

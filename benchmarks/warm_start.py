@@ -1,0 +1,150 @@
+"""Data that arrive: is it better to go on with the trained network than to start again, and which method helps?
+
+    python benchmarks/warm_start.py train                                   # minutes for digits, hours for the rest
+    python benchmarks/warm_start.py train --problems warm-start-digits      # one problem
+    python benchmarks/warm_start.py tables   # rows to results/warm-start, and the tables in docs/warm-start.md
+
+The measure is test accuracy: of a warm start's second task, which has all of the data, and of the last five of ten
+chunks. The strength of each form is chosen on another seed by validation accuracy. As in Ash & Adams (2020), every task
+begins with a new optimizer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import tyro
+from forms import Form
+from measuring import put_into, write_environment
+
+from supple.cli.options import Engine
+from supple.lab.grid import TUNING_SEEDS, finished, results
+from supple.lab.run import Run
+from supple.runs.stats import last_tasks, paired, ranking
+
+METRIC, CHOSEN_BY = "test_accuracy", "validation_accuracy"
+PROBLEMS = ("warm-start-digits", "ten-chunks-digits", "warm-start-mnist", "ten-chunks-mnist", "warm-start-cifar10")
+SCRATCH = "from scratch"
+
+Restarted = partial(Form, optimizer="adam-restarted")
+DECAY = (1e-2, 1e-3, 1e-4)
+PULL = (3.0, 1.0, 0.3, 0.1)
+FORMS: dict[str, Form] = {
+    "warm start": Restarted(),
+    SCRATCH: Restarted(method="shrink-and-perturb", strengths=(1.0,), options={"variant": "task"}),
+    "shrink and perturb": Restarted(
+        method="shrink-and-perturb", strengths=(0.2, 0.4, 0.6, 0.8), options={"variant": "task"}
+    ),
+    "FIRE": Restarted(method="fire"),
+    "spectral": Restarted(method="spectral", strengths=DECAY),
+    "spectral, decoupled": Restarted(method="decoupled-spectral", strengths=PULL),
+    "spectral, ceiling": Restarted(method="decoupled-spectral", strengths=PULL, options={"target": "initial"}),
+    "L2": Restarted(method="l2", strengths=DECAY),
+    "L2 towards initialisation": Restarted(method="l2-init", strengths=DECAY),
+}
+"""In the order of training."""
+
+
+def run_of(form: Form, problem: str, seed: int, strength: float | None) -> Run:
+    scale = "paper" if "cifar10" in problem else "quick"
+    return form.run(problem, seed, strength, scale=scale, diagnostics=("weight_norm", "spectral_norm"))
+
+
+def tuning(form: Form, problem: str) -> list[Run]:
+    """The runs from which the strength is chosen; none where there is one strength alone."""
+    if len(form.strengths) == 1:
+        return []
+    return [run_of(form, problem, TUNING_SEEDS, strength) for strength in form.strengths]
+
+
+def best(form: Form, tuned: pl.DataFrame) -> float | None:
+    """The strength with the best validation accuracy."""
+    return form.strengths[0] if tuned.is_empty() else ranking(tuned, CHOSEN_BY)["strength"][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Engine):
+    """Train what is missing, one problem and one form after the other."""
+
+    problems: tuple[str, ...] = PROBLEMS
+    """Problems of the laboratory."""
+    forms: tuple[str, ...] = tuple(FORMS)
+    """The forms to compare."""
+    seeds: int = 3
+    """Number of reported seeds, from 0."""
+    out: str = "runs/warm-start"
+    """Folder for the runs."""
+
+    def __call__(self) -> None:
+        for problem in self.problems:
+            for form in map(FORMS.__getitem__, self.forms):
+                runs = tuning(form, problem)
+                strength = best(form, self.train(runs) if runs else pl.DataFrame())
+                self.train([run_of(form, problem, seed, strength) for seed in range(self.seeds)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Write the rows of the forms that are complete, and put a table of each problem into the page."""
+
+    seeds: int = 3
+    """Number of reported seeds, as trained."""
+    runs: str = "runs/warm-start"
+    """The folder that was trained into."""
+    out: Path = Path("results/warm-start")
+    """Folder for the rows."""
+    page: Path = Path("docs/warm-start.md")
+    """The page with the tables."""
+
+    def __call__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        trained = set[str]()
+        for problem in PROBLEMS:
+            parts = list(self.complete(problem))
+            if not parts:
+                put_into(self.page, problem, ["Not run yet."])
+                continue
+            tuned, rows = (pl.concat(group) for group in zip(*parts, strict=True))
+            tuned.filter(metric=CHOSEN_BY).write_parquet(self.out / f"tuning-{problem}.parquet")
+            rows.write_parquet(self.out / f"{problem}.parquet")
+            trained |= {*tuned["run"], *rows["run"]}
+            put_into(self.page, problem, table(rows))
+        write_environment(self.out, self.runs, trained)
+
+    def complete(self, problem: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """For each form that is trained: the rows of its tuning, and of its reported seeds."""
+        done = finished(self.runs)
+        for name, form in FORMS.items():
+            label, runs = pl.lit(name).alias("form"), tuning(form, problem)
+            if done.keys() >= set(runs):
+                tuned = results(runs, self.runs)
+                reported = [run_of(form, problem, seed, best(form, tuned)) for seed in range(self.seeds)]
+                if done.keys() >= set(reported):
+                    yield tuned.with_columns(label), results(reported, self.runs).with_columns(label)
+                    continue
+            print(f"{problem}, {name} is left out: train it first")
+
+
+def table(rows: pl.DataFrame) -> Iterator[str]:
+    """The lines of a problem's table, the best form first; the last column compares with training from scratch."""
+    yield "| | strength | test accuracy | training accuracy | above from scratch, 95 % |"
+    yield "|---|---|---|---|---|"
+    scratch = rows.filter(form=SCRATCH)
+    learned = dict(last_tasks(rows, "train_accuracy").select("form", "mean").iter_rows())
+    above = {row["form"]: row for row in paired(rows, scratch, METRIC).iter_rows(named=True)} if len(scratch) else {}
+    for row in ranking(rows, METRIC).iter_rows(named=True):
+        name = row["form"]
+        strength = f"{row['strength']:g}" if len(FORMS[name].strengths) > 1 else ""
+        difference = "" if name == SCRATCH or not above else interval(above[name])
+        accuracy = f"{row['mean']:.3f} ± {row['error']:.3f}"
+        yield f"| {name} | {strength} | {accuracy} | {learned[name]:.3f} | {difference} |"
+
+
+def interval(row: dict[str, float]) -> str:
+    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": Train, "tables": Tables})()
