@@ -46,35 +46,37 @@ RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset",
 
 TEXT = """# The methods
 
-Every method of the table `METHODS`: by name in `supple run` and `supple demo`, and as a class in two lines of your own.
-Written by `python benchmarks/methods_page.py` from `results`, which that file says how to make.
+Every method of the table `METHODS`: by name in `supple run` and `supple demo`, and as a class in your own loop. Written
+by `python benchmarks/methods_page.py` from `results`; that file explains how to make them.
 
 - *state*: bytes for each parameter of the 4x256 MLP, in float32, beside the parameters and the optimizer's own.
 - *step*: a whole training step with the method over the same step without, paired and alternated in one run, median
   over rounds; on the 4x256 MLP with 784 inputs and on a small convolutional network with 3x32x32 inputs, both at batch
   512 with Adam in float32 on one CPU thread, in seconds of that thread. For the methods that act now and then it is the
-  ratio of all steps together, {steps:,} on the MLP and {conv_steps:,} on the other, where what comes every 1,000 steps
-  never came. For those that change the network it is the changed network's step. Differences of a few percent are
-  noise: the raw files have every round.
+  ratio of all steps together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for methods that act every
+  1,000. For those that change the network it is the changed network's step. Differences of a few percent are noise: the
+  raw files have every round.
 - *digits*: training accuracy, mean of the last 5 of 30 tasks of random labels on 1,797 digits, mean ± standard error
   over {seeds} seeds; a **quick** result of one small problem. Strengths were chosen from 1e-2, 1e-3 and 1e-4 on another
-  seed (100), the best of which is shown; where the dial means something else, from the values in
-  `benchmarks/digits.py`. A dash: not measured yet.
+  seed (100), the best of which is shown; where the strength means something else, from the values in
+  `benchmarks/digits.py`; the best of continual backprop, self-normalized resets, weight clipping, spectral
+  normalization and Wasserstein is at the end of what was tried. [Norm control](norm-control.md) tries finer and wider
+  grids, so it has other numbers. A dash: not measured here.
 
 | method | digits | strength | step, MLP | step, conv | state | acts on | what it does |
 |---|---|---|---|---|---|---|---|
 {rows}
 
 `none` is the yardstick. LayerNorm, CReLU, Fourier features and spectral normalization change the network and have no
-dial. FIRE acts between tasks, so its steps are those of no method. [Norm control](norm-control.md) compares the methods
-that hold the size of the weights at more strengths.
-`upgd` was not tuned: its row has the noise in the middle of its authors' range.
+strength. FIRE acts between tasks, so its steps are those of no method. [Norm control](norm-control.md) compares the
+methods that hold the size of the weights at more strengths. `upgd` was not tuned: its row has the noise in the middle
+of its authors' range.
 
 ## What cannot be cheaper
 
-- *Parseval* needs two products of matrices a weight and step, 4 n² m multiplications and additions for n rows and m
-  columns, n the fewer. On this MLP that is 407 million beside the 1,023 million of the step itself, 0.40 of them; were
-  the first product, which is symmetric, computed by half, 0.30. The share falls as the batch grows: 0.10 at 2,048.
+- *Parseval* needs two matrix products per weight and step, 4 n² m multiplications and additions for n rows and m ≥ n
+  columns. On this MLP that is 407 million beside the 1,023 million of the step itself, 0.40 of them; 0.30 if half of
+  the first product, which is symmetric, were computed. The share falls as the batch grows: 0.10 at 2,048.
 - *UPGD* draws a normal number for each parameter in each step. torch's generator alone makes the step {normal} times as
   long; what remains are nine passes over tensors of the parameters' size.
 - *Shrink and perturb* draws a uniform number for each. It takes 16 random bits a number instead of 32.

@@ -20,7 +20,7 @@ machine count as little as possible. The machine is a virtual one with neighbour
 
 ## The regularizer's share of a training step
 
-The whole step with it over the same step without; what other ways of doing the same cost, beside it. *Timed within its
+Time of a step with the regularizer, or with an alternative, over the same step without. *Timed within its
 steps* is the surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the
 differences between steps do not count. The MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained
 with Adam at batch 512 in float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py --rounds 15`, `--within` for
@@ -43,7 +43,7 @@ once.
 
 ## Many networks at once
 
-Ten members of permuted MNIST as Kumar et al. (2023) have it (784-100-100-10, batch 16, SGD), compiled and vectorised
+Ten members of permuted MNIST as in Kumar et al. (2023) (784-100-100-10, batch 16, SGD), compiled and vectorised
 over the members, for each member against a plain eager loop on one network. Compiling is not counted; it took
 {compiling}.
 

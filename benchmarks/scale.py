@@ -68,7 +68,7 @@ def tables() -> str:
         )
     lines += [
         "",
-        "| model | ranks | sent by each | to FSDP2's own | operations of each | to the network's own "
+        "| model | ranks | sent by each | share of FSDP2's own | operations of each | share of the network's own "
         "| memory moved by each | hops, ring | hops, tree |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

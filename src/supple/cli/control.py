@@ -81,9 +81,9 @@ class Control(Engine):
     """Precision of float32 matrix products in updates. `high` lets a GPU round inputs to TensorFloat32; `medium` also
     lets a CPU use bfloat16, if it has units for it. Evaluations stay exact."""
     change: Annotated[Literal["actions", "dynamics", "task"] | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """A world that changes every `change-every` steps, drawn by seed: `actions`, another order and other signs of them,
-    in any environment; `dynamics`, other masses, friction and damping, in the suite; `task`, another task of the suite
-    on the same body. Agent and buffer stay. Off when left out."""
+    """A world that changes every `change-every` steps, drawn by seed: `actions`, a permutation of the action's
+    components and other signs, in any environment; `dynamics`, other masses, friction and damping, in the suite;
+    `task`, another task of the suite on the same body. Agent and buffer stay. Off when left out."""
     change_every: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Steps between two changes, a multiple of `evaluate-every`."""
     video: bool = False
@@ -109,7 +109,9 @@ class Control(Engine):
 
             video.rehearse(self.task)
         if any(run.resets and not run.is_reset for run in runs):
-            console.print("no reset falls into these runs, so that `resets` is `none` here: say --reset-every")
+            console.print(
+                "no reset falls into these runs, so that `resets` is `none` here: set a smaller --reset-every"
+            )
         rows = self.train_agents(runs, self.device)
         print_table(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""

@@ -94,8 +94,8 @@ class Mitigator(KernelRunner):
         """Start to record activations, in a loop without ``attach``; :meth:`detach` stops it.
 
         Args:
-            networks: the modules that run the forward passes, if the network itself does not run them: a
-                population's members, in order, as modules that share the population's memory.
+            networks: for a population, its members in order, as modules that share its memory: they run the
+                forward passes.
         """
 
     def attach(self, optimizer: Optimizer) -> Self:

@@ -1,4 +1,4 @@
-"""Spectral regularization (Lewandowski et al., ICLR 2025): keeps every layer's largest singular value near one."""
+"""Spectral regularization (Lewandowski et al., ICLR 2025): pulls every layer's largest singular value towards one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ from supple.network.population import Population
 
 
 class SpectralRegularizer(Mitigator):
-    r"""Keep each layer's largest singular value near one and its biases near zero.
+    r"""Pull each layer's largest singular value towards one, its gains too, and its biases towards zero.
 
     .. math:: R(\theta) = \sum_W (\sigma_1(W)^k - 1)^2 + \sum_b \lVert b \rVert_2^{2k}
               + \sum_\gamma \sum_i (\gamma_i^k - 1)^2
@@ -190,9 +190,9 @@ class SpectralRegularizer(Mitigator):
     def spectral_norms(self) -> dict[str, Tensor]:
         """The current estimate of σ₁ by parameter: ``(members…)``, or ``(members…, groups)`` for several matrices.
 
-        Changes no state. The estimate is never above the true value. It is some percent too low while a network changes
-        fast, and exact when the network does not change; :func:`supple.describe` shows the exact values. If parameters
-        are sharded, all ranks must call this together.
+        Changes no state. The estimate is never above the true value. It is a few percent too low while a network
+        changes fast, and exact when the network does not change; :func:`supple.describe` shows the exact values. If
+        parameters are sharded, all ranks must call this together.
         """
         self._follow_devices()
         matrices = self._unpruned(self._local_shards({name: self.parameters[name] for name in self._matrices}))

@@ -38,7 +38,7 @@ METRICS: dict[str, Metric] = {
     "diverged": Metric(
         "share of diverged networks", "1 if the network's numbers are no longer finite.", higher_is_better=False
     ),
-    "stopped": Metric("step at which a diverged agent stopped", "The environment step from which on it did not act."),
+    "stopped": Metric("step at which a diverged agent stopped", "The environment step at which it stopped acting."),
 }
 """What the laboratory and reinforcement learning measure besides :data:`supple.diagnostics.DIAGNOSTICS`."""
 
@@ -48,7 +48,7 @@ METRICS |= {
     for name, title, summary, better in (
         ("weight_norm", "weight norm", "The norm of all parameters.", None),
         ("gradient_norm", "gradient norm", "The norm of the gradient of its loss.", None),
-        ("spectral_norm", "largest singular value", "The largest of any layer; a layer's is its own.", None),
+        ("spectral_norm", "largest singular value", "The largest over the layers.", None),
         ("effective_step_size", "effective step size", "The change in the last update over the norm before it.", None),
         ("dormant", "share of dormant units", "Hidden units with a ReDo score of at most 0.1.", False),
         ("effective_rank", "effective rank", "Of the activations of the last hidden layer.", True),
