@@ -63,6 +63,13 @@ def test_the_program_with_ppo_runs_shortened(tmp_path, monkeypatch, capsys):
     assert "attached to Adam (20 steps)" in capsys.readouterr().out
 
 
+def test_the_program_that_tests_a_critic_runs_shortened(capsys):
+    section = (DOCS / "frameworks.md").read_text().split("## Stable-Baselines3\n")[1]
+    program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[2]
+    exec(program.replace("STEPS = 1_000", "STEPS = 300"), {})
+    assert "the network and its optimizer" in capsys.readouterr().out
+
+
 def test_the_readme_is_short():
     assert len(README.read_text().split()) <= 900
 
