@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from supple import cli
 from supple.network import role_rules
@@ -12,7 +13,7 @@ from support.modules import module_at
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = [
-    ("own_method", "sweep random-label-digits --methods none own_method:Shrink --strengths 1e-4 1e-5 --epochs 1"),
+    ("own_method", "sweep random-label-digits --methods own_method:Shrink own_method:TowardsAverage --epochs 1"),
     ("own_problem", "sweep own_problem:turning_moons --methods none spectral --model own_model:residual --epochs 1"),
     ("own_model", "run random-label-digits --model own_model:residual --method redo --epochs 1"),
 ]
@@ -27,6 +28,18 @@ def test_roles_of_ones_own_types(monkeypatch, capsys):
     assert shape == "torch.Size([3])"
 
 
+def test_the_example_with_a_state_pulls_towards_the_average():
+    network = torch.nn.Linear(3, 2)
+    method = module_at(EXAMPLES / "own_method.py").TowardsAverage(network, 0.5, decay=0.9)
+    with torch.no_grad():
+        network.weight += 1
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    method.before_step()  # the average has moved by 0.1, so 0.9 are left
+    torch.testing.assert_close(network.weight.grad, torch.full((2, 3), 1 + 0.5 * 0.9))
+    assert torch.equal(network.bias.grad, torch.ones(2))
+
+
 @pytest.mark.parametrize(("example", "command"), COMMANDS, ids=[example for example, _ in COMMANDS])
 def test_a_file_of_ones_own_is_used_by_its_name(example, command, tmp_path, monkeypatch):
     """Here, and in the process that trains."""
@@ -34,4 +47,4 @@ def test_a_file_of_ones_own_is_used_by_its_name(example, command, tmp_path, monk
     monkeypatch.syspath_prepend(EXAMPLES)  # as PYTHONPATH does
     monkeypatch.setattr(sys, "argv", ["supple", *short])
     cli.main()
-    assert len(list(tmp_path.glob("*/metrics.parquet"))) == {"own_method": 3, "own_problem": 2, "own_model": 1}[example]
+    assert len(list(tmp_path.glob("*/metrics.parquet"))) == {"own_method": 2, "own_problem": 2, "own_model": 1}[example]
