@@ -233,6 +233,19 @@ def test_a_population_trains_as_lone_networks_do(model):
         assert not any(torch.equal(parameter, before[name]) for name, parameter in lone.named_parameters())
 
 
+def test_pooling_before_relu_is_the_same_as_after_it():
+    network = find("conv")(shown := data(3, 32, 32))
+    layers = list(network)
+    for at in (1, 4):
+        assert [type(layer) for layer in layers[at : at + 2]] == [torch.nn.MaxPool2d, torch.nn.ReLU]
+        layers[at : at + 2] = layers[at + 1], layers[at]
+    results = []
+    for model in (network, torch.nn.Sequential(*layers)):
+        output = model(inputs(shown))
+        results.append((output, *torch.autograd.grad(output.square().sum(), list(network.parameters()))))
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize(
     ("model", "kinds", "groups"),
     [

@@ -438,6 +438,27 @@ def test_steps_under_autocast_stay_close_to_float32(monkeypatch):
         Trainer(trainers[1].run, compiled=True)
 
 
+def test_convolutions_get_channels_last_images_on_a_cpu_and_are_not_compiled(monkeypatch):
+    seen = []
+
+    def model(data):
+        network = conv_net(data)
+        network[0].register_forward_pre_hook(lambda layer, inputs: seen.extend(inputs) if layer.training else None)
+        return network
+
+    monkeypatch.setitem(MODELS, "conv", model)
+    monkeypatch.setattr(trainer_module, "COMPILE_FROM", 1)
+    monkeypatch.setattr(torch, "compile", lambda step: pytest.fail("compiled"))
+    run = run_of("spectral", seeds=(4, 7), dataset="colour", model="conv", tasks=1)
+    fast, plain = Trainer(run, device="cpu"), Trainer(run, device="cpu")
+    plain._channels_last = False
+    assert_same(learned(fast), learned(plain))
+    assert_same(tensors(fast.population), tensors(plain.population))
+    last = [images.is_contiguous(memory_format=torch.channels_last) for images in seen]
+    assert last == [True] * (len(seen) // 2) + [False] * (len(seen) // 2)
+    assert seen
+
+
 def test_long_runs_are_compiled_and_short_ones_are_not(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda step: compiled.append(step) or step)

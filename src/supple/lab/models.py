@@ -101,7 +101,9 @@ def conv(
         layers: list[nn.Module] = []
         for before in (channels, passed_on * maps):
             layers += [nn.Conv2d(before, maps, 5), *([nn.GroupNorm(1, maps)] if layer_norm else [])]
-            layers += [_activation(activation, dim=1), nn.MaxPool2d(2)]
+            pooled = [_activation(activation, dim=1), nn.MaxPool2d(2)]
+            # ReLU is monotone, so pooling first gives the same and leaves it a quarter of the numbers.
+            layers += pooled[::-1] if activation == "relu" else pooled
         layers += [nn.Flatten()]
         for before in (passed_on * maps * positions, passed_on * units):
             layers += [nn.Linear(before, units), *([nn.LayerNorm(units)] if layer_norm else [])]

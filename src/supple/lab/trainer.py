@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from supple.errors import known
@@ -29,7 +29,9 @@ COMPILE_FROM = 30_000
 
 COMPILE_TO = 2e9
 """On a CPU, compiling pays up to this many operations in a member's step: it pays at 1.2e9 (4x256 MLP, batch 512); at
-5.6e10 (ResNet-18, batch 250) it took minutes and made the step slower."""
+5.6e10 (ResNet-18, batch 250) it took minutes and made the step slower. Convolutions are not compiled there: compiled
+members are vectorised, which allows no channels-last images, with which a step of ``conv`` takes two thirds of the
+time."""
 
 Tensors = dict[str, Tensor]
 
@@ -67,11 +69,12 @@ class Trainer:
         same = len(set(run.strengths)) == 1
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
         mitigator = method.on(self.population, strength, **json.loads(run.options))
+        convolves = any(isinstance(module, nn.Conv2d) for module in self.population.stacked.modules())
         if compiled is None:
             steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
             long = steps * len(run.seeds) >= COMPILE_FROM
-            small = self.device != "cpu" or operations(run) <= COMPILE_TO
-            compiled = long and small and run.autocast is None
+            pays = self.device != "cpu" or (operations(run) <= COMPILE_TO and not convolves)
+            compiled = long and pays and run.autocast is None
         if mitigator.observes:
             compiled = False  # the method can't observe the members' activations in a compiled step
         if compiled and run.autocast:
@@ -84,6 +87,7 @@ class Trainer:
         if compiled:
             torch.compiler.reset()  # otherwise it stops compiling this function after a few trainers in a process
         self._step = torch.compile(self._advance) if compiled else self._advance
+        self._channels_last = bool(run.autocast) or (convolves and not compiled and self.device == "cpu")
 
     def learn(self, task: int, report: Report = lambda tasks: None) -> pl.DataFrame:
         """Train on one task; return the measurements at its end, in the store's schema."""
@@ -219,11 +223,13 @@ class Trainer:
         return correct
 
     def _loss(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self._channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         if self.run.autocast is None:
             outputs = network(x)
         else:
             with torch.autocast(x.device.type, getattr(torch, self.run.autocast)):
-                outputs = network(x.contiguous(memory_format=torch.channels_last)).float()
+                outputs = network(x).float()
         return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
 
 
