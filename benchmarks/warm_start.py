@@ -28,21 +28,21 @@ METRIC, CHOSEN_BY = "test_accuracy", "validation_accuracy"
 PROBLEMS = ("warm-start-digits", "ten-chunks-digits", "warm-start-mnist", "ten-chunks-mnist", "warm-start-cifar10")
 SCRATCH = "from scratch"
 
-Restarted = partial(Form, optimizer="adam-restarted")
+restarted = partial(Form, optimizer="adam-restarted")
 DECAY = (1e-2, 1e-3, 1e-4)
 PULL = (3.0, 1.0, 0.3, 0.1)
 FORMS: dict[str, Form] = {
-    "warm start": Restarted(),
-    SCRATCH: Restarted(method="shrink-and-perturb", strengths=(1.0,), options={"variant": "task"}),
-    "shrink and perturb": Restarted(
+    "warm start": restarted(),
+    SCRATCH: restarted(method="shrink-and-perturb", strengths=(1.0,), options={"variant": "task"}),
+    "shrink and perturb": restarted(
         method="shrink-and-perturb", strengths=(0.2, 0.4, 0.6, 0.8), options={"variant": "task"}
     ),
-    "FIRE": Restarted(method="fire"),
-    "spectral": Restarted(method="spectral", strengths=DECAY),
-    "spectral, decoupled": Restarted(method="decoupled-spectral", strengths=PULL),
-    "spectral, ceiling": Restarted(method="decoupled-spectral", strengths=PULL, options={"target": "initial"}),
-    "L2": Restarted(method="l2", strengths=DECAY),
-    "L2 towards initialisation": Restarted(method="l2-init", strengths=DECAY),
+    "FIRE": restarted(method="fire"),
+    "spectral": restarted(method="spectral", strengths=DECAY),
+    "spectral, decoupled": restarted(method="decoupled-spectral", strengths=PULL),
+    "spectral, ceiling": restarted(method="decoupled-spectral", strengths=PULL, options={"target": "initial"}),
+    "L2": restarted(method="l2", strengths=DECAY),
+    "L2 towards initialisation": restarted(method="l2-init", strengths=DECAY),
 }
 """In the order of training."""
 
