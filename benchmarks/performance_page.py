@@ -73,10 +73,10 @@ with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes 
 
 Looked at once each; the raw times were not kept, so no numbers are given.
 
-- ResNet-18 in `channels_last`: no gain (the small network for Continual ImageNet is 1.3 times as fast with it). Compiled
-  it was slower than the plain loop, vectorised over members too, and took minutes to compile: therefore large steps and
-  convolutions are not compiled on a CPU. Most of its gain above is from leaving out the taps of kernels that only meet
-  padding.
+- ResNet-18 in `channels_last`: no gain (the small network of Continual ImageNet is 1.3 times as fast with it).
+  Compiled it was slower than the plain loop, vectorised over members too, and took minutes to compile: therefore large
+  steps and convolutions are not compiled on a CPU. Most of its gain above is from leaving out the taps of kernels that
+  only meet padding.
 - The power iteration of a compiled population as elementwise products and sums, or as a product for each member, in
   place of batched products: the same within noise. What helped was to prepare the vectors when they are kept: a
   compiler that fuses their preparation into the product does it again for every row.
