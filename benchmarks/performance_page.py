@@ -73,7 +73,7 @@ with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes 
 
 Looked at once each; the raw times were not kept, so no numbers are given.
 
-- ResNet-18 in `channels_last`: no gain (the small network of Continual ImageNet is 1.3 times as fast with it).
+- ResNet-18 in `channels_last`: no gain (the small network of Continual ImageNet does gain, and has it).
   Compiled it was slower than the plain loop, vectorised over members too, and took minutes to compile: therefore large
   steps and convolutions are not compiled on a CPU. Most of its gain above is from leaving out the taps of kernels that
   only meet padding.

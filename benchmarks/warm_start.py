@@ -48,8 +48,7 @@ FORMS: dict[str, Form] = {
 
 
 def run_of(form: Form, problem: str, seed: int, strength: float | None) -> Run:
-    scale = "paper" if "cifar10" in problem else "quick"
-    return form.run(problem, seed, strength, scale=scale, diagnostics=("weight_norm", "spectral_norm"))
+    return form.run(problem, seed, strength, scale="quick", diagnostics=("weight_norm", "spectral_norm"))
 
 
 def tuning(form: Form, problem: str) -> list[Run]:
@@ -59,9 +58,9 @@ def tuning(form: Form, problem: str) -> list[Run]:
     return [run_of(form, problem, TUNING_SEEDS, strength) for strength in form.strengths]
 
 
-def best(form: Form, tuned: pl.DataFrame) -> float | None:
-    """The strength with the best validation accuracy."""
-    return form.strengths[0] if tuned.is_empty() else ranking(tuned, CHOSEN_BY)["strength"][0]
+def best(form: Form, tuned: pl.DataFrame | None) -> float | None:
+    """The strength with the best validation accuracy; the only one if nothing was tuned."""
+    return form.strengths[0] if tuned is None else ranking(tuned, CHOSEN_BY)["strength"][0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ class Train(Engine):
         for problem in self.problems:
             for form in map(FORMS.__getitem__, self.forms):
                 runs = tuning(form, problem)
-                strength = best(form, self.train(runs) if runs else pl.DataFrame())
+                strength = best(form, self.train(runs) if runs else None)
                 self.train([run_of(form, problem, seed, strength) for seed in range(self.seeds)])
 
 
@@ -106,23 +105,24 @@ class Tables:
             if not parts:
                 put_into(self.page, problem, ["Not run yet."])
                 continue
-            tuned, rows = (pl.concat(group) for group in zip(*parts, strict=True))
+            rows = pl.concat([reported for _, reported in parts])
+            tuned = pl.concat([rows.clear(), *(tried for tried, _ in parts if tried is not None)])
             tuned.filter(metric=CHOSEN_BY).write_parquet(self.out / f"tuning-{problem}.parquet")
             rows.write_parquet(self.out / f"{problem}.parquet")
             trained |= {*tuned["run"], *rows["run"]}
             put_into(self.page, problem, table(rows))
         write_environment(self.out, self.runs, trained)
 
-    def complete(self, problem: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        """For each form that is trained: the rows of its tuning, and of its reported seeds."""
+    def complete(self, problem: str) -> Iterator[tuple[pl.DataFrame | None, pl.DataFrame]]:
+        """For each form that is trained: the rows of its tuning, if any, and of its reported seeds."""
         done = finished(self.runs)
         for name, form in FORMS.items():
             label, runs = pl.lit(name).alias("form"), tuning(form, problem)
             if done.keys() >= set(runs):
-                tuned = results(runs, self.runs)
+                tuned = results(runs, self.runs).with_columns(label) if runs else None
                 reported = [run_of(form, problem, seed, best(form, tuned)) for seed in range(self.seeds)]
                 if done.keys() >= set(reported):
-                    yield tuned.with_columns(label), results(reported, self.runs).with_columns(label)
+                    yield tuned, results(reported, self.runs).with_columns(label)
                     continue
             print(f"{problem}, {name} is left out: train it first")
 

@@ -96,12 +96,11 @@ def digits() -> Dataset:
 def divided_digits() -> Dataset:
     """The same in parts: the first 1,300 scans for training, the next 150 for validation, the last 347 for testing."""
     data = digits()
-    first, second, third, end = 0, 1_300, 1_450, len(data.train)
     return replace(
         data,
-        train=_part(data.train, first, second),
-        validation=_part(data.train, second, third),
-        test=_part(data.train, third, end),
+        train=_part(data.train, 0, 1_300),
+        validation=_part(data.train, 1_300, 1_450),
+        test=_part(data.train, 1_450, len(data.train)),
     )
 
 

@@ -30,8 +30,8 @@ COMPILE_FROM = 30_000
 COMPILE_TO = 2e9
 """On a CPU, compiling pays up to this many operations in a member's step: it pays at 1.2e9 (4x256 MLP, batch 512); at
 5.6e10 (ResNet-18, batch 250) it took minutes and made the step slower. Convolutions are not compiled there: compiled
-members are vectorised, which allows no channels-last images, with which a step of ``conv`` takes two thirds of the
-time."""
+members are vectorised, which allows no channels-last images, with which a step of ``conv`` takes three quarters of
+the time."""
 
 Tensors = dict[str, Tensor]
 

@@ -96,7 +96,7 @@ def bias_corrections(beta: float, steps: Tensor) -> Tensor:
     """1 - β^t for each count t in ``steps``.
 
     It is written with an exponential, because on a CPU the compiler computes this once, but a power again for every
-    few parameters, which made a step of a small network a fifth longer.
+    few parameters, which made steps of small networks clearly longer.
     """
     return 1 - torch.exp(steps * math.log(beta)) if beta else torch.ones_like(steps)
 
