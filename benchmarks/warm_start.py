@@ -59,8 +59,10 @@ def tuning(form: Form, problem: str) -> list[Run]:
 
 
 def best(form: Form, tuned: pl.DataFrame | None) -> float | None:
-    """The strength with the best validation accuracy; the only one if nothing was tuned."""
-    return form.strengths[0] if tuned is None else ranking(tuned, CHOSEN_BY)["strength"][0]
+    """The strength with the best validation accuracy, of equals the smallest; the only one if nothing was tuned."""
+    if tuned is None:
+        return form.strengths[0]
+    return ranking(tuned, CHOSEN_BY).sort("mean", "strength", descending=[True, False])["strength"][0]
 
 
 @dataclass(frozen=True, kw_only=True)

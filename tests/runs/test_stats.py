@@ -32,7 +32,7 @@ def test_by_task():
 
 def test_methods_and_strengths_apart():
     parts = [
-        frame([(0, 0, value)], method, strength)
+        frame([(0, 0, value)], method, strength, tasks=1)
         for method, strength, value in [("b", 1.0, 5.0), ("a", 1.0, 6.0), ("b", 2.0, 7.0)]
     ]
     found = by_task(pl.concat(parts), "loss")
@@ -160,3 +160,7 @@ def test_a_diverged_seed_is_not_hidden():
 @pytest.mark.parametrize(("tasks", "most", "count"), [(1, 5, 1), (2, 5, 1), (3, 5, 2), (10, 5, 5), (10, 1, 1)])
 def test_the_first_task_is_not_among_the_last(tasks, most, count):
     assert last_count(tasks, most) == count
+    values = [float(task) for task in range(tasks)]
+    rows = frame([(0, task, value) for task, value in enumerate(values)], tasks=tasks)
+    (row,) = last_tasks(rows, "loss", most).to_dicts()
+    assert row["mean"] == sum(values[-count:]) / count

@@ -11,7 +11,7 @@ import torch
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.runs.metrics import JUDGES
-from supple.runs.stats import last_count, ranking
+from supple.runs.stats import ranking
 from supple.runs.store import configurations, load
 from supple.training.methods import find
 
@@ -138,7 +138,7 @@ def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
     The criterion is validation accuracy if it was measured, otherwise (random labels) training accuracy.
     """
     metric = next(name for name in JUDGES if name in rows["metric"])
-    best = ranking(rows, metric, last_count(min(rows["tasks"].unique()))).unique("method", keep="first")
+    best = ranking(rows, metric).unique("method", keep="first")
     return set(best.select("method", "strength", "step_size").rows())
 
 

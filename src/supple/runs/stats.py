@@ -62,12 +62,14 @@ def note_on_diverged(rows: pl.DataFrame, metric: str) -> str:
 
 
 def last_count(tasks: int, most: int = 5) -> int:
-    """How many last tasks to average: the first is not among them, so of a warm start's two only the second counts."""
+    """How many last tasks are averaged, at most ``most`` and not the first: of a warm start's two only the second."""
     return max(1, min(most, tasks - 1))
 
 
 def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     """The mean of ``metric`` over the last ``count`` tasks for each setting, over seeds.
+
+    In a short run the first task is left out (:func:`last_count`), as in all functions here that take a count.
 
     ============  ================================================================================
     ``mean``      with its standard ``error`` and the number of ``seeds``
@@ -142,10 +144,11 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
 
 
 def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
-    """For each setting and seed, the mean over the last ``count`` tasks."""
-    last = pl.col("task") >= pl.col("tasks") - count
+    """For each setting and seed, the mean over the last ``count`` tasks; a short run's first task is left out."""
+    tasks = pl.col("tasks")
+    counted = pl.max_horizontal(1, pl.min_horizontal(count, tasks - 1))  # last_count
     return (
-        rows.filter((pl.col("metric") == metric) & last)
+        rows.filter((pl.col("metric") == metric) & (pl.col("task") >= tasks - counted))
         .group_by(*settings(rows), "seed", maintain_order=True)
         .agg(pl.col("value").mean())
     )
