@@ -154,6 +154,13 @@ def test_a_population_and_a_compiled_network_have_the_same_units():
     }
 
 
+def test_a_graph_of_torch_fx_has_the_units_of_its_network():
+    network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    graph = torch.fx.symbolic_trace(network)
+    assert found(graph) == found(network)
+    assert found(nn.Sequential(graph)) == ({"0.0": ("0.2",)}, {"0.2": "reaches the network's output"})
+
+
 def test_looking_leaves_the_network_alone():
     class Counting(nn.Module):
         def __init__(self):

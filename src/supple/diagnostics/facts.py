@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from torch import Tensor
 
 from supple.diagnostics.inspection import Inspection
-from supple.network.population import Population
+from supple.network.population import members_of
 
 Function = TypeVar("Function", bound=Callable[..., dict[str, Tensor]])
 
@@ -71,7 +71,7 @@ class Diagnostic:
                     "previous themselves"
                 )
         by_layer = self.function(*(getattr(inspection, need) for need in self.needs))
-        members = (len(inspection.network),) if isinstance(inspection.network, Population) else ()
+        members = members_of(inspection.network)
         values = by_layer.values() if isinstance(by_layer, Mapping) else [by_layer]
         if not (isinstance(by_layer, Mapping) and all(isinstance(v, Tensor) and v.shape == members for v in values)):
             got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from supple.diagnostics import spectra
 from supple.diagnostics.per_example import gradient_grams
 from supple.diagnostics.probing import Inputs, Labels, Loss, Member, hidden_activations, loss_gradients, undisturbed
-from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
+from supple.network.find_roles import find_roles, masks, owned_parameters
 from supple.network.graph import unwrapped
-from supple.network.population import Population
+from supple.network.population import Population, members_of, module_of
+from supple.network.roles import Overrides
 
 
 class Inspection:
@@ -57,7 +58,7 @@ class Inspection:
         loss: Loss = cross_entropy,
         initial: Mapping[str, Tensor] | None = None,
         previous: Mapping[str, Tensor] | None = None,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         self.network = unwrapped(network)
         self.x, self.y, self.loss = dict(x) if isinstance(x, Mapping) else x, y, loss
@@ -82,7 +83,7 @@ class Inspection:
             for name, parameter, _ in owned
         }
         self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
-        module = self.network.stacked if isinstance(self.network, Population) else self.network
+        module = module_of(self.network)
         # A parametrized weight is in a module of its own, which does not get the activations.
         paths = [name.rpartition(".parametrizations.")[0] or name.rpartition(".")[0] for name in self._matrices]
         self._layers = {path: module.get_submodule(path) for path in paths}
@@ -180,7 +181,7 @@ class Inspection:
                 f"expected inputs with a tensor in them, got {type(self.x).__name__} without: give what the network is "
                 "called with, as torch tensors"
             )
-        members: tuple[int, ...] = (len(self.network),) if isinstance(self.network, Population) else ()
+        members = members_of(self.network)
         for tensor in [*inputs, *_tensors_in(self.y)]:
             shape: tuple[int, ...] = (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
             if shape[: len(members)] != members:

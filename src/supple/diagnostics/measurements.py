@@ -10,8 +10,8 @@ from supple.diagnostics.facts import DIAGNOSTICS, Diagnostic
 from supple.diagnostics.inspection import Inspection
 from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.errors import known
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 Tensors = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ class Measurements:
         diagnostics: Iterable[str] | None = None,
         *,
         loss: Loss = cross_entropy,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         self._inspection = partial(Inspection, network, x, y, loss=loss, roles=roles)
         self.initial: Tensors = {}

@@ -14,9 +14,9 @@ from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
 from supple.mitigators.optimizers import inner_optimizers, steps_under_way
 from supple.mitigators.states import check_state, check_tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.graph import unwrapped
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class PlasticityMonitor:
@@ -57,7 +57,7 @@ class PlasticityMonitor:
         every: int = 1000,
         diagnostics: Iterable[str] | None = None,
         loss: Loss = cross_entropy,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         callback: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
         if not hasattr(every, "__index__") or every < 1:

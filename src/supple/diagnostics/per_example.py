@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from supple.diagnostics.probing import Labels, Loss, Member, derivatives, loss_gradients
 from supple.kernels.power_iteration import working_dtype
+from supple.network.trace import runs_torchs_forward
 
 HELD = 2**24
 """The maximum number of entries of an intermediate result: 128 MB in float64."""
@@ -95,7 +96,7 @@ def _closed_forms(member: Member) -> list[str]:
 
 
 def _has_closed_form(layer: nn.Module) -> bool:
-    if not (type(layer).forward.__module__ or "").startswith("torch.nn."):  # torch.fx's have no __module__
+    if not runs_torchs_forward(layer):
         return False
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)

@@ -1,6 +1,6 @@
 """The interface for training loops: a method, attached to an optimizer, acts at up to three moments of each step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -16,8 +16,9 @@ from supple.mitigators.kernel_runner import KernelRunner, with_gradients
 from supple.mitigators.kernels import Strength
 from supple.mitigators.optimizers import held_by, inner_optimizers, reach, sizes_by
 from supple.mitigators.states import Tensors
-from supple.network.find_roles import Kind, Role, describe
+from supple.network.find_roles import describe
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class Mitigator(KernelRunner):
@@ -53,7 +54,7 @@ class Mitigator(KernelRunner):
         network: nn.Module | Population,
         strength: Strength,
         *,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self._has_warned = False

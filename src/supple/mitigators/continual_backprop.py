@@ -1,7 +1,6 @@
 """Continual backprop (Dohare et al., 2024): each step replaces a few of the least useful units by new ones."""
 
 import math
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -12,8 +11,8 @@ from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import GLOBAL, State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 from supple.network.units import UnitGroup, Units, rows_of, write_rows
 
 Utility = Literal["contribution", "adaptable contribution"]
@@ -81,7 +80,7 @@ class ContinualBackprop(UnitResets):
         utility: Utility = "contribution",
         units: Units | None = None,
         initializer: Initializer | None = None,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         if maturity < 0:

@@ -1,7 +1,6 @@
 """FIRE (Han et al., 2026): makes the weight matrices orthogonal, in one shot, at the start of a task."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +8,8 @@ from torch import Tensor, nn
 from supple.kernels.power_iteration import TINY, without_autocast, working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, move_towards
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class FIRE(Mitigator):
@@ -62,7 +61,7 @@ class FIRE(Mitigator):
         strength: Strength = 1.0,
         *,
         iterations: int = 10,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         if iterations < 1:
             raise ValueError(f"expected 1 or more iterations, got {iterations}: 10 is the authors' number")

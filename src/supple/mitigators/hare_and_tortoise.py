@@ -1,7 +1,5 @@
 """Hare and tortoise (Lee et al., 2024): resets the network at intervals to a slow average of itself."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -9,8 +7,8 @@ from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, is_due, move_towards
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class HareAndTortoise(Mitigator):
@@ -52,7 +50,7 @@ class HareAndTortoise(Mitigator):
         *,
         decay: float = 0.999,
         every: int = 1000,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the source's is 0.999")
@@ -64,7 +62,6 @@ class HareAndTortoise(Mitigator):
             name: {"slow": parameter.detach().to(working_dtype(parameter), copy=True)}
             for name, parameter in self.parameters.items()
         }
-        self._module = network.stacked if isinstance(network, Population) else network
         buffers = dict(self._module.named_buffers()).items()
         self._buffers = [name for name, buffer in buffers if buffer.is_floating_point()]
         self.state |= {

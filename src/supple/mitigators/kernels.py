@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from supple.kernels.sharding import copy_whole_or_piece, is_sharded, local, run_in_lockstep
 from supple.mitigators.states import GLOBAL, ROUNDING, State, Tensors, check_state, set_random
-from supple.network.find_roles import Kind, Role, find_roles, masks, owned_parameters
-from supple.network.population import Population
+from supple.network.find_roles import find_roles, masks, owned_parameters
+from supple.network.population import Population, members_of, module_of
+from supple.network.roles import Overrides
 from supple.network.shards import pieces
 
 Strength = float | Tensor
@@ -72,12 +73,12 @@ class Kernels:
         network: nn.Module | Population,
         strength: Strength,
         *,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         self._network, self._role_overrides = network, roles
         self.acts_on_gradients = type(self).add_gradients is not Kernels.add_gradients
         self.acts_on_parameters = type(self).change_parameters is not Kernels.change_parameters
-        self._members = (len(network),) if isinstance(network, Population) else ()
+        self._module, self._members = module_of(network), members_of(network)
         self.strength = strength
         self.roles = find_roles(network, roles)
         self._known = {name: parameter for name, parameter, _ in owned_parameters(network)}

@@ -1,14 +1,12 @@
 """L2 regularization towards the initial parameters (Kumar et al., 2023)."""
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from supple.mitigators.kernels import Strength
 from supple.mitigators.squared_distance import SquaredDistance
 from supple.mitigators.states import State
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class L2InitRegularizer(SquaredDistance):
@@ -29,7 +27,7 @@ class L2InitRegularizer(SquaredDistance):
         network: nn.Module | Population,
         strength: Strength = 1e-4,
         *,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self.state = self._initial()

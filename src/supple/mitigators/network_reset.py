@@ -1,6 +1,6 @@
 """Network reset (Nikishin et al., 2022; D'Oro et al., 2022): reinitializes the network on a schedule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,8 +11,8 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Strength, Update, is_due, per_member
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 from supple.network.units import check_moments
 
 _FIRST = {"mu_product": 1}
@@ -73,14 +73,13 @@ class NetworkReset(Mitigator):
         *,
         every: int = 10_000,
         layers: Literal["all"] | int | Sequence[str] = "all",
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         if every < 1:
             raise ValueError(f"expected a reset every 1 or more steps, got every={every}")
         super().__init__(network, strength, roles=roles)
         self.every = every
-        self._module = network.stacked if isinstance(network, Population) else network
         chosen = self._modules_of(layers)
         self._names = [name for name in self.parameters if name.rpartition(".")[0] in chosen]
         if not self._names:

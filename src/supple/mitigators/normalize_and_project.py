@@ -1,7 +1,5 @@
 """Normalize-and-project (Lyle et al., 2024): rescales each weight matrix to its initial norm after each step."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +7,8 @@ from supple.kernels.power_iteration import TINY, working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class NormalizeAndProject(Mitigator):
@@ -42,7 +40,7 @@ class NormalizeAndProject(Mitigator):
         network: nn.Module | Population,
         strength: Strength = 1.0,
         *,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self._act_on([name for name in self.parameters if self.roles[name].kind == "matrix"], "weight matrices")

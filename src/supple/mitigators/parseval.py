@@ -1,14 +1,13 @@
 """Parseval regularization (Chung et al., 2024): pulls all singular values of the hidden weights together."""
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role, find_roles
+from supple.network.find_roles import find_roles
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class ParsevalRegularizer(Mitigator):
@@ -54,7 +53,7 @@ class ParsevalRegularizer(Mitigator):
         *,
         scale: float = 2.0,
         decoupled: bool = False,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         usual = 1.0 if decoupled else 1e-3
         super().__init__(network, usual if strength is None else strength, roles=roles)

@@ -1,15 +1,13 @@
 """ReDo (Sokar et al., 2023): reinitializes units that hardly respond."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 from supple.network.units import UnitGroup, Units, redo_scores
 
 
@@ -63,7 +61,7 @@ class ReDo(UnitResets):
         every: int = 1000,
         units: Units | None = None,
         initializer: Initializer | None = None,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         if every < 1:

@@ -1,15 +1,13 @@
 """Self-normalised resets (Farias & Jozefiak, 2024): resets a unit that is silent for longer than usual."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 from supple.network.units import UnitGroup, Units, write_rows
 
 _MIN_TIMES = 10
@@ -86,7 +84,7 @@ class SelfNormalizedResets(UnitResets):
         at_once: int | None = None,
         units: Units | None = None,
         initializer: Initializer | None = None,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         numbers = {"history": history, "refresh": refresh, "patience": patience, "every": every, "at_once": at_once}

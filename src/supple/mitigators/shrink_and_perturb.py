@@ -1,6 +1,5 @@
 """Shrink and perturb (Ash & Adams, 2020): shrinks the weights a little and adds a little randomness."""
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -11,8 +10,8 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Strength, Update, move_towards, per_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 Variant = Literal["step-fresh", "step-noise", "task"]
 
@@ -63,7 +62,7 @@ class ShrinkAndPerturb(Mitigator):
         *,
         perturb: float | None = None,
         variant: Variant = "step-fresh",
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         self.variant = known(variant, get_args(Variant), "variant")

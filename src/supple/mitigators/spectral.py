@@ -18,8 +18,9 @@ from supple.mitigators.pull import Pull
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.stretches import Stretches
 from supple.mitigators.targets import Target, Targets, check_target
-from supple.network.find_roles import Kind, Role, table
+from supple.network.find_roles import table
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class SpectralRegularizer(Mitigator):
@@ -98,7 +99,7 @@ class SpectralRegularizer(Mitigator):
         one_sided: bool = False,
         power_iterations: int = 1,
         decoupled: bool = False,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         if not (exponent >= 1 and float(exponent).is_integer()):

@@ -1,13 +1,12 @@
 """Spectral norm regularization (Yoshida & Miyato, 2017): pulls each weight's largest singular value towards zero."""
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from supple.mitigators.kernels import Strength
 from supple.mitigators.spectral import SpectralRegularizer
-from supple.network.find_roles import Kind, Role, find_roles
+from supple.network.find_roles import find_roles
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class SpectralNormRegularizer(SpectralRegularizer):
@@ -32,7 +31,7 @@ class SpectralNormRegularizer(SpectralRegularizer):
         strength: Strength = 1e-2,
         *,
         power_iterations: int = 1,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         others = {name: None for name, role in find_roles(network, roles).items() if role.kind in ("vector", "scale")}

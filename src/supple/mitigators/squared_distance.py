@@ -1,7 +1,6 @@
 """The base of regularizers that are a squared distance of the parameters, or of a function of them."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +8,8 @@ from torch import Tensor, nn
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, per_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class SquaredDistance(Mitigator):
@@ -27,7 +26,7 @@ class SquaredDistance(Mitigator):
         network: nn.Module | Population,
         strength: Strength = 1e-4,
         *,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
 

@@ -1,7 +1,5 @@
 """Streaming elastic weight consolidation (Elsayed & Mahmood, 2024): important weights stay near their average."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +7,8 @@ from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, by_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class StreamingEWC(Mitigator):
@@ -41,7 +39,7 @@ class StreamingEWC(Mitigator):
         strength: Strength = 1.0,
         *,
         decay: float = 0.999,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the source's is 0.999")

@@ -18,8 +18,8 @@ from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.optimizers import held_by
 from supple.mitigators.recorder import Recorder
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 from supple.network.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
 
 Initializer = Callable[[Tensor, torch.Generator], object]
@@ -80,11 +80,10 @@ class UnitResets(Mitigator):
         *,
         units: Units | None = None,
         initializer: Initializer | None = None,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(network, strength, roles=roles)
-        self._module = network.stacked if isinstance(network, Population) else network
         groups, skipped = find_units(network, units)
         buffers = dict(self._module.named_buffers())
         self.groups = tuple(g for g in groups if all(p.name in self.parameters or p.name in buffers for p in g.parts))

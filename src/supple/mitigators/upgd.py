@@ -1,7 +1,5 @@
 """Utility-based perturbed gradient descent (Elsayed & Mahmood, 2024): useful weights move little, others wander."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +7,8 @@ from supple.kernels.power_iteration import TINY, working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, by_member, move_towards
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class UPGD(Mitigator):
@@ -57,7 +55,7 @@ class UPGD(Mitigator):
         decay: float = 0.999,
         weight_decay: float = 0.0,
         corrected_maximum: bool = True,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
         seed: int = 0,
     ) -> None:
         if not (noise >= 0 and weight_decay >= 0 and 0 <= decay < 1):

@@ -1,6 +1,5 @@
 """Wasserstein regularization: pulls the distribution of each tensor's entries towards its initial one."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,8 +8,8 @@ from torch import Tensor, nn
 from supple.mitigators.kernels import Strength
 from supple.mitigators.squared_distance import SquaredDistance
 from supple.mitigators.states import State
-from supple.network.find_roles import Kind, Role
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class WassersteinRegularizer(SquaredDistance):
@@ -41,7 +40,7 @@ class WassersteinRegularizer(SquaredDistance):
         strength: Strength = 1e-4,
         *,
         reduction: Literal["sum", "mean"] = "sum",
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         if reduction not in ("sum", "mean"):
             raise ValueError(f"expected a reduction of 'sum' or 'mean', got {reduction!r}")

@@ -1,7 +1,7 @@
 """Weight clipping (Elsayed et al., 2024): clamps every weight to about the range of its initialisation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from supple.mitigators.forecast import LARGE_CHANGE, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.optimizers import held_by
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import Kind, Role, owner_of
+from supple.network.find_roles import owner_of
 from supple.network.population import Population
+from supple.network.roles import Overrides
 
 
 class WeightClipping(Mitigator):
@@ -52,7 +53,7 @@ class WeightClipping(Mitigator):
         network: nn.Module | Population,
         strength: Strength = 0.5,
         *,
-        roles: Mapping[str, Kind | Role | None] | None = None,
+        roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self.fan_in = {name: self.roles[name].sizes[2] for name in self.parameters if self.roles[name].kind == "matrix"}

@@ -16,20 +16,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from supple.errors import known
 from supple.kernels.sharding import is_sharded, reshard
-from supple.network.population import Population
-from supple.network.role_rules import NORMS, gain, plain_matrix, register, role_by_rule, role_of_kind
-from supple.network.roles import Kind, Role
-
-__all__ = ["Kind", "Role", "describe", "find_roles", "masks", "owned_parameters", "owner_of", "register", "table"]
+from supple.network.population import Population, members_of, module_of
+from supple.network.role_rules import NORMS, gain, plain_matrix, role_by_rule, role_of_kind
+from supple.network.roles import Kind, Overrides, Role
+from supple.network.trace import runs_torchs_forward
 
 _WEIGHT_NAMES = ("weight", "W", "kernel")
 _WEIGHT_SUFFIXES = ("_weight", "_proj")
 _ORDINARY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def find_roles(
-    network: nn.Module | Population, overrides: Mapping[str, Kind | Role | None] | None = None
-) -> dict[str, Role]:
+def find_roles(network: nn.Module | Population, overrides: Overrides | None = None) -> dict[str, Role]:
     """The role of every parameter of ``network``, by name as in ``named_parameters()``; tied parameters count once.
 
     The packed weights of a quantized network (integers, frozen tensors of other types) have no role.
@@ -83,13 +80,13 @@ def find_roles(
             )
         if _is_packed(parameter):
             continue
-        shape = tuple(parameter.shape[1:] if isinstance(network, Population) else parameter.shape)
+        shape = tuple(parameter.shape[len(members_of(network)) :])
         role = _role_of(name, module, modules, shape)
         roles[name] = _overridden(role, overrides[name], name) if name in overrides else role
     return roles
 
 
-def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | None] | None = None) -> str:
+def describe(network: nn.Module | Population, roles: Overrides | None = None) -> str:
     """A table of all parameters: name, shape, role, number of matrices, and current largest singular value.
 
     It does not show the value of a sharded parameter: this needs other ranks, which may not call it too.
@@ -105,7 +102,7 @@ def describe(network: nn.Module | Population, roles: Mapping[str, Kind | Role | 
 
 def table(
     network: nn.Module | Population,
-    roles: Mapping[str, Kind | Role | None] | None = None,
+    roles: Overrides | None = None,
     targets: Mapping[str, str] | None = None,
 ) -> str:
     """What :func:`describe` returns, with a column of targets if they are given."""
@@ -165,7 +162,7 @@ def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]
             "parameters"
         )
     reshard(network)
-    for name, module in (network.stacked if isinstance(network, Population) else network).named_modules():
+    for name, module in module_of(network).named_modules():
         if isinstance(module, Population):
             raise ValueError(
                 f"expected the population itself, got one inside {type(network).__name__}, where its members would be "
@@ -213,9 +210,8 @@ def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], sha
         case nn.PReLU():
             return Role("vector", shape)
         case _ if isinstance(module, NORMS):
-            is_torchs = type(module).forward.__module__.startswith("torch.nn.")
             usual = Role("scale" if name == "weight" else "vector", shape)
-            return usual if is_torchs or name != "weight" else gain(module, name, shape) or usual
+            return usual if runs_torchs_forward(module) or name != "weight" else gain(module, name, shape) or usual
         case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
             pass
         case _ if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):

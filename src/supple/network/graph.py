@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parallel import DistributedDataParallel
 
-from supple.network.trace import Trace, is_torchs_own
+from supple.network.trace import Trace, runs_torchs_forward
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers whose units are separate: each has its own row of the weight."""
@@ -76,7 +76,7 @@ def paths(network: nn.Module) -> Iterator[tuple[nn.Module, Path | Stop]]:
     """For every layer with a matrix: the path of its units, or the reason why they cannot be replaced."""
     graph = _Graph(network)
     for module in network.modules():
-        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and is_torchs_own(module):
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) and runs_torchs_forward(module):
             # torch.fx does not trace inside torch's own modules; the inside of these is known.
             graph.known[module.linear1] = Path(module.linear1, (), (module.linear2,))
             graph.known[module.linear2] = Stop("is added to the residual stream")

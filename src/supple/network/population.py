@@ -68,6 +68,16 @@ class Population(nn.Module):
         return _with_tensors(copy_of(self.stacked), slices)
 
 
+def module_of(network: nn.Module | Population) -> nn.Module:
+    """The network's modules; those of a population hold the stacked parameters."""
+    return network.stacked if isinstance(network, Population) else network
+
+
+def members_of(network: nn.Module | Population) -> tuple[int, ...]:
+    """The dimensions before a parameter's own: the number of members, or none for a single network."""
+    return (len(network),) if isinstance(network, Population) else ()
+
+
 def copy_of(module: Module) -> Module:
     """A deep copy, even of a module that stores a weight computed from its parameters."""
     return copy.deepcopy(module, computed_weights(module))

@@ -43,7 +43,7 @@ def register(owner: type[nn.Module] | str, rules: Mapping[str, Rule]) -> None:
     >>> one_an_expert = lambda shape: Role("matrix", shape, layout=shape)  # (groups, out, in)
     >>> register(Experts, {"up": one_an_expert, "temperature": None})
     """
-    if isinstance(owner, type) and is_torchs_own(owner):
+    if isinstance(owner, type) and is_torchs_type(owner):
         raise ValueError(
             f"expected a type of your own, got torch's {owner.__name__}: override single parameters by roles="
         )
@@ -138,12 +138,12 @@ def _found_by(rule: Rule) -> _Found:
 def _own_types(module: nn.Module) -> Iterator[type]:
     """The module's classes, from the most derived one up to the first that torch defines."""
     for kind in type(module).__mro__:
-        if is_torchs_own(kind):
+        if is_torchs_type(kind):
             return
         yield kind
 
 
-def is_torchs_own(kind: type) -> bool:
+def is_torchs_type(kind: type) -> bool:
     """Whether torch defines this module type."""
     return kind.__module__.startswith("torch.nn.")
 

@@ -1,6 +1,7 @@
 """The role of a parameter: a matrix that multiplies, a vector that is added, or a scale of units."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -167,3 +168,7 @@ class Role:
         if self.side_by_side:
             return tensor.unflatten(-1, (self.layout[0], -1)).movedim(-2, -3), len(leading) + 1
         return tensor.reshape(*leading, *self.layout), len(leading) + 1
+
+
+Overrides = Mapping[str, Kind | Role | None]
+"""Roles that replace those found, by parameter name; None leaves a parameter out."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supple.kernels.power_iteration import TINY, normalized, prepare_, working_dtype
 from supple.kernels.sharding import Summing, is_sharded, ranks_along
-from supple.network.find_roles import Role
+from supple.network.roles import Role
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -20,7 +20,7 @@ class Trace:
         """The modules, by the names that the nodes use."""
         self.opaque: list[nn.Module] = []
         """Modules that cannot be traced, and are therefore single steps."""
-        if isinstance(network, nn.Sequential) or not is_torchs_own(network):
+        if isinstance(network, nn.Sequential) or not runs_torchs_forward(network):
             try:
                 self._trace(network)
             except Exception as error:
@@ -55,7 +55,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether it runs one of torch's own forward passes; subclasses of torch's modules may too."""
-        return is_torchs_own(m) and not isinstance(m, nn.Sequential)
+        return runs_torchs_forward(m) and not isinstance(m, nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace into a module; if its forward pass cannot be traced, make it one step and continue after it."""
@@ -71,6 +71,6 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
-def is_torchs_own(module: nn.Module) -> bool:
-    """Whether its forward pass is one of torch's."""
-    return type(module).forward.__module__.startswith("torch.nn.")
+def runs_torchs_forward(module: nn.Module) -> bool:
+    """Whether its forward pass is one of torch's; it may be a subclass of a module of torch."""
+    return (type(module).forward.__module__ or "").startswith("torch.nn.")  # torch.fx's have no __module__

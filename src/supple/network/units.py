@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from supple.errors import known
 from supple.network.graph import Layer, Path, Stop, entries_a_unit, inner_size, outer_size, paths, unwrapped
-from supple.network.population import Population
+from supple.network.population import Population, module_of
 
 Units = Sequence[Sequence[str]]
 """For each group the names of its modules: the layer that computes it, norms if any, and the layer it feeds."""
@@ -98,7 +98,7 @@ def find_units(
     >>> skipped
     (Skipped(layer='2', reason="reaches the network's output"),)
     """
-    module = network.stacked if isinstance(network, Population) else network
+    module = module_of(network)
     names = {id(part): name for name, part in module.named_modules()}
     if units is not None:
         return tuple(_given(dict(module.named_modules()), chain) for chain in units), ()
