@@ -150,7 +150,7 @@ STUDIES: dict[str, Callable[[], list[Run]]] = {
     "label-flip": partial(elsewhere, "label-flip", "label-flip-emnist"),
     "pixel-permutation": partial(elsewhere, "pixel-permutation", "pixel-permutation-emnist"),
     "continual-imagenet": partial(
-        elsewhere, "continual-imagenet", "continual-imagenet", (*FEW, "redo"), "test_accuracy"
+        elsewhere, "continual-imagenet", "continual-imagenet", (*FEW, "redo"), "validation_accuracy"
     ),
 }
 

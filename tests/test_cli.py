@@ -565,9 +565,18 @@ def test_a_wrong_option_shows_only_this_command(supple, capsys):
     assert "sweep" not in output
 
 
-def test_a_repeated_option_loses_no_value(supple):
-    with pytest.raises(SystemExit, match="expected --method once, got it again: give all its values after one"):
-        supple("demo", "--method", "none", "--methods", "l2")
+@pytest.mark.parametrize(
+    ("command", "once", "again"),
+    [
+        ("demo", "--method", "--methods"),
+        ("sweep", "--strength", "--strengths"),
+        ("sweep", "--step-size", "--step-sizes"),
+        ("sweep", "--batch-size", "--batch_size"),
+    ],
+)
+def test_a_repeated_option_loses_no_value(command, once, again, supple):
+    with pytest.raises(SystemExit, match=f"expected {once} once, got it again: give all its values after one"):
+        supple(command, once, "1", f"{again}=2")
 
 
 @pytest.mark.parametrize("option", ["--method", "--methods"])

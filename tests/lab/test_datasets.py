@@ -140,8 +140,13 @@ def test_imagenet32_takes_the_first_of_each_class_and_averages_larger_images(fol
     kept = np.sort(np.concatenate([np.flatnonzero(labels == label)[:600] for label in (0, 1)]))
     assert data.train.labels.tolist() == labels[kept].tolist()
     assert torch.equal(data.train.images, as_tensor(large[kept]))
-    assert data.test.labels.bincount().tolist() == [100, 100]
+    kept = np.sort(np.concatenate([np.flatnonzero(labels[:300] == label)[:100] for label in (0, 1)]))
+    halves = [np.sort(np.concatenate([kept[labels[kept] == label][first::2] for label in (0, 1)])) for first in (0, 1)]
+    for part, half in zip((data.validation, data.test), halves, strict=True):
+        assert torch.equal(part.images, as_tensor(large[half]))
+        assert part.labels.bincount().tolist() == [50, 50]
     assert not data.subset
+    assert load("imagenet32-75").train.labels.bincount().tolist() == [75, 75]
 
 
 def test_imagenet32_falls_back_to_tiny_imagenet(folder):
@@ -256,7 +261,7 @@ REAL = {  # (train, validation, test, classes), and whether that is less than th
     "cifar10": ((50_000, 1_000, 9_000, 10), False),
     "cifar100": ((4_000, 100, 900, 100), True),
     "tiny-imagenet": ((10_000, 1_000, 1_000, 200), True),
-    "imagenet32": ((25_000, None, 2_500, 50), True),
+    "imagenet32": ((25_000, 1_250, 1_250, 50), True),
 }
 SHAPES = {"tiny-imagenet": (3, 64, 64)} | dict.fromkeys(("cifar10", "cifar100", "imagenet32"), (3, 32, 32))
 
@@ -302,7 +307,7 @@ def test_real_classes_are_balanced(name, most_of_a_class_over_least, real):
     assert counts.max() / counts.min() <= most_of_a_class_over_least
     held_out = [part.labels.bincount(minlength=data.classes) for part in parts(data)[1:]]
     assert sum(held_out).max() / sum(held_out).min() <= {"mnist": 1.3}.get(name, 1)
-    if name == "tiny-imagenet":
+    if name in ("tiny-imagenet", "imagenet32"):
         assert torch.equal(*held_out)
 
 

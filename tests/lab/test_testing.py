@@ -116,6 +116,24 @@ def test_the_networks_begin_as_the_runs(tmp_path, monkeypatch):
     assert not fresh.isclose(own).any()
 
 
+def test_copies_train_in_the_precision_of_the_run(tmp_path, monkeypatch):
+    seen = []
+    outputs = Trainer.outputs
+
+    def noting(trainer, network, x):
+        layer = next(module for module in network.modules() if isinstance(module, torch.nn.Linear))
+        handle = layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+        found = outputs(trainer, network, x)
+        handle.remove()
+        return found
+
+    run = run_of("none", (5,), autocast="bfloat16")
+    train(run, root=str(tmp_path))
+    monkeypatch.setattr(Trainer, "outputs", noting)
+    testing.examine(run, str(tmp_path), steps=1, repeats=2, progress=False)
+    assert set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -687,3 +687,15 @@ def test_progress_is_told_in_the_middle_of_tasks():
     reports = []
     Trainer(long_run("none"), compiled=False).learn(2, reports.append)
     assert reports == [2 + 50 / 60]
+
+
+def test_a_task_counts_as_done_once_it_is_saved(whole):
+    run, seen = replace(long_run("none"), epochs=25, tasks=2), []  # 150 steps a task: a report is due at its last step
+    rows = Path(run.folder(whole).path, "metrics.parquet")
+
+    def report(tasks):
+        seen.append((tasks, pl.read_parquet(rows)["task"].n_unique() if rows.exists() else 0))
+
+    train(run, report, root=whole)
+    expected = [(1 / 3, 0), (2 / 3, 0), (1, 1), (4 / 3, 1), (5 / 3, 1), (2, 2)]
+    assert seen == [(pytest.approx(tasks), saved) for tasks, saved in expected]

@@ -131,6 +131,17 @@ def test_sensitivity_is_seen_on_seeds_for_tuning_where_there_are_any():
     assert (columns["strength"], columns["mean"]) == ([0.1, 0.2], [0.1, 0.2])
 
 
+def test_sensitivity_has_the_step_size_that_validation_chose():
+    parts = []
+    for step_size, validation, test in ((1e-3, 0.9, 0.5), (5e-4, 0.1, 0.8)):
+        for metric, value in (("validation_accuracy", validation), ("test_accuracy", test)):
+            curves = {("a", strength, 0): [value + strength] for strength in (0.25, 0.5)}
+            parts.append(rows_of(curves, tasks=1, metric=metric).with_columns(step_size=step_size))
+    drawings = Drawings(["a"])
+    (headline,) = standings(pl.concat(parts), drawings).headlines
+    assert drawings._charts[headline.sensitivity.chart]["columns"]["mean"] == [0.75, 1.0]
+
+
 def test_neighbours_are_averaged_member_by_member():
     rows = rows_of({("a", 1.0, 0): range(5), ("a", 1.0, 1): [10] * 5}, tasks=5)
     found = averaged(rows, 2)

@@ -569,7 +569,9 @@ def test_every_method_trains(method):
 
 
 def test_the_configuration_is_plain_and_whole():
-    config = run("resets", seeds=(0, 1), actor_strength=2.0, resets={"parts": ("actor", "critic")})
+    resets = run("resets", seeds=(0, 1), actor_strength=2.0, resets={"parts": ("actor", "critic")})
+    assert resets.actor_strength == 0, "a strength for the other methods of a command changes no folder of this one"
+    config = dataclasses.replace(resets, actor_strength=2.0)
     found = config.config()
     assert found["hidden"] == "16"
     assert json.loads(found["options"]) == {"actor_strength": 2.0, "parts": "actor critic"}

@@ -24,7 +24,10 @@ def frame(values, method="m", tasks=1):
 
 
 def test_by_hand():
-    mine, theirs = frame({0: [9, 4, 6], 1: [9, 2, 2], 2: [0, 0, 0]}, tasks=3), frame({0: [7, 0, 3], 1: [7, 0, 4]}, tasks=3)
+    mine, theirs = (
+        frame({0: [9, 4, 6], 1: [9, 2, 2], 2: [0, 0, 0]}, tasks=3),
+        frame({0: [7, 0, 3], 1: [7, 0, 4]}, tasks=3),
+    )
     (found,) = paired(mine, theirs, "loss", 2).to_dicts()
     # 5 - 1.5 and 2 - 2: a mean of 1.75 and a deviation of 3.5/√2, which over √2 is 1.75; t₁(0.975) = 12.7062.
     half = 12.7062 * 1.75

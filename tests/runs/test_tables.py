@@ -132,6 +132,15 @@ def test_a_shortened_run_says_so():
         title_with_scale(rows, "P", protocol) == "P (paper scale, shortened to 2 of 50 tasks, 100 of 12,800 examples)"
     )
     assert title_with_scale(rows, "P", {"tasks": 2}) == "P (paper scale)"
+    protocol |= {"tasks": 2, "examples": None}
+    assert title_with_scale(rows, "P", protocol) == "P (paper scale, shortened to 100 examples)"
+
+
+def test_a_changed_protocol_says_so():
+    rows = pl.concat([frame([1, 2], scale="paper", dataset="digits", step_size=size) for size in (1e-3, 1e-2)])
+    protocol = {"tasks": 2, "dataset": "mnist", "step_size": 1e-3}
+    assert title_with_scale(rows, "P", protocol) == "P (paper scale, data digits)"
+    assert title_with_scale(rows, "P", protocol | {"dataset": "digits"}) == "P (paper scale)"
 
 
 def test_it_fits_a_hundred_columns():

@@ -198,6 +198,8 @@ class List:
         Console().print(problems, methods, drawings, parts, sep="\n\n")
 
 
+PLURALS = ("--methods", "--strengths", "--step-sizes")
+"""Second spellings of options."""
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
     "run": RunCommand,
@@ -235,8 +237,8 @@ def _parsed(arguments: list[str]) -> Any:
     config = (tyro.conf.DisallowNone,)
     if arguments and arguments[0] in COMMANDS:
         name, *options = arguments
-        given = [argument.partition("=")[0] for argument in options if argument.startswith("--")]
-        given = ["--method" if option == "--methods" else option for option in given]
+        given = [argument.partition("=")[0].replace("_", "-") for argument in options if argument.startswith("--")]
+        given = [option.removesuffix("s") if option in PLURALS else option for option in given]
         if repeated := next((option for option in given if given.count(option) > 1), None):
             raise SystemExit(
                 f"supple: expected {repeated} once, got it again: give all its values after one {repeated}"

@@ -102,6 +102,7 @@ def networks(scale: Scale) -> dict[str, str]:
     return {"ResNet-18": "resnet18", **({"Vision Transformer": "vit-tiny"} if scale == "paper" else {})}
 
 
+DEFAULT_STRENGTHS = "every method at its default strength, the best on digits; the paper tuned them, as a sweep does"
 QUICK_NOTE = "at quick scale without the vision transformer, which takes seconds a step on a CPU"
 
 

@@ -1,6 +1,6 @@
 """Figure 8: loss of plasticity on Fashion-MNIST with LayerNorm, for an increasing number of epochs per task."""
 
-from supple.figures.figure import EPOCHS, Figure, Panel, compared
+from supple.figures.figure import DEFAULT_STRENGTHS, EPOCHS, Figure, Panel, compared
 from supple.lab.problems import Scale
 
 
@@ -21,4 +21,5 @@ FIGURE = Figure(
     claim="Loss of plasticity occurs without regularization although all networks use LayerNorm, even with more "
     "iterations.",
     panels=panels,
+    note=DEFAULT_STRENGTHS,
 )

@@ -1,6 +1,6 @@
 """Figure 12: random labels on MNIST for an increasing number of epochs per task, without and with LayerNorm."""
 
-from supple.figures.figure import EPOCHS, Figure, Panel, compared
+from supple.figures.figure import DEFAULT_STRENGTHS, EPOCHS, Figure, Panel, compared
 from supple.lab.problems import Scale
 
 
@@ -22,4 +22,5 @@ FIGURE = Figure(
     claim="Without LayerNorm spectral regularization maintains trainability over other regularizers even when epochs "
     "are few; with LayerNorm it also improves the first task.",
     panels=panels,
+    note=DEFAULT_STRENGTHS,
 )

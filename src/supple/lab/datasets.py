@@ -139,21 +139,24 @@ def tiny_imagenet() -> Dataset:
     return replace(data, validation=validation, test=test, subset=len(data.train) < 100_000 or len(held_out) < 10_000)
 
 
-def imagenet32() -> Dataset:
-    """Classes of ImageNet in 32x32 for Continual ImageNet's pairs: the first 600 / 100 images of each class.
+def imagenet32(train: int = 600) -> Dataset:
+    """Classes of ImageNet in 32x32, as in Continual ImageNet: the first ``train`` / 100 images of each class.
 
-    They come from a folder ``imagenet32`` or ``imagenet32_...`` with any of ImageNet's classes; larger images are
-    averaged down. Without such a folder, tiny-ImageNet's 200 classes are used, with 500 / 50 images per class.
+    Every other one of the 100 is for validation, so that strengths need not be chosen by test accuracy. The images come
+    from a folder ``imagenet32`` or ``imagenet32_...`` with any of ImageNet's classes; larger ones are averaged down.
+    Without such a folder, tiny-ImageNet's 200 classes are used, with 500 / 50 images per class.
     """
     folder = local("imagenet32")
     contents = from_folder(folder, size=32) if folder else decoded(TINY_IMAGENET, size=32)
-    data, test = _with_test(contents, "imagenet32")
-    fewest = [examples.labels.bincount(minlength=data.classes).min() for examples in (data.train, test)]
+    data, held_out = _with_test(contents, "imagenet32")
+    fewest = [examples.labels.bincount(minlength=data.classes).min() for examples in (data.train, held_out)]
+    places = _places(held_out.labels)
     return replace(
         data,
-        train=_chosen(data.train, _places(data.train.labels) < 600),
-        test=_chosen(test, _places(test.labels) < 100),
-        subset=bool(fewest[0] < 600 or fewest[1] < 100),
+        train=_chosen(data.train, _places(data.train.labels) < train),
+        validation=_chosen(held_out, (places < 100) & (places % 2 == 0)),
+        test=_chosen(held_out, (places < 100) & (places % 2 == 1)),
+        subset=bool(fewest[0] < train or fewest[1] < 100),
     )
 
 
@@ -213,6 +216,7 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
     ),
     "tiny-imagenet": tiny_imagenet,
     "imagenet32": imagenet32,
+    "imagenet32-75": partial(imagenet32, train=75),
     "digits-1300": divided_digits,
 }
 

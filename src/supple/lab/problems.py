@@ -104,8 +104,8 @@ PROBLEMS: dict[str, Problem] = {
         shift="class-incremental",
         tasks=40,
         quick={"examples": None, "batch_size": 50, "epochs": 2, "tasks": 3},
-        # 75 images for each of 50 classes: the first task's five classes fill a batch.
-        reduced={"dataset": "imagenet32", "examples": 3_750, "tasks": 10},
+        # 75 images of each class: the first task's five classes fill a batch.
+        reduced={"dataset": "imagenet32-75", "examples": None, "tasks": 10},
     ),
     "continual-imagenet": Problem(
         title="Continual ImageNet",

@@ -181,7 +181,7 @@ def examine(
 
         def loss(network: nn.Module, batch: Tensor) -> Tensor:
             inputs, labels = read_batch(batch)
-            return cross_entropy(network(inputs), labels)
+            return cross_entropy(trainer.outputs(network, inputs), labels)
 
         with matmul_precision(run.matmul_precision):
             result = plasticity_test(

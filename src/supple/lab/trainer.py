@@ -100,7 +100,7 @@ class Trainer:
         with matmul_precision(self.run.matmul_precision):
             for step, batch in enumerate(batches, 1):
                 correct += self._step(self._inputs(batch, pixels), labels.gather(1, batch))
-                if step % 50 == 0:
+                if step % 50 == 0 and step < len(batches):  # that the whole task is done is told once it is saved
                     report(task + step / len(batches))
         measured = evaluate(self.learner.members, self.data, tasks)
         measured["online_accuracy"] = correct / (len(batches) * self.run.batch_size)
@@ -217,19 +217,22 @@ class Trainer:
         """Take one step of every member, on inputs ``(members, batch, ...)`` and labels ``(members, batch)``.
 
         Returns:
-            How many images each member told right before it learned from them.
+            How many images each member classified correctly, before it learned from them.
         """
         correct: Tensor = self.learner.learn(self._loss, x, y)
         return correct
 
-    def _loss(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A network's float32 outputs in a training step, in the run's precision and memory format."""
         if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.run.autocast is None:
-            outputs = network(x)
-        else:
-            with torch.autocast(x.device.type, getattr(torch, self.run.autocast)):
-                outputs = network(x).float()
+            return network(x)
+        with torch.autocast(x.device.type, getattr(torch, self.run.autocast)):
+            return network(x).float()
+
+    def _loss(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.outputs(network, x)
         return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
 
 

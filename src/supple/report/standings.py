@@ -107,7 +107,7 @@ def standings(
             curves=curves(metric),
             ranking=_placed(ranked).to_dicts(),
             against=_against(ranked, at_furthest_task(shown), metric, last),
-            sensitivity=_sensitivity(rows, metric, last, drawings),
+            sensitivity=_sensitivity(rows, metric, judge, last, drawings),
             some_lag=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
             note=capitalized(note_on_diverged(shown, metric)),
@@ -191,17 +191,17 @@ def _differences(
     return [rows_by_place.get(place) for place in range(len(ranked))]
 
 
-def _sensitivity(rows: pl.DataFrame, metric: str, last: int, drawings: Drawings) -> ChartEntry | None:
-    """The last tasks against the strength, with its best step size; None if no method ran at several strengths.
+def _sensitivity(rows: pl.DataFrame, metric: str, judge: str, last: int, drawings: Drawings) -> ChartEntry | None:
+    """The last tasks against the strength, with its best step size by ``judge``; None if each method has one strength.
 
     If there are tuning seeds, only these are used: then the other seeds have only the best strength.
     """
     tuning = rows.filter(pl.col("seed") >= TUNING_SEEDS)
     rows = at_furthest_task(rows if tuning.is_empty() else tuning)
+    best = _best(rows, judge, last, "method", "options", "strength")
     rows = rows.filter((pl.col("metric") == metric) & (pl.col("task") >= pl.col("tasks") - last))
     strengths = rows.filter(pl.col("strength") > 0).group_by("method").agg(pl.col("strength").n_unique())
     if rows.is_empty() or strengths.filter(pl.col("strength") > 1).is_empty():
         return None
-    best = _best(rows, metric, last, "method", "options", "strength")
     rows = rows.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left").drop("tasks", "step_size")
     return drawings.add(lines_over_strengths(rows, metric), "The same against the strength")

@@ -114,6 +114,8 @@ class Run(BaseRun):
             check_exempt_heads(method, chosen)
         changes = dict(PRESETS[known(preset, PRESETS, "preset")].changes)
         changes |= {name: value for name, value in constants.items() if value is not None}
+        if not chosen.has_strength:  # of another method in the same command
+            strength = actor_strength = None
         strength = float(default_strength(chosen) if strength is None else strength)
         run = cls(
             problem=problem,

@@ -14,6 +14,15 @@ from supple.runs.stats import last_count, note_on_diverged, ranking, varying
 from supple.training.methods import title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
+CHANGED = {
+    "dataset": "data",
+    "shift": "shift",
+    "model": "network",
+    "optimizer": "optimizer",
+    "step_size": "step size",
+    "batch_size": "batch size",
+}
+"""The settings of a protocol that a title names if they were changed, and their names there."""
 
 
 def results_table(
@@ -93,12 +102,12 @@ def _steps(row: Mapping[str, Any], count: int) -> str:
 
 
 def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[str, Any] = NO_PROTOCOL) -> str:
-    """The problem, its scale, and a note if runs are shorter, part of the data set was used, or the world changes.
+    """The problem, its scale, and how the runs differ from its protocol: shorter, on other data, in a changing world.
 
     Args:
         rows: of one problem.
         problem: its title; its name when left out.
-        protocol: the problem's at this scale; fewer tasks, epochs or examples than it has are named.
+        protocol: the problem's at this scale.
     """
     stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
     shorter = []
@@ -106,8 +115,14 @@ def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[st
         usual, trained = protocol.get(name), rows[name].drop_nulls().to_list() if name in rows.columns else []
         if isinstance(usual, int) and trained and max(trained) < usual:
             shorter.append(f"{max(trained):,} of {usual:,} {name}")
+        elif name == "examples" and name in protocol and usual is None and trained:
+            shorter.append(f"{max(trained):,} examples")
     if shorter:
         stamps.append(f"shortened to {', '.join(shorter)}")
+    for name, word in CHANGED.items():
+        values = rows[name].unique().to_list() if name in rows.columns and name in protocol else []
+        if len(values) == 1 and values[0] != protocol[name]:  # several are a column of the table
+            stamps.append(f"{word} {values[0]}")
     if rows["subset"].any():
         stamps.append("part of the data set")
     if changes := Changes.of(rows):
