@@ -127,6 +127,60 @@ def test_a_subclass_has_its_parents_role():
     assert find_roles(conv)["weight"].matrices(conv.weight).shape == (2, 2, 18)
 
 
+class Scaled(nn.Linear):
+    """With a learned scale of its outputs, and low-rank factors as some libraries add them."""
+
+    def __init__(self):
+        super().__init__(3, 4)
+        self.scale, self.lora_A = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2, 3))
+
+
+class Standardized(nn.Conv2d):
+    """With a gain of four dimensions, as in networks without norms (Brock et al., 2021)."""
+
+    def __init__(self):
+        super().__init__(3, 4, 3)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+
+class Gated(nn.LSTM):
+    def __init__(self):
+        super().__init__(3, 4)
+        self.weight_scale = nn.Parameter(torch.ones(4))
+
+
+def test_what_a_subclass_adds_is_unknown():
+    network = nn.ModuleDict({"linear": Scaled(), "conv": Standardized(), "lstm": Gated()})
+    added = {"linear.scale", "linear.lora_A", "conv.gain", "lstm.weight_scale"}
+    assert {name for name, role in find_roles(network).items() if role.kind == "unknown"} == added
+    assert find_roles(network, {"conv.gain": "scale"})["conv.gain"].kind == "scale"
+
+
+class Diagonal(nn.Module):
+    def forward(self, diagonal):
+        return diagonal.diag()
+
+    def right_inverse(self, weight):
+        return weight.diagonal().clone()
+
+
+def test_a_weight_that_is_computed_from_a_tensor_of_another_kind_is_unknown():
+    for layer in (nn.Linear(3, 3), nn.Embedding(3, 3)):
+        nn.utils.parametrize.register_parametrization(layer, "weight", Diagonal())
+        assert find_roles(layer)["parametrizations.weight.original"].kind == "unknown"
+
+
+@pytest.mark.parametrize("name", ["qkv", "qkv_proj", "to_qkv", "Wqkv", "c_attn"])
+def test_q_k_and_v_in_one_linear_layer_are_three_matrices(name):
+    network = nn.ModuleDict({name: nn.Linear(4, 12), "other": nn.Linear(4, 12)})
+    weight = network[name].weight
+    role = find_roles(network)[f"{name}.weight"]
+    assert torch.equal(role.matrices(weight), torch.stack(weight.chunk(3)))
+    assert find_roles(network)["other.weight"].sizes[0] == 1
+    grouped = nn.ModuleDict({name: nn.Linear(4, 8)})  # fewer heads for k and v than for q: which rows are whose?
+    assert find_roles(grouped)[f"{name}.weight"].sizes[0] == 1
+
+
 def test_roles_of_a_population_are_those_of_a_member(network):
     lone = find_roles(network)
     population = Population(lambda: network, seeds=[0, 1, 2])

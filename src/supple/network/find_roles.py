@@ -8,21 +8,16 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from supple.errors import known
 from supple.kernels.sharding import is_sharded, reshard
+from supple.network.module_roles import role_of
 from supple.network.population import Population, members_of, module_of
-from supple.network.role_rules import NORMS, gain, plain_matrix, role_by_rule, role_of_kind
+from supple.network.role_rules import role_of_kind
 from supple.network.roles import Kind, Overrides, Role
-from supple.network.trace import runs_torchs_forward
 
-_WEIGHT_NAMES = ("weight", "W", "kernel")
-_WEIGHT_SUFFIXES = ("_weight", "_proj")
 _ORDINARY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -37,20 +32,21 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
     Linear, Bilinear, embeddings    matrix (out, in); Bilinear's two inputs side by side; T5's embedding of relative
                                     positions: other
     convolutions                    matrix (out, in · kernel), one for each group; for transposed ones too
-    MultiheadAttention              matrix, one each for q, k, v
+    MultiheadAttention              matrix, one each for q, k, v; so is a Linear named ``qkv``, ``qkv_proj``,
+                                    ``to_qkv``, ``Wqkv`` or ``c_attn`` with three times as many rows as columns
     RNN, LSTM, GRU and their cells  matrix, one for each gate
     batch, layer, group, ... norms  weight: scale; also other libraries' types named RMSNorm or LayerNorm, if the gain
                                     is the weight or 1 + weight
     PReLU                           vector: pulled to 0 it becomes a ReLU; as a scale, pulled to 1, it would be linear
-    any other parameter of these    vector
+    their biases                    vector
     Conv1D of transformers          matrix, stored as (in, out); in ``c_attn`` one each for q, k, v
     experts (types ``...Experts``)  three dimensions: one matrix per expert; biases: one vector per expert
     ``...Embeddings`` and others    position tables and class tokens: matrix, without leading dimensions of 1
     of vision transformers
     parametrizations                the role of the tensor that they compute; the gains of ``weight_norm``: scale
     types from :func:`register`     as registered
-    any other type                  two dimensions and the name of a weight (``weight``, ``W``, ``kernel``,
-                                    ``..._weight``, ``..._proj``): matrix; all else: unknown
+    any other type, and what a      two dimensions and the name of a weight (``weight``, ``W``, ``kernel``,
+    subclass of these has added     ``..._weight``, ``..._proj``): matrix; all else: unknown
     ==============================  ===============================================================================
 
     Args:
@@ -81,7 +77,7 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
         if _is_packed(parameter):
             continue
         shape = tuple(parameter.shape[len(members_of(network)) :])
-        role = _role_of(name, module, modules, shape)
+        role = role_of(name, module, modules, shape)
         roles[name] = _overridden(role, overrides[name], name) if name in overrides else role
     return roles
 
@@ -171,102 +167,11 @@ def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]
         yield name, module
 
 
-def _role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shape: tuple[int, ...]) -> Role:
-    """The role of the parameter ``path`` that ``module`` owns."""
-    owner, _, name = path.rpartition(".")
-    if isinstance(module, ParametrizationList):
-        # A parametrization's parameter has the role of the weight that it computes; weight norm also has gains.
-        weight_norm = isinstance(module[0], _WeightNorm)
-        if weight_norm and name == "original0":
-            return Role("scale", shape)
-        if weight_norm or name == "original":
-            owner, _, name = owner.rpartition(".")
-            module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
-    else:
-        _refuse_stacked(path, module, name, shape)
-    stem, _, suffix = name.rpartition("_")
-    held = {*module._parameters.keys(), *module._buffers.keys()}  # lists in what torch.jit has scripted
-    # torch's older functions and pruning: these put weight_g, weight_v and weight_orig into the module itself.
-    if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
-        return Role("scale", shape)
-    if (suffix == "orig" and {f"{stem}_mask", f"{stem}_u"} & held) or (suffix == "v" and f"{stem}_g" in held):
-        name = stem
-    parent, _, own = owner.rpartition(".")
-    for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
-        if holder is not None and (role := role_by_rule(holder, name_in_it, shape)) is not None:
-            return role
-    match module:  # matched by name: reading module.weight of a parametrized module computes it
-        case _ConvNd():
-            if name == "weight":
-                return plain_matrix(shape, module.groups, module.transposed)
-        case nn.MultiheadAttention():
-            if name == "in_proj_weight":
-                return plain_matrix(shape, groups=3)
-            if name in ("bias_k", "bias_v"):
-                return Role("vector", shape)
-        case nn.RNNBase() | nn.RNNCellBase():
-            if len(shape) == 2:  # gates x hidden_size rows; an LSTM's output projection has fewer than hidden_size
-                return plain_matrix(shape, groups=max(1, shape[0] // module.hidden_size))
-        case nn.PReLU():
-            return Role("vector", shape)
-        case _ if isinstance(module, NORMS):
-            usual = Role("scale" if name == "weight" else "vector", shape)
-            return usual if runs_torchs_forward(module) or name != "weight" else gain(module, name, shape) or usual
-        case nn.Linear() | nn.Bilinear() | nn.Embedding() | nn.EmbeddingBag():
-            pass
-        case _ if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-            if len(shape) == 2:
-                # GPT-2's linear layer, whose weight is (in, out). In attention one weight holds q, k and v, or k and v.
-                groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
-                layout = groups, shape[0], shape[1] // groups
-                return Role("matrix", shape, layout, transposed=True, side_by_side=True)
-        case _:
-            is_weight = name in _WEIGHT_NAMES or name.endswith(_WEIGHT_SUFFIXES)
-            known_kind = len(shape) == 2 and is_weight and not _is_in_a_stack(module, name, shape)
-            return plain_matrix(shape) if known_kind else Role("unknown", shape)
-    return plain_matrix(shape) if len(shape) >= 2 else Role("vector", shape)
-
-
 def _is_packed(parameter: nn.Parameter) -> bool:
     """Whether it holds packed data of a quantized network instead of plain numbers; it is then left out."""
     plain = parameter.dtype in _ORDINARY
     wrapped = is_traceable_wrapper_subclass(parameter) and not is_sharded(parameter)
     return not parameter.is_floating_point() or (not parameter.requires_grad and (wrapped or not plain))
-
-
-def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a two-dimensional parameter may be a stack of vectors, as in parameter lists or with stacked matrices."""
-    if isinstance(module, nn.ParameterList | nn.ParameterDict):
-        return True
-    held = {key: p.shape for key, p in module._parameters.items() if p is not None}
-    members = len(held.get(name, shape)) - len(shape)
-    others = (other[members:] for other in held.values())
-    return any(len(other) > 2 and other[0] == shape[0] for other in others)
-
-
-def _refuse_stacked(path: str, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse ensembles from ``torch.func.stack_module_state``, which adds a dimension for the members."""
-    usual, is_weight = 1, name.startswith("weight")
-    match module:
-        case _ConvNd():
-            usual = 2 + len(module.kernel_size) if is_weight else 1
-        case nn.Bilinear():
-            usual = 3 if is_weight else 1
-        case nn.Linear() | nn.Embedding() | nn.EmbeddingBag() | nn.RNNBase() | nn.RNNCellBase():
-            usual = 1 if "bias" in name else 2
-        case nn.MultiheadAttention():
-            usual = 3 if name in ("bias_k", "bias_v") else 1 if "bias" in name else 2
-        case nn.LayerNorm() | nn.RMSNorm():
-            usual = len(module.normalized_shape)
-        case _ if isinstance(module, (*NORMS, nn.PReLU)):
-            pass
-        case _:
-            return
-    if len(shape) > usual:
-        raise ValueError(
-            f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: networks stacked by "
-            "torch.func.stack_module_state are no network; build a supple.Population of them"
-        )
 
 
 def _overridden(role: Role, override: Kind | Role | None, name: str) -> Role:
