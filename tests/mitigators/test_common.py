@@ -114,6 +114,22 @@ def test_types_are_kept_and_values_finite(case, kind, dtype, make):
     assert method.penalty().isfinite()
 
 
+@every_case
+def test_a_default_device_is_not_where_its_own_numbers_are(case):
+    """``torch.set_default_device("cuda")`` is common; here the device is one on which nothing can be computed."""
+    networks = [make_network("mlp") for _ in range(2)]
+    for network, default in zip(networks, ("cpu", "meta"), strict=True):
+        optimizer = sgd(network)
+        with torch.device(default):
+            method = build(case, network).attach(optimizer)
+        for step in range(5):
+            backward("mlp", step, network, optimizer)
+            with torch.device(default):
+                optimizer.step()
+                method.state_dict()
+    assert same(*networks)
+
+
 def types_of(method: Mitigator) -> dict[str, torch.dtype]:
     entries = method.state_dict().items()
     return {f"{name}/{key}": tensor.dtype for name, entry in entries for key, tensor in entry.items()}

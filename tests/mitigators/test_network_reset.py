@@ -85,6 +85,14 @@ def test_as_a_run_that_starts_again(optimizer):
     assert len(changed(*fresh)) == 6, "each reset draws other numbers"
 
 
+def test_a_last_layer_that_is_tied_to_an_earlier_one_is_refused():
+    network = nn.ModuleDict({"embed": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "head": nn.Linear(4, 5)})
+    network["head"].weight = network["embed"].weight
+    with pytest.raises(ValueError, match=r"a last layer with a weight of its own, got 'embed\.weight', tied to it"):
+        NetworkReset(network, layers=1)
+    NetworkReset(network, layers=["hidden"])
+
+
 def test_part_of_the_way():
     network = perceptron()
     before, whole = copy.deepcopy(network), copy.deepcopy(network)

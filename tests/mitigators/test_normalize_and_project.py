@@ -81,6 +81,21 @@ def test_a_matrix_that_is_zero_stays_finite(start):
     assert not network.weight.any()
 
 
+def test_a_matrix_that_is_zero_at_first_is_free():
+    """As LoRA's second one, or the last layer of a residual block: it has no norm to keep."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    nn.init.zeros_(network[1].weight)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    NormalizeAndProject(network).attach(optimizer)
+    norm = network[0].weight.norm().item()
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert network[1].weight.norm() > 0.1
+    assert network[0].weight.norm().item() == pytest.approx(norm)
+
+
 def test_a_network_without_matrices_is_refused():
     with pytest.raises(ValueError, match=r"expected .*matri"):
         NormalizeAndProject(nn.LayerNorm(3))

@@ -107,6 +107,13 @@ def test_the_output_layer_is_free_unless_named():
     assert network[3].weight.grad.any()
 
 
+def test_a_tied_output_layer_is_free():
+    network = nn.ModuleDict({"embed": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "head": nn.Linear(4, 5)})
+    assert set(ParsevalRegularizer(network).parameters) == {"embed.weight", "hidden.weight"}
+    network["head"].weight = network["embed"].weight
+    assert set(ParsevalRegularizer(network).parameters) == {"hidden.weight"}
+
+
 def test_members_with_several_matrices_each_have_their_own_penalty():
     population = Population(lambda: nn.Sequential(LAYERS["conv-grouped-tall"](), nn.Conv1d(8, 2, 1)), [0, 1])
     members = [population.member(index) for index in range(2)]

@@ -56,8 +56,8 @@ def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
     if member.examples == 1:
         return {}  # a single backward pass is enough
     random = torch.Generator().manual_seed(0)
-    weights = 1 + torch.rand(member.examples, generator=random)
-    weights *= torch.randn(member.examples, generator=random).sign()
+    weights = 1 + torch.rand(member.examples, generator=random, device="cpu")
+    weights *= torch.randn(member.examples, generator=random, device="cpu").sign()
     confirmed: dict[str, Tensor] = {}
     by_layer, sums = _calls(member, loss, _closed_forms(member), weights)
     for path, calls in by_layer.items():

@@ -1,5 +1,6 @@
 """The interface for training loops: a method, attached to an optimizer, acts at up to three moments of each step."""
 
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
@@ -11,10 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from supple.kernels.power_iteration import without_autocast
 from supple.mitigators.attaching import check_held, check_step_sizes, fitting
-from supple.mitigators.hooks import StepHooks
+from supple.mitigators.hooks import StepHooks, all_on
 from supple.mitigators.kernel_runner import KernelRunner, with_gradients
 from supple.mitigators.kernels import Strength
-from supple.mitigators.optimizers import held_by, inner_optimizers, reach, sizes_by
+from supple.mitigators.optimizers import held_by, inner_optimizers, may_compare_losses, reach, searches_lines, sizes_by
 from supple.mitigators.states import Tensors
 from supple.network.find_roles import describe
 from supple.network.population import Population
@@ -58,7 +59,8 @@ class Mitigator(KernelRunner):
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self._has_warned = False
-        self._hooks: list[StepHooks] = []
+        self._optimizers: list[weakref.ref[Optimizer]] = []
+        """What the method is attached to. It keeps none alive, so that a new optimizer per task costs no memory."""
         self._held: dict[int, set[int]] = {}
         """The ids of the parameters of each optimizer that the method is attached to, by the optimizer's id."""
         self._observed: list[RemovableHandle] = []
@@ -126,10 +128,16 @@ class Mitigator(KernelRunner):
         self._check(optimizers)
         if not self._has_warned:
             self._has_warned = self._warn_of_changes(optimizers)
-        self._hooks += [self._hooks_on(inner) for inner in optimizers]
+        for inner in optimizers:
+            self._hook(inner)
         if not self._observed:
             self.observe()
         return self
+
+    @property
+    def _hooks(self) -> list[StepHooks]:
+        optimizers = [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+        return [hooks for optimizer in optimizers for hooks in all_on(optimizer) if hooks.owner is self]
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -152,7 +160,7 @@ class Mitigator(KernelRunner):
             hook.remove()
         for hooks in self._hooks:
             hooks.remove()
-        self._hooks.clear()
+        self._optimizers.clear()
         self._held.clear()
         self._observed.clear()
         return self
@@ -169,15 +177,16 @@ class Mitigator(KernelRunner):
         return describe(self._network, self._role_overrides)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": [(hooks.optimizer, hooks.steps) for hooks in self._hooks]}
+        return {**self.__dict__, "_optimizers": [(hooks.optimizer, hooks.steps) for hooks in self._hooks]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Register the hooks again on the copied optimizer: copying or pickling an optimizer loses its hooks.
 
         Nothing is checked again: if the network contains this method, the copied network has no modules yet.
         """
-        self.__dict__.update(state, _hooks=[], _held={})
-        self._hooks.extend(self._hooks_on(optimizer, steps) for optimizer, steps in state["_hooks"])
+        self.__dict__.update(state, _optimizers=[], _held={})
+        for optimizer, steps in state["_optimizers"]:
+            self._hook(optimizer, steps)
 
     # Methods that a subclass may define.
 
@@ -194,13 +203,15 @@ class Mitigator(KernelRunner):
 
     # What happens on the steps of an attached optimizer.
 
-    def _hooks_on(self, optimizer: Optimizer, steps: int = 0) -> StepHooks:
+    def _hook(self, optimizer: Optimizer, steps: int = 0) -> None:
         self._held[id(optimizer)] = held_by(optimizer)
-        return StepHooks(
+        self._optimizers = [reference for reference in self._optimizers if reference() is not None]
+        self._optimizers.append(weakref.ref(optimizer))
+        StepHooks(  # the optimizer keeps them
             self,
             optimizer,
             add=partial(self._add_on, optimizer) if self.acts_on_gradients else None,
-            term=partial(self._term_on, optimizer),
+            term=partial(self._term_on, optimizer) if may_compare_losses(optimizer) else None,
             change=partial(self._change_on, optimizer) if self.acts_on_parameters else None,
             steps=steps,
         )
@@ -208,8 +219,7 @@ class Mitigator(KernelRunner):
     @torch.no_grad()
     def _add_on(self, optimizer: Optimizer, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
         # The line search of L-BFGS needs the exact derivative of the loss, so the gradient is not bounded there.
-        looks_ahead = any("max_iter" in group for group in optimizer.param_groups)
-        sizes = None if looks_ahead else sizes_by(reach, optimizer)
+        sizes = None if searches_lines(optimizer) else sizes_by(reach, optimizer)
         return self._add_to_gradients(self._selected_on(optimizer), sizes, grad_scale, found_inf)
 
     @torch.no_grad()
@@ -217,7 +227,7 @@ class Mitigator(KernelRunner):
         """The penalty of the parameters that an optimizer updates, times strength, summed over members."""
         parameters = with_gradients(self._selected_on(optimizer))
         with without_autocast(self._first):
-            return (self.strength * self._penalty(self._local_shards(parameters))).sum()
+            return (self.strength * self._penalty(self._unpruned(self._local_shards(parameters)))).sum()
 
     @torch.no_grad()
     def _change_on(self, optimizer: Optimizer) -> bool:

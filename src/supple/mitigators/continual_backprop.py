@@ -98,9 +98,9 @@ class ContinualBackprop(UnitResets):
         return state
 
     def _first_host_state(self, group: UnitGroup) -> Tensors:
-        replaced = torch.zeros(*self._members, self.maturity, dtype=torch.float64)
+        replaced = torch.zeros(*self._members, self.maturity, dtype=torch.float64, device="cpu")
         replaced[..., :1] = group.size  # at the start all units are new
-        return {"owed": torch.zeros(*self._members, 1, dtype=torch.float64), "replaced": replaced}
+        return {"owed": torch.zeros(*self._members, 1, dtype=torch.float64, device="cpu"), "replaced": replaced}
 
     def _choose(
         self, group: UnitGroup, step: int, activity: Activity, tensors: Tensors, state: State, strength: Strength
@@ -130,7 +130,7 @@ class ContinualBackprop(UnitResets):
         worth = torch.where(age > self.maturity, utility / correction, math.inf)
         which = worth.argsort(dim=-1, stable=True)[..., : max(counts)]  # dead units have equal utility
         rank = torch.arange(max(counts), device=which.device)
-        chosen = rank < torch.tensor(counts).view(*self._members, 1).to(which.device, non_blocking=True)
+        chosen = rank < torch.tensor(counts, device="cpu").view(*self._members, 1).to(which.device, non_blocking=True)
         chosen = chosen & (torch.as_tensor(strength, device=which.device) > 0)  # 0 where an overflow undid the step
 
         contribution = torch.where(chosen, rows_of(mean / correction, which), 0.0)

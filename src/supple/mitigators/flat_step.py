@@ -11,12 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product
+from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normalized, prepare_, product, working_dtype
 from supple.network.roles import Role
 
 Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
 """How much of each stretch's derivative to add, from the parameters' names and all their stretches in one tensor: one
 stretch per matrix or vector, with a tensor of 1 for matrices and 0 for vectors; or one per gain, with None."""
+
+
+MOST_LAYOUTS = 8
+"""So many are kept: a network that skips layers at random may have other gradients in every step."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class FlatStep:
         if not layout.sizes:
             return
         roles, matrices = [self._roles[name] for name in layout.matrices], layout.matrices
-        weights = [_wide(role.matrices(parameters[name])) for role, name in zip(roles, matrices, strict=True)]
+        weights = [role.matrices(parameters[name]) for role, name in zip(roles, matrices, strict=True)]
         vs, restarts = ([state[name][key] for name in matrices] for key in ("v", "restart"))
         vectors = [_wide(self._roles[name].vectors(parameters[name])) for name in layout.vectors]
         ws: list[Tensor] = []
@@ -76,16 +80,18 @@ class FlatStep:
             starts = vs
             for _ in range(self._power_iterations - 1):
                 starts = [
-                    prepare_(normalized(half_iteration(weight, v, restart)[1]), restart)
+                    prepare_(normalized(half_iteration(_wide(weight), v, restart)[1]), restart)
                     for weight, v, restart in zip(weights, starts, restarts, strict=True)
                 ]
             # The network's data type may have changed since v was stored.
-            us = [product(weight, v.to(weight.dtype)) for weight, v in zip(weights, starts, strict=True)]
+            us = [
+                product(_wide(weight), v.to(working_dtype(weight))) for weight, v in zip(weights, starts, strict=True)
+            ]
             parts = _parts(us)
             inverse = torch.stack(torch._foreach_norm(parts)).clamp_min_(TINY).reciprocal_()
             flat = torch.cat(parts).mul_(inverse.index_select(0, layout.row_stretch))
             us = _like(us, flat.split_with_sizes(layout.row_sizes))
-            ws = [product(weight.mT, u) for weight, u in zip(weights, us, strict=True)]
+            ws = [product(_wide(weight).mT, u) for weight, u in zip(weights, us, strict=True)]
         whole = [*ws, *vectors]
         parts = _parts(whole)
         stretches, flat = torch.stack(torch._foreach_norm(parts)), torch.cat(parts)
@@ -111,6 +117,8 @@ class FlatStep:
         device = next(iter(parameters.values())).device
         key = (device, tuple(parameters))
         if key not in self._layouts:
+            if len(self._layouts) == MOST_LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
             names: dict[str, list[str]] = {"matrix": [], "vector": [], "scale": []}
             for name in parameters:
                 names[self._roles[name].kind].append(name)
@@ -129,12 +137,12 @@ class FlatStep:
 
 def _owners(shapes: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
     lengths = [size for groups, size in shapes for _ in range(groups)]
-    return torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long)).to(device)
+    return torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long, device="cpu")).to(device)
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Convert to at least single precision."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    """In at least single precision; of a half-precision network, one matrix at a time is copied."""
+    return tensor.to(working_dtype(tensor))
 
 
 def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -98,7 +98,7 @@ class FreshParameters:
     def _draw_one(self, generator: torch.Generator) -> dict[str, Tensor]:
         tensors = dict([*self._template.named_parameters(), *self._template.named_buffers()])
         if self._resets:
-            self._reset(int(torch.randint(2**62, (), generator=generator)))
+            self._reset(int(torch.randint(2**62, (), generator=generator, device="cpu")))
         return {
             name: _coarsely_uniform(tensors[name], self._bounds[name], generator)
             if name in self._bounds
@@ -113,6 +113,7 @@ def _reset_of(module: nn.Module) -> Callable[[], object] | None:
 
 def _coarsely_uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
     """Random midpoints of 65,536 equal parts of [−bound, bound]; each 64-bit random number gives four."""
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device="cpu")
+    words.random_(-(2**63), None, generator=generator)
     numbers = words.view(torch.int16)[: like.numel()].view(like.shape).to(working_dtype(like))
     return numbers.add_(0.5).mul_(bound / 2**15).to(like.dtype)

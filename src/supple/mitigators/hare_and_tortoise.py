@@ -70,7 +70,7 @@ class HareAndTortoise(Mitigator):
             if name in self._buffers
         }
         # One count per parameter: the parameters may be split between optimizers.
-        self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64) for name in self.parameters}
+        self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in {**parameters, **update.idle}.items():

@@ -41,7 +41,8 @@ class StepHooks:
         owner: the method; only stored, so that others can ask whose hooks these are.
         optimizer: the optimizer to hook.
         add: adds to the gradients before a step, and returns whether there were any; None adds nothing.
-        term: returns what is added to a closure's loss.
+        term: returns what is added to a closure's loss; None adds nothing, for an optimizer that does not compare
+            losses.
         change: changes the parameters after a step, and returns whether it did; None changes nothing.
         steps: the number of earlier steps in which it acted.
     """
@@ -52,7 +53,7 @@ class StepHooks:
         optimizer: Optimizer,
         *,
         add: Add | None,
-        term: Callable[[], Tensor],
+        term: Callable[[], Tensor] | None,
         change: Callable[[], bool] | None,
         steps: int = 0,
     ) -> None:
@@ -102,7 +103,7 @@ class StepHooks:
     def _regularized(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def with_penalty() -> Any:
             loss = closure()
-            if loss is not None:
+            if loss is not None and self._term is not None:
                 loss = loss + self._term()
             self._acts = self._add_once(None, None)
             return loss

@@ -128,7 +128,7 @@ class Kernels:
     @strength.setter
     def strength(self, value: Strength) -> None:
         try:
-            tensor = torch.as_tensor(value)
+            tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"expected a strength that is a number or a tensor, got {value!r}") from error
         if tensor.shape not in ((), self._members):
@@ -146,9 +146,9 @@ class Kernels:
         if self._generators:
             state.setdefault(GLOBAL, {})["random"] = torch.stack([random.get_state() for random in self._generators])
         if self._rounding_steps:
-            state.setdefault(GLOBAL, {})[ROUNDING] = torch.tensor(self._rounding_steps)
+            state.setdefault(GLOBAL, {})[ROUNDING] = torch.tensor(self._rounding_steps, device="cpu")
         for name, value in self._options().items():
-            state.setdefault(GLOBAL, {})[name] = torch.tensor(value, dtype=torch.float64)
+            state.setdefault(GLOBAL, {})[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
         return state
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.kernels import Strength, Update, is_due, per_member
 from supple.mitigators.states import GLOBAL, State, Tensors
+from supple.network.find_roles import find_roles, output_matrix
 from supple.network.population import Population
 from supple.network.roles import Overrides
 from supple.network.units import check_moments
@@ -89,7 +90,7 @@ class NetworkReset(Mitigator):
         self._fresh = FreshParameters(network, [*self._names, *self._buffers])
         self._seed(seed)
         # One counter per parameter, on the host: the parameters may be split between optimizers.
-        self.state = {GLOBAL: {"steps": torch.zeros(len(self._names), dtype=torch.int64)}}
+        self.state = {GLOBAL: {"steps": torch.zeros(len(self._names), dtype=torch.int64, device="cpu")}}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         held = {name: parameters[name] for name in self._names if name in parameters}
@@ -128,6 +129,13 @@ class NetworkReset(Mitigator):
         if layers == "all":
             return set(modules)
         if isinstance(layers, int):
+            everything = find_roles(self._network)
+            last = output_matrix(self._network, everything)
+            if last != [name for name, role in everything.items() if role.kind == "matrix"][-1]:
+                raise ValueError(
+                    f"expected a last layer with a weight of its own, got {last!r}, tied to it: name the modules to "
+                    'reset, as in layers=["head"]'
+                )
             names = list(modules)
             weights = [name for name in self.parameters if self.roles[name].kind == "matrix"]
             owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))

@@ -17,7 +17,8 @@ class NormalizeAndProject(Mitigator):
     .. math:: W \gets W \lVert W^{(0)} \rVert / \lVert W \rVert
 
     For networks with a normalisation layer before each non-linearity, whose outputs do not depend on the weights'
-    norms. Without such layers the network's outputs cannot grow.
+    norms. Without such layers the network's outputs cannot grow. A matrix that is zero at first, such as LoRA's second
+    one, has no norm to keep and is left free.
 
     Args:
         network: a module or a :class:`Population`.
@@ -51,6 +52,7 @@ class NormalizeAndProject(Mitigator):
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in parameters.items():
             back = state[name]["norm"] / self._norm(name, parameter).clamp_min(TINY)
+            back = torch.where(state[name]["norm"] > 0, back, 1.0)
             factor = 1 + per_member(strength, back.ndim) * (back - 1)
             self.roles[name].multiply_(parameter, factor)
 

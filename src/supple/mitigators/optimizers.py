@@ -9,6 +9,10 @@ from torch.optim import Optimizer
 
 StepSize = float | Tensor
 
+_BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"
+_FACE = ("step", "zero_grad")
+"""What everything has that behaves like an optimizer."""
+
 
 def inner_optimizers(optimizer: Any) -> list[Optimizer]:
     """The optimizers whose ``step()`` updates the parameters, inside those that wrap them (Lookahead, SAM, ...).
@@ -83,13 +87,21 @@ def sizes_by(size_of: Callable[[dict[str, Any]], StepSize | None], optimizer: Op
 
 def largest_step_sizes(optimizer: Optimizer) -> dict[int, float]:
     """The known step sizes, or the largest ones of a schedule, since a warm-up begins at 0."""
-    return {
-        id(parameter): float(size)
-        for group in optimizer.param_groups
-        for size in [step_size({**group, "lr": max(group.get("initial_lr", 0.0), group.get("lr") or 0.0)})]
-        if size is not None
-        for parameter in group["params"]
-    }
+
+    def largest(group: dict[str, Any]) -> StepSize | None:
+        return step_size({**group, "lr": max(group.get("initial_lr", 0.0), group.get("lr") or 0.0)})
+
+    return {key: float(size) for key, size in sizes_by(largest, optimizer).items() if size is not None}
+
+
+def searches_lines(optimizer: Optimizer) -> bool:
+    """Whether it evaluates the loss at several points of a step, as L-BFGS does."""
+    return any("max_iter" in group for group in optimizer.param_groups)
+
+
+def may_compare_losses(optimizer: Optimizer) -> bool:
+    """Whether it may use the value that a closure returns; of torch's own optimizers only L-BFGS does."""
+    return searches_lines(optimizer) or not _runs_torchs_step(optimizer)
 
 
 def steps_under_way(optimizer: Optimizer) -> int:
@@ -103,9 +115,6 @@ def steps_under_way(optimizer: Optimizer) -> int:
     return count
 
 
-_BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"
-
-
 def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
     """The innermost optimizers, each once; empty if it is not an optimizer."""
     if id(optimizer) in seen or not (isinstance(optimizer, Optimizer) or _is_like_one(optimizer)):
@@ -113,8 +122,7 @@ def _inside(optimizer: Any, seen: set[int]) -> list[Optimizer]:
     seen.add(id(optimizer))
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         return [optimizer]  # the inner one holds only this rank's part; after the step all ranks have all parameters
-    own_step = getattr(type(optimizer).step, "__module__", "") or ""
-    if own_step.startswith("torch.optim.") and own_step != Optimizer.__module__:
+    if _runs_torchs_step(optimizer):
         return [optimizer]  # torch's own step updates its parameters, whatever attributes it has
     held: list[Any] = []
     slots = (name for kind in type(optimizer).__mro__ for name in getattr(kind, "__slots__", ()))
@@ -139,4 +147,6 @@ def _is_like_one(value: Any) -> bool:
     return all(hasattr(type(value), name) or name in getattr(value, "__dict__", {}) for name in _FACE)
 
 
-_FACE = ("step", "zero_grad")
+def _runs_torchs_step(optimizer: Any) -> bool:
+    module = getattr(type(optimizer).step, "__module__", "") or ""
+    return module.startswith("torch.optim.") and module != Optimizer.__module__

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.states import State, Tensors
-from supple.network.find_roles import find_roles
+from supple.network.find_roles import find_roles, output_matrix
 from supple.network.population import Population
 from supple.network.roles import Overrides
 
@@ -63,9 +63,10 @@ class ParsevalRegularizer(Mitigator):
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.needs_step_sizes = decoupled
         # Also if roles leave the output layer out: then no hidden matrix takes its place.
-        matrices = [name for name, role in (find_roles(network) | self.roles).items() if role.kind == "matrix"]
-        hidden = [name for name in matrices if name != matrices[-1] or name in (roles or {})]
-        hidden = [name for name in hidden if name in self.parameters]
+        everything = find_roles(network) | self.roles
+        last = output_matrix(network, everything)
+        hidden = [name for name in self.parameters if everything[name].kind == "matrix"]
+        hidden = [name for name in hidden if name != last or name in (roles or {})]
         self._act_on(hidden, "a hidden weight matrix")
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:

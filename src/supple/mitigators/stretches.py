@@ -48,7 +48,7 @@ class Stretches:
             parameter, (groups, _, columns) = parameters[name], self._roles[name].sizes
             shape = (columns,) if groups == 1 else (groups, columns)
             v, restart = (
-                nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
+                nn.functional.normalize(torch.randn(shape, generator=generator, device="cpu"), dim=-1)
                 .to(parameter.device, working_dtype(parameter))
                 .expand(*self._members, *shape)
                 for _ in range(2)

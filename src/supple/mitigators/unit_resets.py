@@ -102,7 +102,7 @@ class UnitResets(Mitigator):
         wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
         self._wrapper = next(wrappers, None)
         self._seed(seed)
-        self.state = {GLOBAL: {"steps": torch.zeros(len(self.groups), dtype=torch.int64)}}
+        self.state = {GLOBAL: {"steps": torch.zeros(len(self.groups), dtype=torch.int64, device="cpu")}}
         for group in self.groups:
             self.state[group.name] = self._first_state(group)
             for key, tensor in self._first_host_state(group).items():

@@ -146,6 +146,14 @@ def owned_parameters(network: nn.Module | Population) -> Iterator[tuple[str, nn.
                 yield f"{path}.{name}" if path else name, parameter, module
 
 
+def output_matrix(network: nn.Module | Population, roles: Mapping[str, Role]) -> str | None:
+    """The name of the matrix in the network's last layer; one that is tied to an earlier layer has its name there."""
+    names = {parameter: name for name, parameter, _ in owned_parameters(network)}
+    places = (names[parameter] for _, parameter in module_of(network).named_parameters(remove_duplicate=False))
+    matrices = [name for name in places if name in roles and roles[name].kind == "matrix"]
+    return matrices[-1] if matrices else None
+
+
 def owner_of(name: str) -> str:
     """The name of the module that owns a parameter; for a parametrization's parameter, the parametrized module."""
     return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]

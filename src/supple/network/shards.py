@@ -203,7 +203,8 @@ def _positions(parameter: "DTensor", dims: Iterable[int]) -> Tensor:
 
     positions = torch.zeros(1, dtype=torch.int64, device=parameter.device)
     for dim in dims:
-        along = torch.arange(parameter.shape[dim]).view([-1 if d == dim else 1 for d in range(parameter.ndim)])
+        size = [-1 if d == dim else 1 for d in range(parameter.ndim)]
+        along = torch.arange(parameter.shape[dim], device=parameter.device).view(size)
         placements = [p if getattr(p, "dim", None) == dim else Replicate() for p in parameter.placements]
         shard = distribute_tensor(along, parameter.device_mesh, placements, src_data_rank=None).to_local()
         positions = (positions.unsqueeze(-1) * parameter.shape[dim] + shard.flatten().to(positions.device)).flatten()
