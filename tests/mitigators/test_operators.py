@@ -92,7 +92,7 @@ METHODS: dict[str, tuple[Callable[[nn.Module], Mitigator], int]] = {
     "shrink and perturb": (ShrinkAndPerturb, 60),
     "shrink and perturb with noise": (partial(ShrinkAndPerturb, variant="step-noise"), 70),
     "UPGD": (UPGD, 70),
-    "normalize and project": (NormalizeAndProject, 35),
+    "normalize and project": (NormalizeAndProject, 45),  # two a matrix for those that are zero at first
     "weight clipping": (partial(WeightClipping, strength=1.0), 10),
     "hare and tortoise": (HareAndTortoise, 30),
     "ReDo": (ReDo, 8),

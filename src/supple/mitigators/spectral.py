@@ -32,8 +32,8 @@ class SpectralRegularizer(Mitigator):
     over the multiplicative matrices W (a convolution as out × in·kernel), additive vectors b and normalisation gains γ.
     The gradient has a closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - 1)\,u v^\top`, and is
     added in place: each step costs two matrix-vector products and one rank-one update per matrix, and memory for two
-    vectors; a half-precision network also needs a float32 copy of one matrix at a time, of all if decoupled. σ₁, u and v
-    come from a power iteration that continues from step to step; u and v are treated as constants.
+    vectors (in half precision, also for a float32 copy of one matrix, or of all if decoupled). σ₁, u and v come from a
+    power iteration that continues from step to step; u and v are treated as constants.
 
     In this library a *stretch* σ is σ₁ of a matrix, the norm of a vector, or a gain. With a target τ other than 1
     its term is :math:`\tau^2((\sigma/\tau)^k - 1)^2`, equally strong near any τ; for τ = 0 it is :math:`\sigma^{2k}`.
