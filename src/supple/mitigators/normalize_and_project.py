@@ -52,7 +52,7 @@ class NormalizeAndProject(Mitigator):
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in parameters.items():
             back = state[name]["norm"] / self._norm(name, parameter).clamp_min(TINY)
-            back = torch.where(state[name]["norm"] > 0, back, 1.0)
+            back = back.masked_fill(state[name]["norm"] == 0, 1.0)
             factor = 1 + per_member(strength, back.ndim) * (back - 1)
             self.roles[name].multiply_(parameter, factor)
 
