@@ -78,7 +78,7 @@ def supple_updates(
     observation, action = QUADRUPED
     method = (lambda network: supple.SpectralRegularizer(network, 1e-4)) if spectral else supple.Mitigator
     methods = {"actor_method": method, "critic_method": method} if spectral else {}
-    agent = SAC(*QUADRUPED, Constants(**PRESETS[preset].changes), [0], compiled=compiled, **methods)
+    agent = SAC(*QUADRUPED, Constants(**PRESETS[preset]), [0], compiled=compiled, **methods)
     batch = Batch(
         torch.randn(1, 256, observation),
         torch.rand(1, 256, action) * 2 - 1,

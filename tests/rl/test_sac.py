@@ -165,7 +165,7 @@ def test_ten_updates_as_the_transcription_makes_them(preset, mitigate, path, mon
     """Each member as an agent of its own on the CPU, whichever way the gradients are found."""
     if path == "transform":
         monkeypatch.setattr(Learner, "_one_by_one", Learner._vectorized)
-    constants = dataclasses.replace(Constants(**PRESETS[preset].changes), hidden=(16, 16), averaging=0.05)
+    constants = dataclasses.replace(Constants(**PRESETS[preset]), hidden=(16, 16), averaging=0.05)
     methods = {"actor_method": mitigate, "critic_method": mitigate} if mitigate else {}
     agent = SAC(5, 3, constants, [0, 1], device=device, **methods)
     naive = []
@@ -208,7 +208,7 @@ def test_the_compiled_update_is_the_plain_one_in_a_single_graph(monkeypatch):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_update_waits_for_the_device(preset):
-    constants = dataclasses.replace(Constants(**PRESETS[preset].changes), hidden=(8,))
+    constants = dataclasses.replace(Constants(**PRESETS[preset]), hidden=(8,))
     agent = SAC(5, 3, constants, [0, 1], actor_method=spectral, critic_method=spectral)
     for batch, noise in batches(2, 3):
         there = torch.utils._pytree.tree_leaves((agent.state_dict(), agent.actor.parameters, agent.critic.parameters))

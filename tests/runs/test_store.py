@@ -22,7 +22,7 @@ from polars.testing import assert_frame_equal
 
 from supple.runs.digests import BLANK, with_digest
 from supple.runs.folder import Checkpoint, RunFolder, hardware_and_versions
-from supple.runs.store import NO_ROWS, SCHEMA, Stored, configurations, joined, load, stored
+from supple.runs.store import NO_ROWS, SCHEMA, configurations, load, stored
 
 OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
 CONFIG = OLD | {"scale": "quick", "options": "{}"}
@@ -517,22 +517,3 @@ def test_nobody_waits_for_a_pipe(tmp_path):
     os.mkfifo(folder / "run.json")
     with pytest.warns(UserWarning, match=r"run\.json can't be read \(it is no file\)"):
         assert configurations(str(tmp_path)) == {}
-
-
-def agents_of_an_older_version(random_steps):
-    """Member 0 has diverged in the second of two evaluations, and has no return there."""
-    rows = [(0, 0, "return", 9.0), (1, 0, "return", 8.0), (1, 1, "return", 7.0), (0, 1, "diverged", 1.0)]
-    rows += [(0, 0, "training_return", 2.0), (1, 0, "training_return", 4.0), (1, 1, "training_return", 5.0)]
-    config = CONFIG | {"random_steps": random_steps, "evaluate_every": 50}
-    return {"old": Stored(config, {}, pl.DataFrame(rows, schema=SCHEMA, orient="row"))}
-
-
-def test_a_diverged_agent_of_an_older_version_counts_as_its_random_steps():
-    rows = joined(agents_of_an_older_version(50)).filter(pl.col("metric") == "return")
-    assert rows.sort("task", "member")["value"].to_list() == [9, 8, 3, 7]
-
-
-def test_a_diverged_agent_without_random_steps_is_named():
-    with pytest.warns(UserWarning, match="old has diverged, .* left out of means"):
-        rows = joined(agents_of_an_older_version(49))
-    assert len(rows.filter(pl.col("metric") == "return")) == 3

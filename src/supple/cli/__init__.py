@@ -21,7 +21,7 @@ from supple.cli.control import MOST_SEEDS, Control
 from supple.cli.looking import PlasticityTestCommand, Report, Results
 from supple.cli.options import Engine, Methods, Numbers, Protocol
 from supple.cli.output import show, table
-from supple.errors import sentence
+from supple.errors import check_range, sentence
 
 if TYPE_CHECKING:
     from supple.lab.run import Run
@@ -143,13 +143,12 @@ class FigureCommand(Engine):
         from supple.figures.control import ControlFigure
         from supple.lab import grid
         from supple.rl import run
-        from supple.rl.presets import check
         from supple.runs.charts import save
 
         self.check()
         figure = figures.find(self.number)
         seeds = {"quick": 2, "paper": 10}[self.scale] if self.seeds is None else self.seeds
-        check("seeds", seeds, 1, MOST_SEEDS)
+        check_range("seeds", seeds, 1, MOST_SEEDS)
         if isinstance(figure, ControlFigure):
             self.train_agents(figure.runs(self.scale, seeds))
             chart = figure.draw(lambda runs: run.results(runs, self.out), self.scale, seeds)
@@ -159,6 +158,7 @@ class FigureCommand(Engine):
             chart = figure.draw(lambda runs: grid.results(runs, self.out), self.scale, seeds)
         for path in save(chart, self.out, f"figure-{self.number:02}-{self.scale}"):
             print(f"chart: {path}")
+        print(f"paper: {figure.claim}")
         if figure.runs(self.scale, seeds):
             print(f"next:  supple report {self.out}")
 

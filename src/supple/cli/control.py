@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from supple.cli.options import Engine, Methods, Options, Precision, typed
+from supple.cli.options import Engine, Methods, Options, Precision, with_booleans
 from supple.cli.output import print_table
+from supple.errors import check_range
 
 if TYPE_CHECKING:
     import polars as pl
@@ -132,11 +133,10 @@ class Control(Engine):
     def members(self) -> "list[Run]":
         """One run per method and seed; on other devices than a CPU, one per method."""
         from supple.rl.methods import RESETS, find
-        from supple.rl.presets import check
-        from supple.rl.run import TYPED, Run
+        from supple.rl.run import COMMAND_FIELDS, Run
 
-        check("seeds", self.seeds, 1, MOST_SEEDS)
-        check("methods", len(self.methods), 1)
+        check_range("seeds", self.seeds, 1, MOST_SEEDS)
+        check_range("methods", len(self.methods), 1)
         strengths = [value for value in (self.strength, self.actor_strength) if value is not None]
         if strengths and not any(find(method).has_strength for method in self.methods):
             raise ValueError(f"expected methods with a strength, got {', '.join(self.methods)}: leave --strength out")
@@ -154,10 +154,10 @@ class Control(Engine):
                 strength=self.strength,
                 actor_strength=self.actor_strength,
                 resets=resets if method == RESETS else None,
-                options=typed(self.option),
+                options=with_booleans(self.option),
                 exempt_heads=self.exempt_heads,
                 matmul_precision=self.matmul_precision,
-                **{name: getattr(self, name) for name in TYPED},
+                **{name: getattr(self, name) for name in COMMAND_FIELDS},
             )
             for seeds in apart
             for method in dict.fromkeys(self.methods)

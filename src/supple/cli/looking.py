@@ -53,7 +53,7 @@ class Report:
 
     runs: Folder = "runs"
     """The folder that a run or sweep was given as `--out`."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """The file of the page; `index.html` in that folder when left out."""
     watch: bool = False
     """Keep rewriting the page while runs are training, until Ctrl-C; the page reloads itself meanwhile."""
@@ -97,16 +97,16 @@ class PlasticityTestCommand:
     def __call__(self) -> None:
         import torch
 
-        from supple.lab import testing
+        from supple.lab import plasticity
         from supple.runs import sweep
 
         sweep.check(None, self.threads)
         torch.set_num_threads(self.threads)
-        root, name, run = testing.find(self.run)
-        member = testing.member_of(run, self.seed, self.strength)
-        tested = testing.examine(run, root, member=member, after=self.after, steps=self.steps, repeats=self.repeats)
+        root, name, run = plasticity.find_run(self.run)
+        member = plasticity.member_of(run, self.seed, self.strength)
+        tested = plasticity.run_test(run, root, member=member, after=self.after, steps=self.steps, repeats=self.repeats)
         print(f"{name}, seed {run.seeds[member]}, after task {tested.facts['after']}:\n\n{tested.result}\n")
-        result, *charts = testing.keep(tested, f"{root}/{name}")
+        result, *charts = plasticity.save_result(tested, f"{root}/{name}")
         for path in charts:
             print(f"chart:  {path}")
         print(f"result: {result}")

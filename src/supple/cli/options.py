@@ -26,7 +26,7 @@ Options = Annotated[
 ]
 
 
-def typed(options: Mapping[str, int | float | str] | None) -> dict[str, Any]:
+def with_booleans(options: Mapping[str, int | float | str] | None) -> dict[str, Any]:
     """A method's options as its class takes them, from those of the command line."""
     truth = {"true": True, "false": False}
     return {name: truth.get(str(value).lower(), value) for name, value in (options or {}).items()}
@@ -196,7 +196,7 @@ class Protocol:
         """The arguments for :meth:`supple.lab.run.Run.of`."""
         return {
             "scale": self.scale,
-            "options": typed(self.option),
+            "options": with_booleans(self.option),
             "matmul_precision": self.matmul_precision,
             "autocast": self.autocast,
             "diagnostics": self.diagnostics,

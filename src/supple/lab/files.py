@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from supple.errors import is_told
+from supple.errors import is_written_for_users
 
 if TYPE_CHECKING:
     import datasets
@@ -265,7 +265,7 @@ def _decoded(tables: Mapping[Path, "datasets.Dataset"], size: int | None) -> Ite
                     yield _pixels(image.decode_example(encoded), size)
                     row += 1
         except Exception as error:  # a damaged image raises many kinds
-            text = error if is_told(error) else f"expected an image, got {type(error).__name__}: {error}"
+            text = error if is_written_for_users(error) else f"expected an image, got {type(error).__name__}: {error}"
             raise ValueError(f"{text} (row {row} of {path})") from error
 
 

@@ -261,10 +261,10 @@ def find(name: str) -> Problem:
     return PROBLEMS[known(name, PROBLEMS, "problem or package.module:function")]
 
 
-def protocol_of(name: str, scale: str) -> dict[str, Any]:
+def protocol_of(name: str, scale: Scale) -> dict[str, Any]:
     """The protocol of a problem at a scale; empty for a user's own problem, and where the problem has no such scale."""
     problem = PROBLEMS.get(name)
-    return {} if problem is None else next((problem.protocol(known) for known in problem.scales if known == scale), {})
+    return problem.protocol(scale) if problem and scale in problem.scales else {}
 
 
 def title_of(name: str) -> str:

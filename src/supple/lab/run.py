@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from supple.diagnostics import DIAGNOSTICS
-from supple.errors import is_told, known, own_frame
+from supple.errors import is_written_for_users, known, own_frame
 from supple.lab import problems
 from supple.lab.problems import Scale
 from supple.runs.run import BaseRun
@@ -126,7 +126,7 @@ class Run(BaseRun):
             yield
         except Exception as error:
             parts = [part for part in (self.dataset, self.shift, self.model, self.method) if ":" in part]
-            if is_told(error) or own_frame(error) or not parts:
+            if is_written_for_users(error) or own_frame(error) or not parts:
                 raise
             raise ValueError(
                 f"expected {' and '.join(parts)} to work on {self.problem}, got {type(error).__name__}: {error}: "

@@ -168,8 +168,8 @@ def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
 def class_incremental(data: Dataset, seed: int, task: int) -> Task:
     """Five classes, and five more each task, in an order that depends on the seed; labels do not change."""
     classes = torch.full((data.classes,), ABSENT)
-    known = torch.from_numpy(generator(Stream.CLASSES, seed).permutation(data.classes)[: CLASSES_A_TASK * (task + 1)])
-    classes[known] = known
+    present = torch.from_numpy(generator(Stream.CLASSES, seed).permutation(data.classes)[: CLASSES_A_TASK * (task + 1)])
+    classes[present] = present
     return Task(classes=classes)
 
 
@@ -192,9 +192,8 @@ def growing_set(data: Dataset, seed: int, task: int, *, chunks: int) -> Task:
 def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: int, *, shuffled: bool = True) -> Tensor:
     """The indices of the examples in each batch, ``(epochs · steps, batch_size)``: a new permutation every epoch.
 
-    Not shuffled, the examples keep their order in every epoch.
-
-    Examples that don't fill a last batch are left out: different ones every epoch.
+    Each epoch leaves out the examples that do not fill a last batch. Not shuffled, the examples keep their order in
+    every epoch, and the last ones are left out.
     """
     used = examples // batch_size * batch_size
     rng = generator(Stream.ORDER, seed, task)

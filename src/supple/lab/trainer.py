@@ -160,7 +160,7 @@ class Trainer:
         copy_into(self.learner.buffers, state["buffers"])
         self.probe.load_state_dict(state["probe"])
         torch.set_rng_state(state["random"])
-        if self._is_cuda and state.get("random_cuda") is not None:  # states from the first versions have none
+        if self._is_cuda and state.get("random_cuda") is not None:  # one saved on a CPU has none
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     @property

@@ -38,7 +38,7 @@ class ContinualBackprop(UnitResets):
             mean |h − ĥ| in place of mean |h|, with ĥ the corrected moving average of h (this batch included), divided
             by the mean size of the unit's incoming weights. A constant unit is then worth nothing, and a unit with
             small incoming weights, which can change quickly, is worth more.
-        units: which units, if :func:`supple.units.find_units` does not find them.
+        units: which units, if :func:`supple.network.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.

@@ -24,7 +24,7 @@ class ReDo(UnitResets):
         network: a module or a :class:`Population`.
         strength: τ. 0.1 worked well in all of the paper's settings; the paper's cautious default is 0.025.
         every: steps between resets, 1000 in the paper.
-        units: which units, if :func:`supple.units.find_units` does not find them.
+        units: which units, if :func:`supple.network.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.

@@ -38,7 +38,7 @@ class SelfNormalizedResets(UnitResets):
         every: steps between resets, 10: searching for units takes more time than counting silences.
         at_once: the maximum number of units of a layer to reset at once, the longest silent first, the others at the
             next reset; None for one in 8.
-        units: which units, if :func:`supple.units.find_units` does not find them.
+        units: which units, if :func:`supple.network.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.

@@ -56,7 +56,7 @@ class UnitResets(Mitigator):
         network: a module or a :class:`Population`. With DistributedDataParallel, pass the wrapped module: then the
             activations on all ranks count, and all ranks choose the same units.
         strength: its meaning depends on the method; 0 switches the method off.
-        units: which units, if :func:`supple.units.find_units` does not find them.
+        units: which units, if :func:`supple.network.units.find_units` does not find them.
         initializer: draws a new unit's incoming weights; None for torch's default, uniform in ± 1/√fan-in.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.

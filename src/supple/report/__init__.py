@@ -12,7 +12,7 @@ import vl_convert
 from fsspec.implementations.local import LocalFileSystem
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from supple.lab import problems, testing
+from supple.lab import plasticity, problems
 from supple.report import texts
 from supple.report.drawings import Drawings, palette
 from supple.report.overview import hardware, members_of, under_way
@@ -88,7 +88,7 @@ def page(root: str, way: str = "", every: int | None = None) -> str:
     with warnings.catch_warnings(record=True) as unreadable:
         warnings.simplefilter("always")
         runs = stored(root)
-        tests = testing.kept(root, runs)
+        tests = plasticity.saved_results(root, runs)
     rows, configs = joined(runs), {name: run.config for name, run in runs.items()}
     environments = {name: run.environment for name, run in runs.items() if run.environment}
     members = members_of(configs, environments, rows)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from supple.lab.run import Run
-from supple.report.texts import stretches
+from supple.report.texts import consecutive_ranges
 from supple.rl import run as control
 from supple.rl.methods import RESETS, default_strength, find
 from supple.rl.presets import PRESETS, Constants
@@ -50,7 +50,7 @@ def _laboratory(run: Run) -> list[str]:
     own = Run.of(run.problem, run.method, [0], scale=run.scale, strength=run.strengths[0])
     options = dict(json.loads(run.options))
     changed = {name: getattr(run, name) for name in OPTIONS if getattr(run, name) != getattr(own, name)}
-    if None in changed.values() or not all(map(_typed, options.values())):
+    if None in changed.values() or not all(map(_fits_command_line, options.values())):
         return []
     common = ["supple", "run", run.problem, "--method", run.method]
     if run.scale != "quick":
@@ -76,11 +76,11 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     options, (strength, *_) = json.loads(config["options"]), config["strengths"]
     actor_strength, exempt_heads = options.pop("actor_strength", None), options.pop("exempt_heads", False)
     resets, options = (options, {}) if config["method"] == RESETS else ({}, options)
-    if not all(map(_typed, options.values())):
+    if not all(map(_fits_command_line, options.values())):
         return []
     if "parts" in resets:
         resets["parts"] = tuple(resets["parts"].split())
-    settings = {name: config[name] for name in control.TYPED if name in config}
+    settings = {name: config[name] for name in control.COMMAND_FIELDS if name in config}
     run = control.Run.of(
         config["problem"],
         config["method"],
@@ -96,21 +96,21 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     if json.dumps(run.config(), sort_keys=True) != json.dumps(config, sort_keys=True):
         return []
     defaults = {name: parameter.default for name, parameter in inspect.signature(control.Run.of).parameters.items()}
-    defaults |= asdict(Constants(**PRESETS[run.preset].changes))
-    typed = {name: value for name, value in settings.items() if value != defaults[name]}
+    defaults |= asdict(Constants(**PRESETS[run.preset]))
+    arguments = {name: value for name, value in settings.items() if value != defaults[name]}
     if strength != default_strength(find(run.method)):
-        typed["strength"] = strength
+        arguments["strength"] = strength
     if actor_strength is not None:
-        typed["actor_strength"] = actor_strength
+        arguments["actor_strength"] = actor_strength
     if options:
-        typed["option"] = tuple(part for pair in options.items() for part in pair)
+        arguments["option"] = tuple(part for pair in options.items() for part in pair)
     if exempt_heads:
-        typed["exempt_heads"] = True
+        arguments["exempt_heads"] = True
     if "matmul_precision" in config:
-        typed["matmul_precision"] = run.matmul_precision
-    typed |= {f"reset_{name}": value for name, value in resets.items()}
+        arguments["matmul_precision"] = run.matmul_precision
+    arguments |= {f"reset_{name}": value for name, value in resets.items()}
     common = ["supple", "rl", run.problem, "--method", run.method]
-    for name, value in typed.items():
+    for name, value in arguments.items():
         values = value if isinstance(value, tuple) else () if value is True else (value,)
         common += [f"--{name.replace('_', '-')}", *map(str, values)]
     return _by_seeds(common, run.seeds)
@@ -120,11 +120,11 @@ def _by_seeds(common: list[str], seeds: Iterable[int]) -> list[str]:
     """A command for each range of consecutive seeds."""
     return [
         shlex.join([*common, *(["--first-seed", str(first)] if first else []), "--seeds", str(last - first + 1)])
-        for first, last in stretches(list(seeds))
+        for first, last in consecutive_ranges(list(seeds))
     ]
 
 
-def _typed(value: Any) -> bool:
+def _fits_command_line(value: Any) -> bool:
     """Whether the command line can pass the value: numbers, and words that can't be read as numbers or booleans."""
     if isinstance(value, str):
         try:

@@ -55,7 +55,7 @@ def sections_of(
         members: see :func:`supple.report.overview.members_of`.
         rows: all measurements.
         configs: configurations by run.
-        tests: see :func:`supple.lab.testing.kept`.
+        tests: see :func:`supple.lab.plasticity.saved_results`.
         drawings: the page's charts.
     """
     if members.is_empty():

@@ -47,10 +47,10 @@ def duration(seconds: float | None) -> str:
 
 def ranges(numbers: list[int]) -> str:
     """Numbers as text, with consecutive ones as ranges."""
-    return ", ".join(f"{first}–{last}" if last > first else str(first) for first, last in stretches(numbers))
+    return ", ".join(f"{first}–{last}" if last > first else str(first) for first, last in consecutive_ranges(numbers))
 
 
-def stretches(numbers: list[int]) -> list[tuple[int, int]]:
+def consecutive_ranges(numbers: list[int]) -> list[tuple[int, int]]:
     """The first and last number of each range of consecutive numbers."""
     pairs: list[tuple[int, int]] = []
     for value in sorted(set(numbers)):

@@ -1,11 +1,10 @@
 """The constants of soft actor-critic, and the values that published programs use."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from supple.errors import known
+from supple.errors import check_range, known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +44,17 @@ class Constants:
     """The factor of (entropy − target) in the temperature's loss: α or log α."""
 
     def __post_init__(self) -> None:
-        check("updates a step", self.replay_ratio, 1, 1_000)
-        check("random steps", self.random_steps, 0)
-        check("transitions in a batch", self.batch_size, 1)
-        check("transitions in the buffer, a batch or more,", self.capacity, self.batch_size, 10**9)
-        check("hidden layers", len(self.hidden), 1)
-        check("units in each hidden layer", min(self.hidden), 1)
-        check("critics", self.critics, 1)
-        check("a discount", self.discount, 0, 1)
-        check("an average's share", self.averaging, 0, 1)
+        check_range("updates a step", self.replay_ratio, 1, 1_000)
+        check_range("random steps", self.random_steps, 0)
+        check_range("transitions in a batch", self.batch_size, 1)
+        check_range("transitions in the buffer, a batch or more,", self.capacity, self.batch_size, 10**9)
+        check_range("hidden layers", len(self.hidden), 1)
+        check_range("units in each hidden layer", min(self.hidden), 1)
+        check_range("critics", self.critics, 1)
+        check_range("a discount", self.discount, 0, 1)
+        check_range("an average's share", self.averaging, 0, 1)
         for name in ("actor_step_size", "critic_step_size", "temperature_step_size"):
-            check(name, getattr(self, name), 0)  # a step size of 0 freezes the parameters
+            check_range(name, getattr(self, name), 0)  # a step size of 0 freezes the parameters
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"expected a positive temperature, got {self.temperature}: choose another number")
         for name, kind in get_type_hints(Constants).items():
@@ -63,57 +62,34 @@ class Constants:
                 known(getattr(self, name), get_args(kind), name)
 
 
-def check(what: str, value: float, least: float, most: float = math.inf) -> None:
-    """Check that a number is in its range."""
-    if not (math.isfinite(value) and least <= value <= most):
-        limits = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
-        raise ValueError(f"expected {what} {limits}, got {value:,}: choose another number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A published set of constants, stored as the differences from the paper's."""
-
-    source: str
-    changes: Mapping[str, Any]
-
-
-PRESETS: dict[str, Preset] = {
-    "paper": Preset(
-        source="Lewandowski et al., Learning Continually by Spectral Regularization, ICLR 2025, §5.4 and App. B; what "
-        "it does not say is D'Oro et al.'s",
-        changes={},
-    ),
-    "doro": Preset(
-        source="D'Oro et al., Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier, ICLR 2023",
-        changes={"critics": 2, "layer_norm": False},
-    ),
-    "cleanrl": Preset(
-        source="CleanRL, sac_continuous_action.py",
-        changes={
-            "replay_ratio": 1,
-            "random_steps": 5_000,
-            "critics": 2,
-            "layer_norm": False,
-            "initialization": "torch",
-            "log_deviation": (-5.0, 2.0),
-            "critic_step_size": 1e-3,
-            "temperature_step_size": 1e-3,
-            "entropy_per_action": -1.0,
-        },
-    ),
-    "sb3": Preset(
-        source="Stable-Baselines3, the defaults of its SAC",
-        changes={
-            "replay_ratio": 1,
-            "random_steps": 100,
-            "critics": 2,
-            "layer_norm": False,
-            "initialization": "torch",
-            "log_deviation": (-20.0, 2.0),
-            "bounded_by": "clamp",
-            "entropy_per_action": -1.0,
-            "temperature_loss": "logarithm",
-        },
-    ),
+PRESETS: dict[str, dict[str, Any]] = {
+    # Lewandowski et al., 2025, §5.4 and App. B; what it does not say is D'Oro et al.'s.
+    "paper": {},
+    # D'Oro et al., Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier, ICLR 2023.
+    "doro": {"critics": 2, "layer_norm": False},
+    # CleanRL, sac_continuous_action.py.
+    "cleanrl": {
+        "replay_ratio": 1,
+        "random_steps": 5_000,
+        "critics": 2,
+        "layer_norm": False,
+        "initialization": "torch",
+        "log_deviation": (-5.0, 2.0),
+        "critic_step_size": 1e-3,
+        "temperature_step_size": 1e-3,
+        "entropy_per_action": -1.0,
+    },
+    # Stable-Baselines3, the defaults of its SAC.
+    "sb3": {
+        "replay_ratio": 1,
+        "random_steps": 100,
+        "critics": 2,
+        "layer_norm": False,
+        "initialization": "torch",
+        "log_deviation": (-20.0, 2.0),
+        "bounded_by": "clamp",
+        "entropy_per_action": -1.0,
+        "temperature_loss": "logarithm",
+    },
 }
+"""Published sets of constants, each as its differences from the paper's."""

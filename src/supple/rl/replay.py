@@ -46,13 +46,11 @@ class Replay:
         self._sizes = [observation_size, action_size, 1, 1, observation_size]
         shape = members, capacity + spare, sum(self._sizes)
         size = 4 * members * shape[1] * shape[2]
-        self._had_size = False  # whether the file already had this size
         self._file: np.memmap | None = None
         if path is None:
             self._rows = np.zeros(shape, np.float32)  # the system allocates memory only when it is written to
         else:
             with path.open("ab") as file:
-                self._had_size = file.tell() == size
                 file.truncate(size)
             self._file = np.memmap(path, np.float32, "r+", shape=shape)
             self._rows = np.asarray(self._file)
@@ -110,19 +108,13 @@ class Replay:
         Raises:
             ChangedDataError: when these are not the rows of that state; nothing is changed then.
         """
-        count, first, *checksum = state
+        count, first, checksum = state
         actual = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
-        # States from the first versions have no checksum: only the file's size can be compared.
-        if (checksum != [actual]) if checksum else not self._had_size:
+        if checksum != actual:
             raise ChangedDataError(
                 "expected the replay buffer that the checkpoint was written with, got another content"
             )
         self.count, self.first, self._checksum = count, first, actual
-
-    @property
-    def nbytes(self) -> int:
-        """The size of all rows in bytes, including those not yet filled."""
-        return self._rows.nbytes
 
     def _number(self, step: int) -> int:
         """A step's term in the checksum: it depends on the step, the order of its rows and every bit of them."""

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from supple.errors import known
+from supple.errors import check_range, known
 from supple.rl.methods import RESETS, check_exempt_heads, default_strength, find
-from supple.rl.presets import PRESETS, Constants, check
+from supple.rl.presets import PRESETS, Constants
 from supple.rl.resets import Resets
 from supple.runs.run import BaseRun
 from supple.runs.store import load
@@ -25,7 +25,7 @@ PRIMED_ON = 100
 Change = Literal["actions", "dynamics", "task"]
 """What changes in a world that changes; :mod:`supple.rl.worlds` has what is drawn."""
 
-TYPED = (
+COMMAND_FIELDS = (
     "steps",
     "preset",
     "replay_ratio",
@@ -112,7 +112,7 @@ class Run(BaseRun):
         check_options(method, chosen, options or {})
         if exempt_heads:
             check_exempt_heads(method, chosen)
-        changes = dict(PRESETS[known(preset, PRESETS, "preset")].changes)
+        changes = dict(PRESETS[known(preset, PRESETS, "preset")])
         changes |= {name: value for name, value in constants.items() if value is not None}
         if not chosen.has_strength:  # of another method in the same command
             strength = actor_strength = None
@@ -144,12 +144,12 @@ class Run(BaseRun):
         """Check that there is something to train, and that the requested priming and resets will happen."""
         constants, ratio = self.constants, self.constants.replay_ratio
         self.check_seeds()
-        check("steps", self.steps, 1)
-        check("steps from one evaluation to the next", self.evaluate_every, 1)
-        check("episodes in an evaluation", self.episodes, 1, 1_000)
-        check("updates for priming", self.prime, 0)
+        check_range("steps", self.steps, 1)
+        check_range("steps from one evaluation to the next", self.evaluate_every, 1)
+        check_range("episodes in an evaluation", self.episodes, 1, 1_000)
+        check_range("updates for priming", self.prime, 0)
         for strength in (self.strength, self.actor_strength):
-            check(f"a strength of {self.method}", strength, 0, find(self.method).largest_strength)
+            check_range(f"a strength of {self.method}", strength, 0, find(self.method).largest_strength)
         if self.prime and min(self.steps, constants.capacity) < PRIMED_ON:
             raise ValueError(
                 f"expected {PRIMED_ON} steps and a buffer for as many transitions, on which priming begins, got "

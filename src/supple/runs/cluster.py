@@ -17,7 +17,7 @@ from supple.runs.sweep import (
     Report,
     Work,
     available_cores,
-    done_or_told,
+    done_or_explained,
     environment_variables,
 )
 
@@ -128,5 +128,5 @@ def _do(work: Work[Job], job: Job, threads: int) -> tuple[float, bool | None]:
     """Do one piece of a job; return how much of the job is done, and whether there is more."""
     torch.set_num_threads(threads)
     reports = [0.0]
-    more = done_or_told(work, job, reports.append)
+    more = done_or_explained(work, job, reports.append)
     return reports[-1], more

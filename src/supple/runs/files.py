@@ -11,7 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from supple.errors import is_told
+from supple.errors import is_written_for_users
 
 
 def read(files: fsspec.AbstractFileSystem, path: str) -> bytes:
@@ -68,7 +68,7 @@ def check_writable(root: str) -> None:
             files.pipe_file(probe, b"")
             files.rm_file(probe)
     except Exception as error:  # each file system raises its own exceptions
-        if is_told(error):
+        if is_written_for_users(error):
             raise
         why = getattr(error, "strerror", None) or error
         raise ValueError(

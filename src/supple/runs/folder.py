@@ -16,7 +16,7 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 import supple
-from supple.errors import is_told
+from supple.errors import is_written_for_users
 from supple.runs.digests import BLANK, verified, with_digest
 from supple.runs.files import files_at, read, write
 from supple.runs.store import DAMAGED, SCHEMA, first_line, name_of, read_folder
@@ -138,7 +138,7 @@ class RunFolder:
                 raise ValueError(f"expected a checkpoint in {self.path}, got none: train the run for a task first")
             last = self._read("checkpoint.pt")
         except DAMAGED as error:
-            if is_told(error):
+            if is_written_for_users(error):
                 raise
             raise ValueError(
                 f"expected checkpoints that can be read in {self.path}, got a damaged one ({first_line(error)}): "

@@ -73,7 +73,6 @@ def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
     for name, (config, facts, rows) in runs.items():
         if rows.is_empty():
             continue
-        rows = _with_random_returns(name, config, rows)
         members = pl.DataFrame({"seed": config["seeds"], "strength": config["strengths"]}).cast(
             {"strength": pl.Float64}
         )
@@ -84,28 +83,6 @@ def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
         columns = {**scalars, "subset": facts.get("subset", False), "run": name}
         frames.append(rows.with_columns(pl.lit(value).alias(key) for key, value in columns.items()))
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
-
-
-def _with_random_returns(name: str, config: Mapping[str, Any], rows: pl.DataFrame) -> pl.DataFrame:
-    """A run's rows, in which diverged agents have the random policy's return: older versions wrote none for them.
-
-    The random policy's return is that of the training episodes before the first update.
-    """
-    metric, value = pl.col("metric"), pl.col("value")
-    diverged = rows.filter((metric == "diverged") & (value == 1))
-    without = diverged.join(rows.filter(metric == "return"), on=["member", "task"], how="anti")
-    if without.is_empty() or not {"random_steps", "evaluate_every"} <= config.keys():
-        return rows
-    is_random = (pl.col("task") + 1) * config["evaluate_every"] <= config["random_steps"]
-    random_return = rows.filter((metric == "training_return") & is_random)["value"].mean()
-    if random_return is None:
-        warnings.warn(
-            f"{name} has diverged, and its random policy's return is not known, so that it is left out of means from "
-            "then on: remove its folder and train it again",
-            stacklevel=3,
-        )
-        return rows
-    return pl.concat([rows, without.with_columns(metric=pl.lit("return"), value=pl.lit(random_return))])
 
 
 def _read_all(root: str, read_one: Callable[[Any, str], T], runs: Container[str] | None = None) -> dict[str, T]:

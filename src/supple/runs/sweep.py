@@ -143,7 +143,7 @@ def _do(work: Work[Job], job: Job, number: int) -> bool | None:
             _messages.put((number, held.pop()))
             sent = time.monotonic()
 
-    more = done_or_told(work, job, report)
+    more = done_or_explained(work, job, report)
     if held:
         _messages.put((number, held.pop()))
     return more
@@ -162,7 +162,7 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # now a Ctrl-C that came meanwhile arrives
 
 
-def done_or_told(work: Work[Job], job: Job, report: Callable[[float], None]) -> bool | None:
+def done_or_explained(work: Work[Job], job: Job, report: Callable[[float], None]) -> bool | None:
     """Do the work; turn an error into a picklable exception, with its message made here, where the traceback is."""
     try:
         return work(job, report)

@@ -34,7 +34,7 @@ FIELDS = {"member": int, "after": int, "sentence": str}
 """What the page needs of a result, with the types."""
 
 
-def find(address: str) -> tuple[str, str, Run]:
+def find_run(address: str) -> tuple[str, str, Run]:
     """The folder of all runs, the name and the run that a run's folder, or the unique beginning of one, stands for.
 
     Raises:
@@ -83,7 +83,7 @@ class Member(NamedTuple):
     """Attached to the optimizer."""
 
 
-def resumed(trainer: Trainer, state: dict[str, Any], index: int) -> Member:
+def load_member(trainer: Trainer, state: dict[str, Any], index: int) -> Member:
     """A member at the beginning of the next task, from a checkpoint's state.
 
     Args:
@@ -135,7 +135,7 @@ class Tested(NamedTuple):
     """The member, its seed and strength, the number of finished tasks, and hardware and versions."""
 
 
-def examine(
+def run_test(
     run: Run,
     root: str,
     *,
@@ -171,7 +171,7 @@ def examine(
                 f"expected a task after the first {task}, got none: the data of {run.problem} have no more. Test an "
                 "earlier checkpoint with --after; runs keep some with --keep-checkpoints"
             )
-        network, optimizer, _ = resumed(trainer, checkpoint.state, member)
+        network, optimizer, _ = load_member(trainer, checkpoint.state, member)
         if not all(parameter.isfinite().all() for parameter in network.parameters()):
             raise ValueError(
                 f"expected finite weights, got a network (seed {run.seeds[member]}) that has diverged after {task} "
@@ -198,7 +198,7 @@ def examine(
     return Tested(result, facts | hardware_and_versions(**trainer.facts))
 
 
-def keep(tested: Tested, folder: str) -> list[str]:
+def save_result(tested: Tested, folder: str) -> list[str]:
     """Write a result and its chart into a run's folder; return the paths."""
     told = tested.result.to_dict()
     told["steps"] = len(told.pop("curves")[AS_IT_IS][0])
@@ -210,7 +210,7 @@ def keep(tested: Tested, folder: str) -> list[str]:
     return [f"{folder}/{name}.json", *charts]
 
 
-def kept(root: str, runs: Iterable[str]) -> list[dict[str, Any]]:
+def saved_results(root: str, runs: Iterable[str]) -> list[dict[str, Any]]:
     """The results in these runs' folders, each with its ``run`` and its ``file``.
 
     A result that can't be read is left out, with a warning.

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from supple import cli
-from supple.lab import testing
+from supple.lab import plasticity
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer, train
 from supple.rl.run import Run as AgentRun
@@ -63,7 +63,7 @@ def test_a_member_steps_as_the_run_would_go_on(method, optimizer):
     trainer = Trainer(run, compiled=False)
     for _ in trainer.steps(0):
         pass
-    member = testing.resumed(Trainer(run, compiled=False), copy.deepcopy(trainer.state_dict()), 1)
+    member = plasticity.load_member(Trainer(run, compiled=False), copy.deepcopy(trainer.state_dict()), 1)
     if optimizer == "adam-restarted":
         trainer.learner.clear_moments(list(trainer.learner.parameters))
     if method == "fire":
@@ -81,7 +81,7 @@ def test_a_member_steps_as_the_run_would_go_on(method, optimizer):
 
 
 def test_a_run_is_tested_from_the_command_line(supple, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(testing, "save", lambda chart, folder, name: [f"{folder}/{chart.mark.type} {name}"])
+    monkeypatch.setattr(plasticity, "save", lambda chart, folder, name: [f"{folder}/{chart.mark.type} {name}"])
     run = run_of("spectral")
     train(run, root=str(tmp_path), keep=1)
     folder = Path(run.folder(str(tmp_path)).path)
@@ -97,14 +97,16 @@ def test_a_run_is_tested_from_the_command_line(supple, tmp_path, capsys, monkeyp
     assert "curves" not in result
     assert f"chart:  {folder}/line plasticity-test-after-1-member-1\n" in output
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert [entry["sentence"] for entry in testing.kept(str(tmp_path), [folder.name])] == [result["sentence"]]
+    assert [entry["sentence"] for entry in plasticity.saved_results(str(tmp_path), [folder.name])] == [
+        result["sentence"]
+    ]
 
 
 def test_the_networks_begin_as_the_runs(tmp_path, monkeypatch):
     """The first loss of both is that of the checkpoint's network on a batch of the next task."""
     run = run_of("none", (5,), examples=16)
     train(run, root=str(tmp_path))
-    tested = testing.examine(run, str(tmp_path), steps=1, repeats=2, progress=False)
+    tested = plasticity.run_test(run, str(tmp_path), steps=1, repeats=2, progress=False)
     trainer = Trainer(run)
     trainer.load_state_dict(run.folder(str(tmp_path)).checkpoint().state)
     batches, read_batch = trainer.batches_of(0, 2)
@@ -130,7 +132,7 @@ def test_copies_train_in_the_precision_of_the_run(tmp_path, monkeypatch):
     run = run_of("none", (5,), autocast="bfloat16")
     train(run, root=str(tmp_path))
     monkeypatch.setattr(Trainer, "outputs", noting)
-    testing.examine(run, str(tmp_path), steps=1, repeats=2, progress=False)
+    plasticity.run_test(run, str(tmp_path), steps=1, repeats=2, progress=False)
     assert set(seen) == {torch.bfloat16}
 
 
@@ -183,11 +185,11 @@ def test_a_run_without_a_next_task_and_one_that_has_diverged(tmp_path):
     last = run_of(seeds=(0,), shift="class-incremental", examples=200)
     train(last, root=str(tmp_path))
     with pytest.raises(ValueError, match="expected a task after the first 2, got none"):
-        testing.examine(last, str(tmp_path))
+        plasticity.run_test(last, str(tmp_path))
     diverged = run_of(optimizer="sgd", step_size=1e30)
     train(diverged, root=str(tmp_path))
     with pytest.raises(ValueError, match=r"expected finite weights, got a network \(seed 5\) that has diverged"):
-        testing.examine(diverged, str(tmp_path), member=1)
+        plasticity.run_test(diverged, str(tmp_path), member=1)
 
 
 @pytest.mark.parametrize("keep", [None, 1, 2, 3])
