@@ -24,7 +24,7 @@ from supple.diagnostics import DIAGNOSTICS, Inspection
 class Cost:
     """The cost of the diagnostics at a task's end."""
 
-    network: Literal["mlp", "resnet18", "resnet18-small-stem"] = "mlp"
+    network: Literal["mlp", "resnet18"] = "mlp"
     """The 4x256 MLP on 784 inputs (a task is 1,000 steps, batch 512), or ResNet-18 on 3x32x32 images (4,000 steps,
     batch 250), with ImageNet's stem, or with a 3x3 convolution as stem, which keeps the resolution."""
     probe: int = 256
@@ -61,14 +61,15 @@ class Block(nn.Module):
         return relu(h + self.shortcut(x))
 
 
-def resnet18(stem: nn.Sequential) -> nn.Sequential:
+def resnet18() -> nn.Sequential:
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()]
     blocks = [
         block
         for inputs, outputs, stride in [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
         for block in (Block(inputs, outputs, stride), Block(outputs, outputs, 1))
     ]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
-    return nn.Sequential(stem, nn.BatchNorm2d(64), nn.ReLU(), *blocks, *head)
+    return nn.Sequential(*stem, *blocks, *head)
 
 
 def mlp() -> nn.Sequential:
@@ -77,16 +78,9 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(256, 10))
 
 
-LARGE_STEM = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1))
 NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], int, int]] = {
     "mlp": (mlp, (784,), 512, 1000),
-    "resnet18": (lambda: resnet18(LARGE_STEM), (3, 32, 32), 250, 4000),
-    "resnet18-small-stem": (
-        lambda: resnet18(nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False))),
-        (3, 32, 32),
-        250,
-        4000,
-    ),
+    "resnet18": (resnet18, (3, 32, 32), 250, 4000),
 }
 """For each network: its constructor, the shape of its inputs, examples per step and steps per task."""
 

@@ -113,8 +113,8 @@ class Engine:
         Args:
             lengths: for each job, its label in the display and the amount of work that it reports at its end.
             work: as :func:`supple.runs.sweep.work_through` takes it.
-            done: how many networks are trained already,
-            wanted: and how many there are.
+            done: the number of networks that are trained already.
+            wanted: the number of networks in all.
         """
         from functools import partial
 

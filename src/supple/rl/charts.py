@@ -15,7 +15,7 @@ from supple.runs.stats import bootstrap_interval, interquartile_mean
 from supple.training.methods import title_of
 
 WIDTH, HEIGHT = 480, 280
-"""Of the axes, in pixels."""
+"""The size of the axes, in pixels."""
 
 INSIDE = ("overestimation", "critic_weight_norm", "critic_gradient_norm", "critic_spectral_norm")
 """The diagnostics of agents that figure 5 shows."""

@@ -97,7 +97,7 @@ class DmControl:
             values *= factor
         mujoco.mj_setConst(model.ptr, data.ptr)  # computes again what MuJoCo derives from masses
 
-    def render(self, size: int = 240) -> np.ndarray:
+    def render(self, size: int) -> np.ndarray:
         """An image ``(size, size, 3)`` of the current state; needs a GL library."""
         picture: np.ndarray = self._environment.physics.render(size, size, camera_id=0)
         return picture

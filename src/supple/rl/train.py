@@ -86,7 +86,9 @@ class Training:
             self.advance(report)
             report(self.step)
         rows = self.measure()
-        if self.step < self.run.steps:  # the agent that is left is the one that was judged
+        if (
+            self.step < self.run.steps
+        ):  # no reset after the last evaluation: the final agent is the one that was evaluated
             self.reset_if_due()
         self.change_if_due()
         self.replay.flush()

@@ -20,19 +20,19 @@ LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width /
 """Below the axes, so that the chart can be narrow; as many columns as there is room for."""
 
 X_TITLES = {"step": "steps of the environment"}
-"""Of the horizontal axis, where it is more than the column's name."""
+"""Titles of the horizontal axis that are not the column's name."""
 
 TITLE_LETTERS = 40
-"""Of one line of a title: as wide as a phone."""
+"""The most letters in one line of a title, so that it fits a phone."""
 
 LABELLED_WIDTH = 400
-"""From this width of the axes on, names are written at the ends of lines, in pixels."""
+"""The width of the axes, in pixels, from which on names stand at the ends of lines."""
 
 LABEL_HEIGHT = 15
 """Room for one of these names, in pixels."""
 
 RULE = "#888888"
-"""Of rules and their labels: it can be seen on a light and on a dark page."""
+"""The colour of rules and their labels, visible on a light and on a dark page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class Lines:
     within: tuple[str, ...] = ()
     """Those of ``others`` that differ within one colour: dashes tell their lines apart."""
     y_title: str | None = None
-    """Of the vertical axis, if the metric's is not right."""
+    """The vertical axis' title, if the metric's is not right."""
     colours: Mapping[str, str] = field(default_factory=lambda: COLOURS)
-    """Of the methods."""
+    """The colours of methods."""
     changes: tuple[int, ...] = ()
     """Where the world changes, on the horizontal axis: these places have a numbered vertical rule."""
 

@@ -96,7 +96,7 @@ def capitalized(title: str) -> str:
 
 
 def _steps(row: Mapping[str, Any], count: int) -> str:
-    """The environment steps before the first and before the last of the last ``count`` evaluations."""
+    """The environment steps of the last ``count`` evaluations, as a range."""
     first, last = (row["evaluate_every"] * task for task in (row["tasks"] - count + 1, row["tasks"]))
     return f"{min(last, row['steps']):,}" if count == 1 else f"{first:,}–{min(last, row['steps']):,}"
 
