@@ -88,7 +88,7 @@ class Training:
         rows = self.measure()
         if (
             self.step < self.run.steps
-        ):  # no reset after the last evaluation: the final agent is the one that was evaluated
+        ):  # the agent at the end is the one that was evaluated
             self.reset_if_due()
         self.change_if_due()
         self.replay.flush()
