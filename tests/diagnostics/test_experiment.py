@@ -173,6 +173,26 @@ def test_attached_methods_act_on_the_copies_and_begin_anew_on_the_fresh_network(
     assert [distance > 1 for _, distance in seen] == [True, True, False] * 2
 
 
+def test_methods_on_parts_of_a_network_act_on_these_parts_of_a_fresh_one():
+    seen = []
+
+    class Seen(supple.L2InitRegularizer):
+        def add_gradients(self, parameters, gradients, state, strength):
+            seen.append((strength, {n: (parameters[n] - state[n]["initial"]).abs().max().item() for n in parameters}))
+
+    network = make()
+    network = nn.Sequential(network[:2], network[2:])
+    optimizer = adam(network)
+    Seen(network[0], 0.1, roles={"1.weight": None}).attach(optimizer)
+    Seen(network[1], 0.2).attach(optimizer)
+    with torch.no_grad():
+        network[0][0].bias += 5.0
+    short(network, optimizer, steps=1)
+    parts = [(0.1, ["0.bias", "0.weight", "1.bias"]), (0.2, ["4.bias", "4.weight"])]
+    assert [(strength, sorted(distances)) for strength, distances in seen] == parts * 6
+    assert [distances["0.bias"] > 1 for _, distances in seen[::2]] == [True, True, False] * 2
+
+
 def test_a_step_of_ones_own_and_several_optimizers():
     network = make()
     halves = [adam(network[0]), torch.optim.SGD(network[1:].parameters(), 0.1)]

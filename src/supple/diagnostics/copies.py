@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.hooks import all_on
+from supple.network.graph import unwrapped
 from supple.network.population import computed_weights
 
 
@@ -73,7 +74,7 @@ class Trained:
         self.network.load_state_dict(values, strict=False)
         for method, optimizers in _methods_on(self.optimizers).items():
             method.detach()
-            again = method.built_on(self.network)
+            again = method.built_on(unwrapped(method._network))  # its copy of the network, or of a part of it
             for optimizer in optimizers:
                 again.attach(optimizer)
 
