@@ -1,7 +1,10 @@
 """The plasticity test: what the copies do, what stays untouched, and the verdicts."""
 
 import copy
+import gc
 import random
+import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -239,6 +242,33 @@ def test_frozen_parameters_stay_in_the_fresh_network_and_a_scheduler_continues()
     short(network, optimizer, loss=None, step=step, schedulers=[scheduler], steps=3)
     assert [lr for _, lr in seen] == [0.1, 0.05, 0.025] * 6
     assert all(torch.equal(weight, network[0].weight) for weight, _ in seen)
+
+
+@pytest.mark.parametrize("attached", [(), (supple.SpectralRegularizer,), (supple.SelfNormalizedResets, supple.UPGD)])
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_copy_is_freed_before_the_next_one_is_made(attached, fails):
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = adam(network)
+    for method in attached:
+        method(network).attach(optimizer)
+    copies = set()
+
+    def watched(network, batch):
+        copies.add(weakref.ref(network))
+        assert sum(copy() is not None for copy in copies) == 1
+        if fails and len(copies) == 4:
+            raise KeyError("wind")
+        return loss(network, batch)
+
+    remedies = {"l2": lambda network, optimizer: supple.L2Regularizer(network).attach(optimizer)}
+    gc.disable()  # it would free copies in reference cycles, at some time
+    try:
+        with pytest.raises(KeyError) if fails else nullcontext():
+            short(network, optimizer, loss=watched, steps=2, remedies=remedies)
+        assert len(copies) == (4 if fails else 8)
+        assert not any(copy() for copy in copies)
+    finally:
+        gc.enable()
 
 
 def test_it_stops_early_only_where_the_answer_is_clear():

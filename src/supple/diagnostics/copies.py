@@ -54,6 +54,11 @@ class Trained:
             copied.network.train()  # the modes of a network in training are kept: some layers may be frozen
         return copied
 
+    def close(self) -> None:
+        """Detach the methods: each forms a cycle with its optimizer, which would keep a dropped copy in memory."""
+        for method in _methods_on(self.optimizers):
+            method.detach()
+
     def renew_optimizers(self) -> None:
         """Give the optimizers the state that a new one of the same class and hyperparameters has."""
         for optimizer in self.optimizers:

@@ -4,6 +4,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -117,19 +118,24 @@ def plasticity_test(
     arms = dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)) | dict(remedies or {})
     curves: dict[str, list[Tensor]] = {name: [] for name in arms}
     report = _Report(len(arms) * repeats * steps, progress)
-    for repeat in range(repeats):
-        for name, remedy in arms.items():
-            reproducible = partial(seeded, seed + repeat, live.network, batches)
-            with reproducible(), without_gradients(live.network):
-                trained = _prepared(live.copied(), name, fresh, remedy, seed + repeat)
+
+    def train(name: str, repeat: int) -> Tensor:
+        """The losses of a copy, which is freed before the next one is made."""
+        reproducible = partial(seeded, seed + repeat, live.network, batches)
+        with reproducible(), without_gradients(live.network), closing(live.copied()) as trained:
+            _prepare(trained, name, fresh, arms[name], seed + repeat)
             one_step: Callable[[Any], Tensor | float]
             if step:
                 one_step = partial(step, trained.network, trained.optimizer)
             elif loss:
                 one_step = partial(_step, trained, loss)
             told = partial(report, f"repeat {repeat + 1} of at most {repeats}, {name}")
-            with reproducible(), without_gradients(live.network):
-                curves[name].append(_losses(one_step, _read(batches, steps, seed + repeat), trained, told))
+            with reproducible():
+                return _losses(one_step, _read(batches, steps, seed + repeat), trained, told)
+
+    for repeat in range(repeats):
+        for name in arms:
+            curves[name].append(train(name, repeat))
         result = PlasticityTest({name: torch.stack(rows) for name, rows in curves.items()}, margin)
         if repeat + 1 >= FEWEST_REPEATS and result.verdict_at(0.99) != "undecided":
             break
@@ -137,13 +143,13 @@ def plasticity_test(
     return result
 
 
-def _prepared(
+def _prepare(
     trained: Trained,
     name: str,
     fresh: Callable[[], nn.Module] | None,
     remedy: Callable[[nn.Module, Any], object] | None,
     seed: int,
-) -> Trained:
+) -> None:
     """Turn a copy of the original into one of the compared copies."""
     if name != AS_IT_IS:
         trained.renew_optimizers()
@@ -151,7 +157,6 @@ def _prepared(
         trained.start_over(unwrapped(fresh()) if fresh else None, seed)
     if remedy:
         remedy(trained.network, trained.optimizer)
-    return trained
 
 
 def _losses(
