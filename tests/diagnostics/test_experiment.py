@@ -123,6 +123,17 @@ def test_nothing_of_the_original_changes(training):
     assert method.steps == (5,)
 
 
+def test_the_random_states_of_unused_gpus_do_not_change(monkeypatch):
+    """A stand-in for two GPUs: torch seeds both, although the network is on the CPU."""
+    network, states = make(), {0: "first", 1: "second"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: states.update({0: seed, 1: seed}))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    short(network, adam(network), steps=1)
+    assert states == {0: "first", 1: "second"}
+
+
 @pytest.mark.parametrize(
     "build",
     [

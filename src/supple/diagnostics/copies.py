@@ -143,13 +143,16 @@ def seeded(seed: int, network: nn.Module, batches: Any) -> Iterator[None]:
 
     These are torch's, Python's and NumPy's global ones, and those of a ``DataLoader`` and its samplers.
     """
-    devices = {parameter.device for parameter in network.parameters()} - {torch.device("cpu")}
+    devices = {device for p in network.parameters() if (device := p.device).type not in ("cpu", "cuda")}
     kind = next(iter(devices)).type if devices else "cuda"
     numpy = sys.modules.get("numpy")
     samplers = (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
     generators = {id(g): g for part in samplers if (g := getattr(part, "generator", None)) is not None}.values()
     states = random.getstate(), numpy and numpy.random.get_state(), [g.get_state() for g in generators]
-    with torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind):
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"),  # all are seeded
+        torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind),
+    ):
         torch.manual_seed(seed)
         random.seed(seed)
         if numpy:
