@@ -229,6 +229,30 @@ def test_a_step_of_ones_own_and_several_optimizers():
     torch.testing.assert_close(own, usual)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_optimizers_inside_another_train_the_copies_but_are_handed_over_only_in_a_list(count):
+    class Container:
+        def __init__(self, optimizers):
+            self.optimizers = optimizers
+
+        def step(self):
+            raise AssertionError("the inner ones take the steps")
+
+        zero_grad = step
+
+    network = make()
+    parts = [network[:2], network[2:]] if count == 2 else [network]
+    inner = [torch.optim.SGD(part.parameters(), 0.1) for part in parts]
+    torch.testing.assert_close(short(network, Container(inner)).curves, short(network, inner).curves)
+    for options in (
+        {"loss": None, "step": lambda network, optimizer, batch: 0.0},
+        {"remedies": {"nothing": lambda *_: None}},
+    ):
+        with pytest.raises(ValueError, match=f"Container that holds SGD{', SGD' * (count - 1)}: pass a list"):
+            short(network, Container(inner), **options)
+        short(network, inner, steps=1, **options)
+
+
 def test_gradient_scaling_and_compiled_networks():
     network = make()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)

@@ -36,7 +36,7 @@ class Trained:
 
     @property
     def optimizer(self) -> Any:
-        """The optimizers in the form in which the user passed them."""
+        """What a user's function gets: the optimizer, or all of them in a tuple."""
         return self.optimizers if self.several else self.optimizers[0]
 
     def copied(self) -> Self:
@@ -150,7 +150,7 @@ def seeded(seed: int, network: nn.Module, batches: Any) -> Iterator[None]:
     generators = {id(g): g for part in samplers if (g := getattr(part, "generator", None)) is not None}.values()
     states = random.getstate(), numpy and numpy.random.get_state(), [g.get_state() for g in generators]
     with (
-        torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"),  # all are seeded
+        torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"),  # torch.manual_seed seeds all
         torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind),
     ):
         torch.manual_seed(seed)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -72,15 +72,16 @@ def plasticity_test(
             shuffle. A function that returns an iterable works too, and anything else that can be read again. If there
             are fewer batches than steps, they are read again.
         optimizer: the network's optimizer, or several in a list or tuple. Methods that are attached to it act on the
-            copies too; other step hooks do not.
+            copies too; other step hooks do not. Copies are trained by the optimizers inside one that wraps others
+            (Lookahead, Accelerate's); if you give ``step`` or ``remedies``, pass these yourself.
         fresh: builds a new network of the same architecture. When left out, every module draws new parameters with its
             own ``reset_parameters()``, and frozen parameters keep their values. Pass it if your code initializes the
             network in another way.
         remedies: by name, ``remedy(network, optimizer)``, which changes a copy before it trains with a fresh optimizer,
             or attaches a method to its optimizer.
         step: your own training step, ``step(network, optimizer, batch)``, for loops that are not one loss (agents,
-            GANs) or that clip gradients. It takes one step and returns the loss before it. ``optimizer`` has the form
-            in which you passed it.
+            GANs) or that clip gradients. It takes one step and returns the loss before it. ``optimizer`` is one
+            optimizer, or a tuple if you passed several.
         schedulers: torch's learning rate schedulers of the optimizer that step once per training step. Copies of them
             continue in every copy.
         scaler: the ``torch.amp.GradScaler``, if there is one.
@@ -95,7 +96,8 @@ def plasticity_test(
     Raises:
         TypeError: for a population, batches that can be read only once, or a loss that is not one number.
         ValueError: for no batches, fewer than 1 step or 2 repeats, a loss that does not depend on the network that it
-            gets, or a network that cannot draw new parameters if ``fresh`` is left out.
+            gets, an optimizer that wraps others with ``step`` or ``remedies``, or a network that cannot draw new
+            parameters if ``fresh`` is left out.
 
     A fresh optimizer has the present hyperparameters, so a learning rate that was decayed to nothing is no stalling
     optimizer: no copy learns, and the verdict is "undecided". State that a third-party optimizer keeps outside its
@@ -113,8 +115,17 @@ def plasticity_test(
     if (loss is None) == (step is None):
         raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
     optimizers = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-    inner = tuple(held for one in optimizers for held in inner_optimizers(one))
-    live = Trained(unwrapped(network), inner, tuple(schedulers), scaler, several=isinstance(optimizer, list | tuple))
+    inside = [inner_optimizers(one) for one in optimizers]
+    for one, held in zip(optimizers, inside, strict=True):
+        if (step or remedies) and held != [one]:
+            kinds = ", ".join(type(inner).__name__ for inner in held)
+            raise ValueError(
+                f"expected optimizers that hold no others for step= and remedies=, got a {type(one).__name__} that "
+                f"holds {kinds}: pass a list of optimizers, those inside it"
+            )
+    live = Trained(
+        unwrapped(network), tuple(chain(*inside)), tuple(schedulers), scaler, isinstance(optimizer, list | tuple)
+    )
     arms = dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)) | dict(remedies or {})
     curves: dict[str, list[Tensor]] = {name: [] for name in arms}
     report = _Report(len(arms) * repeats * steps, progress)
