@@ -341,6 +341,8 @@ def made(own, renewed, fresh, spread=0.01, start=2.0, repeats=5):
         (made(1.9, 1.9, 2.0), "undecided", "does not learn either"),
         (made(float("nan"), float("inf"), 0.2), "network", "reaches 2.0"),
         (made(0.2, 0.2, float("nan")), "undecided", "does not learn either"),
+        (made(0.2, 0.2, 0.2, start=float("inf")), "undecided", "does not learn either (inf to 0.20"),
+        (made(0.2, 0.2, 0.2, start=float("nan")), "undecided", "does not learn either (nan to nan"),
     ],
 )
 def test_verdicts(result, verdict, words):
@@ -350,6 +352,20 @@ def test_verdicts(result, verdict, words):
     assert text.startswith(result.sentence()[:1].upper())
     assert max(map(len, text.split("\n\n")[1].splitlines())) <= 100
     assert result.to_dict()["verdict"] == verdict
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e38])
+def test_a_network_whose_first_loss_is_not_finite_does_worse_than_a_fresh_one(weight):
+    network, optimizer = trained(network := make(), adam(network))
+    with torch.no_grad():
+        network[4].weight.fill_(weight)
+    result = short(network, optimizer, steps=60, repeats=3, loss=lambda n, batch: loss(n, batch) + n[4].weight.norm())
+    assert not result.curves[AS_IT_IS][:, 0].isfinite().any()
+    assert result.verdict == "network"
+    first = result.curves[FRESH_NETWORK][:, 0]
+    for name in (AS_IT_IS, FRESH_OPTIMIZER):
+        assert torch.equal(result.results[name], first)
+    assert "nan" not in result.sentence()
 
 
 @pytest.mark.parametrize(("confidence", "count"), [(0.95, 2), (0.99, 2), (0.95, 3), (0.99, 5), (0.95, 30)])

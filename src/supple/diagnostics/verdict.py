@@ -61,13 +61,14 @@ class PlasticityTest:
     @property
     def threshold(self) -> float:
         """The margin in units of the loss."""
-        return self.margin * max(self._learned.mean().item(), 0.0)
+        learned = self._learned.mean().item()
+        return self.margin * max(learned, 0.0) if math.isfinite(learned) else 0.0
 
     def verdict_at(self, confidence: float) -> Verdict:
         """The verdict by intervals of this confidence."""
         matters = self.threshold
         network, optimizer, both, *_ = (Difference.of(values, confidence) for values in self._pairs.values())
-        if Difference.of(self._learned, confidence).low <= 0:
+        if not Difference.of(self._learned, confidence).low > 0:  # also if it is not a number
             return "undecided"
         if network.low > matters and both.low > matters:
             return "network"
@@ -97,7 +98,7 @@ class PlasticityTest:
                 f"nothing is lost: the network reaches {own}, a fresh one {fresh} (difference {both}); if it reached "
                 "less before, the data are harder now"
             )
-        if Difference.of(self._learned).low <= 0:
+        if not Difference.of(self._learned).low > 0:
             steps, first = self.curves[FRESH_NETWORK].shape[1], self.curves[FRESH_NETWORK][:, 0].mean().item()
             return (
                 f"undecided: a fresh network does not learn either ({self._shown(first)} to {fresh} in {steps} steps); "
@@ -168,13 +169,13 @@ class PlasticityTest:
         """By copy, the mean loss over the last tenth of the steps, ``(repeats,)``.
 
         A copy that ends above the loss that it or the fresh network began with, or diverges, has that loss as result:
-        to learn nothing is the worst.
+        to learn nothing is the worst. If its own first loss is not finite, only the fresh network's counts.
         """
-        starts = {name: curve[:, 0] for name, curve in self.curves.items()}
+        first = self.curves[FRESH_NETWORK][:, 0]
         return {
             name: torch.minimum(
                 curve[:, -max(1, curve.shape[1] // 10) :].mean(1).nan_to_num(math.inf),
-                torch.maximum(starts[name], starts[FRESH_NETWORK]),
+                torch.where(curve[:, 0].isfinite(), torch.maximum(curve[:, 0], first), first),
             )
             for name, curve in self.curves.items()
         }
