@@ -108,7 +108,18 @@ def test_overestimation_of_a_known_world():
     assert inside.relative_error([0.0] * 350 + [1e9] * 650, many, 0.0) == pytest.approx(-0.1)
 
 
-def test_overestimation_in_play(agent):
+@pytest.mark.parametrize("steps", [200, 1000])
+@pytest.mark.parametrize("reward", [-1.0, 1.0])
+def test_a_perfect_critic_does_not_overestimate_in_an_episode_that_is_cut_off(steps, reward):
+    """The same reward in each step for ever: its value is 100 times as large."""
+    values, gains = [100 * reward] * steps, [(reward, 0.0)] * steps
+    assert inside.relative_error(values, gains, 0.99, rest=100 * reward) == pytest.approx(0, abs=1e-9)
+    cut = inside.relative_error(values, gains, 0.99)  # as if its end were a terminal state
+    assert abs(cut) > 1.5 if steps == 200 else abs(cut) < 0.02
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_overestimation_in_play(agent, terminal):
     """Against the same episode by hand: rewards of 30, two steps, α = 1."""
     seen = []
 
@@ -122,15 +133,18 @@ def test_overestimation_in_play(agent):
         def step(self, action):
             self.n += 1
             seen.append(action)
-            return Step(np.full(5, self.n, np.float32), 30.0, terminal=False, last=self.n == 2)
+            return Step(np.full(5, self.n, np.float32), 30.0, terminal=terminal and self.n == 2, last=self.n == 2)
 
     found = inside.overestimation(agent, 1, World(), 7, np.random.default_rng(0))
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3), np.float32))
     actor, critic = agent.actor.population.member(1), agent.critic.population.member(1)
-    states = torch.tensor([7.0, 1.0])[:, None].expand(2, 5)
-    actions = torch.from_numpy(np.stack(seen))
+    states = torch.tensor([7.0, 1.0, 2.0])[:, None].expand(3, 5)
+    mean, log_deviation = actor(states)
+    actions = torch.tanh(mean + log_deviation.exp() * noise)
+    torch.testing.assert_close(actions[:2].detach(), torch.from_numpy(np.stack(seen)))
     values = critic(states, actions).squeeze(-1)
-    mean, log_deviation = actor(states[1])
     gaussian = torch.distributions.Normal(mean, log_deviation.exp())
-    log_probability = (gaussian.log_prob(actions[1].atanh()) - (1 - actions[1] ** 2).log()).sum()
-    expected = torch.stack([30 + 0.99 * (30 - log_probability), torch.tensor(30.0)])
-    assert found == pytest.approx(float(((values - expected) / expected.abs()).mean().detach()), rel=1e-3)
+    bonus = -(gaussian.log_prob(actions.atanh()) - (1 - actions**2).log()).sum(-1)
+    last = 30 + (0.0 if terminal else 0.99 * (values[2] + bonus[2]))
+    expected = torch.stack([30 + 0.99 * (last + bonus[1]), torch.as_tensor(last)])
+    assert found == pytest.approx(float(((values[:2] - expected) / expected.abs()).mean().detach()), rel=1e-3)

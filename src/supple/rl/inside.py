@@ -14,7 +14,8 @@ from supple.rl.envs import Environment
 from supple.rl.sac import SAC, Batch, squashed
 
 LOOKED_AT = 350
-"""Overestimation is averaged over this many first states of an episode; its end truncates the returns of later ones."""
+"""Overestimation is averaged over this many first states of an episode; a time limit affects the
+returns of later ones more."""
 
 
 def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
@@ -88,31 +89,44 @@ def overestimation(
     .. math:: \operatorname{mean}_{t < 350} \frac{Q(s_t, a_t) - G_t}{\max(|G_t|, 10)},\qquad
               G_t = r_t + \gamma\,(G_{t+1} - \alpha \log\pi(a_{t+1} | s_{t+1}))
 
-    G is zero after the end of the episode, even if the episode only ran out of time: that hardly affects the first 350
-    of 1,000 steps.
+    After a terminal state G is zero. If the episode only ran out of time in :math:`s_T`, G continues with the critic's
+    own value: :math:`G_T = Q(s_T, a_T)` with :math:`a_T \sim \pi`. Otherwise a perfect critic would seem wrong in short
+    episodes. An error of this value counts :math:`\gamma^{T-t}` times: hardly in the first 350 of 1,000 steps.
 
     Source: the quantity is the paper's (Figure 5), which does not define it; the normalisation is Nauman et al.'s,
     *Overestimation, Overfitting, and Plasticity in Actor-Critic*, 2024.
     """
     actor, critic = ({k: v[member] for k, v in learner.parameters.items()} for learner in (agent.actor, agent.critic))
-    values, gains, last = [], [], False
-    observation = world.begin(seed)
-    while not last:
+
+    def look(observation: np.ndarray) -> tuple[Tensor, float, float]:
+        """A random action, its value and its entropy bonus."""
         seen = torch.from_numpy(observation).to(device)
         noise = torch.from_numpy(generator.standard_normal(world.action_size, np.float32)).to(device)
         action, log_probability = squashed(agent.actor(actor, seen), noise)
+        value = agent.critic(critic, seen, action).amin()
+        return action, float(value), -float(agent.alpha[member] * log_probability)
+
+    values, gains, terminal, last = [], [], False, False
+    observation = world.begin(seed)
+    while not last:
+        action, value, bonus = look(observation)
         if not action.isfinite().all():
             return float("nan")
-        values.append(float(agent.critic(critic, seen, action).amin()))
-        bonus = -float(agent.alpha[member] * log_probability)
-        observation, reward, _, last = world.step(action.cpu().numpy())
+        observation, reward, terminal, last = world.step(action.cpu().numpy())
+        values.append(value)
         gains.append((reward, bonus))
-    return relative_error(values, gains, agent.constants.discount)
+    rest = 0.0 if terminal else sum(look(observation)[1:])
+    return relative_error(values, gains, agent.constants.discount, rest)
 
 
-def relative_error(values: Sequence[float], gains: Sequence[tuple[float, float]], discount: float) -> float:
-    """The mean over the first states of (Q − G) / max(|G|, 10), from each step's value, reward and entropy bonus."""
-    returns, following = [], 0.0
+def relative_error(
+    values: Sequence[float], gains: Sequence[tuple[float, float]], discount: float, rest: float = 0.0
+) -> float:
+    """The mean over the first states of (Q − G) / max(|G|, 10), from each step's value, reward and entropy bonus.
+
+    ``rest`` is the return after the last step, with the entropy bonus.
+    """
+    returns, following = [], rest
     for reward, bonus in reversed(gains):
         returns.append(reward + discount * following)
         following = returns[-1] + bonus
