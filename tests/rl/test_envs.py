@@ -105,6 +105,65 @@ def test_any_gymnasium_environment(ends):
     assert [(step.terminal, step.last) for step in found] == [(False, False), (False, False), (ends, True)]
 
 
+class Bounded(gymnasium.Env):
+    """Keeps the actions that it was given."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, low, high, dtype):
+        self.action_space = gymnasium.spaces.Box(np.array([low], dtype), np.array([high], dtype), dtype=dtype)
+        self.seen = []
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.seen.append(action)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+@pytest.fixture
+def bounded():
+    gymnasium.register("Bounded-v0", Bounded, disable_env_checker=True)
+    yield lambda low, high, dtype: Gymnasium("Bounded-v0", low=low, high=high, dtype=dtype)
+    del gymnasium.registry["Bounded-v0"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.7), (-0.3, 0.7), (-1.9, -0.1), (0.0, 1e3)])
+def test_actions_stay_in_their_space(bounded, low, high, dtype):
+    environment = bounded(low, high, dtype)
+    environment.begin(0)
+    for action in np.linspace(-1, 1, 101, dtype=np.float32)[:, None]:
+        environment.step(action)
+    world = environment._environment.unwrapped
+    assert all(world.action_space.contains(action) and action.dtype == dtype for action in world.seen)
+    np.testing.assert_allclose(np.ravel(world.seen), np.linspace(low, high, 101), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("bound", [1.0, 2.0, 0.4, 0.7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_between_symmetric_bounds_no_action_is_clipped(bounded, bound, dtype):
+    environment, chosen = bounded(-bound, bound, dtype), np.random.default_rng(0).uniform(-1, 1, (1000, 1))
+    environment.begin(0)
+    chosen = np.float32([[-1], [1], [0], *chosen])
+    for action in chosen:
+        environment.step(action)
+    expected = dtype(-bound) + (chosen + 1) * dtype(bound)
+    assert np.array(environment._environment.unwrapped.seen).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(-128, 127, np.int8), (0, 255, np.uint8), (-3.4e38, 3.4e38, np.float32), (0, 1e10, float)],
+)
+def test_actions_that_are_whole_or_unlimited_are_refused(bounded, low, high, dtype):
+    with pytest.raises(
+        ValueError, match=r"got 'Bounded-v0' with Box.*: choose or wrap one whose action space is a Box"
+    ):
+        bounded(low, high, dtype)
+
+
 def test_a_module_of_ones_own_registers_its_environment(tmp_path, monkeypatch):
     (tmp_path / "worlds.py").write_text(
         "import gymnasium\nfrom gymnasium.envs.classic_control import PendulumEnv\n"

@@ -104,12 +104,15 @@ class DmControl:
 
 
 class Gymnasium:
-    """Any Gymnasium environment whose action space is a bounded ``Box``.
+    """Any Gymnasium environment whose action space is a bounded ``Box`` of floats.
 
     Args:
         name: an id, or ``module:id`` for an environment that your own module registers.
         limited: whether every episode must end: without a time limit of its own it gets ``LONGEST_EPISODE``.
         **options: passed to ``gymnasium.make``.
+
+    Raises:
+        ValueError: for another action space, bounds of ``UNLIMITED`` or more, or an error of the environment's own.
     """
 
     def __init__(self, name: str, *, limited: bool = False, **options: Any) -> None:
@@ -120,10 +123,13 @@ class Gymnasium:
         if limited and environment.spec.max_episode_steps is None:
             environment = gymnasium.wrappers.TimeLimit(environment, LONGEST_EPISODE)
         actions, observations = environment.action_space, environment.observation_space
-        if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
-            raise ValueError(f"expected an environment with continuous bounded actions, got {name!r} with {actions}")
-        self._environment, self._space = environment, observations
-        self._low, self._range, self._shape = actions.low, (actions.high - actions.low) / 2, actions.shape
+        if not _is_continuous_and_bounded(actions):
+            raise ValueError(
+                f"expected an environment with continuous bounded actions, got {name!r} with {actions}: choose or wrap "
+                f"one whose action space is a Box of floats with bounds below {UNLIMITED:g}"
+            )
+        self._environment, self._space, self._actions = environment, observations, actions
+        self._range = (actions.high - actions.low) / 2
         self.action_size = int(np.prod(actions.shape))
         self.observation_size = self._ask(gymnasium.spaces.flatdim, observations)
         self._flatten = gymnasium.spaces.flatten
@@ -134,7 +140,10 @@ class Gymnasium:
         return observation
 
     def step(self, action: np.ndarray) -> Step:
-        result: Step = self._ask(self._step, self._low + (action.reshape(self._shape) + 1) * self._range)
+        space = self._actions
+        rescaled = space.low + (action.reshape(space.shape) + 1) * self._range
+        rescaled = rescaled.clip(space.low, space.high).astype(space.dtype)  # rounding may leave the bounds
+        result: Step = self._ask(self._step, rescaled)
         self._check(result.observation, result.reward)
         return result
 
@@ -273,6 +282,14 @@ def _suite() -> Any:
         name = os.environ["MUJOCO_GL"]
         raise ValueError(f"expected a GL library in MUJOCO_GL, got {name!r} ({error}): unset it, or say egl") from error
     return suite
+
+
+def _is_continuous_and_bounded(space: Any) -> bool:
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
+        return False
+    return bool((np.abs(np.array([space.low, space.high], np.float64)) < UNLIMITED).all())
 
 
 def _flat(observation: dict[str, Any]) -> np.ndarray:
