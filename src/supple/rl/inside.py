@@ -14,8 +14,7 @@ from supple.rl.envs import Environment
 from supple.rl.sac import SAC, Batch, squashed
 
 LOOKED_AT = 350
-"""Overestimation is averaged over this many first states of an episode; a time limit affects the
-returns of later ones more."""
+"""Overestimation is averaged over this many first states of an episode: a time limit hardly affects their returns."""
 
 
 def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
