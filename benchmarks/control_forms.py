@@ -23,7 +23,7 @@ from supple.rl.charts import with_steps
 from supple.rl.run import Run, results
 from supple.runs.charts import configured
 from supple.runs.metrics import find
-from supple.runs.stats import note_on_diverged
+from supple.runs.stats import MEAN_AND_ERROR, note_on_diverged, with_band
 
 DECOUPLED: dict[str, Any] = {"method": "decoupled-spectral", "exempt_heads": True}
 CEILING: dict[str, Any] = {**DECOUPLED, "options": {"target": "initial"}}
@@ -142,12 +142,10 @@ def mean_and_error(values: pl.Series) -> str:
 
 def draw(rows: pl.DataFrame) -> alt.VConcatChart:
     """A column for each task: returns, and below them the effective step sizes of critic and actor."""
-    value = pl.col("value")
-    points = (
+    points = with_band(
         rows.filter(pl.col("metric").is_in(DRAWN))
         .group_by("problem", "setting", "metric", "step", maintain_order=True)
-        .agg(mean=value.mean(), error=(value.std() / value.len().sqrt()).fill_null(0))
-        .with_columns(low=pl.col("mean") - pl.col("error"), high=pl.col("mean") + pl.col("error"))
+        .agg(**MEAN_AND_ERROR)
     )
     tasks = points["problem"].unique(maintain_order=True)
     chart: alt.VConcatChart = alt.vconcat(

@@ -168,6 +168,7 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
     import polars as pl
 
     from supple.runs.changes import Changes
+    from supple.runs.stats import MEAN_AND_ERROR
     from supple.runs.tables import table_of
     from supple.training.methods import title_of
 
@@ -178,19 +179,17 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         method, strength = str(part["method"][0]), float(part["strength"][0])
         returns = part.filter(pl.col("metric") == "return")
         stopped = part.filter(pl.col("metric") == "stopped")["seed"].n_unique()
-        curve = returns.group_by("step").agg(
-            mean=value.mean(), error=value.std() / value.len().sqrt(), low=value.min(), high=value.max(), n=value.len()
-        )
+        curve = returns.group_by("step").agg(**MEAN_AND_ERROR, low=value.min(), high=value.max())
         line = [title_of(method), f"{strength:g}" if strength else "-"]
         seeds = f" ({stopped} stopped)" if stopped else ""
         if len(curve):
             end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()
-            line += [f"{end['step']:,}", f"{end['n']}{seeds}", _with_error(end["mean"], end["error"])]
+            line += [f"{end['step']:,}", f"{end['seeds']}{seeds}", _with_error(end["mean"], end["error"])]
             if changes:
                 learned = changes.learned(returns, ["method", "strength"]).row(0, named=True)
                 line += [_with_error(learned[name], learned[f"{name}_error"]) for name in ("overall", "learned")]
             else:
-                line += [f"{end['low']:.1f} to {end['high']:.1f}" if end["n"] > 1 else "-", f"{best:.1f}"]
+                line += [f"{end['low']:.1f} to {end['high']:.1f}" if end["seeds"] > 1 else "-", f"{best:.1f}"]
         else:
             line += ["-", f"0{seeds}", "-", "-", "-"]
         lines.append(line)

@@ -11,7 +11,7 @@ from supple.rl.resets import Resets
 from supple.runs import metrics
 from supple.runs.changes import Changes
 from supple.runs.lines import Lines, axis_extent
-from supple.runs.stats import bootstrap_interval, interquartile_mean
+from supple.runs.stats import MEAN_AND_ERROR, bootstrap_interval, interquartile_mean, with_band
 from supple.training.methods import title_of
 
 WIDTH, HEIGHT = 480, 280
@@ -61,12 +61,11 @@ def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
         dial: the column of the setting.
         name: of the setting, below the axis.
     """
-    method, value = rows["method"][0], pl.col("value")
-    ends = (
+    method = rows["method"][0]
+    ends = with_band(
         rows.filter((pl.col("metric") == "return") & (pl.col("task") == pl.col("task").max().over("run")))
         .group_by(dial)
-        .agg(mean=value.mean(), error=(value.std() / value.len().sqrt()).fill_null(0))
-        .with_columns(low=pl.col("mean") - pl.col("error"), high=pl.col("mean") + pl.col("error"))
+        .agg(**MEAN_AND_ERROR)
     )
     values = ends[dial].unique().sort().to_list()
     base = alt.Chart(ends).encode(
@@ -81,15 +80,13 @@ def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
 
 
 def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    value = pl.col("value")
-    error = (value.std() / value.len().sqrt()).fill_null(0)
-    return (
+    points = (
         rows.filter(pl.col("metric") == metric)
         .group_by("method", "strength", "step", maintain_order=True)
-        .agg(mean=value.mean(), error=error, seeds=value.len())
-        .with_columns(low=pl.col("mean") - pl.col("error"), high=pl.col("mean") + pl.col("error"))
+        .agg(**MEAN_AND_ERROR)
         .sort("step", maintain_order=True)
     )
+    return with_band(points)
 
 
 def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:

@@ -86,9 +86,7 @@ class Training:
             self.advance(report)
             report(self.step)
         rows = self.measure()
-        if (
-            self.step < self.run.steps
-        ):  # the agent at the end is the one that was evaluated
+        if self.step < self.run.steps:  # the agent at the end is the one that was evaluated
             self.reset_if_due()
         self.change_if_due()
         self.replay.flush()

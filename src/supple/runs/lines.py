@@ -13,7 +13,7 @@ import polars as pl
 
 from supple.runs import metrics
 from supple.runs.colours import COLOURS, colour_scale, on_light, titled
-from supple.runs.stats import by_task, over_tasks, varying
+from supple.runs.stats import by_task, over_tasks, varying, with_band
 from supple.training.methods import title_of
 
 LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width / 150))")}
@@ -254,9 +254,7 @@ def _lines(
     if "options" in (series, *others):
         told = pl.col("options").str.replace_all(r'[{}"]', "")
         means = means.with_columns(options=pl.when(told == "").then(pl.lit("default")).otherwise(told))
-    points = means.with_columns(
-        low=pl.col("mean") - pl.col("error").fill_null(0), high=pl.col("mean") + pl.col("error").fill_null(0)
-    ).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
+    points = with_band(means).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
     # Methods differ in their defaults: only a setting that differs within one colour needs dashes.
     within = [name for name in others if points.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
     if {"method", "strength"} <= set(within):

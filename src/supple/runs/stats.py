@@ -10,6 +10,16 @@ MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
 
+_VALUE = pl.col("value")
+MEAN_AND_ERROR = {"mean": _VALUE.mean(), "error": _VALUE.std() / _VALUE.len().sqrt(), "seeds": _VALUE.len()}
+"""For ``agg``: the mean of ``value``, its standard error (null for one value), and the number of values."""
+
+
+def with_band(points: pl.DataFrame) -> pl.DataFrame:
+    """The points with ``low`` and ``high``, one standard error below and above the mean."""
+    error = pl.col("error").fill_null(0)
+    return points.with_columns(low=pl.col("mean") - error, high=pl.col("mean") + error)
+
 
 def settings(rows: pl.DataFrame) -> list[str]:
     """The columns that are settings: rows that differ in one of them are never averaged."""
@@ -27,26 +37,24 @@ def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     The standard error is the sample standard deviation divided by √seeds; null for one seed. A seed that was trained
     twice, in two populations or with other diagnostics, counts once.
     """
-    value = pl.col("value")
     return (
         rows.filter(pl.col("metric") == metric)
         .group_by(*settings(rows), "task", "seed", maintain_order=True)
-        .agg(value.mean())
+        .agg(_VALUE.mean())
         .group_by(*settings(rows), "task", maintain_order=True)
-        .agg(mean=value.mean(), error=value.std() / value.len().sqrt(), seeds=value.len())
+        .agg(**MEAN_AND_ERROR)
         .sort("task", maintain_order=True)
     )
 
 
 def over_tasks(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     """The mean of ``metric`` over all tasks, then over seeds, for each setting, with its standard error."""
-    value = pl.col("value")
     return (
         rows.filter(pl.col("metric") == metric)
         .group_by(*settings(rows), "seed", maintain_order=True)
-        .agg(value.mean())
+        .agg(_VALUE.mean())
         .group_by(*settings(rows), maintain_order=True)
-        .agg(mean=value.mean(), error=value.std() / value.len().sqrt(), seeds=value.len())
+        .agg(**MEAN_AND_ERROR)
         .sort("strength", maintain_order=True)
     )
 
@@ -78,23 +86,21 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     ``diverged``  how many of the seeds have parameters that are not finite at the end
     ============  ================================================================================
     """
-    chosen, value = settings(rows), pl.col("value")
+    chosen = settings(rows)
     return (
         _per_seed(rows, metric, count)
         .group_by(*chosen, maintain_order=True)
         .agg(
-            mean=value.mean(),
-            error=value.std() / value.len().sqrt(),
-            seeds=value.len(),
-            iqm=value.map_batches(lambda values: interquartile_mean(values.to_numpy()), returns_scalar=True),
-            interval=value.map_batches(
+            **MEAN_AND_ERROR,
+            iqm=_VALUE.map_batches(lambda values: interquartile_mean(values.to_numpy()), returns_scalar=True),
+            interval=_VALUE.map_batches(
                 lambda values: pl.Series([bootstrap_interval([values.to_numpy()])]), returns_scalar=True
             ),
         )
         .with_columns(low=pl.col("interval").list.get(0), high=pl.col("interval").list.get(1))
         .drop("interval")
         .join(
-            _per_seed(rows, "diverged", 1).group_by(chosen).agg(diverged=value.sum()),
+            _per_seed(rows, "diverged", 1).group_by(chosen).agg(diverged=_VALUE.sum()),
             on=chosen,
             how="left",
             nulls_equal=True,
@@ -150,7 +156,7 @@ def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
     return (
         rows.filter((pl.col("metric") == metric) & (pl.col("task") >= tasks - counted))
         .group_by(*settings(rows), "seed", maintain_order=True)
-        .agg(pl.col("value").mean())
+        .agg(_VALUE.mean())
     )
 
 
