@@ -239,6 +239,27 @@ def test_measurements_go_to_every_logger_at_the_step_of_the_batchs_metrics(kind,
             assert events[name, step] == pytest.approx(measurement[name])
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16), ("64-true", torch.float64)]
+)
+def test_the_probe_is_cast_to_the_networks_type(precision, dtype, tmp_path):
+    class Descending(Module):  # Adam divides by zero in float16
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module, wandb = Descending(), FakeWandb()
+    by_hand, _ = copies(module.network)
+    inputs = batches(STEPS).to(dtype)
+    watch, method = monitor(by_hand, probe=inputs[0]), spectral(by_hand, decoupled=True)
+    callbacks = [callback(module, decoupled=True), monitor_callback(module)]
+    fit(module, tmp_path, callbacks=callbacks, logger=wandb, log_every_n_steps=1, precision=precision)
+    optimizer, expected = torch.optim.SGD(by_hand.to(dtype).parameters(), lr=0.1), []
+    for x in inputs:
+        train_by_hand(by_hand, method, optimizer, [x])
+        expected.append(watch.step())
+    assert wandb.rows == list(enumerate(expected))
+
+
 def test_a_resumed_fit_measures_the_same(tmp_path):
     module, again = Module(), Module()
     by_hand, _ = copies(module.network)

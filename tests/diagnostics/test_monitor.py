@@ -535,11 +535,26 @@ def test_a_head_that_has_grown_is_named():
         monitor.measure()
 
 
-def test_half_precision(device):
-    network, (x, y) = perceptron().to(device, torch.bfloat16), batch()
-    monitor = PlasticityMonitor(network, (x.bfloat16(), y))
-    monitor.measure()
-    assert not any(math.isnan(value) for value in monitor.measure().values())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_inputs_are_cast_to_the_networks_type(dtype, device):
+    network, (x, y) = perceptron().to(device, dtype), batch()
+    cast, given = (PlasticityMonitor(network, (inputs, y)) for inputs in (x, x.to(dtype)))
+    assert cast.measure() == given.measure()
+    assert not any(math.isnan(value) for value in cast.measure().values())
+
+
+def test_inputs_of_a_network_of_several_types_are_not_cast(device):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3, dtype=torch.bfloat16)
+
+        def forward(self, x):
+            assert x.dtype == torch.float32
+            return self.last(self.first(x).relu().bfloat16())
+
+    network, (x, y) = Mixed().to(device), batch()
+    assert PlasticityMonitor(network, (x, y)).measure()
 
 
 # For the eye.

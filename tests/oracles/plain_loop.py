@@ -60,10 +60,11 @@ def train_by_hand(
             scheduler.step()
 
 
-def monitor(network: nn.Module, every: int = 1) -> PlasticityMonitor:
+def monitor(network: nn.Module, every: int = 1, probe: Tensor | None = None) -> PlasticityMonitor:
     """A monitor of three values: one needs the initial weights, one the previous activations, one only the weights."""
     names = ["distance_from_initialization", "representation_change", "spectral_norm"]
-    return PlasticityMonitor(network, (batches(1)[0], None), every=every, diagnostics=names)
+    x = batches(1)[0] if probe is None else probe
+    return PlasticityMonitor(network, (x, None), every=every, diagnostics=names)
 
 
 def measured_by_hand(

@@ -18,6 +18,9 @@ from supple.network.graph import unwrapped
 from supple.network.population import Population, members_of, module_of
 from supple.network.roles import Overrides
 
+_CAST_TO = {torch.bfloat16, torch.float16, torch.float64}
+"""The types of networks that cannot take a probe in float32."""
+
 
 class Inspection:
     """A network at one moment. Each quantity is computed once, when the first diagnostic needs it.
@@ -31,7 +34,9 @@ class Inspection:
         network: a module or a :class:`Population`.
         x: the probe's inputs, as the network takes them: a tensor, a tuple of tensors, or a dictionary of them by name.
             The batch dimension is first, ``(members, batch, ...)`` for a population, and examples must not influence
-            each other in evaluation mode. The network gets a copy. None: only the weights can be measured.
+            each other in evaluation mode. The network gets a copy; floating-point tensors in it are cast to the type of
+            the network's parameters if these are all bfloat16, all float16 or all float64. None: only the weights can
+            be measured.
         y: the probe's labels, as the loss takes them, ``(members, batch, ...)`` for a population: a tensor, or several
             in a tuple or a dictionary. None: gradients cannot be measured.
         loss: ``loss(outputs, y)`` of a batch.
@@ -209,6 +214,9 @@ class Inspection:
         device = next((tensor.device for tensor in (*parameters.values(), *buffers.values())), None)
         # Copy tensors that were made in inference mode: autograd accepts only copies of them.
         x, y = tree_map_only(Tensor, lambda t: part(t).to(device, copy=t.is_inference()), (self.x, self.y))
+        types = {parameter.dtype for parameter in parameters.values() if parameter.is_floating_point()}
+        if len(types) == 1 and types <= _CAST_TO:
+            x = tree_map_only(Tensor, lambda t: t.to(*types) if t.is_floating_point() else t, x)
         return Member(module, parameters, buffers, tuple(self._trained), x, y)
 
     def _vector(self, name: str, tensor: Tensor) -> Tensor:

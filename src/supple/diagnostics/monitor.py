@@ -31,8 +31,10 @@ class PlasticityMonitor:
             the monitor before training: it copies the current parameters as the initial ones.
         probe: inputs and labels of one fixed batch of some hundred examples, on any device. Inputs are the model's
             arguments: a tensor, a tuple or a dictionary, with the batch dimension first; for a population
-            ``(members, batch, ...)``. Labels are what the loss takes. Labels None: no gradient diagnostics. No probe:
-            only diagnostics of the weights.
+            ``(members, batch, ...)``. Floating-point inputs are cast to the type of the model's parameters if these are
+            all bfloat16, all float16 or all float64 (as under Lightning's ``precision="bf16-true"``). Labels are what
+            the loss takes, and are not cast. Labels None: no gradient diagnostics. No probe: only diagnostics of the
+            weights.
         every: steps between measurements, if attached or told of each :meth:`step`.
         diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.
