@@ -260,6 +260,53 @@ def test_the_probe_is_cast_to_the_networks_type(precision, dtype, tmp_path):
     assert wandb.rows == list(enumerate(expected))
 
 
+def test_several_monitors_have_names_in_logs_and_checkpoints(tmp_path):
+    def named(module):
+        from supple.integrations.lightning import PlasticityMonitorCallback
+
+        return PlasticityMonitorCallback({"often": monitor(module.network), "late": monitor(module.network, STEPS)})
+
+    module, again, wandb = Module(), Module(), FakeWandb()
+    by_hand, also_by_hand = copies(module.network)
+    options = {"logger": wandb, "log_every_n_steps": 1}
+    trainer = fit(module, tmp_path, batches(STEPS)[:3], callbacks=[callback(module), named(module)], **options)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.nn.init.zeros_(again.network[0].weight)  # the initial weights are those of the checkpoint
+    callbacks = [callback(again), named(again)]
+    fit(again, tmp_path, batches(STEPS)[3:], epochs=2, resume=tmp_path / "half.ckpt", callbacks=callbacks, **options)
+    expected = [
+        {f"often/{name}": value for name, value in row.items()}
+        for row in measured_by_hand(by_hand, spectral(by_hand), batches(STEPS))
+    ]
+    (late,) = measured_by_hand(also_by_hand, spectral(also_by_hand), batches(STEPS), every=STEPS)
+    expected[-1] |= {f"late/{name}": value for name, value in late.items()}
+    assert wandb.rows == list(enumerate(expected))
+    with pytest.raises(ValueError, match=r"\['late', 'often'\] in the checkpoint, got \['', 'initial', 'previous'\]"):
+        callbacks[1].load_state_dict(monitor_callback(module).state_dict())
+
+
+@pytest.mark.parametrize("monitors", [{}, [], {"actor": mlp()}, mlp()], ids=["none", "list", "network", "one network"])
+def test_what_is_no_monitor_is_refused(monitors):
+    from supple.integrations.lightning import PlasticityMonitorCallback
+
+    with pytest.raises(TypeError, match=r"expected a PlasticityMonitor.*, got"):
+        PlasticityMonitorCallback(monitors)
+
+
+@pytest.mark.parametrize("make", [callback, monitor_callback])
+def test_a_second_callback_is_refused(make, tmp_path):
+    class Own(Module):
+        def configure_callbacks(self):
+            return [make(self), make(self)]
+
+    with pytest.raises(ValueError, match=r"expected one \w+Callback, .* got 2: say \w+Callback\(.*another"):
+        fit(Own(), tmp_path)
+    module = Module()
+    with pytest.raises(RuntimeError, match=r"more than one stateful callback.*consult the documentation"):
+        fit(module, tmp_path, callbacks=[make(module), make(module)])
+    assert "A trainer takes one callback of this class" in type(make(module)).__doc__
+
+
 def test_a_resumed_fit_measures_the_same(tmp_path):
     module, again = Module(), Module()
     by_hand, _ = copies(module.network)

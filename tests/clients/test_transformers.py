@@ -215,6 +215,53 @@ def test_a_resumed_training_measures_the_same(tmp_path):
     assert logged == {step: values["distance_from_initialization"] for step, values in expected.items()}
     assert watch.latest == expected[6]
     assert watch.steps == 6
+    assert torch.load(tmp_path / "elsewhere" / "plasticity_monitor.pt").keys() == watch.state_dict().keys()
     (tmp_path / "elsewhere" / "plasticity_monitor.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"monitor's state in .*resume_from=folder.*torch\.save"):
         resumed.train(resume_from_checkpoint=elsewhere)
+
+
+def test_several_monitors_have_names_in_logs_and_checkpoints(tmp_path):
+    network, again, by_hand = make(gpt2), make(gpt2), make(gpt2)
+
+    def named(model, folder, **options):
+        return watched(model, folder, {"often": monitor(model), "late": monitor(model, 6)}, **options)
+
+    named(network, tmp_path, save_strategy="steps", save_steps=3).train()
+    with torch.no_grad():
+        again.lm_head.weight.zero_()  # the initial weights are those of the checkpoint
+    resumed = named(again, tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    logged = [row for row in resumed.state.log_history if row["step"] > 3 and "often/spectral_norm" in row]
+    expected = measured_by_hand(by_hand)
+    assert [row["step"] for row in logged] == [4, 5, 6]
+    for row in logged:
+        assert row.items() >= {f"often/{key}": value for key, value in expected[row["step"]].items()}.items()
+    distances = [row.get("late/distance_from_initialization") for row in logged]
+    assert distances == [None, None, expected[6]["distance_from_initialization"]]
+    with pytest.raises(
+        ValueError, match=r"monitors \['one', 'two'\] in the checkpoint, got \['late', 'often'\]: build"
+    ):
+        watched(again, tmp_path, {"one": monitor(again), "two": monitor(again)}).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-3")
+        )
+
+
+@pytest.mark.parametrize("kind", ["MitigatorCallback", "PlasticityMonitorCallback"])
+def test_a_second_callback_is_refused_before_anything_is_written(kind, tmp_path):
+    from supple.integrations.transformers import PlasticityMonitorCallback
+
+    network = make(gpt2)
+    training = watched(network, tmp_path, monitor(network), save_strategy="steps", save_steps=1)
+    for _ in range(2):
+        training.train()  # the same callbacks again are no second ones
+    (folder := tmp_path / "fresh").mkdir()
+    training.args.output_dir = str(folder)
+    another = {
+        "MitigatorCallback": callback(network),
+        "PlasticityMonitorCallback": PlasticityMonitorCallback(monitor(network), training),
+    }
+    training.add_callback(another[kind])
+    with pytest.raises(ValueError, match=rf"expected one {kind}, .* got another: say {kind}\(.*another"):
+        training.train()
+    assert not list(folder.iterdir())

@@ -4,7 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from supple.diagnostics import PlasticityMonitor
+from supple.integrations import monitors
+from supple.integrations.monitors import Monitors
 from supple.mitigators import Mitigator
 from supple.mitigators.optimizers import held_by
 
@@ -14,17 +15,22 @@ class MitigatorCallback(Callback):
 
     Instead, you can call ``attach`` in ``configure_optimizers``, but then a resumed run starts with a new state.
 
+    A trainer takes one callback of this class: pass all methods to it.
+
     Args:
         mitigators: methods built on the module to fit or on parts of it. Each acts on every optimizer that holds some
             of its parameters.
 
     Raises:
-        ValueError: when fitting starts and no optimizer holds a method's parameters, or if a checkpoint holds other
-            methods' states.
+        ValueError: when fitting starts, if no optimizer holds a method's parameters or the trainer has another callback
+            of this class, or if a checkpoint holds other methods' states.
     """
 
     def __init__(self, *mitigators: Mitigator) -> None:
         self.mitigators = mitigators
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _refuse_another(self, trainer, "say MitigatorCallback(method, another)")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for mitigator in self.mitigators:
@@ -60,16 +66,27 @@ class PlasticityMonitorCallback(Callback):
     step at which Lightning logs the same batch's metrics. It follows all optimizers' steps, so the methods attached to
     them have acted, wherever this callback is in the list.
 
+    A trainer takes one callback of this class: pass all monitors to it.
+
     Args:
-        monitor: built on the module to fit or on a part of it, and not attached.
+        monitor: built on the module to fit or on a part of it, and not attached. Or several by name:
+            ``PlasticityMonitorCallback({"actor": monitor, "critic": another})`` logs ``actor/spectral_norm``, and so
+            on.
 
     Raises:
-        RuntimeError: when fitting, if the monitor is attached to an optimizer.
+        TypeError: for anything else.
+        ValueError: when fitting starts, if the trainer has another callback of this class, or if a checkpoint holds
+            other monitors' states.
+        RuntimeError: when fitting, if a monitor is attached to an optimizer.
     """
 
-    def __init__(self, monitor: PlasticityMonitor) -> None:
+    def __init__(self, monitor: Monitors) -> None:
+        monitors.by_name(monitor)
         self.monitor = monitor
         self._global_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _refuse_another(self, trainer, 'say PlasticityMonitorCallback({"actor": monitor, "critic": another})')
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._global_step = trainer.global_step
@@ -80,14 +97,24 @@ class PlasticityMonitorCallback(Callback):
         if trainer.global_step == self._global_step:
             return
         # On every rank, because the forward pass of a sharded network needs all; loggers write on rank zero only.
-        measurement = self.monitor.step()
-        if measurement is not None:
+        measurement = monitors.step(self.monitor)
+        if measurement:
             for logger in trainer.loggers:
                 # Lightning's own step for loggers: global_step counts every optimizer's steps.
                 logger.log_metrics(measurement, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
+        return monitors.state_dict(self.monitor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.monitor.load_state_dict(state_dict)
+        monitors.load_state_dict(self.monitor, state_dict)
+
+
+def _refuse_another(callback: Callback, trainer: Trainer, remedy: str) -> None:
+    """Lightning refuses another itself, but only among the callbacks that are passed to ``Trainer(...)``."""
+    count = sum(other.state_key == callback.state_key for other in trainer.callbacks)  # type: ignore[attr-defined]
+    if count > 1:
+        raise ValueError(
+            f"expected one {type(callback).__name__}, because a checkpoint has one place for its state, got {count}: "
+            f"{remedy}"
+        )

@@ -7,17 +7,20 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from supple.diagnostics import PlasticityMonitor
+from supple.integrations import monitors
+from supple.integrations.monitors import Monitors
 from supple.mitigators import Mitigator
 
 FILE = "mitigators.pt"
 """The file in each checkpoint's folder with a list of the methods' states."""
 MONITOR_FILE = "plasticity_monitor.pt"
-"""The file in each checkpoint's folder with the monitor's state."""
+"""The file in each checkpoint's folder with the monitor's state, or the states of several by name."""
 
 
 class MitigatorCallback(TrainerCallback):
     """Attach methods to a ``Trainer``'s optimizer while it trains, and save their states in its checkpoints.
+
+    A trainer takes one callback of this class: pass all methods to it.
 
     Args:
         mitigators: methods built on the trainer's model or on parts of it.
@@ -25,7 +28,8 @@ class MitigatorCallback(TrainerCallback):
             trainer's own ``<output_dir>/checkpoint-<step>``: the trainer does not tell callbacks.
 
     Raises:
-        ValueError: when training starts and the optimizer does not hold a method's parameters.
+        ValueError: when training starts, if the optimizer does not hold a method's parameters, the trainer has another
+            callback of this class, or the checkpoint holds other methods' states.
         FileNotFoundError: when a resumed checkpoint was saved without this callback.
     """
 
@@ -35,6 +39,7 @@ class MitigatorCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        _refuse_another(self, state, FILE, "say MitigatorCallback(method, another)")
         for mitigator in self.mitigators:
             mitigator.detach().attach(kwargs["optimizer"])  # still attached if the last training was interrupted
         if state.global_step > 0:
@@ -71,43 +76,63 @@ class PlasticityMonitorCallback(TrainerCallback):
     (TensorBoard, W&B, ...) and ``trainer.state.log_history`` get it, whatever ``logging_steps`` is. It follows the
     optimizer's step, so attached methods have acted, wherever this callback is in the list.
 
+    A trainer takes one callback of this class: pass all monitors to it.
+
     Args:
-        monitor: built on the trainer's model or on a part of it, and not attached.
+        monitor: built on the trainer's model or on a part of it, and not attached. Or several by name:
+            ``{"actor": monitor, "critic": another}`` logs ``actor/spectral_norm``, and so on.
         trainer: the trainer to log through, because trainers do not tell callbacks:
             ``trainer.add_callback(PlasticityMonitorCallback(monitor, trainer))``.
         resume_from: the checkpoint folder that you pass to ``train(resume_from_checkpoint=...)``, if it is not the
             trainer's own ``<output_dir>/checkpoint-<step>``.
 
     Raises:
-        RuntimeError: when training, if the monitor is attached to an optimizer.
+        TypeError: for anything else than a monitor or several by name.
+        ValueError: when training starts, if the trainer has another callback of this class, or the checkpoint holds
+            other monitors' states.
+        RuntimeError: when training, if a monitor is attached to an optimizer.
         FileNotFoundError: when a resumed checkpoint was saved without this callback.
     """
 
-    def __init__(self, monitor: PlasticityMonitor, trainer: Trainer, *, resume_from: str | Path | None = None) -> None:
+    def __init__(self, monitor: Monitors, trainer: Trainer, *, resume_from: str | Path | None = None) -> None:
+        monitors.by_name(monitor)
         self.monitor, self.trainer, self.resume_from = monitor, trainer, resume_from
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        remedy = 'say PlasticityMonitorCallback({"actor": monitor, "critic": another}, trainer)'
+        _refuse_another(self, state, MONITOR_FILE, remedy)
         if state.global_step > 0:
             file = Path(self.resume_from or _checkpoint(args, state)) / MONITOR_FILE
             remedy = (
                 "say PlasticityMonitorCallback(..., resume_from=folder) for a checkpoint elsewhere, or write the file "
                 "with torch.save(monitor.state_dict(), file) to begin measuring at this checkpoint"
             )
-            self.monitor.load_state_dict(_saved(file, "the monitor's state", remedy))
+            monitors.load_state_dict(self.monitor, _saved(file, "the monitor's state", remedy))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # On every rank, because the forward pass of a sharded network needs all; integrations write on rank zero only.
-        measurement = self.monitor.step()
-        if measurement is not None:
+        measurement = monitors.step(self.monitor)
+        if measurement:
             should_log = control.should_log
-            self.trainer.log(dict(measurement))  # it adds the epoch
+            self.trainer.log(measurement)  # it adds the epoch
             control.should_log = should_log  # the trainer's log of the loss is still due; trainer.log cleared it
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            torch.save(self.monitor.state_dict(), _checkpoint(args, state) / MONITOR_FILE)
+            torch.save(monitors.state_dict(self.monitor), _checkpoint(args, state) / MONITOR_FILE)
+
+
+def _refuse_another(callback: TrainerCallback, state: TrainerState, file: str, remedy: str) -> None:
+    """Refuse a second callback that would write the same file.
+
+    Trainers do not tell callbacks of each other, but give all of them the state of this training.
+    """
+    if vars(state).setdefault(file, id(callback)) != id(callback):
+        raise ValueError(
+            f"expected one {type(callback).__name__}, because a checkpoint has one {file}, got another: {remedy}"
+        )
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
