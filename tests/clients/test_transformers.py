@@ -1,4 +1,4 @@
-"""Transformers: the Trainer."""
+"""Transformers: the Trainer, and hyperparameter search."""
 
 from types import SimpleNamespace
 
@@ -265,3 +265,50 @@ def test_a_second_callback_is_refused_before_anything_is_written(kind, tmp_path)
     with pytest.raises(ValueError, match=rf"expected one {kind}, .* got another: say {kind}\(.*another"):
         training.train()
     assert not list(folder.iterdir())
+
+
+# Hyperparameter search.
+
+
+class Search:
+    """Runs trials one after the other, as the search with Optuna does, without the package."""
+
+    def ensure_available(self):
+        pass
+
+    def run(self, trainer, n_trials, direction):
+        for number in range(n_trials):
+            trainer.train(trial=SimpleNamespace(number=number, params={"learning_rate": LR * (1 + number)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [(None, ["run-0", "run-1"]), (lambda trial: f"named/{trial.number}", ["named/0", "named/1"])],
+    ids=["unnamed", "named"],
+)
+def test_trials_of_a_search_save_in_their_own_folders(name, folders, tmp_path, monkeypatch):
+    optuna = transformers.trainer_utils.HPSearchBackend.OPTUNA
+    monkeypatch.setitem(transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS, optuna, Search)
+    monkeypatch.setattr(transformers.integrations, "hp_params", lambda trial: trial.params)
+    network, trials = make(gpt2), []
+    training = watched(network, tmp_path, monitor(network), save_strategy="steps", save_steps=3)
+    callbacks = {type(each).__name__: each for each in training.callback_handler.callbacks}
+    methods, watching = callbacks["MitigatorCallback"], callbacks["PlasticityMonitorCallback"]
+
+    def begin():
+        network = make(gpt2)
+        methods.mitigators, watching.monitor = (spectral(network),), monitor(network)
+        trials.append((methods.mitigators[0], watching.monitor))
+        return network
+
+    training.train()  # its folders are not those of the trials
+    training.model_init = begin
+    training.hyperparameter_search(lambda trial: trial.params, n_trials=2, backend="optuna", hp_name=name)
+    for folder, (method, watch) in zip(folders, trials, strict=True):
+        checkpoint = tmp_path / folder / "checkpoint-6"
+        (saved,) = torch.load(checkpoint / "mitigators.pt")
+        torch.testing.assert_close(saved, method.state_dict(), rtol=0.0, atol=0.0)
+        torch.testing.assert_close(
+            torch.load(checkpoint / "plasticity_monitor.pt"), watch.state_dict(), rtol=0.0, atol=0.0
+        )
+    assert len(list(tmp_path.rglob("mitigators.pt"))) == len(list(tmp_path.rglob("trainer_state.json"))) == 6

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from supple.integrations import monitors
@@ -60,7 +61,7 @@ class MitigatorCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            torch.save([mitigator.state_dict() for mitigator in self.mitigators], _checkpoint(args, state) / FILE)
+            torch.save([mitigator.state_dict() for mitigator in self.mitigators], _written(args, state) / FILE)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -121,7 +122,7 @@ class PlasticityMonitorCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            torch.save(monitors.state_dict(self.monitor), _checkpoint(args, state) / MONITOR_FILE)
+            torch.save(monitors.state_dict(self.monitor), _written(args, state) / MONITOR_FILE)
 
 
 def _refuse_another(callback: TrainerCallback, state: TrainerState, file: str, remedy: str) -> None:
@@ -137,6 +138,15 @@ def _refuse_another(callback: TrainerCallback, state: TrainerState, file: str, r
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _written(args: TrainingArguments, state: TrainerState) -> Path:
+    """The checkpoint's folder that the trainer has just written; a trial's has a parent that it does not tell."""
+    folder = _checkpoint(args, state)
+    if state.trial_params is None:
+        return folder
+    files = Path(str(args.output_dir)).rglob(f"{folder.name}/{TRAINER_STATE_NAME}")
+    return max(files, key=lambda file: file.stat().st_mtime_ns).parent
 
 
 def _saved(file: Path, content: str, remedy: str) -> Any:
