@@ -10,7 +10,6 @@ The buffer holds half of that: a thousand steps after a change, nothing in it is
 another thousand follow until the next change.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -149,8 +148,7 @@ def draw(rows: pl.DataFrame, task: str) -> alt.VConcatChart:
         for title, layer_norm in (("LayerNorm", True), ("no LayerNorm", False))
         if len(part := rows.filter(pl.col("layer_norm") == layer_norm))
     ]
-    with warnings.catch_warnings():  # both panels choose methods by the same clicks
-        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+    with charts.shared_selections():  # both panels choose methods by the same clicks
         return charts.configured(alt.vconcat(*panels))
 
 

@@ -10,7 +10,6 @@ products to bfloat16 where the CPU supports it, which changes no result by more 
 of them; the reported seeds are different ones.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -142,9 +141,9 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
             charts.curves_of(rows, diagnostic, "", width=280, height=180, coloured=COLOURED.get(name))
             for diagnostic in INSIDE
         ]
-        # Altair warns that all panels share one selection; here that is intended.
-        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
-        charts.configured(alt.concat(*panels, columns=2)).save(folder / f"{name}-inside.png", scale_factor=2)
+        with charts.shared_selections():
+            chart = charts.configured(alt.concat(*panels, columns=2))
+        chart.save(folder / f"{name}-inside.png", scale_factor=2)
 
 
 def metric_of(name: str) -> str:

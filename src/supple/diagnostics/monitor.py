@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from supple.diagnostics.measurements import Measurements
 from supple.diagnostics.probing import Inputs, Labels, Loss
 from supple.diagnostics.table import text_table
-from supple.mitigators.optimizers import inner_optimizers, steps_under_way
+from supple.mitigators.hooks import OutermostStep
+from supple.mitigators.optimizers import inner_optimizers
 from supple.mitigators.states import check_state, check_tensors
 from supple.network.graph import unwrapped
 from supple.network.population import Population
@@ -82,7 +83,7 @@ class PlasticityMonitor:
         self._steps = 0
         self._optimizer: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
-        self._depth = 0
+        self._outermost = OutermostStep()
 
     def measure(self) -> dict[str, float]:
         """Measure all chosen diagnostics now; the result is also kept as :attr:`latest`.
@@ -122,7 +123,7 @@ class PlasticityMonitor:
         if self._hooks:
             raise RuntimeError("expected a monitor that is not attached yet, got one that is: detach() first")
         self._optimizer = inner_optimizers(optimizer)[-1]  # if there are several, the last one to step
-        self._depth = 0
+        self._outermost = OutermostStep()
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._on_step_start),
             self._optimizer.register_step_post_hook(self._on_step_end),
@@ -203,14 +204,10 @@ class PlasticityMonitor:
             self.attach(self._optimizer)
 
     def _on_step_start(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Torch runs the hooks twice if a user's optimizer class calls super().step() within its own step().
-        if self._depth:
-            self._depth = steps_under_way(optimizer) - 1  # smaller than the count if an earlier step raised an error
-        self._depth += 1
+        self._outermost.begins(optimizer)
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._depth -= 1
-        if not self._depth:
+        if self._outermost.ends():
             self._count_step()
 
     def _count_step(self) -> dict[str, float] | None:

@@ -1,6 +1,5 @@
 """The parts of a figure: panels in rows and columns, each with its runs and curves."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from supple.lab import problems
 from supple.lab.grid import product
 from supple.lab.problems import Scale
 from supple.lab.run import Run
-from supple.runs.charts import configured, curves_of, over_seeds, sensitivity_of
+from supple.runs.charts import configured, curves_of, over_seeds, sensitivity_of, shared_selections
 
 METHODS = (
     "none",
@@ -75,9 +74,7 @@ class Figure:
 def arranged(charts: Iterable[Sequence[alt.Chart | alt.LayerChart]], title: str, *subtitle: str) -> alt.VConcatChart:
     """Rows of charts under one title; empty lines of the subtitle are left out."""
     text = alt.Title(title, subtitle=[line for line in subtitle if line], anchor="start")
-    with warnings.catch_warnings():
-        # Altair warns that all panels share one selection; here that is intended.
-        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+    with shared_selections():
         return configured(alt.vconcat(*(alt.hconcat(*row) for row in charts)).properties(title=text))
 
 

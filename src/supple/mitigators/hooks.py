@@ -34,6 +34,25 @@ class _Writes(NamedTuple):
         return others is not None and others.gradient is self.gradient and others.writes == self.writes
 
 
+class OutermostStep:
+    """Tells the outermost of nested steps: an optimizer whose ``step()`` calls ``super().step()`` runs hooks twice."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def begins(self, optimizer: Optimizer) -> bool:
+        """Count the beginning of a step; whether it is inside no other."""
+        if self._depth:
+            self._depth = steps_under_way(optimizer) - 1  # smaller than the count if an earlier step raised an error
+        self._depth += 1
+        return self._depth == 1
+
+    def ends(self) -> bool:
+        """Count the end of a step; whether it was inside no other."""
+        self._depth -= 1
+        return not self._depth
+
+
 class StepHooks:
     """The hooks of one method on one optimizer, until :meth:`remove`.
 
@@ -59,7 +78,7 @@ class StepHooks:
     ) -> None:
         self.owner, self.optimizer, self.steps = owner, optimizer, steps
         self._add, self._term, self._change = add, term, change
-        self._depth, self._acts, self._is_retry = 0, False, False
+        self._outermost, self._acts, self._is_retry = OutermostStep(), False, False
         self._added: _Writes | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._on_step_start),
@@ -73,11 +92,7 @@ class StepHooks:
     def _on_step_start(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # Torch runs the hooks twice if a user's optimizer class calls super().step() within its own step().
-        if self._depth:
-            self._depth = steps_under_way(optimizer) - 1  # smaller than the count if an earlier step raised an error
-        self._depth += 1
-        if self._depth > 1 or self._add is None:
+        if not self._outermost.begins(optimizer) or self._add is None:
             return None
         self._is_retry = self._added is not None
         # args[0] is the optimizer itself. With a closure the gradients are computed inside the step, whenever the
@@ -91,8 +106,7 @@ class StepHooks:
         return None
 
     def _on_step_end(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._depth -= 1
-        if self._depth:
+        if not self._outermost.ends():
             return
         self._added = None
         if self._change is not None:

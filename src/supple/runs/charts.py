@@ -1,7 +1,9 @@
 """Charts of runs, saved as PNG, SVG, PDF and an HTML page that works offline."""
 
+import contextlib
 import io
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +30,14 @@ def configured(chart: Chart) -> Chart:
     """The chart with the style that all charts share."""
     styled: Chart = chart.configure_axis(titleFontWeight="normal")
     return styled
+
+
+@contextlib.contextmanager
+def shared_selections() -> Iterator[None]:
+    """Silence Altair's warning that the panels joined here share one selection: that is intended."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Automatically deduplicated", UserWarning)
+        yield
 
 
 def over_seeds(count: int) -> str:

@@ -19,7 +19,7 @@ import supple
 from supple.errors import is_written_for_users
 from supple.runs.digests import BLANK, verified, with_digest
 from supple.runs.files import files_at, read, write
-from supple.runs.store import DAMAGED, SCHEMA, first_line, name_of, read_folder
+from supple.runs.store import DAMAGED, SCHEMA, first_line, name_of, read_folder, text_of
 
 PARTIAL = re.compile(r"\.(run\.json|environment\.json|metrics\.parquet|checkpoint(-after-\d+)?\.pt)\.[^/]+\.\d+")
 """The temporary names that :func:`write` uses for a run's files."""
@@ -59,7 +59,7 @@ class RunFolder:
     """
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
-        self._config = json.dumps(config, indent=2, sort_keys=True)
+        self._config = text_of(config)
         self.name = name_of(config)
         self._files, folder = files_at(root)
         self.path = f"{folder}/{self.name}"

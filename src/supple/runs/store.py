@@ -157,8 +157,13 @@ def _rows(content: bytes, config: Mapping[str, Any]) -> pl.DataFrame:
 
 def name_of(config: Mapping[str, Any]) -> str:
     """The name of the folder of a run with this configuration."""
-    content = json.dumps(config, indent=2, sort_keys=True)
+    content = text_of(config)
     return re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest(content)}"
+
+
+def text_of(config: Mapping[str, Any]) -> str:
+    """A configuration as its file holds it; the folder's name depends on every letter."""
+    return json.dumps(config, indent=2, sort_keys=True)
 
 
 def digest(content: str) -> str:
