@@ -125,7 +125,7 @@ def test_each_protocol_has_a_section_of_its_own(tmp_path):
     text = page(str(tmp_path))
     assert re.findall(r"<h2>(Random.*)</h2>", text) == [
         "Random labels, digits (quick scale, shortened to 3 of 30 tasks), batch size 256",
-        "Random labels, digits (quick scale, shortened to 3 of 30 tasks), batch size 64",
+        "Random labels, digits (quick scale, shortened to 3 of 30 tasks, batch size 64)",
     ]
     assert text.count(f"<dt>problem</dt><dd>{DIGITS}</dd>") == 2, "the name to type"
 

@@ -6,17 +6,13 @@ returns its values by layer, with the whole network's value under ``""``. For a 
 nothing.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
-from supple.diagnostics.facts import diagnostic
+from supple.diagnostics.facts import ByLayer, diagnostic
 from supple.kernels.power_iteration import working_dtype
 from supple.network.units import redo_scores
-
-ByLayer = Mapping[str, Tensor]
 
 
 @diagnostic(title="share of dormant units", higher_is_better=False, usual=True)

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from supple.diagnostics.inspection import Inspection
 from supple.network.population import members_of
 
 Function = TypeVar("Function", bound=Callable[..., dict[str, Tensor]])
+ByLayer = Mapping[str, Tensor]
+"""A quantity by layer, in some diagnostics with the whole network's under ``""``."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,6 @@ DIAGNOSTICS: dict[str, Diagnostic] = {}
 def diagnostic(
     *,
     title: str,
-    unit: str = "",
     higher_is_better: bool | None = None,
     scale: Literal["linear", "symlog"] = "linear",
     usual: bool = False,
@@ -101,8 +103,14 @@ def diagnostic(
 
     def add(function: Function) -> Function:
         summary = (inspect.getdoc(function) or "").partition("\n")[0]
-        metric = Metric(title=title, summary=summary, unit=unit, higher_is_better=higher_is_better, scale=scale)
+        metric = Metric(title=title, summary=summary, higher_is_better=higher_is_better, scale=scale)
         DIAGNOSTICS[function.__name__] = Diagnostic(function=function, metric=metric, usual=usual)
         return function
 
     return add
+
+
+def norms_of(vectors: ByLayer) -> dict[str, Tensor]:
+    """The norm of each vector ``(members…, n)``, and under ``""`` that of all together."""
+    norms = {name: torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64) for name, v in vectors.items()}
+    return {"": torch.linalg.vector_norm(torch.stack(list(norms.values()), -1), dim=-1), **norms}

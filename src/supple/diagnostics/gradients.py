@@ -3,15 +3,10 @@
 Each takes a quantity by layer, the whole network's under ``""``, and returns its values in the same form.
 """
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
-from supple.diagnostics.facts import diagnostic
-
-ByLayer = Mapping[str, Tensor]
+from supple.diagnostics.facts import ByLayer, diagnostic, norms_of
 
 
 @diagnostic(title="norm of the gradient on the probe", usual=True)
@@ -21,8 +16,7 @@ def gradient_norm(gradients: ByLayer) -> dict[str, Tensor]:
     Args:
         gradients: by trainable parameter, as vectors ``(members…, n)``.
     """
-    norms = {name: torch.linalg.vector_norm(g, dim=-1, dtype=torch.float64) for name, g in gradients.items()}
-    return {"": torch.linalg.vector_norm(torch.stack(list(norms.values()), -1), dim=-1), **norms}
+    return norms_of(gradients)
 
 
 @diagnostic(title="effective rank of the examples' gradients", higher_is_better=True, usual=True)

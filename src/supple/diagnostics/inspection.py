@@ -116,7 +116,7 @@ class Inspection:
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter as a vector ``(members…, n)``; unless it is pruned, it shares the network's memory."""
-        return {_label(name): self._vector(name, tensor) for name, tensor in self._tensors.items()}
+        return {_label(name): self._roles[name].vector(tensor) for name, tensor in self._tensors.items()}
 
     @cached_property
     def singular_values(self) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ class Inspection:
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of the loss on the probe by each trainable parameter, as a vector ``(members…, n)``."""
         by_parameter = self._by_member(lambda member: loss_gradients(member, self.loss))
-        return {_label(name): self._vector(name, gradient) for name, gradient in by_parameter.items()}
+        return {_label(name): self._roles[name].vector(gradient) for name, gradient in by_parameter.items()}
 
     @cached_property
     def gradient_singular_values(self) -> dict[str, Tensor]:
@@ -218,10 +218,6 @@ class Inspection:
         if len(types) == 1 and types <= _CAST_TO:
             x = tree_map_only(Tensor, lambda t: t.to(*types) if t.is_floating_point() else t, x)
         return Member(module, parameters, buffers, tuple(self._trained), x, y)
-
-    def _vector(self, name: str, tensor: Tensor) -> Tensor:
-        shape = self._roles[name].shape
-        return tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], -1)
 
 
 def _tensors_in(values: Any) -> list[Tensor]:

@@ -5,15 +5,13 @@ is the mean over the matrices in its tensor (one, or q, k and v, or gates, or gr
 over all matrices that spectral regularization acts on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
-from supple.diagnostics.facts import diagnostic
-
-ByLayer = Mapping[str, Tensor]
+from supple.diagnostics.facts import ByLayer, diagnostic, norms_of
 
 
 @diagnostic(title="largest singular value, mean over layers", usual=True)
@@ -79,7 +77,7 @@ def weight_norm(parameters: ByLayer) -> dict[str, Tensor]:
     Args:
         parameters: each as a vector ``(members…, n)``; biases and gains are among them.
     """
-    return _norms(parameters)
+    return norms_of(parameters)
 
 
 @diagnostic(title="distance from initialisation", usual=True)
@@ -97,12 +95,7 @@ def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[
                 f"expected the parameters that there were at first, got {name!r} of shape {tuple(vector.shape)} where "
                 f"there was {before}: where the network has grown, build another monitor"
             )
-    return _norms({name: vector - initial[name].to(vector.device) for name, vector in parameters.items()})
-
-
-def _norms(vectors: ByLayer) -> dict[str, Tensor]:
-    norms = {name: torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64) for name, v in vectors.items()}
-    return {"": torch.linalg.vector_norm(torch.stack(list(norms.values()), -1), dim=-1), **norms}
+    return norms_of({name: vector - initial[name].to(vector.device) for name, vector in parameters.items()})
 
 
 def _averaged(singular_values: ByLayer, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -125,9 +125,8 @@ def _check_company(method: Kernels, optimizer: Optimizer) -> None:
     for hooks in all_on(optimizer):
         if hooks.owner is method:
             raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")
-        theirs = {id(parameter) for parameter in hooks.owner.parameters.values()}
-        ours = {id(parameter) for parameter in method.parameters.values()}
-        if type(hooks.owner) is type(method) and theirs & ours & held_by(optimizer):
+        common = _identities(hooks.owner) & _identities(method) & held_by(optimizer)
+        if type(hooks.owner) is type(method) and common:
             raise RuntimeError(
                 f"expected one {type(method).__name__} of these parameters on an optimizer, got a second, which "
                 "would add to the first: detach() that one, or change its strength"

@@ -12,7 +12,8 @@ from supple.report.commands import commands
 from supple.report.drawings import Drawings
 from supple.report.standings import TUNED, Standings, standings
 from supple.runs.changes import Changes
-from supple.runs.tables import title_with_scale
+from supple.runs.lines import words
+from supple.runs.tables import CHANGED, title_with_scale
 
 OF_MEMBERS = ("run", "member", "seed", "done", "seconds")
 """The columns of :func:`supple.report.overview.members_of` that are not settings of the training."""
@@ -67,18 +68,17 @@ def sections_of(
         siblings = members.filter(pl.col("problem") == problem)
         told = ("scale", "subset", "change", "change_every")  # by the title
         apart = [name for name in protocol if name not in told and siblings[name].n_unique() > 1]
-        title = [
-            title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0])),
-            *(f"{_words(name)} {part[name][0]}" for name in apart),
-        ]
+        title = title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0]))
+        settings = [f"{CHANGED.get(name, words(name))} {part[name][0]}" for name in apart]
+        title = ", ".join([title, *(setting for setting in settings if setting not in title)])
         measured, first, changes = _rows_of(part, rows), part.row(0, named=True), Changes.of(part)
         evaluated = (first["evaluate_every"], first["steps"]) if first.get("evaluate_every") else None
         sections.append(
             Section(
                 problem=problem,
-                title=", ".join(title),
+                title=title,
                 # Runs of other kinds, in the same folder, have settings that these do not have.
-                protocol={_words(name): first[name] for name in protocol if name in configs[first["run"]]},
+                protocol={words(name): first[name] for name in protocol if name in configs[first["run"]]},
                 changes=changes,
                 methods=part["method"].n_unique(),
                 seeds=part["seed"].filter(part["seed"] < TUNING_SEEDS).to_list(),
@@ -129,7 +129,3 @@ def _tests_of(members: pl.DataFrame, tests: list[dict[str, Any]]) -> list[dict[s
     settings = {(row["run"], row["member"]): row for row in members.select("run", "member", "seed", *TUNED).to_dicts()}
     tested = [test | settings[key] for test in tests if (key := (test["run"], test["member"])) in settings]
     return sorted(tested, key=lambda test: (test["method"], test["strength"], test["seed"], test["after"]))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
