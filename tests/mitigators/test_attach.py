@@ -260,17 +260,15 @@ def test_an_optimizer_that_may_compare_losses_gets_the_sum(network, kind):
 
 def test_an_optimizer_that_is_done_is_not_kept(network):
     """As where each task begins with a new one."""
-    regularizer, optimizers = spectral(network), []
-    for _ in range(3):
-        optimizer = sgd(network)
+    regularizer, optimizers = spectral(network), [sgd(network) for _ in range(3)]
+    for optimizer in optimizers:
         regularizer.attach(optimizer)
         step(optimizer, network)
-        optimizers.append(weakref.ref(optimizer))
     assert regularizer.steps == (1, 1, 1)
-    first = optimizers[0]()
-    del optimizer
+    references, first = [weakref.ref(optimizer) for optimizer in optimizers], optimizers[0]
+    del optimizer, optimizers
     gc.collect()
-    assert [reference() is None for reference in optimizers] == [False, True, True]
+    assert [reference() is None for reference in references] == [False, True, True]
     assert regularizer.steps == (1,)
     before = values(network)
     step(first, network)
