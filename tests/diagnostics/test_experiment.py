@@ -354,6 +354,20 @@ def test_verdicts(result, verdict, words):
     assert result.to_dict()["verdict"] == verdict
 
 
+@pytest.mark.parametrize(("slow", "says"), [(3, True), (1.02, False)])
+def test_a_network_that_catches_up_is_said_to_learn_more_slowly(slow, says):
+    """Both come from 2 to 0.2; the mean loss of the slow one is higher by more than the margin, or by less."""
+    progress = torch.linspace(0, 1, 100).double()
+    noise = 0.01 * torch.randn(2, 5, 1, generator=torch.Generator().manual_seed(0)).double()
+    own, fresh = (
+        2 - 1.8 * (rate * progress).clamp(max=1) + part for rate, part in zip((3, 3 * slow), noise, strict=True)
+    )
+    result = PlasticityTest({AS_IT_IS: own, FRESH_OPTIMIZER: own, FRESH_NETWORK: fresh}, 0.05)
+    assert result.verdict == "nothing"
+    assert ("it learns more slowly: its mean loss over all 100 steps is" in result.sentence()) == says
+    assert ("the data are harder now" in result.sentence()) != says
+
+
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e38])
 def test_a_network_whose_first_loss_is_not_finite_does_worse_than_a_fresh_one(weight):
     network, optimizer = trained(network := make(), adam(network))

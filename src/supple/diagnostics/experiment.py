@@ -85,7 +85,8 @@ def plasticity_test(
         schedulers: torch's learning rate schedulers of the optimizer that step once per training step. Copies of them
             continue in every copy.
         scaler: the ``torch.amp.GradScaler``, if there is one.
-        steps: training steps of a copy: enough for a fresh network to learn clearly.
+        steps: training steps of a copy: as many as you train on each change of the data, if a fresh network clearly
+            learns in them. With many more, a network that only learns more slowly catches up.
         repeats: at most this many; at least 2.
         margin: the difference that does not matter, as a fraction of what the fresh network learns (its first loss
             minus its result). With 0.05, 59 of 60 situations with a known truth were judged rightly

@@ -94,9 +94,10 @@ class PlasticityTest:
         if self.verdict == "optimizer":
             return f"the optimizer is stalling: {stalls}; a fresh network reaches {fresh}"
         if self.verdict == "nothing":
+            harder = "; if its loss was lower before, the data are harder now"
             return (
-                f"nothing is lost: the network reaches {own}, a fresh one {fresh} (difference {both}); if it reached "
-                "less before, the data are harder now"
+                f"nothing is lost: the network reaches {own}, a fresh one {fresh} (difference {both}, where "
+                f"{self._shown(self.threshold)} matters){self._slower() or harder}"
             )
         if not Difference.of(self._learned).low > 0:
             steps, first = self.curves[FRESH_NETWORK].shape[1], self.curves[FRESH_NETWORK][:, 0].mean().item()
@@ -106,7 +107,25 @@ class PlasticityTest:
             )
         return (
             f"undecided: {stalls}, a fresh network {fresh} (difference {network}), where {self._shown(self.threshold)} "
-            "matters; take more repeats, or more steps"
+            f"matters{self._slower() or '; take more repeats, or more steps if the fresh network is still learning'}"
+        )
+
+    def _slower(self) -> str:
+        """Whether the network learns more slowly than a fresh one, by the mean loss over all steps; "" if it does not.
+
+        With enough steps both may reach the same loss.
+        """
+        own, fresh = (self.curves[name].mean(1) for name in (AS_IT_IS, FRESH_NETWORK))
+        if not Difference.of(own - fresh).low > self.threshold:
+            return ""
+        mine, theirs, steps = (
+            self._shown(own.mean().item()),
+            self._shown(fresh.mean().item()),
+            len(self.curves[AS_IT_IS][0]),
+        )
+        return (
+            f"; but it learns more slowly: its mean loss over all {steps} steps is {mine}, a fresh one's {theirs}; "
+            "if you train for fewer steps on new data, test with so many"
         )
 
     def to_dict(self) -> dict[str, Any]:
