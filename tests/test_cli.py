@@ -226,6 +226,7 @@ def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
     assert {run.step_size for job in jobs for run in by_member(job)} == {1e-2}
     output = capsys.readouterr().out
     assert len([line for line in output[output.rindex("Training accuracy") :].splitlines() if " L2 " in line]) == 4
+    assert "choose it on other seeds: --tuning-seeds 2" in output
 
 
 def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, capsys):
@@ -240,6 +241,10 @@ def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, c
         (*setting, seed) for setting in (("none", 0.0), ("l2", best)) for seed in (0, 1)
     }
     output = capsys.readouterr().out
+    assert (
+        "chosen for l2: strength 0.0001 (the smallest tried: try smaller ones too)\nnow the seeds to report" in output
+    )
+    assert output.count("next:") == 1
     assert table(output[output.rindex("Training accuracy") :]).keys() == {"no mitigation", "L2"}
     assert [*tmp_path.glob(f"tuning-{DIGITS}-*.png")]
     assert [*tmp_path.glob(f"chart-{DIGITS}-*.png")]

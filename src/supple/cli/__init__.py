@@ -20,7 +20,7 @@ from supple import figures
 from supple.cli.control import MOST_SEEDS, Control
 from supple.cli.looking import PlasticityTestCommand, Report, Results
 from supple.cli.options import Engine, Methods, Numbers, Protocol
-from supple.cli.output import show, table
+from supple.cli.output import choices, show, table
 from supple.errors import check_range, sentence
 
 if TYPE_CHECKING:
@@ -123,7 +123,12 @@ class Sweep(Protocol, Engine):
             tried = self.train(candidates, self.keep_checkpoints)
             show(tried, candidates, self.out, "tuning")
             best = tuned(tried)
+            print(*choices(best, candidates), "now the seeds to report", sep="\n")
             members = [run for run in members if (run.method, run.strengths[0], run.step_size) in best]
+        elif len(members) > self.seeds * len(set(self.methods)):
+            print(
+                "note: the best of several settings looks better than it is; choose it on other seeds: --tuning-seeds 2"
+            )
         show(self.train(members, self.keep_checkpoints), members, self.out)
 
 

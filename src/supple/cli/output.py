@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import polars as pl
     from rich.table import Table
 
@@ -23,11 +25,33 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
     subtitle = over_seeds(rows["seed"].n_unique())
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
     title = title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
+    if name != "chart":
+        title = f"{name.capitalize()}: {title}"
     chart = learning_curves(rows, metric, title, subtitle)
     for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
         print(f"chart: {path}")
-    print(f"runs:  {out}")
-    print(f"next:  supple report {out}")
+    if name == "chart":
+        print(f"runs:  {out}")
+        print(f"next:  supple report {out}")
+
+
+def choices(best: "set[tuple[str, float, float]]", candidates: "list[Run]") -> "Iterator[str]":
+    """The chosen strengths and step sizes in words, and whether they lie at an end of what was tried."""
+    for method, *chosen in sorted(best):
+        tried = [run for run in candidates if run.method == method]
+        parts = []
+        for name, value, values in zip(
+            ("strength", "step size"),
+            chosen,
+            ({run.strengths[0] for run in tried}, {run.step_size for run in tried}),
+            strict=True,
+        ):
+            if len(values) > 1:
+                end = {min(values): "smallest", max(values): "largest"}.get(value)
+                hint = f" (the {end} tried: try {'smaller' if end == 'smallest' else 'larger'} ones too)" if end else ""
+                parts.append(f"{name} {value:g}{hint}")
+        if parts:
+            yield f"chosen for {method}: {', '.join(parts)}"
 
 
 def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
