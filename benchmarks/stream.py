@@ -26,12 +26,14 @@ from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS, finished, results
 from supple.lab.run import Run
 from supple.runs import charts
+from supple.runs.lines import LABEL_HEIGHT, spaced
 from supple.training.methods import METHODS
 
 PROBLEM = "label-permuted-emnist"
 TASKS = 200
 METRIC = "online_accuracy"
 STEP_SIZES = (3e-3, 1e-3, 3e-4)
+HEIGHT, GREY = 360, "#777777"
 
 
 DECAY = (1e-2, 1e-3, 1e-4)
@@ -182,7 +184,8 @@ def picture(rows: pl.DataFrame) -> alt.LayerChart:
         .agg(accuracy=pl.mean("value"))
     )
     forms = ten["form"].unique(maintain_order=True).to_list()
-    colours = [METHODS[FORMS[name].method].colour for name in forms]
+    own = {"Adam restarted": GREY}  # it is not the method's doing
+    colours = [own.get(name, METHODS[FORMS[name].method].colour) for name in forms]
     line = (
         alt.Chart(ten)
         .mark_line(strokeWidth=2)
@@ -193,11 +196,14 @@ def picture(rows: pl.DataFrame) -> alt.LayerChart:
             detail="form:N",
         )
     )
-    ends = ten.filter(pl.col("images") == ten["images"].max())
+    ends = ten.filter(pl.col("images") == ten["images"].max()).sort("accuracy")
+    top = float(ten["accuracy"].max())  # type: ignore[arg-type]  # a number
+    places = spaced(ends["accuracy"].to_numpy(), top * LABEL_HEIGHT / HEIGHT, 0, top)
+    ends = ends.with_columns(accuracy=pl.Series(places))
     names = line.mark_text(align="left", dx=5).encode(text="form:N").properties(data=ends)
     chart: alt.LayerChart = (line + names).properties(
         width=560,
-        height=360,
+        height=HEIGHT,
         title=alt.Title(
             "A stream of new images whose labels change every 2,500 images",
             subtitle="online accuracy on EMNIST, 47 classes, mean of three seeds",

@@ -186,7 +186,7 @@ class Lines:
         )
         bend, unbend = (np.arcsinh, np.sinh) if self.scale == "symlog" else (np.positive, np.positive)
         bottom, top = bend(np.array(axis_extent(self.points)))
-        places = _spaced(bend(ends["mean"].to_numpy()), (top - bottom) * LABEL_HEIGHT / height, bottom, top)
+        places = spaced(bend(ends["mean"].to_numpy()), (top - bottom) * LABEL_HEIGHT / height, bottom, top)
         return ends.select(
             self.at,
             pl.Series("place", unbend(places), dtype=pl.Float64),
@@ -202,7 +202,7 @@ def axis_extent(points: pl.DataFrame) -> tuple[float, float]:
     return (0.0, top) if 0 <= bottom <= top / 2 else (bottom, top)
 
 
-def _spaced(places: np.ndarray, gap: float, bottom: float, top: float) -> np.ndarray:
+def spaced(places: np.ndarray, gap: float, bottom: float, top: float) -> np.ndarray:
     """Ascending places between ``bottom`` and ``top``, moved as little as it takes to be ``gap`` apart."""
     places = places.copy()
     for at in range(1, len(places)):
