@@ -109,7 +109,8 @@ class Tables:
                 continue
             rows = pl.concat([reported for _, reported in parts])
             tuned = pl.concat([rows.clear(), *(tried for tried, _ in parts if tried is not None)])
-            tuned.filter(metric=CHOSEN_BY).write_parquet(self.out / f"tuning-{problem}.parquet")
+            if len(tuned):
+                tuned.filter(metric=CHOSEN_BY).write_parquet(self.out / f"tuning-{problem}.parquet")
             rows.write_parquet(self.out / f"{problem}.parquet")
             trained |= {*tuned["run"], *rows["run"]}
             put_into(self.page, problem, table(rows))
