@@ -7,7 +7,7 @@ demo: $(READY)  ## lose and keep plasticity on real digits, and draw the chart
 	$(BIN)/supple demo
 
 test: $(READY)  ## every test that needs no accelerator
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(READY)  ## style, types and the floors of the architecture
 	$(BIN)/ruff check
