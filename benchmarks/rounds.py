@@ -137,7 +137,7 @@ def rows_of(seed: int, data: Dataset) -> Iterator[tuple[int, str, str, int, floa
 class Rounds:
     """Train round after round with each treatment, and write the rows and the table."""
 
-    seeds: int = 5
+    seeds: int = 3
     """Number of seeds, from 0."""
     out: Path = Path("results/rounds")
     """Folder for the rows."""
