@@ -26,10 +26,12 @@ from supple.lab.grid import TUNING_SEEDS, finished, results
 from supple.lab.problems import title_of
 from supple.lab.run import Run
 from supple.runs import charts
+from supple.runs.lines import LABEL_HEIGHT, spaced
 from supple.runs.stats import last_tasks
 from supple.training.methods import METHODS
 
 METRIC = "train_accuracy"
+HEIGHT, GREY = 380, "#666666"
 NEAR = 0.02
 """A plateau is the range of strengths with an accuracy within so much of the method's best."""
 
@@ -171,20 +173,17 @@ def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
 
 
 def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart:
-    """Accuracy over strength, the best form first in the legend; a form without strengths is a horizontal line."""
+    """Accuracy over strength, the best form first in the legend; one without strengths is a grey line with its name."""
     shown = ("form", "strength", "mean")
     tuned = last_tasks(grid, METRIC).select(shown)
-    level = last_tasks(rows, METRIC).select(shown).filter(~pl.col("form").is_in(tuned["form"].to_list()))
-    ends = pl.DataFrame({"strength": [tuned["strength"].min(), tuned["strength"].max()]})
-    points = pl.concat([tuned, level.drop("strength").join(ends, how="cross").select(shown)])
-    names = points.sort("mean", descending=True)["form"].unique(maintain_order=True).to_list()
+    names = tuned.sort("mean", descending=True)["form"].unique(maintain_order=True).to_list()
     forms = [FORMS[name] for name in names]
     dashes = [[2, 3] if form.optimizer != "adam" else [8, 4] if form.options else [1, 0] for form in forms]
-    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=500, labelLimit=0)
+    legend = alt.Legend(title=None, orient="bottom", columns=3, symbolType="stroke", symbolSize=500, symbolOpacity=1)
     colours = [METHODS[form.method].colour for form in forms]
     ticks = [strength for strength in tuned["strength"].unique() if strength in decades(-9, 9)]
     line = (
-        alt.Chart(points)
+        alt.Chart(tuned)
         .mark_line(strokeWidth=2)
         .encode(
             x=alt.X("strength:Q").scale(type="log", nice=False).axis(format="~e", values=ticks),
@@ -193,11 +192,14 @@ def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart
             strokeDash=alt.StrokeDash("form:N", legend=legend).scale(domain=names, range=dashes),
         )
     )
-    marks = line.mark_point(filled=True, size=40).transform_filter(
-        alt.FieldOneOfPredicate("form", tuned["form"].unique().to_list())
-    )
-    chart: alt.LayerChart = (line + marks).properties(
-        width=620, height=380, title=alt.Title(f"{title_of(problem)}: accuracy kept, over strength", anchor="start")
+    marks = line.mark_point(filled=True, size=40, opacity=1)
+    level = last_tasks(rows, METRIC).select(shown).filter(~pl.col("form").is_in(names)).sort("mean")
+    places = spaced(level["mean"].to_numpy(), LABEL_HEIGHT / HEIGHT, 0, 1)
+    level = level.with_columns(place=pl.Series(places), strength=tuned["strength"].max())
+    rule = alt.Chart(level).mark_rule(color=GREY, strokeWidth=1.5).encode(y="mean:Q")
+    name = alt.Chart(level).mark_text(align="left", dx=6, color=GREY).encode(x="strength:Q", y="place:Q", text="form:N")
+    chart: alt.LayerChart = (rule + line + marks + name).properties(
+        width=620, height=HEIGHT, title=alt.Title(f"{title_of(problem)}: accuracy kept, over strength", anchor="start")
     )
     return charts.configured(chart)
 

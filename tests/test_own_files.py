@@ -19,6 +19,12 @@ COMMANDS = [
 ]
 
 
+def test_the_page_shows_the_examples():
+    page = (EXAMPLES.parent / "docs" / "extending.md").read_text()
+    shown = re.findall(r"```python\n# examples/(.*?)\n(.*?)```", page, re.DOTALL)
+    assert dict(shown) == {path.name: path.read_text() for path in EXAMPLES.glob("own_*.py")}
+
+
 def test_roles_of_ones_own_types(monkeypatch, capsys):
     monkeypatch.setattr(role_rules, "_TABLE", [*role_rules._TABLE])
     kinds = {name: role.kind for name, role in module_at(EXAMPLES / "own_roles.py").main().items()}

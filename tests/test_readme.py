@@ -87,12 +87,3 @@ def test_pictures_exist():
     assert len(pictures) == 2, "for light and dark pages"
     for picture in pictures:
         assert (README.parent / picture).exists()
-
-
-def test_what_pages_take_in_is_there():
-    directives = [line for page in DOCS.glob("*.md") for line in page.read_text().splitlines() if "--8" in line]
-    assert directives
-    for directive in directives:
-        included = re.fullmatch(r'--8<-- "([^"]+)"', directive)
-        assert included, directive
-        assert (README.parent / included[1]).exists()
