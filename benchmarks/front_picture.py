@@ -3,9 +3,11 @@
 python benchmarks/front_picture.py
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import altair as alt
 import polars as pl
 import tyro
 import vl_convert
@@ -17,8 +19,11 @@ from supple.training.methods import METHODS
 GITHUB_DARK = "#0d1117"
 """The background of a dark page of GitHub."""
 ROOT = Path(__file__).parents[1]
-TITLE = "One network learns thirty tasks, one after the other"
-SUBTITLE = "In each it memorizes new random labels of 1,797 digits. Mean of three seeds, shaded by the standard error"
+TITLE = "One network learns thirty tasks"
+SUBTITLE = (
+    "One after the other; in each it memorizes new random labels of 1,797 digits. Mean of three seeds, shaded by the "
+    "standard error"
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,19 @@ class FrontPicture:
         rows = pl.read_parquet(ROOT / "results/demo/rows.parquet")
         rows = pl.concat([rows.filter(method=name) for name in METHODS if name in rows["method"]])
         chart = learning_curves(rows, "train_accuracy", TITLE, SUBTITLE)
-        light = chart.to_json()
-        dark = chart.configure(background=GITHUB_DARK).configure_axis(gridColor="#444444").to_json()
-        for colour in colour_scale(rows["method"].unique().to_list()).range:
-            dark = dark.replace(colour, on_dark(colour))
-        for name, specification, theme in (("light", light, None), ("dark", dark, "dark")):
-            picture = vl_convert.vegalite_to_png(specification, scale=2, theme=theme)
-            (ROOT / f"docs/front-{name}.png").write_bytes(picture)
+        save_light_and_dark(chart, ROOT / "docs/front.png", colour_scale(rows["method"].unique().to_list()).range)
+
+
+def save_light_and_dark(chart: alt.LayerChart, path: Path, colours: Iterable[str]) -> None:
+    """Save a chart as PNG for light pages; beside it, as ``NAME-dark.png``, for dark ones, in lighter colours."""
+    light = chart.to_json()
+    dark = (
+        chart.configure(background=GITHUB_DARK).configure_axis(gridColor="#444444", titleFontWeight="normal").to_json()
+    )
+    for colour in colours:
+        dark = dark.replace(colour, on_dark(colour))
+    for place, specification, theme in ((path, light, None), (path.with_stem(f"{path.stem}-dark"), dark, "dark")):
+        place.write_bytes(vl_convert.vegalite_to_png(specification, scale=2, theme=theme))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """New images under labels that change: which method predicts a stream best, and is it better than starting again?
 
     python benchmarks/stream.py train     # hours on one core; resumes where it stopped
-    python benchmarks/stream.py tables    # rows to results/stream, and the table and the chart in docs/stream.md
+    python benchmarks/stream.py tables    # rows to results/stream, and the table and the charts in docs/stream.md
 
 The stream is that of UPGD (Elsayed & Mahmood, 2024): EMNIST's 47 classes are exchanged among each other every 2,500
 images. Here it has 200 such tasks, in batches of 16, with Adam. The measure is online accuracy: of each batch before it
@@ -19,6 +19,7 @@ import altair as alt
 import polars as pl
 import tyro
 from forms import Form
+from front_picture import save_light_and_dark
 from measuring import put_into, write_environment
 from scipy.stats import t as student
 
@@ -131,7 +132,7 @@ class Tables:
         tuned.filter(metric=METRIC).write_parquet(self.out / "tuning.parquet")
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs, {*tuned["run"], *rows["run"]})
-        picture(rows).save(self.page.with_suffix(".png"), scale_factor=2)
+        save_light_and_dark(picture(rows), self.page.with_suffix(".png"), map(colour_of, rows["form"].unique()))
         put_into(self.page, "table", table(rows))
 
     def complete(self) -> Iterator[tuple[str, tuple[pl.DataFrame, pl.DataFrame]]]:
@@ -175,6 +176,10 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
         )
 
 
+def colour_of(form: str) -> str:
+    return GREY if form == "Adam restarted" else METHODS[FORMS[form].method].colour  # it is not the method's doing
+
+
 def picture(rows: pl.DataFrame) -> alt.LayerChart:
     """Online accuracy over the stream, in means of ten tasks; the name of each form at the end of its line."""
     ten = (
@@ -184,15 +189,13 @@ def picture(rows: pl.DataFrame) -> alt.LayerChart:
         .agg(accuracy=pl.mean("value"))
     )
     forms = ten["form"].unique(maintain_order=True).to_list()
-    own = {"Adam restarted": GREY}  # it is not the method's doing
-    colours = [own.get(name, METHODS[FORMS[name].method].colour) for name in forms]
     line = (
         alt.Chart(ten)
         .mark_line(strokeWidth=2)
         .encode(
             x=alt.X("images:Q", title="images seen").scale(nice=False).axis(format="~s"),
             y=alt.Y("accuracy:Q", title="accuracy on images before they are learned from"),
-            color=alt.Color("form:N", legend=None).scale(domain=forms, range=colours),
+            color=alt.Color("form:N", legend=None).scale(domain=forms, range=[colour_of(name) for name in forms]),
             detail="form:N",
         )
     )

@@ -89,13 +89,23 @@ def test_list_names_everything(supple, capsys):
         tasks = ", ".join(f"{problem.protocol(scale)['tasks']} {scale}" for scale in problem.scales)
         assert found[name] == [f"{problem.title}: {problem.summary}; {tasks}"]
     for name, method in METHODS.items():
-        told = f"{method.title}: {method.summary}"
-        assert found[name] == [f"{method.strength:g}" if method.strength else "-", told]
+        strength, told = found[name]
+        assert strength == (f"{method.strength:g}" if method.strength else "-")
+        assert told.startswith(f"{method.title}: {method.summary}")
     for number, content in figures.contents().items():
         assert found[str(number)] == [content]
     for kind, names in (("data", DATASETS), ("shift", SHIFTS), ("model", MODELS), ("optimizer", OPTIMIZERS)):
         assert found[f"--{kind}"][0].split(", ")[0] == next(iter(names))
         assert all(name in output for name in names)
+
+
+def test_list_tells_a_methods_options(supple, capsys):
+    supple("list", "methods")
+    output = capsys.readouterr().out
+    assert re.search(r"^ hare-and-tortoise +1 .*; decay 0.999, every 1000 *$", output, re.MULTILINE)
+    assert re.search(r"^ shrink-and-perturb .*; perturb left out, variant step-fresh *$", output, re.MULTILINE)
+    assert re.search(r"^ l2 .*parameters towards zero *$", output, re.MULTILINE), "it has none"
+    assert "random-label-digits" not in output
 
 
 def test_run_trains_in_processes_of_its_own(supple, tmp_path, capsys):
@@ -547,6 +557,7 @@ SHOWN_AS = {
     ("test", "run"): "The folder of one run",
     ("rl", "task"): "A task of the DeepMind Control Suite",
     ("rl", "methods"): "--method ",
+    ("list", "kind"): "One of these tables alone",
 }
 
 

@@ -84,6 +84,6 @@ def test_commands_exist():
 
 def test_pictures_exist():
     pictures = re.findall(r'(?:src|srcset)="([^"]+)"', README.read_text())
-    assert len(pictures) == 2, "for light and dark pages"
+    assert len(pictures) == 4, "two, each for light and dark pages"
     for picture in pictures:
         assert (README.parent / picture).exists()

@@ -24,6 +24,8 @@ from supple.cli.output import choices, show, table
 from supple.errors import check_range, sentence
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from supple.lab.run import Run
 
 Problem = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROBLEM")]
@@ -172,35 +174,46 @@ class FigureCommand(Engine):
 class List:
     """Name every problem, method, figure, data set, shift, network and optimizer."""
 
+    kind: tyro.conf.Positional[Literal["everything", "problems", "methods", "figures", "parts"]] = "everything"
+    """One of these tables alone."""
+
     def __call__(self) -> None:
         from rich.console import Console
 
-        from supple.diagnostics import DIAGNOSTICS
-        from supple.lab.datasets import DATASETS
-        from supple.lab.models import MODELS
-        from supple.lab.problems import PROBLEMS
-        from supple.lab.shifts import SHIFTS
-        from supple.training.methods import METHODS
-        from supple.training.optimizers import OPTIMIZERS
+        kinds = tables() if self.kind == "everything" else {self.kind: tables()[self.kind]}
+        Console().print(*kinds.values(), sep="\n\n")
 
-        problems = table("Problems", "problem", "what it is; its tasks at each scale")
-        for name, problem in PROBLEMS.items():
-            tasks = ", ".join(f"{problem.protocol(scale)['tasks']} {scale}" for scale in problem.scales)
-            problems.add_row(name, f"{problem.title}: {problem.summary}; {tasks}")
-        methods = table("Methods", "method", "strength", "what it does")
-        for name, method in METHODS.items():
-            strength = f"{method.strength:g}" if method.strength else "-"
-            methods.add_row(name, strength, f"{method.title}: {method.summary}")
-        drawings = table("Figures", "figure", "what it shows")
-        for number, content in figures.contents().items():
-            drawings.add_row(str(number), content)
-        parts = table("Parts", "of", "there are")
-        parts.add_row("--data", ", ".join(DATASETS))
-        parts.add_row("--shift", ", ".join(SHIFTS))
-        parts.add_row("--model", ", ".join(MODELS))
-        parts.add_row("--optimizer", ", ".join(OPTIMIZERS))
-        parts.add_row("--diagnostics", ", ".join(DIAGNOSTICS))
-        Console().print(problems, methods, drawings, parts, sep="\n\n")
+
+def tables() -> dict[str, "Table"]:
+    """What there is to choose from."""
+    from supple.diagnostics import DIAGNOSTICS
+    from supple.lab.datasets import DATASETS
+    from supple.lab.models import MODELS
+    from supple.lab.problems import PROBLEMS
+    from supple.lab.shifts import SHIFTS
+    from supple.training.methods import METHODS
+    from supple.training.optimizers import OPTIMIZERS
+
+    problems = table("Problems", "problem", "what it is; its tasks at each scale")
+    for name, problem in PROBLEMS.items():
+        tasks = ", ".join(f"{problem.protocol(scale)['tasks']} {scale}" for scale in problem.scales)
+        problems.add_row(name, f"{problem.title}: {problem.summary}; {tasks}")
+    methods = table("Methods", "method", "strength", "what it does; its options (--option)")
+    for name, method in METHODS.items():
+        strength = f"{method.strength:g}" if method.strength else "-"
+        options = [f"{option} {'left out' if value is None else value}" for option, value in method.defaults.items()]
+        what = f"{method.title}: {method.summary}"
+        methods.add_row(name, strength, f"{what}; {', '.join(options)}" if options else what)
+    drawings = table("Figures", "figure", "what it shows")
+    for number, content in figures.contents().items():
+        drawings.add_row(str(number), content)
+    parts = table("Parts", "of", "there are")
+    parts.add_row("--data", ", ".join(DATASETS))
+    parts.add_row("--shift", ", ".join(SHIFTS))
+    parts.add_row("--model", ", ".join(MODELS))
+    parts.add_row("--optimizer", ", ".join(OPTIMIZERS))
+    parts.add_row("--diagnostics", ", ".join(DIAGNOSTICS))
+    return {"problems": problems, "methods": methods, "figures": drawings, "parts": parts}
 
 
 PLURALS = ("--methods", "--strengths", "--step-sizes")

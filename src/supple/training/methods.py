@@ -15,6 +15,9 @@ from supple.errors import imported, known
 from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
 
+CODE = ("network", "strength", "roles", "units", "initializer", "seed")
+"""Arguments of mitigators that are no options: they have a place of their own, or can only be given in code."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -46,6 +49,14 @@ class Method:
         if not isinstance(made, Mitigator):
             raise ValueError(f"expected a Mitigator from {self.title}, got {type(made).__name__}: return one")
         return made
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The mitigator's options that can be typed, with their defaults here."""
+        if not self.has_strength:
+            return {}
+        typed = {name: each for name, each in inspect.signature(self.mitigator).parameters.items() if name not in CODE}
+        return {name: self.options.get(name, each.default) for name, each in typed.items()}
 
     @property
     def has_strength(self) -> bool:
