@@ -46,31 +46,30 @@ RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset",
 
 TEXT = """# The methods
 
-Every method of the table `METHODS`: by name in `supple run` and `supple demo`, and as a class in your own loop. Written
-by `python benchmarks/methods_page.py` from `results`; that file explains how to make them.
-
-- *state*: bytes for each parameter of the 4x256 MLP, in float32, beside the parameters and the optimizer's own.
-- *step*: a whole training step with the method over the same step without, paired and alternated in one run, median
-  over rounds; on the 4x256 MLP with 784 inputs and on a small convolutional network with 3x32x32 inputs, both at batch
-  512 with Adam in float32 on one CPU thread, in seconds of that thread. For the methods that act now and then it is the
-  ratio of all steps together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for methods that act every
-  1,000. For those that change the network it is the changed network's step. Differences of a few percent are noise: the
-  raw files have every round.
-- *digits*: training accuracy, mean of the last 5 of 30 tasks of random labels on 1,797 digits, mean ± standard error
-  over {seeds} seeds; a **quick** result of one small problem. Strengths were chosen from 1e-2, 1e-3 and 1e-4 on another
-  seed (100), the best of which is shown; where the strength means something else, from the values in
-  `benchmarks/digits.py`; the best of continual backprop, self-normalized resets, weight clipping, spectral
-  normalization and Wasserstein is at the end of what was tried. [Norm control](norm-control.md) tries finer and wider
-  grids, so it has other numbers. A dash: not measured here.
+By name in `supple run --method`, and as a class in your own loop ([API](api.md)). `supple list methods` names their
+options.
 
 | method | digits | strength | step, MLP | step, conv | state | acts on | what it does |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-`none` is the yardstick. LayerNorm, CReLU, Fourier features and spectral normalization change the network and have no
-strength. FIRE acts between tasks, so its steps are those of no method. [Norm control](norm-control.md) compares the
-methods that hold the size of the weights at more strengths. `upgd` was not tuned: its row has the noise in the middle
-of its authors' range.
+- *digits*: training accuracy on random labels of 1,797 digits, mean of the last 5 of 30 tasks, ± standard error over
+  {seeds} seeds. A **quick** result of one small problem, which is no ranking.
+- *strength*: the best on another seed, of 1e-2, 1e-3 and 1e-4; where a strength means something else, of the values in
+  `benchmarks/digits.py`. For continual backprop, self-normalized resets, weight clipping, spectral norm and Wasserstein
+  the best is at the end of what was tried. UPGD was not tuned: its row has the noise in the middle of its authors'
+  range. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
+- *step*: time of a whole training step over one without a method; on the 4x256 MLP with 784 inputs, and on a small
+  convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
+  the two take turns, and the median over rounds is shown. Methods that act now and then have the ratio of all steps
+  together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for those that act every 1,000. Differences of
+  a few percent are noise.
+- *state*: bytes for each parameter of the MLP, in float32, beside the parameters and the optimizer's own.
+- A dash: not measured, or there is none. LayerNorm, CReLU, Fourier features and spectral normalization change the
+  network and have no strength; their step is that of the changed network. FIRE acts between tasks, so its steps are
+  those of no method.
+
+`python benchmarks/methods_page.py` writes this page from `results`; that file says how to make them.
 
 ## What cannot be cheaper
 
