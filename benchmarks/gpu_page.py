@@ -38,22 +38,26 @@ TITLES = {
 
 
 def section(results: Path) -> str:
-    """What a user on a GPU should know, then a table for each part."""
+    """What a user on a GPU should know, then a table for each part that is measured."""
     return HEADING + NOTES + "".join(lines(results))
 
 
 def lines(results: Path) -> Iterator[str]:
+    left = []
     for name, title in TITLES.items():
-        yield f"\n### {title}\n\n"
         path = results / f"{name}.json"
-        content = json.loads(path.read_text()) if path.exists() else {"rows": []}
-        if not content["rows"]:
-            yield "Not measured.\n"
-        else:
+        if not path.exists():
+            left.append(title)
+            continue
+        content = json.loads(path.read_text())
+        yield f"\n### {title}\n\n"
+        if content["rows"]:
             yield f"On {content['environment']['device']}, torch {content['environment']['torch']}.\n\n"
             yield table(content["rows"])
         if content.get("error"):
             yield f"\nIt did not end well: {content['error'].strip().splitlines()[-1]}\n"
+    if left:
+        yield f"\nNot measured yet: {'; '.join(left)}.\n"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

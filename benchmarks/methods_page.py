@@ -30,6 +30,7 @@ ACTS_ON = {
     "spectral-normalization": "network",
     "normalize-and-project": "network and parameters",
     "none": "",
+    "upgd": "parameters",
     "decoupled-spectral": "parameters",
     "shrink-and-perturb": "parameters",
     "weight-clipping": "parameters",
@@ -46,8 +47,8 @@ RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset",
 
 TEXT = """# The methods
 
-By name in `supple run --method`, and as a class in your own loop ([API](api.md)). `supple list methods` names their
-options.
+Use a method by its name in `supple run --method`, or as a class or layer in your own loop ([API](api.md)). `supple list
+methods` names their options.
 
 | method | digits | strength | step, MLP | step, conv | state | acts on | what it does |
 |---|---|---|---|---|---|---|---|
@@ -61,7 +62,7 @@ options.
   range. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
 - *step*: time of a whole training step over one without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
-  the two take turns, and the median over rounds is shown. Methods that act now and then have the ratio of all steps
+  the two take turns, and the median over rounds is shown. Methods that act once in many steps have the ratio of all steps
   together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for those that act every 1,000. Differences of
   a few percent are noise.
 - *state*: bytes for each parameter of the MLP, in float32, beside the parameters and the optimizer's own.

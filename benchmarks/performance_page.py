@@ -44,13 +44,13 @@ once.
 ## Many networks at once
 
 Ten members of permuted MNIST as in Kumar et al. (2023) (784-100-100-10, batch 16, SGD), compiled and vectorised
-over the members, for each member against a plain eager loop on one network. Compiling is not counted; it took
+over the members (networks), for each member against a plain eager loop on one network. Compiling is not counted; it took
 {compiling}.
 
 {population}
 
-The same with the method at other batch sizes, a member of ten against one alone, both compiled. A sweep on a CPU trains
-members together whose step takes less than {small_step:.0f} million operations.
+The same with the method at other batch sizes, a member of ten against one alone, both compiled. On a CPU, a sweep
+stacks networks if one step of one takes less than {small_step:.0f} million operations.
 
 {stacking}
 
@@ -61,13 +61,13 @@ ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resn
 
 ## The start
 
-From typing `supple run random-label-digits` to the first step: {start} s, fastest of five {fastest} s.
+From typing `supple run random-label-digits` to the first step: {start} s (median of five; the fastest {fastest} s).
 
 ## Memory
 
-A worker of a sweep that trains {memory}, beyond the programs themselves: {used} MB,
-{share:.2f} times the sum of parameters, gradients, what optimizer and method remember ({state:.1f} MB
-with plain SGD), and the data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
+A worker of a sweep that trains {memory} needs {used} MB beyond the program itself. That
+is {share:.2f} times the size of its parameters, gradients, optimizer's and method's state ({state:.1f} MB with plain SGD),
+and data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
 
 ## What was tried and did not help
 

@@ -16,8 +16,8 @@ def in_markdown(text: str) -> str:
     """The same docstring in Markdown."""
     text = TABLE.sub(_table, text)
     text = ROLE.sub(r"`\1`", text)
-    text = MATH.sub(r"\\(\1\\)", text)
-    text = DISPLAY.sub(lambda found: f"\\[\n{found[1].strip()}\n\\]", text)
+    text = MATH.sub(r"$\1$", text)
+    text = DISPLAY.sub(lambda found: f"$$\n{found[1].strip()}\n$$", text)
     text = text.replace("``", "`")
     return DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
 

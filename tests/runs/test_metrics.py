@@ -16,7 +16,7 @@ def documented():
     lines = ["| metric | on an axis | better | what it is |", "|---|---|---|---|"]
     for name in [*METRICS, *DIAGNOSTICS]:
         facts, usual = find(name), name in DIAGNOSTICS and DIAGNOSTICS[name].usual
-        summary = re.sub(r":math:`([^`]+)`", r"\\(\1\\)", facts.summary).replace("|", "\\|")
+        summary = re.sub(r":math:`([^`]+)`", r"$\1$", facts.summary).replace("|", "\\|")
         lines.append(f"| `{name}`{' *' * usual} | {facts.axis} | {BETTER[facts.higher_is_better]} | {summary} |")
     return "\n".join(lines)
 
