@@ -13,13 +13,13 @@ import tyro
 import vl_convert
 
 from supple.runs.charts import learning_curves
-from supple.runs.colours import colour_scale, on_dark
+from supple.runs.colours import colour_scale, on_dark, on_light
 from supple.training.methods import METHODS
 
 GITHUB_DARK = "#0d1117"
 """The background of a dark page of GitHub."""
 ROOT = Path(__file__).parents[1]
-TITLE = "One network learns thirty tasks"
+TITLE = "A network learns thirty tasks"
 SUBTITLE = (
     "One after the other; in each it memorizes new random labels of 1,797 digits. Mean of three seeds, shaded by the "
     "standard error"
@@ -44,7 +44,7 @@ def save_light_and_dark(chart: alt.LayerChart, path: Path, colours: Iterable[str
         chart.configure(background=GITHUB_DARK).configure_axis(gridColor="#444444", titleFontWeight="normal").to_json()
     )
     for colour in colours:
-        dark = dark.replace(colour, on_dark(colour))
+        dark = dark.replace(colour, on_dark(colour)).replace(on_light(colour), on_dark(colour))
     for place, specification, theme in ((path, light, None), (path.with_stem(f"{path.stem}-dark"), dark, "dark")):
         place.write_bytes(vl_convert.vegalite_to_png(specification, scale=2, theme=theme))
 

@@ -62,9 +62,9 @@ methods` names their options.
   range. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
 - *step*: time of a whole training step over one without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
-  the two take turns, and the median over rounds is shown. Methods that act once in many steps have the ratio of all steps
-  together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for those that act every 1,000. Differences of
-  a few percent are noise.
+  the two take turns, and the median over rounds is shown. Methods that act once in many steps have the ratio of all
+  steps together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for those that act every 1,000.
+  Differences of a few percent are noise.
 - *state*: bytes for each parameter of the MLP, in float32, beside the parameters and the optimizer's own.
 - A dash: not measured, or there is none. LayerNorm, CReLU, Fourier features and spectral normalization change the
   network and have no strength; their step is that of the changed network. FIRE acts between tasks, so its steps are

@@ -43,9 +43,9 @@ once.
 
 ## Many networks at once
 
-Ten members of permuted MNIST as in Kumar et al. (2023) (784-100-100-10, batch 16, SGD), compiled and vectorised
-over the members (networks), for each member against a plain eager loop on one network. Compiling is not counted; it took
-{compiling}.
+Ten members of permuted MNIST as in Kumar et al. (2023) (784-100-100-10, batch 16, SGD), compiled and vectorized
+over the members (networks), for each member against a plain eager loop on one network. Compiling is not counted; it
+took {compiling}.
 
 {population}
 
@@ -66,15 +66,15 @@ From typing `supple run random-label-digits` to the first step: {start} s (media
 ## Memory
 
 A worker of a sweep that trains {memory} needs {used} MB beyond the program itself. That
-is {share:.2f} times the size of its parameters, gradients, optimizer's and method's state ({state:.1f} MB with plain SGD),
-and data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
+is {share:.2f} times the size of its parameters, gradients, state of optimizer and method ({state:.1f} MB with plain
+SGD), and data ({data:.0f} MB: the decoded file, which processes share, and the examples trained on).
 
 ## What was tried and did not help
 
 Looked at once each; the raw times were not kept, so no numbers are given.
 
 - ResNet-18 in `channels_last`: no gain (the small network of Continual ImageNet does gain, and has it).
-  Compiled it was slower than the plain loop, vectorised over members too, and took minutes to compile: therefore large
+  Compiled it was slower than the plain loop, vectorized over members too, and took minutes to compile: therefore large
   steps and convolutions are not compiled on a CPU. Most of its gain above is from leaving out the taps of kernels that
   only meet padding.
 - The power iteration of a compiled population as elementwise products and sums, or as a product for each member, in

@@ -25,7 +25,7 @@ from supple.runs import charts, colours
 from supple.training.methods import METHODS as TABLE
 
 METHODS = ("none", "spectral", "parseval")
-START = "initialisation"
+START = "initialization"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS, finished, results
 from supple.lab.run import Run
 from supple.runs import charts
+from supple.runs.colours import on_light
 from supple.runs.lines import LABEL_HEIGHT, spaced
 from supple.training.methods import METHODS
 
@@ -34,7 +35,9 @@ PROBLEM = "label-permuted-emnist"
 TASKS = 200
 METRIC = "online_accuracy"
 STEP_SIZES = (3e-3, 1e-3, 3e-4)
-HEIGHT, GREY = 360, "#777777"
+HEIGHT = 360
+OWN_COLOURS = {"Adam restarted": "#777777", "start again": "#8C564B"}
+"""Of forms that are not their method's doing."""
 
 
 DECAY = (1e-2, 1e-3, 1e-4)
@@ -44,7 +47,7 @@ FORMS: dict[str, Form] = {
         method="shrink-and-perturb", strengths=(1.0,), options={"variant": "task"}, optimizer="adam-restarted"
     ),
     "spectral, decoupled": Form(method="decoupled-spectral", strengths=(3.0, 1.0, 0.3, 0.1)),
-    "L2 towards initialisation": Form(method="l2-init", strengths=DECAY),
+    "L2 init": Form(method="l2-init", strengths=DECAY),
     "FIRE, Adam restarted": Form(method="fire", optimizer="adam-restarted"),
     "deep Fourier features": Form(method="fourier-features"),
     "UPGD": Form(method="upgd"),
@@ -177,7 +180,11 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
 
 
 def colour_of(form: str) -> str:
-    return GREY if form == "Adam restarted" else METHODS[FORMS[form].method].colour  # it is not the method's doing
+    return OWN_COLOURS.get(form, METHODS[FORMS[form].method].colour)
+
+
+def ink(form: str) -> str:
+    return on_light(colour_of(form))
 
 
 def picture(rows: pl.DataFrame) -> alt.LayerChart:
@@ -203,7 +210,11 @@ def picture(rows: pl.DataFrame) -> alt.LayerChart:
     top = float(ten["accuracy"].max())  # type: ignore[arg-type]  # a number
     places = spaced(ends["accuracy"].to_numpy(), top * LABEL_HEIGHT / HEIGHT, 0, top)
     ends = ends.with_columns(accuracy=pl.Series(places))
-    names = line.mark_text(align="left", dx=5).encode(text="form:N").properties(data=ends)
+    names = (
+        alt.Chart(ends.with_columns(ink=pl.col("form").map_elements(ink, pl.String)))
+        .mark_text(align="left", dx=5)
+        .encode(x="images:Q", y="accuracy:Q", text="form:N", color=alt.Color("ink:N", scale=None))
+    )
     chart: alt.LayerChart = (line + names).properties(
         width=560,
         height=HEIGHT,

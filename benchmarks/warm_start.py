@@ -42,7 +42,7 @@ FORMS: dict[str, Form] = {
     "spectral, decoupled": restarted(method="decoupled-spectral", strengths=PULL),
     "spectral, ceiling": restarted(method="decoupled-spectral", strengths=PULL, options={"target": "initial"}),
     "L2": restarted(method="l2", strengths=DECAY),
-    "L2 towards initialisation": restarted(method="l2-init", strengths=DECAY),
+    "L2 init": restarted(method="l2-init", strengths=DECAY),
 }
 """In the order of training."""
 

@@ -2,7 +2,7 @@
 
     python examples/own_roles.py
 
-Methods that treat matrices, biases and gains differently leave out a parameter whose role is unknown; describe() shows it.
+Methods that treat matrices, biases and gains differently leave out a parameter without a role; describe() shows it.
 """
 
 import torch
@@ -38,7 +38,7 @@ supple.roles.register(
 def main() -> dict[str, Role]:
     print(supple.SpectralRegularizer(Experts()).describe())
 
-    # A role can also be given for one parameter of one network: here a tensor that holds three matrices below each other.
+    # A role for one parameter of one network: here a tensor that holds three matrices below each other.
     stacked = nn.Module()
     stacked.table = nn.Parameter(torch.randn(12, 5))
     roles = {"table": Role("matrix", (12, 5), layout=(3, 4, 5))}

@@ -30,7 +30,7 @@ from support.waits import Waits
 
 METRICS = ("train_accuracy", "train_loss", "online_accuracy", "spectral_norm", "weight_norm", "diverged")
 HELD_OUT = ("validation_accuracy", "test_accuracy")
-PATHS = ("one by one", "vectorised")
+PATHS = ("one by one", "vectorized")
 MORE_METHODS = {
     "spectral-but-one": Method(
         title="",
@@ -108,7 +108,7 @@ def run_of(method, seeds=(4,), **changes):
 def trainer_of(run, path, monkeypatch, device="cpu"):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", lambda step: step)
-        return Trainer(run, compiled=path == "vectorised", device=device)
+        return Trainer(run, compiled=path == "vectorized", device=device)
 
 
 def learned(trainer):

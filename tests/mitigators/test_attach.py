@@ -585,7 +585,7 @@ def test_decoupled_comes_after_the_step_and_leaves_the_gradients(network, x):
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_decoupled_is_not_bent_by_adams_normalisation(network, decoupled):
+def test_decoupled_is_not_bent_by_adams_normalization(network, decoupled):
     """Without a loss, coupled through Adam every entry moves by lr whatever the strength; decoupled moves with it."""
     moves = []
     for strength in (0.01, 0.02):

@@ -115,7 +115,7 @@ def test_a_network_that_is_not_finite_is_refused(case, value):
     network = mlp()
     with torch.no_grad():
         network[3].weight[1, 2] = value
-    with pytest.raises(ValueError, match=r"not finite in '3\.weight'.*initialise or load"):
+    with pytest.raises(ValueError, match=r"not finite in '3\.weight'.*initialize or load"):
         build(case, network)
 
 
@@ -123,7 +123,7 @@ def test_a_network_that_is_not_finite_is_refused(case, value):
 def test_a_network_without_values_is_refused(case):
     with torch.device("meta"):
         network = mlp()
-    with pytest.raises(ValueError, match=r"meta device.*'0\.weight'.*initialise or load"):
+    with pytest.raises(ValueError, match=r"meta device.*'0\.weight'.*initialize or load"):
         build(case, network)
 
 

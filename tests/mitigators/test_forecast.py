@@ -102,7 +102,7 @@ def test_a_trained_network_is_warned_of_once_with_its_worst_layers_and_the_remed
 
 
 def test_a_scaled_network_is_no_fresh_one():
-    """Of random weights, but many times larger than any initialisation."""
+    """Of random weights, but many times larger than any initialization."""
     network = mlp(64, 256, 10)
     with torch.no_grad():
         network[0].weight.mul_(23)

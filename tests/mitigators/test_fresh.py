@@ -1,4 +1,4 @@
-"""Parameters drawn anew: from the modules' own initialisers, in their order, with random numbers of their own."""
+"""Parameters drawn anew: from the modules' own initializers, in their order, with random numbers of their own."""
 
 import copy
 
@@ -20,7 +20,7 @@ def fresh(network, **options):
 
 
 class ZeroHead(nn.Module):
-    """Its own initialiser, after its parts', sets the head to zero."""
+    """Its own initializer, after its parts', sets the head to zero."""
 
     def __init__(self):
         super().__init__()

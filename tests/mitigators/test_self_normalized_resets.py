@@ -1,4 +1,4 @@
-"""Self-normalised resets against their definition written out, unit by unit."""
+"""Self-normalized resets against their definition written out, unit by unit."""
 
 import math
 

@@ -53,7 +53,7 @@ def test_the_old_shrinks_and_the_fresh_is_added(variant, perturb):
 
 
 @pytest.mark.parametrize("variant", ["step-fresh", "task"])
-def test_fresh_values_have_the_initialisers_distribution(variant):
+def test_fresh_values_have_the_initializers_distribution(variant):
     """torch's default: uniform on ±1/√fan-in for weight and bias; gains are one."""
     network = nn.Sequential(nn.Linear(100, 400), nn.LayerNorm(400))
     for parameter in network.parameters():

@@ -156,7 +156,7 @@ def test_a_weight_away_from_one_has_a_gradient():
     assert network.weight.grad.norm() > 1
 
 
-def test_target_is_one_and_not_the_value_at_initialisation():
+def test_target_is_one_and_not_the_value_at_initialization():
     small, large = (spread(nn.Linear(5, 3, bias=False), sigma=sigma) for sigma in (0.5, 2.0))
     for network, sign in ((small, -1), (large, 1)):
         grad = gradients_of(SpectralRegularizer(network, strength=1.0), network)["weight"]

@@ -80,7 +80,7 @@ def test_the_bias_of_a_layer_whose_weight_is_computed(weight_norm, nested):
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d-grouped"])
-def test_the_default_initialisation_lies_within_one(name):
+def test_the_default_initialization_lies_within_one(name):
     network = FAN_IN[name][0]()
     before = [parameter.detach().clone() for parameter in network.parameters()]
     WeightClipping(network, strength=1 - 1e-6).after_step(step_after(network))

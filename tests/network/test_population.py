@@ -31,7 +31,7 @@ def instance_normed():
     )
 
 
-# No bias before a normalisation (or on the keys of a softmax) that takes it out again: its gradient is rounding alone,
+# No bias before a normalization (or on the keys of a softmax) that takes it out again: its gradient is rounding alone,
 # which Adam makes as large as any other, so that no two ways of computing it agree.
 
 

@@ -49,7 +49,7 @@ def test_the_outer_product_lands_where_the_matrices_are(network):
 
 
 def test_every_norm_layer_of_torch_is_known():
-    """Wherever torch defines a normalisation with parameters, its weight is a scale: none is skipped."""
+    """Wherever torch defines a normalization with parameters, its weight is a scale: none is skipped."""
     arguments = {"GroupNorm": (1, 4), "CrossMapLRN2d": (4,), "LocalResponseNorm": (4,)}
     found = []
     for name in dir(nn):

@@ -60,7 +60,7 @@ def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, 
     .. math:: \frac{\lVert H - H' \rVert_F}{\lVert H' \rVert_F}
 
     The spectral regularization paper (§5.2) uses the distance from the beginning of one task to that of the next and
-    does not say how it is normalised. Here it is divided by the norm of the previous activations H', so that wide
+    does not say how it is normalized. Here it is divided by the norm of the previous activations H', so that wide
     layers and large activations do not count more: 0 for no change, infinite if a layer was all zero and is not now.
 
     Args:

@@ -80,7 +80,7 @@ class Inspection:
         for name, parameter, _ in owned:
             if parameter.is_meta:
                 raise ValueError(
-                    f"expected parameters with values, got none (the meta device) in {name!r}: initialise or load it "
+                    f"expected parameters with values, got none (the meta device) in {name!r}: initialize or load it "
                     "first"
                 )
         self._tensors = {

@@ -248,13 +248,13 @@ def _rows(layer: nn.Linear | nn.Conv1d | nn.Conv2d, a: Tensor, b: Tensor) -> _Ca
 
 
 def _norm_gradients(layer: _Norm, tensors: Mapping[str, Tensor | None], a: Tensor, b: Tensor) -> _Call:
-    """Each example's gradients: for gains the sum over places of b · normalised input, for biases the sum of b."""
+    """Each example's gradients: for gains the sum over places of b · normalized input, for biases the sum of b."""
     plain = {name: tensor.to(a.dtype) for name, tensor in tensors.items() if tensor is not None}
     plain |= {name: torch.full_like(plain[name], name == "weight") for name in layer._parameters if name in plain}
-    normalised = functional_call(layer, plain, (a.flatten(0, 1),)).reshape(a.shape)
+    normalized = functional_call(layer, plain, (a.flatten(0, 1),)).reshape(a.shape)
     entries = len(layer.normalized_shape) if isinstance(layer, nn.LayerNorm | nn.RMSNorm) else 0
     places = tuple(range(1, a.ndim - entries)) if entries else (1, *range(3, a.ndim))
-    return (b * normalised).sum(places).flatten(1), b.sum(places).flatten(1)
+    return (b * normalized).sum(places).flatten(1), b.sum(places).flatten(1)
 
 
 def _product_gram(a: Tensor, b: Tensor) -> Tensor:

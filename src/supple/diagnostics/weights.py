@@ -80,7 +80,7 @@ def weight_norm(parameters: ByLayer) -> dict[str, Tensor]:
     return norms_of(parameters)
 
 
-@diagnostic(title="distance from initialisation", usual=True)
+@diagnostic(title="distance from initialization", usual=True)
 def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[str, Tensor]:
     r"""The distance :math:`\lVert \theta - \theta^{(0)} \rVert` of each parameter, and of all, from its initial value.
 

@@ -1,4 +1,4 @@
-"""Figure 1: generalisation under three kinds of change on tiny-ImageNet, with a ResNet-18 and a vision transformer."""
+"""Figure 1: generalization under three kinds of change on tiny-ImageNet, with a ResNet-18 and a vision transformer."""
 
 from supple.figures.figure import QUICK_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale, title_of
@@ -21,7 +21,7 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
 
 
 FIGURE = Figure(
-    title="Figure 1: generalisation on tiny-ImageNet under three kinds of change",
+    title="Figure 1: generalization on tiny-ImageNet under three kinds of change",
     claim="Spectral regularization is consistently among the best-performing methods.",
     panels=panels,
     note=QUICK_NOTE,

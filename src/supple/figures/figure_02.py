@@ -1,4 +1,4 @@
-"""Figure 2: generalisation while the pixels are permuted, on SVHN, CIFAR-10 and CIFAR-100."""
+"""Figure 2: generalization while the pixels are permuted, on SVHN, CIFAR-10 and CIFAR-100."""
 
 from supple.figures.figure import QUICK_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale, title_of
@@ -23,7 +23,7 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
 
 
 FIGURE = Figure(
-    title="Figure 2: generalisation while the pixels are permuted",
+    title="Figure 2: generalization while the pixels are permuted",
     claim="Spectral regularization is effective at maintaining test accuracy on new tasks; without any mitigator both "
     "networks lose test accuracy.",
     panels=panels,

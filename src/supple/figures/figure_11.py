@@ -14,6 +14,6 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
 FIGURE = Figure(
     title="Figure 11: sensitivity to the kind of change on EMNIST",
     claim="Spectral regularization maintains high trainability under all three kinds of change; with random labels, L2 "
-    "towards zero and towards the initialisation are unable to.",
+    "towards zero and towards the initialization are unable to.",
     panels=panels,
 )

@@ -1,4 +1,4 @@
-"""Figure 15: generalisation on Continual ImageNet, with two classes per task."""
+"""Figure 15: generalization on Continual ImageNet, with two classes per task."""
 
 from supple.figures.figure import Figure, Panel
 from supple.lab.grid import product
@@ -13,7 +13,7 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
 
 
 FIGURE = Figure(
-    title="Figure 15: generalisation on Continual ImageNet",
-    claim="All regularizers achieve high generalisation performance across tasks.",
+    title="Figure 15: generalization on Continual ImageNet",
+    claim="All regularizers achieve high generalization performance across tasks.",
     panels=panels,
 )

@@ -124,7 +124,7 @@ def resnet18(
 
     Args:
         data: determines the size of the images and the number of classes.
-        layer_norm: an error if true: this network has its own normalisation.
+        layer_norm: an error if true: this network has its own normalization.
         activation: only ``relu``.
         spectral_normalization: as in :func:`mlp`.
 
@@ -159,7 +159,7 @@ def vit_tiny(
 
     Args:
         data: determines the size of the images and the number of classes.
-        layer_norm: an error if true: this network has its own normalisation.
+        layer_norm: an error if true: this network has its own normalization.
         activation: only ``relu``, which leaves the network's own GELU.
         spectral_normalization: as in :func:`mlp`.
 
@@ -181,7 +181,7 @@ def vit_tiny(
     )
     config.num_labels = data.classes
     whole = ViTForImageClassification(config)
-    # Fused attention saves 3 % of a step on a CPU, but it can't be vectorised over the members of a population.
+    # Fused attention saves 3 % of a step on a CPU, but it can't be vectorized over the members of a population.
     whole.set_attn_implementation("eager")
     layers = whole.vit.embeddings, *whole.vit.layers, whole.vit.layernorm, FirstToken(), whole.classifier
     return _finished(_off_the_shelf(whole, layers), spectral_normalization)

@@ -30,7 +30,7 @@ COMPILE_FROM = 30_000
 COMPILE_TO = 2e9
 """On a CPU, compiling pays up to this many operations in a member's step: it pays at 1.2e9 (4x256 MLP, batch 512); at
 5.6e10 (ResNet-18, batch 250) it took minutes and made the step slower. Convolutions are not compiled there: compiled
-members are vectorised, which allows no channels-last images, with which a step of ``conv`` takes three quarters of
+members are vectorized, which allows no channels-last images, with which a step of ``conv`` takes three quarters of
 the time."""
 
 Tensors = dict[str, Tensor]
@@ -40,7 +40,7 @@ class Trainer:
     """A population, its method and its optimizer on one problem, with all their state.
 
     The whole step is one function over dictionaries of stacked tensors. In long runs, where that pays, it is compiled
-    and vectorised over the members; otherwise autograd runs for one member after the other. Both give the same numbers
+    and vectorized over the members; otherwise autograd runs for one member after the other. Both give the same numbers
     up to rounding.
 
     Args:
@@ -80,7 +80,7 @@ class Trainer:
         if compiled and run.autocast:
             raise ValueError(
                 "expected steps that are not compiled with autocast, got compiled=True: compiled members are "
-                "vectorised, which allows no channels-last images, so leave one of the two out"
+                "vectorized, which allows no channels-last images, so leave one of the two out"
             )
         optimizer = OPTIMIZERS[known(run.optimizer, OPTIMIZERS, "optimizer")]
         self.learner = Learner(self.population, mitigator, run.step_size, optimizer=optimizer, compiled=compiled)

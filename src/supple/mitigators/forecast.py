@@ -47,7 +47,7 @@ def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
 
 
 def looks_fresh(stretch: float, norm: float, rows: int, columns: int) -> bool:
-    """Whether a matrix with this σ₁ and Frobenius norm may come from a usual initialisation.
+    """Whether a matrix with this σ₁ and Frobenius norm may come from a usual initialization.
 
     There its entries are independent, or its rows orthogonal. Then σ₁ is at most about (√rows + √columns) times the
     entries' root mean square, with relative fluctuations of order rows^(−2/3). Training adds single directions with

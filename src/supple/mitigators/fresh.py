@@ -1,4 +1,4 @@
-"""New initial parameters, from the initialisation of the network's own modules."""
+"""New initial parameters, from the initialization of the network's own modules."""
 
 from collections.abc import Callable, Sequence
 

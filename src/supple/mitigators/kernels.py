@@ -96,7 +96,7 @@ class Kernels:
             if parameter.is_meta or not local(parameter.detach()).isfinite().all():
                 what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
                 raise ValueError(
-                    f"expected parameters with finite values, got {what} in {name!r}: initialise or load it first"
+                    f"expected parameters with finite values, got {what} in {name!r}: initialize or load it first"
                 )
         self._pieces = {name: piece for name, piece in self._pieces.items() if name in self.parameters}
         if self._pieces and (self._members or not self.works_on_shards):

@@ -41,7 +41,7 @@ class NetworkReset(Mitigator):
             cannot redraw its parameters (it has no ``reset_parameters()``), and in a step, before anything changes,
             for an optimizer whose state cannot be reset entry by entry.
 
-    Fresh values come from each module's own ``reset_parameters()``; an initialisation that your code applied afterwards
+    Fresh values come from each module's own ``reset_parameters()``; an initialization that your code applied afterwards
     is not repeated. Batch-norm statistics are reset too. For s below 1, which is not in the sources, the optimizer's
     state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue. Members of a population share these
     counters: they restart only if all members are reset with s = 1.

@@ -16,7 +16,7 @@ class NormalizeAndProject(Mitigator):
 
     .. math:: W \gets W \lVert W^{(0)} \rVert / \lVert W \rVert
 
-    For networks with a normalisation layer before each non-linearity, whose outputs do not depend on the weights'
+    For networks with a normalization layer before each non-linearity, whose outputs do not depend on the weights'
     norms. Without such layers the network's outputs cannot grow. A matrix that is zero at first, such as LoRA's second
     one, has no norm to keep and is left free.
 
@@ -28,7 +28,7 @@ class NormalizeAndProject(Mitigator):
     Raises:
         ValueError: for a strength above 1, or a network without a weight matrix.
 
-    Departure: the source also constrains the gains of the normalisation layers; here they are free.
+    Departure: the source also constrains the gains of the normalization layers; here they are free.
 
     Source: Lyle et al., *Normalization and Effective Learning Rates in Reinforcement Learning*, 2024.
     """

@@ -23,7 +23,7 @@ class ParsevalRegularizer(Mitigator):
     Args:
         network: a module or a :class:`Population`.
         strength: λ. The authors' presets for control use 1e-3 and 1e-4. Decoupled, its default is 1.
-        scale: s, the squared gain of the initialisation. 2 is the authors' default, for ReLU and orthogonal weights of
+        scale: s, the squared gain of the initialization. 2 is the authors' default, for ReLU and orthogonal weights of
             gain √2; 1 keeps the length of a layer's inputs.
         decoupled: subtract step size times gradient from the weights after the optimizer's step, as AdamW does with
             weight decay. That is not in the source; AdamO (arXiv 2606.09762) does so with the same penalty.

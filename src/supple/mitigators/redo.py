@@ -17,7 +17,7 @@ class ReDo(UnitResets):
     .. math:: s_i = \frac{\operatorname{mean} |h_i|}{\operatorname{mean}_j \operatorname{mean} |h_j| + 10^{-9}},
               \qquad \text{dormant where } s_i \le \tau
 
-    A new unit's incoming weights are drawn from the layer's initialisation. Its bias and outgoing weights are 0, so it
+    A new unit's incoming weights are drawn from the layer's initialization. Its bias and outgoing weights are 0, so it
     does not change the output at first. The optimizer's state of these entries is set to 0.
 
     Args:

@@ -1,4 +1,4 @@
-"""Self-normalised resets (Farias & Jozefiak, 2024): resets a unit that is silent for longer than usual."""
+"""Self-normalized resets (Farias & Jozefiak, 2024): resets a unit that is silent for longer than usual."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class SelfNormalizedResets(UnitResets):
 
     with t the steps since the unit last fired (was not zero on the whole batch), A its last inter-firing times and Q a
     quantile. So a unit that usually fires in every step is reset soon, and one that fires rarely is given more time. A
-    new unit's incoming weights are drawn from the layer's initialisation; its bias, its outgoing weights and the
+    new unit's incoming weights are drawn from the layer's initialization; its bias, its outgoing weights and the
     optimizer's state of all these are 0.
 
     Units behind ReLU can be silent; those behind tanh or GELU never are, unless ``quiet`` sets a limit above 0.

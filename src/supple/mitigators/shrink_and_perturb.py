@@ -22,18 +22,18 @@ class ShrinkAndPerturb(Mitigator):
     ===============  ========================================  ==============================================
     variant          when                                      ξ
     ===============  ========================================  ==============================================
-    ``step-fresh``   after each step (Kumar et al., 2023)      a fresh initialisation
+    ``step-fresh``   after each step (Kumar et al., 2023)      a fresh initialization
     ``step-noise``   after each step, shrinking by the step    standard normal
                      size times s, as weight decay does
                      (Dohare et al., 2024)
-    ``task``         where ``start_task()`` is called          a fresh initialisation
+    ``task``         where ``start_task()`` is called          a fresh initialization
                      (Ash & Adams, 2020)
     ===============  ========================================  ==============================================
 
     Args:
         network: a module or a :class:`Population`.
         strength: s: 1e-5 to 1e-2 in each step, 1e-4 to 5e-4 for ``step-noise``, 0.2 to 0.8 for ``task``.
-        perturb: p, the perturbation for each unit of shrinking. 1 keeps the scale of the initialisation; for
+        perturb: p, the perturbation for each unit of shrinking. 1 keeps the scale of the initialization; for
             ``step-noise`` 0.1 gives the source's noise of 1e-5 at its weight decay of 1e-4.
         variant: as above. The step forms do not need to know when a task begins.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
@@ -46,7 +46,7 @@ class ShrinkAndPerturb(Mitigator):
     optimizer: with SGD that is the same; with Adam its decay goes through the moments (there, give Adam the
     ``weight_decay`` and take a small s with a large p).
 
-    Random numbers are half of a step's cost. If a layer initialises its weights uniformly and is on a CPU,
+    Random numbers are half of a step's cost. If a layer initializes its weights uniformly and is on a CPU,
     ``step-fresh`` therefore draws 16 bits per weight: one of 65,536 values, of which a step adds a small fraction.
 
     Source: Ash & Adams, *On Warm-Starting Neural Network Training*, 2020.
@@ -80,7 +80,7 @@ class ShrinkAndPerturb(Mitigator):
     def start_task(self) -> None:
         """Shrink and perturb once, at the start of a task."""
         if self.variant == "step-noise":
-            raise ValueError("expected a variant with a fresh initialisation, got 'step-noise': say variant='task'")
+            raise ValueError("expected a variant with a fresh initialization, got 'step-noise': say variant='task'")
         self._shrink(self._trainable(), self.strength)
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:

@@ -29,7 +29,7 @@ class SpectralRegularizer(Mitigator):
     .. math:: R(\theta) = \sum_W (\sigma_1(W)^k - 1)^2 + \sum_b \lVert b \rVert_2^{2k}
               + \sum_\gamma \sum_i (\gamma_i^k - 1)^2
 
-    over the multiplicative matrices W (a convolution as out × in·kernel), additive vectors b and normalisation gains γ.
+    over the multiplicative matrices W (a convolution as out × in·kernel), additive vectors b and normalization gains γ.
     The gradient has a closed form, of rank one for a matrix, :math:`2k\sigma^{k-1}(\sigma^k - 1)\,u v^\top`, and is
     added in place: each step costs two matrix-vector products and one rank-one update per matrix, and memory for two
     vectors (in half precision, also for a float32 copy of one matrix, or of all if decoupled). σ₁, u and v come from a
@@ -45,7 +45,7 @@ class SpectralRegularizer(Mitigator):
             of 0.1, 1 and 10 on MNIST. For small networks use 1e-3 to 1e-2 in the coupled form.
         exponent: k, a whole number of at least 1; 2 balanced stability and effect in the paper (App. C.1).
         target: the value that stretches are pulled to. A number τ of at least 0 is the target of matrices and gains;
-            vectors have the target 0. The paper uses 1; 0 with k = 1 penalises σ₁². The penalty is very steep for τ
+            vectors have the target 0. The paper uses 1; 0 with k = 1 penalizes σ₁². The penalty is very steep for τ
             just above 0. A mapping from parameter name to number may also name vectors; all other matrices and gains
             have the target 1, other vectors 0. ``"initial"``, for trained networks, sets a ceiling for each stretch:
             its exact value at construction (some seconds for large networks), but at least 1 for matrices and gains.

@@ -19,7 +19,7 @@ class UPGD(Mitigator):
     Δ is the optimizer's change of a weight, α its step size. The utility u is a moving average of −gθ (to first order,
     how much the loss grows if the weight is removed), û is that average corrected for its start from zero,
     gate = sigmoid(û / max û) with the maximum over the network, and ξ ~ N(0, noise²). With plain SGD, Δ = −αg, this is
-    the published method. With Adam it is the authors' AdaptiveUPGD, which gates and perturbs Adam's normalised update;
+    the published method. With Adam it is the authors' AdaptiveUPGD, which gates and perturbs Adam's normalized update;
     except that AdaptiveUPGD doubles the step size, because gates are ½ on average.
 
     Args:

@@ -1,4 +1,4 @@
-"""Weight clipping (Elsayed et al., 2024): clamps every weight to about the range of its initialisation."""
+"""Weight clipping (Elsayed et al., 2024): clamps every weight to about the range of its initialization."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class WeightClipping(Mitigator):
     Args:
         network: a module or a :class:`Population`.
         strength: 1/ζ: a larger value clips more tightly, and 0 clips nothing. The source tries ζ from 1 to 5. torch's
-            default initialisation of linear layers and convolutions lies within ζ = 1, that of embeddings and
+            default initialization of linear layers and convolutions lies within ζ = 1, that of embeddings and
             attention does not.
         roles: parameter name to role. Matrices are clipped, and so are the vectors of a module that owns a matrix, with
             that matrix's fan-in; other parameters are not changed.
@@ -79,7 +79,7 @@ class WeightClipping(Mitigator):
         return warn(
             type(self).__name__,
             changes,
-            "Weights are clamped to about the range of torch's initialisation: for a trained network, use a smaller "
+            "Weights are clamped to about the range of torch's initialization: for a trained network, use a smaller "
             "strength, or leave these parameters out with roles={name: None}.",
         )
 

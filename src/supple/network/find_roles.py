@@ -68,7 +68,7 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
             continue
         if is_lazy(parameter):
             raise ValueError(
-                f"expected parameters with shapes, got the uninitialised {name!r}: pass a batch through first"
+                f"expected parameters with shapes, got the uninitialized {name!r}: pass a batch through first"
             )
         if parameter.is_complex():
             raise ValueError(

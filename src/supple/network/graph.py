@@ -102,7 +102,7 @@ def entries_a_unit(norm: nn.Module, size: int, trailing: int = 0) -> int | None:
             entries = norm.num_channels
         case nn.LayerNorm() | nn.RMSNorm():
             if len(norm.normalized_shape) <= trailing:
-                return 0  # it normalises each unit by itself; its gains belong to places
+                return 0  # it normalizes each unit by itself; its gains belong to places
             if len(norm.normalized_shape) > trailing + 1:
                 return None
             entries = norm.normalized_shape[0]

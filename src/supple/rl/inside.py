@@ -59,7 +59,7 @@ def effective_step_sizes(agent: SAC, before: dict[str, Tensors]) -> dict[str, Te
 
     .. math:: \lVert \theta - \theta_{\text{before}} \rVert / \lVert \theta_{\text{before}} \rVert
 
-    Where a normalisation follows, the loss does not depend on a weight's size: then this, and not the step size, is how
+    Where a normalization follows, the loss does not depend on a weight's size: then this, and not the step size, is how
     fast the network turns (van Laarhoven, *L2 Regularization versus Batch and Weight Normalization*, 2017).
 
     Args:
@@ -92,7 +92,7 @@ def overestimation(
     own value: :math:`G_T = Q(s_T, a_T)` with :math:`a_T \sim \pi`. Otherwise a perfect critic would seem wrong in short
     episodes. An error of this value counts :math:`\gamma^{T-t}` times: hardly in the first 350 of 1,000 steps.
 
-    Source: the quantity is the paper's (Figure 5), which does not define it; the normalisation is Nauman et al.'s,
+    Source: the quantity is the paper's (Figure 5), which does not define it; the normalization is Nauman et al.'s,
     *Overestimation, Overfitting, and Plasticity in Actor-Critic*, 2024.
     """
     actor, critic = ({k: v[member] for k, v in learner.parameters.items()} for learner in (agent.actor, agent.critic))

@@ -1,6 +1,6 @@
 """Soft actor-critic for many seeds at once: act, update critic, update actor, update temperature.
 
-The first dimension of every tensor is the members. The losses are written for one member and vectorised over all.
+The first dimension of every tensor is the members. The losses are written for one member and vectorized over all.
 """
 
 import math
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class SAC:
-    """Independent agents that maximise reward and entropy, one per seed, stepped together.
+    """Independent agents that maximize reward and entropy, one per seed, stepped together.
 
     Args:
         observation_size: numbers in an observation.

@@ -14,7 +14,7 @@ METRICS: dict[str, Metric] = {
         "validation accuracy", "On validation images, if labels are not random.", when=END, higher_is_better=True
     ),
     "test_accuracy": Metric(
-        "test accuracy", "On test images, if labels are not random: generalisation.", when=END, higher_is_better=True
+        "test accuracy", "On test images, if labels are not random: generalization.", when=END, higher_is_better=True
     ),
     "online_accuracy": Metric(
         "online accuracy", "Of each batch before it is learned from, mean over the task.", higher_is_better=True
@@ -56,7 +56,7 @@ METRICS |= {
 }
 
 HEADLINES = ("train_accuracy", "test_accuracy", "return")
-"""A problem's main metrics: trainability, and generalisation where measured; in reinforcement learning, the return."""
+"""A problem's main metrics: trainability, and generalization where measured; in reinforcement learning, the return."""
 
 JUDGES = ("validation_accuracy", "train_accuracy")
 """The metrics that choose the best setting: the first that was measured does."""

@@ -166,7 +166,7 @@ METHODS: dict[str, Method] = {
     ),
     "shrink-and-perturb": Method(
         title="shrink and perturb",
-        summary="each step a little towards a fresh initialisation (Ash & Adams, 2020; Kumar et al., 2023)",
+        summary="each step a little towards a fresh initialization (Ash & Adams, 2020; Kumar et al., 2023)",
         mitigator=mitigators.ShrinkAndPerturb,
         strength=1e-3,
         control_strength=1e-4,
@@ -189,7 +189,7 @@ METHODS: dict[str, Method] = {
     ),
     "weight-clipping": Method(
         title="weight clipping",
-        summary="weights clamped to about the range of their initialisation (Elsayed et al., 2024)",
+        summary="weights clamped to about the range of their initialization (Elsayed et al., 2024)",
         mitigator=mitigators.WeightClipping,
         strength=1.0,
         colour="#117733",
