@@ -12,7 +12,7 @@ _QUICK_LARGE: dict[str, Any] = {"examples": 400, "batch_size": 50, "epochs": 5, 
 
 
 def _reduced(epochs: int) -> dict[str, Any]:
-    """Fewer images and tasks; a task takes 160 steps at batch 250. See docs/laboratory.md for the reasons."""
+    """Fewer images and tasks; a task takes 160 steps at batch 250. See docs/reduced.md for the reasons."""
     return {"examples": 40_000 // epochs, "tasks": 10}
 
 
