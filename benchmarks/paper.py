@@ -58,8 +58,10 @@ TITLES = {
     "adam-layer-norm": "Three forms of Adam, MNIST, with LayerNorm",
 }
 
-COLOURED = {"mnist-layer-norm": ("none", "spectral", "decoupled-spectral", "l2-init")}
-"""The methods in colour where lines swing so much that few can be told apart: others are grey."""
+COLOURED = {"mnist-layer-norm": ("none", "spectral", "decoupled-spectral", "shrink-and-perturb")}
+"""The methods in colour where lines swing so much that few can be told apart, the best other one among them."""
+
+OPTIMIZERS = {"adam": "Adam", "adam-equal-betas": "Adam, equal betas", "adam-restarted": "Adam restarted"}
 
 
 def piece(run: Run, report: Any, *, tasks: int) -> bool:
@@ -131,6 +133,8 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
     series = SERIES.get(name, "method")
     if name == "exponents":
         rows = rows.with_columns(options=pl.col("options").replace("{}", '{"exponent": 2}'))
+    if series == "optimizer":
+        rows = rows.with_columns(pl.col("optimizer").replace(OPTIMIZERS))
     if name == "strengths":
         chart = charts.sensitivity_of(rows, metric, f"{TITLES[name]}, {done}")
     else:
@@ -142,7 +146,8 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
             for diagnostic in INSIDE
         ]
         with charts.shared_selections():
-            chart = charts.configured(alt.concat(*panels, columns=2))
+            title = alt.Title(f"{TITLES[name]}: inside the networks", subtitle=done, anchor="start")
+            chart = charts.configured(alt.concat(*panels, columns=2, title=title))
         chart.save(folder / f"{name}-inside.png", scale_factor=2)
 
 

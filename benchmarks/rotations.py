@@ -92,8 +92,8 @@ def chart(rows: pl.DataFrame) -> alt.FacetChart:
         alt.Chart(means)
         .mark_line(strokeWidth=2)
         .encode(
-            x=alt.X("index:Q", title="singular value, from the largest"),
-            y=alt.Y("value:Q", title="its size").scale(type="log", domain=[0.003, 30], nice=False, clamp=True),
+            x=alt.X("index:Q", title="rank, the largest first"),
+            y=alt.Y("value:Q", title="singular value").scale(type="log", domain=[0.003, 30], nice=False, clamp=True),
             color=colour,
             tooltip=["method:N", "layer:N", "index:Q", alt.Tooltip("value:Q", format=".3f")],
         )
