@@ -94,10 +94,14 @@ class PlasticityTest:
         if self.verdict == "optimizer":
             return f"the optimizer is stalling: {stalls}; a fresh network reaches {fresh}"
         if self.verdict == "nothing":
+            lost = "little" if self.differences["both"].low > 0 else "nothing"
+            ahead = self.differences["both"].high < -self.threshold
+            known = "; it is ahead by what it knows already: data that ask for something new tell more"
             harder = "; if its loss was lower before, the data are harder now"
             return (
-                f"nothing is lost: the network reaches {own}, a fresh one {fresh} (difference {both}, where "
-                f"{self._shown(self.threshold)} matters){self._slower() or harder}"
+                f"{lost} is lost: the network reaches {own}, a fresh one {fresh} (difference {both}; "
+                f"{self._shown(self.threshold)}, {100 * self.margin:g} % of what a fresh one learns, would matter)"
+                f"{self._slower() or (known if ahead else harder)}"
             )
         if not Difference.of(self._learned).low > 0:
             steps, first = self.curves[FRESH_NETWORK].shape[1], self.curves[FRESH_NETWORK][:, 0].mean().item()
@@ -107,7 +111,7 @@ class PlasticityTest:
             )
         return (
             f"undecided: {stalls}, a fresh network {fresh} (difference {network}), where {self._shown(self.threshold)} "
-            f"matters{self._slower() or '; take more repeats, or more steps if the fresh network is still learning'}"
+            f"would matter{self._slower() or '; take more repeats, or more steps if the fresh network is still learning'}"
         )
 
     def _slower(self) -> str:

@@ -10,7 +10,7 @@ from supple.report.drawings import ChartEntry, Drawings
 from supple.runs.changes import Changes
 from supple.runs.lines import Lines, lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
-from supple.runs.stats import last_count, note_on_diverged, paired, ranking, settings
+from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, paired, ranking, settings
 from supple.runs.tables import capitalized
 
 TUNED = ("method", "options", "strength", "step_size")
@@ -34,6 +34,8 @@ class Headline:
     against: dict[str, Differences]
     """Differences by the name of the reference, in the order of the ranking."""
     sensitivity: ChartEntry | None
+    has_iqm: bool
+    """Whether some setting has enough seeds for an interquartile mean."""
     some_lag: bool
     """Whether some settings have finished fewer tasks than others."""
     diverged: bool
@@ -108,6 +110,7 @@ def standings(
             ranking=_placed(ranked).to_dicts(),
             against=_against(ranked, at_furthest_task(shown), metric, last),
             sensitivity=_sensitivity(rows, metric, judge, last, drawings),
+            has_iqm=bool((ranked["seeds"] >= IQM_SEEDS).any()),
             some_lag=ranked["tasks"].n_unique() > 1,
             diverged=bool((ranked["diverged"] > 0).any()),
             note=capitalized(note_on_diverged(shown, metric)),

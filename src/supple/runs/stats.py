@@ -9,6 +9,8 @@ from supple.runs import metrics
 MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
+IQM_SEEDS = 4
+"""With fewer seeds the interquartile mean leaves none out, and is the mean."""
 
 _VALUE = pl.col("value")
 MEAN_AND_ERROR = {"mean": _VALUE.mean(), "error": _VALUE.std() / _VALUE.len().sqrt(), "seeds": _VALUE.len()}
@@ -82,7 +84,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     ============  ================================================================================
     ``mean``      with its standard ``error`` and the number of ``seeds``
     ``iqm``       interquartile mean: the mean of the middle half of the seeds
-    ``low, high`` 95 % bootstrap interval of ``iqm``
+    ``low, high`` 95 % bootstrap interval of ``iqm``; null for one seed
     ``diverged``  how many of the seeds have parameters that are not finite at the end
     ============  ================================================================================
     """
@@ -97,7 +99,10 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
                 lambda values: pl.Series([bootstrap_interval([values.to_numpy()])]), returns_scalar=True
             ),
         )
-        .with_columns(low=pl.col("interval").list.get(0), high=pl.col("interval").list.get(1))
+        .with_columns(
+            pl.when(pl.col("seeds") > 1).then(pl.col("interval").list.get(index)).alias(name)
+            for index, name in enumerate(("low", "high"))
+        )
         .drop("interval")
         .join(
             _per_seed(rows, "diverged", 1).group_by(chosen).agg(diverged=_VALUE.sum()),

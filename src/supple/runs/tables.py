@@ -10,7 +10,7 @@ from rich.table import Table
 
 from supple.runs import metrics
 from supple.runs.changes import Changes
-from supple.runs.stats import last_count, note_on_diverged, ranking, varying
+from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, varying
 from supple.training.methods import title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
@@ -31,7 +31,8 @@ def results_table(
     """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first.
 
     In reinforcement learning a task is an evaluation: the title, or a column where they differ, says to which
-    environment steps the last ones belong. Numbers have three decimals; one, if a mean is 100 or more.
+    environment steps the last ones belong. Numbers have three decimals; one, if a mean is 100 or more. The interquartile
+    mean (IQM) is shown from four seeds on; the 95 % interval is its own.
 
     Args:
         rows: of one problem.
@@ -50,6 +51,7 @@ def results_table(
         if len(set(steps)) == 1:
             title += f"; the last {count} at {steps[0]} steps" if count > 1 else f"; the last at {steps[0]} steps"
             steps = []
+    has_iqm = any(row["seeds"] >= IQM_SEEDS for row in ranked)
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
     others = [name for name in varying(rows) if name not in shown]
     headings = ["method", "strength", *others, "first", f"last {count}", *(["at steps"] if steps else [])]
@@ -65,12 +67,12 @@ def results_table(
                 "-" if row["first"] is None else f"{row['first']:.{digits}f}",
                 f"{row['mean']:.{digits}f}{error}",
                 *steps[place : place + 1],
-                f"{row['iqm']:.{digits}f}",
-                f"{row['low']:.{digits}f}, {row['high']:.{digits}f}",
+                *([f"{row['iqm']:.{digits}f}"] if has_iqm else []),
+                "-" if row["low"] is None else f"{row['low']:.{digits}f}, {row['high']:.{digits}f}",
                 f"{row['seeds']}{diverged}",
             ]
         )
-    table = table_of(title, [*headings, "IQM", "95 %", "seeds"], lines)
+    table = table_of(title, [*headings, *(["IQM"] if has_iqm else []), "95 %", "seeds"], lines)
     table.caption, table.caption_justify = note_on_diverged(rows, metric) or None, "left"
     return table
 
