@@ -1,4 +1,4 @@
-"""A soft actor-critic of Stable-Baselines3 whose actor and critic keep their largest singular values near one.
+"""A soft actor-critic of Stable-Baselines3 whose actor's and critic's largest singular values are pulled to one.
 
 The agent has an optimizer for each network; a method is attached to each. Printed are the return of the trained policy
 and each network's largest singular values, with and without.
@@ -32,7 +32,7 @@ def train(steps: int, strength: float) -> tuple[float, dict[str, float]]:
 
 
 def main(steps: int = 3000) -> dict[str, tuple[float, dict[str, float]]]:
-    results = {"SAC": train(steps, strength=0.0), "SAC and spectral": train(steps, strength=1e-3)}
+    results = {"SAC": train(steps, strength=0.0), "SAC and spectral": train(steps, strength=1e-4)}
     for name, (mean_return, norms) in results.items():
         print(f"{name:18} return {mean_return:8.1f}  ", *(f"{part} {norm:.2f}" for part, norm in norms.items()))
     return results

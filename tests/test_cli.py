@@ -553,7 +553,7 @@ SHOWN_AS = {
     ("figure", "number"): "5: returns of soft actor-critic",
     ("results", "runs"): "The folder that",
     ("report", "runs"): "The folder that",
-    ("test", "run"): "The folder of one run",
+    ("test", "run"): "The folder of a run",
     ("rl", "task"): "A task of the DeepMind Control Suite",
     ("rl", "methods"): "--method ",
     ("list", "kind"): "One of these tables alone",

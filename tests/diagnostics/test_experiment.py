@@ -99,6 +99,8 @@ def test_nothing_of_the_original_changes(training):
     values = [gradient.clone() for gradient in gradients]
     everything = [network.state_dict(), optimizer.state_dict(), method.state_dict(), scheduler.state_dict()]
     before = copy.deepcopy(everything)
+    random.seed(7)  # earlier tests leave the states that copies are given
+    np.random.seed(7)
     drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), loader.generator.get_state()
     modes = [part.training for part in network.modules()]
 
@@ -444,3 +446,36 @@ def test_progress_is_a_line_now_and_then(capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("plasticity test: repeat 1 of at most 2, the network and its optimizer, at most ")
     assert 10 < len(lines) < 20
+
+
+def test_a_network_that_begins_above_the_fresh_one_keeps_its_own_first_loss():
+    curves = {AS_IT_IS: [[3.0] * 10] * 3, FRESH_OPTIMIZER: [[3.0] * 10] * 3, FRESH_NETWORK: [[2.0] * 9 + [1.0]] * 3}
+    result = PlasticityTest({name: torch.tensor(rows).double() for name, rows in curves.items()}, 0.05)
+    assert result.results[AS_IT_IS].tolist() == [3.0] * 3
+
+
+def test_slower_by_less_than_what_matters_is_not_told():
+    """Means over all steps differ surely by half of what matters: 0.05 of 2.0 − 0.2."""
+    middle = torch.tensor([0.045, 0.0451, 0.0449]).double()
+    fresh = torch.tensor([[2.0, *[0.2] * 18, 0.2]] * 3).double()
+    own = fresh + middle[:, None] * torch.tensor([0.0, *[20 / 18] * 18, 0.0]).double()
+    result = PlasticityTest({AS_IT_IS: own, FRESH_OPTIMIZER: own, FRESH_NETWORK: fresh}, 0.05)
+    assert result.verdict == "nothing"
+    assert "slowly" not in result.sentence()
+
+
+def test_it_stops_early_only_when_99_percent_sure(monkeypatch):
+    monkeypatch.setattr(
+        PlasticityTest, "verdict_at", lambda self, confidence: "network" if confidence < 0.99 else "undecided"
+    )
+    network = torch.nn.Linear(2, 1)
+    batches = [(torch.randn(4, 2), torch.randn(4, 1))]
+    result = supple.plasticity_test(
+        network,
+        lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+        batches,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        steps=2,
+        repeats=4,
+    )
+    assert len(result.curves[FRESH_NETWORK]) == 4

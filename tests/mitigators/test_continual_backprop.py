@@ -125,3 +125,23 @@ def test_members_replace_units_at_their_own_rates():
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="expected a"):
         ContinualBackprop(perceptron(), **options)
+
+
+class Twice(nn.Module):
+    """One layer of units, which two layers read."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 1, bias=False), nn.Linear(4, 3, bias=False)
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        return self.a(h).sum() + self.b(h).sum()
+
+
+def test_all_layers_that_read_a_unit_count():
+    network = Twice()
+    method = ContinualBackprop(network)
+    (group,) = method.groups
+    expected = torch.cat([network.a.weight, network.b.weight]).abs().mean(0)
+    torch.testing.assert_close(method._worth_of_weights(group, dict(network.named_parameters())), expected)

@@ -214,3 +214,15 @@ def test_a_module_that_cannot_draw_its_parameters_is_named():
     network.register_parameter("scale", nn.Parameter(torch.ones(2)))
     with pytest.raises(ValueError, match="'scale'"):
         NetworkReset(network)
+
+
+@pytest.mark.parametrize(("strength", "count"), [(1.0, 0), (0.5, 3)])
+def test_counts_in_python_restart_only_with_the_whole_network(strength, count):
+    network = torch.nn.Linear(3, 2)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = CountingInPython(network)
+    NetworkReset(network, strength=strength, every=3).attach(optimizer)
+    for _ in range(3):
+        optimizer.step()
+    assert {state["step"] for state in optimizer.state.values()} == {count}

@@ -1,13 +1,14 @@
 """ReDo against the paper's definition written out, and what must not happen to a network."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from oracles.replaced_units import OPTIMIZERS, Replacing, assert_same, batches, perceptron, train
-from supple import Population, ReDo
+from supple import ContinualBackprop, Population, ReDo, SelfNormalizedResets
 
 
 class Recycled(Replacing):
@@ -266,3 +267,54 @@ def test_without_activations_it_says_so():
 def test_a_period_below_one_is_refused():
     with pytest.raises(ValueError, match="every=0"):
         ReDo(perceptron(), every=0)
+
+
+def test_what_was_seen_at_strength_0_does_not_count_later():
+    network = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        network[0].bias.zero_()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    method = ReDo(network, strength=0.0, every=1).attach(optimizer)
+    for strength, sign in ((0.0, 1), (0.0, 1), (0.1, -1)):
+        method.strength = strength
+        network(sign * torch.ones(4, 1)).sum().backward()
+        optimizer.step()
+    assert (network[2].weight == 0).tolist() == [[True, False]], "the first unit was silent in the last step"
+
+
+def test_a_score_at_the_threshold_is_dormant():
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].bias.copy_(torch.tensor([1.0, 3.0]))  # scores 0.5 and 1.5
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    ReDo(network, strength=0.5, every=1).attach(optimizer)
+    network(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    assert network[0].bias.tolist() == [0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ReDo, {"every": 1}),
+        (ContinualBackprop, {"maturity": 0, "strength": 0.01, "decay": 0.5}),
+        (SelfNormalizedResets, {"every": 1, "patience": 2}),
+    ],
+)
+def test_a_step_that_saw_an_overflow_only_is_none(kind, options):
+    network = perceptron()
+    dtype = network[0].weight.dtype
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    method = kind(network, **options).attach(optimizer)
+    network(torch.randn(8, 4, dtype=dtype)).sum().backward()
+    optimizer.step()
+    before, state = copy.deepcopy(network), method.state_dict()
+    for _ in range(3):
+        network(torch.full((8, 4), math.inf, dtype=dtype)).sum()
+        optimizer.step()
+    assert all(map(torch.equal, network.parameters(), before.parameters()))
+    for group in ("0", "2"):
+        for key in {"silent", "utility", "mean"} & state.get(group, {}).keys():
+            assert torch.equal(method.state[group][key], state[group][key])

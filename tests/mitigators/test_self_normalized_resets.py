@@ -106,9 +106,10 @@ def test_a_unit_that_never_fired_is_given_its_patience():
         assert (network[0].bias[0] == 0) == (step >= 6)
 
 
-@pytest.mark.parametrize(("at_once", "most"), [(1, 1), (3, 3), (None, 2)])
+@pytest.mark.parametrize(("at_once", "most"), [(1, 1), (3, 3), (None, 3)])
 def test_no_more_than_so_many_at_once(at_once, most):
-    network = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+    """By default an eighth, rounded up: 3 of 17."""
+    network = nn.Sequential(nn.Linear(2, 17), nn.ReLU(), nn.Linear(17, 1))
     nn.init.constant_(network[0].bias, -9.0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     SelfNormalizedResets(network, patience=2, every=3, at_once=at_once).attach(optimizer)
@@ -137,3 +138,28 @@ def test_bad_options_are_refused(option):
         SelfNormalizedResets(perceptron(), **{option: 0})
     with pytest.raises(ValueError, match="quiet"):
         SelfNormalizedResets(perceptron(), quiet=-1.0)
+
+
+def test_a_short_history_is_judged_by_itself():
+    network = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].bias.fill_(1.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    method = SelfNormalizedResets(network, history=4, refresh=1, patience=50).attach(optimizer)
+    for _ in range(4):
+        network(torch.randn(4, 2)).sum().backward()
+        optimizer.step()
+    assert method.state["0"]["threshold"].tolist() == [1.0] * 16
+
+
+def test_quiet_is_relative_to_the_mean():
+    network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].bias.copy_(torch.tensor([1.0, 1.0, 1.0, 9.0]))  # mean 3: a limit of 0.6
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    method = SelfNormalizedResets(network, quiet=0.2).attach(optimizer)
+    network(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    assert method.state["0"]["silent"].tolist() == [0.0] * 4

@@ -151,3 +151,9 @@ def test_an_unknown_variant_is_named_with_the_nearest():
 def test_a_bad_perturbation_is_refused(perturb):
     with pytest.raises(ValueError, match=rf"expected a perturbation.*{perturb}"):
         ShrinkAndPerturb(nn.Linear(2, 2), perturb=perturb)
+
+
+def test_new_values_at_a_tasks_start_have_all_their_bits():
+    network = nn.Linear(300, 300)
+    ShrinkAndPerturb(network, strength=1.0, perturb=1.0, variant="task").start_task()
+    assert network.weight.unique().numel() > 65_536

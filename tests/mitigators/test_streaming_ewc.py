@@ -77,3 +77,7 @@ def test_the_average_moves_also_where_a_share_is_below_rounding(dtype):
 def test_a_bad_decay_is_refused(decay):
     with pytest.raises(ValueError, match=rf"expected a decay.*{decay}"):
         StreamingEWC(nn.Linear(2, 2), decay=decay)
+
+
+def test_there_is_no_penalty_before_the_first_step():
+    assert StreamingEWC(nn.Linear(2, 2)).penalty() == 0

@@ -123,6 +123,11 @@ def test_it_must_see_the_gradients_first():
     optimizer.step()
     with pytest.raises(RuntimeError, match=r"expected before_step\(\) ahead of the optimizer's step"):
         method.after_step(optimizer)
+    method.before_step()
+    optimizer.step()
+    method.after_step(optimizer)
+    with pytest.raises(RuntimeError, match="before_step"):
+        method.after_step(optimizer)
 
 
 @pytest.mark.parametrize("options", [{"noise": -1.0}, {"decay": 1.0}, {"weight_decay": -0.1}, {"noise": float("nan")}])

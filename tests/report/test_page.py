@@ -292,7 +292,7 @@ def test_a_world_that_changes_has_a_section_of_its_own(tmp_path):
     text = page(str(tmp_path))
     assert "<h2>Pendulum-v1 (quick scale)</h2>" in text
     assert "<h2>Pendulum-v1 (quick scale, new actions every 200 steps)</h2>" in text
-    assert text.count("The rules mark changes of the world: new actions every 200 steps.") == 1
+    assert text.count("which come after the evaluation there: new actions every 200 steps.") == 1
     assert "<span>--change actions</span> <span>--change-every 200</span>" in text
     rankings = re.findall(r'(?s)<table class="ranking">.*?</table>', text)
     (ranking,) = (ranking for ranking in rankings if "before changes" in ranking)

@@ -216,7 +216,7 @@ def test_changes_of_the_world_have_rules():
     rows = stored().filter((pl.col("problem") == "task1") & (pl.col("method") != "spectral"))
     changing = rows.with_columns(change=pl.lit("actions"), change_every=50)
     chart = charts.over_steps(changing, "return", "title", "returns").to_dict()
-    assert chart["title"]["subtitle"] == "returns; new actions every 50 steps, at the rules"
+    assert chart["title"]["subtitle"] == "returns; new actions every 50 steps, after the evaluation at a dashed line"
     rule, label, *others = chart["layer"]
     assert (rule["mark"]["type"], label["mark"]["type"]) == ("rule", "text")
     assert chart["datasets"][rule["data"]["name"]] == [{"step": 50, "label": "change 1"}]

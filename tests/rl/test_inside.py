@@ -148,3 +148,22 @@ def test_overestimation_in_play(agent, terminal):
     last = 30 + (0.0 if terminal else 0.99 * (values[2] + bonus[2]))
     expected = torch.stack([30 + 0.99 * (last + bonus[1]), torch.as_tensor(last)])
     assert found == pytest.approx(float(((values[:2] - expected) / expected.abs()).mean().detach()), rel=1e-3)
+
+
+def test_overestimation_takes_the_smaller_critic():
+    agent = SAC(5, 3, Constants(hidden=(16, 16), critics=2), [0])
+
+    class OneStep:
+        action_size = 3
+
+        def begin(self, seed):
+            return np.ones(5, np.float32)
+
+        def step(self, action):
+            self.action = torch.from_numpy(action)
+            return Step(np.ones(5, np.float32), 30.0, terminal=True, last=True)
+
+    world = OneStep()
+    found = inside.overestimation(agent, 0, world, 7, np.random.default_rng(0))
+    values = agent.critic.population.member(0)(torch.ones(5), world.action)
+    assert found == pytest.approx((float(values.min().detach()) - 30) / 30, rel=1e-4)

@@ -227,6 +227,7 @@ def test_a_broken_member_stops_and_says_when(tmp_path):
             broken.agent.critic.parameters["critics.0.1.weight"][0] = math.nan
     assert broken.stopped == {0: 42}  # its critic broke its actor in the updates of step 41
     assert (broken.replay._rows[1] == whole.replay._rows[1]).all()
+    assert np.isfinite(broken.replay._rows).all(), "nor does what it did with these numbers enter the buffer"
     rows = {(member, metric): value for member, _, metric, value in broken.measure().rows()}
     assert (rows[0, "stopped"], rows[0, "diverged"], rows[1, "diverged"]) == (42, 1, 0)
     world, random, totals = envs.make("Short-v0"), module.generator(module.Stream.RANDOM_POLICY, 0, 60), []
@@ -496,13 +497,13 @@ def test_new_units_are_drawn_as_the_networks_were():
 
 
 def test_the_inside_has_the_step_size_of_the_last_update(tmp_path):
-    """It needs an update right before the evaluation: none at step 10, the last of two at step 20."""
-    training = Training(run(inside=True, evaluate_every=10, steps=20))
-    rows = [training.learn(part, lambda step: None) for part in range(2)]
+    """It needs an update right before the evaluation: none at step 10, the last of two at step 20, one at the end."""
+    training = Training(run(inside=True, evaluate_every=10, steps=25))
+    rows = [training.learn(part, lambda step: None) for part in range(3)]
     seen = [{row[2]: row[3] for row in part.rows()} for part in rows]
     assert "actor_effective_step_size" not in seen[0]
     assert 0 < seen[1]["actor_effective_step_size"] < seen[1]["critic_effective_step_size/critics.0.1"] * 100
-    assert {"entropy", "critic_effective_step_size"} <= seen[1].keys()
+    assert {"entropy", "critic_effective_step_size"} <= seen[1].keys() & seen[2].keys()
 
 
 def test_updates_have_their_precision_and_evaluations_the_usual(monkeypatch):
@@ -648,3 +649,34 @@ def test_a_run_that_lost_its_buffer_starts_again(damage, tmp_path):
     assert not config.folder(str(tmp_path / "lost")).checkpoint()
     train(config, root=str(tmp_path / "lost"))
     assert same(*(checkpoint(config.folder(str(tmp_path / name))) for name in ("whole", "lost")))
+
+
+def test_a_reset_keeps_the_memory_of_what_is_not_reset():
+    _, agent = changed(Resets(parts=("critic", "target", "optimizer")))
+    assert not any(moment.any() for moment in leaves(agent.critic.moments))
+    assert all(entry["exp_avg_sq"].any() for entry in agent.actor.moments.values())
+
+
+def test_every_update_of_priming_has_minibatches_of_its_own(monkeypatch):
+    monkeypatch.setattr(module, "PRIMED_ON", 10)
+    training, seen = Training(run(prime=6, steps=100, capacity=100)), []
+    monkeypatch.setattr(training.agent, "update", lambda batch, noise: seen.append(noise))
+    for _ in range(10):
+        training.advance()
+    assert len(seen) == 6
+    assert all((a != b).any() for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_who_has_stopped_is_kept():
+    training, other = Training(run(seeds=(0, 1))), Training(run(seeds=(0, 1)))
+    training.stopped = {1: 3}
+    other.load_state_dict(training.state_dict())
+    assert other.stopped == {1: 3}
+
+
+def test_who_has_stopped_is_not_looked_inside():
+    training = Training(run(seeds=(0, 1), inside=True))
+    for _ in range(22):
+        training.advance()
+    training.stopped = {1: 3}
+    assert {row[0] for row in training.measure().rows() if row[2] == "entropy"} == {0}

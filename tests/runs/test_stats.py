@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from supple.runs.stats import bootstrap_interval, by_task, interquartile_mean, last_count, last_tasks, over_tasks
+from supple.runs.stats import (
+    bootstrap_interval,
+    by_task,
+    interquartile_mean,
+    last_count,
+    last_tasks,
+    note_on_diverged,
+    over_tasks,
+)
 
 
 def frame(rows, method="m", strength=1.0, tasks=2):
@@ -164,3 +172,14 @@ def test_the_first_task_is_not_among_the_last(tasks, most, count):
     rows = frame([(0, task, value) for task, value in enumerate(values)], tasks=tasks)
     (row,) = last_tasks(rows, "loss", most).to_dicts()
     assert row["mean"] == sum(values[-count:]) / count
+
+
+def test_who_diverged_in_the_last_of_three_tasks_counts_whole():
+    rows = frame([(0, task, 1.0) for task in range(3)], tasks=3)
+    diverged = frame([(0, 0, 0.0), (0, 1, 0.0), (0, 2, 1.0)], tasks=3).with_columns(metric=pl.lit("diverged"))
+    assert last_tasks(pl.concat([rows, diverged]), "loss")["diverged"].to_list() == [1]
+
+
+def test_diverged_agents_of_one_run_are_counted_each():
+    rows = pl.DataFrame({"run": ["a", "a"], "member": [0, 1], "metric": ["diverged"] * 2, "value": [1.0, 1.0]})
+    assert note_on_diverged(rows, "return").startswith("2 agents have")

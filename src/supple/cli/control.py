@@ -31,8 +31,8 @@ class Control(Engine):
     """
 
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
-    """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of any Gymnasium environment, or
-    `module:id` for an environment that your own module registers."""
+    """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of a Gymnasium environment with continuous
+    actions, or `module:id` for one that your own module registers."""
     methods: Methods = ("spectral",)
     """One or more methods to train with: those of `supple list` that do not change the network; `resets` of the whole
     agent; or `package.module:Class`, your own mitigator."""
@@ -41,8 +41,9 @@ class Control(Engine):
     first_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """The first of consecutive seeds."""
     steps: Annotated[int, tyro.conf.arg(metavar="N")] = 500_000
-    """Environment steps. On one core the paper's network does about 170 updates per second, with 16 per step: two and
-    a half hours for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast."""
+    """Environment steps. On one idle core the paper's network does about 170 updates per second, with 16 per step: two
+    and a half hours for 100,000 steps, a day for a million; `--replay-ratio 4` is four times as fast. Runs of fewer
+    than 20,000 updates are not compiled, and slower."""
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "paper"
     """Source of the hyperparameters: paper, doro, cleanrl or sb3."""
     strength: Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")] = None

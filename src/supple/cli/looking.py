@@ -78,8 +78,8 @@ class PlasticityTestCommand:
     """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The folder of one run, such as `runs/random-label-digits-none-75dfc3c8c1a5`, or a beginning of its name that no
-    other folder has."""
+    """The folder of a run of `supple run`, `supple sweep` or `supple demo`, such as
+    `runs/random-label-digits-none-75dfc3c8c1a5`, or a beginning of its name that no other folder has."""
     seed: int | None = None
     """Which network of the run; the first when left out."""
     strength: float | None = None

@@ -42,7 +42,8 @@ def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
 
     .. math:: \min \left\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \right\}
 
-    H is the input of the layer that runs last, rows × units, not centred. The rank is 0 if all of H is zero.
+    H is the input of the layer that runs last, rows × units, not centred: of twin critics, that of the second. The rank
+    is 0 if all of H is zero.
 
     Source: Kumar et al., *Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning*, 2021,
     with δ = 0.01.

@@ -109,9 +109,10 @@ class PlasticityTest:
                 f"undecided: a fresh network does not learn either ({self._shown(first)} to {fresh} in {steps} steps); "
                 "take more steps, and check the learning rate"
             )
+        more = "; take more repeats, or more steps if the fresh network is still learning"
         return (
             f"undecided: {stalls}, a fresh network {fresh} (difference {network}), where {self._shown(self.threshold)} "
-            f"would matter{self._slower() or '; take more repeats, or more steps if the fresh network is still learning'}"
+            f"would matter{self._slower() or more}"
         )
 
     def _slower(self) -> str:

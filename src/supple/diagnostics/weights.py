@@ -64,8 +64,9 @@ def lipschitz_bound(singular_values: ByLayer) -> dict[str, Tensor]:
 
     It bounds the Lipschitz constant of a chain of linear layers and activations such as ReLU (the paper's appendix
     A.3). If a tensor holds several matrices, their largest σ₁ is used, which is exact for a grouped convolution. For
-    other networks the product is not a bound: it ignores norms, residual additions and attention, and a convolution's
-    Lipschitz constant can exceed its matrix's σ₁ (out, in · kernel), at most by the factor √(kernel size).
+    other networks the product is not a bound: it ignores norms, residual additions and attention, multiplies parallel
+    branches such as twin critics (monitor each alone), and a convolution's Lipschitz constant can exceed its matrix's
+    σ₁ (out, in · kernel), at most by the factor √(kernel size).
     """
     return {"": torch.stack([values[..., 0].amax(-1) for values in singular_values.values()], -1).prod(-1)}
 

@@ -54,7 +54,7 @@ def find_run(address: str) -> tuple[str, str, Run]:
     if run is None:
         raise ValueError(
             f"expected a run of `supple run` or `supple sweep`, got {names[0]}, which is of `supple rl` or of another "
-            "version: for agents of your own, call supple.plasticity_test(..., step=...)"
+            "version: for an agent, call supple.plasticity_test as in docs/frameworks.md, Stable-Baselines3"
         )
     return root, names[0], run
 

@@ -130,6 +130,6 @@ class SelfNormalizedResets(UnitResets):
     def _quantile(self, times: Tensor, count: Tensor, strength: Strength) -> Tensor:
         """For each unit, the smallest of its times such that at most a fraction η of its times are longer."""
         kept = count.clamp_max(self.history)
-        longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # rounding must not turn 0.02 · 50 into 0
+        longer = (strength * kept + 1e-4).long().clamp(0, self.history - 1)  # 0.29 · 100 is below 29 in float64
         own = times.sort(-1, descending=True).values.gather(-1, longer.unsqueeze(-1)).squeeze(-1)
         return torch.where(kept >= min(_MIN_TIMES, self.history), own, float(self.patience))

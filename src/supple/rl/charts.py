@@ -26,13 +26,13 @@ def over_steps(
 ) -> alt.LayerChart:
     """A metric over steps, a line for each method: the mean over seeds, shaded by its standard error.
 
-    Rules show where the world changes, and the subtitle says what changes.
+    Dashed lines show where the world changes, and the subtitle says what changes.
     """
     points, changes = _mean_and_error(with_steps(rows), metric), Changes.of(rows)
     lines = _lines(points, metric)
     if changes:
         lines = replace(lines, changes=changes.places)
-        subtitle = "; ".join(filter(None, [subtitle, f"{changes}, at the rules"]))
+        subtitle = "; ".join(filter(None, [subtitle, f"{changes}, after the evaluation at a dashed line"]))
     return lines.sized(title, subtitle, width=width, height=height)
 
 

@@ -16,6 +16,9 @@ from supple.runs.colours import COLOURS, colour_scale, on_light, titled
 from supple.runs.stats import by_task, over_tasks, varying, with_band
 from supple.training.methods import title_of
 
+TICKS = alt.ExprRef("ceil(width / 60)")
+"""About how many ticks the horizontal axis has: as many as there is room for."""
+
 LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width / 150))")}
 """Below the axes, so that the chart can be narrow; as many columns as there is room for."""
 
@@ -150,7 +153,9 @@ class Lines:
         x = alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
         if self.at != "strength":
             whole = "datum.value % 1 ? '' : datum.label"  # between 1 and 2, Vega places ticks all the same
-            return x.scale(zero=False, nice=False, padding=8).axis(tickMinStep=1, format=",d", labelExpr=whole)
+            return x.scale(zero=False, nice=False, padding=8).axis(
+                tickMinStep=1, tickCount=TICKS, format=",d", labelExpr=whole
+            )
         strengths = self.points["strength"].unique().sort().to_list()
         return x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
 

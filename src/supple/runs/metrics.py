@@ -23,8 +23,9 @@ METRICS: dict[str, Metric] = {
         "training loss", "The cross entropy on the same examples.", unit="nats", when=END, higher_is_better=False
     ),
     "return": Metric(
-        "return of the policy's mean",
-        "The mean over an evaluation's episodes; a diverged agent has that of random actions.",
+        "evaluation return",
+        "The mean over an evaluation's episodes, with the policy's mean action; a diverged agent has that of random "
+        "actions.",
         higher_is_better=True,
     ),
     "training_return": Metric(

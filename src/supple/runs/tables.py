@@ -31,8 +31,8 @@ def results_table(
     """``metric`` of one problem in the first and the last ``count`` tasks; one line per setting, the best first.
 
     In reinforcement learning a task is an evaluation: the title, or a column where they differ, says to which
-    environment steps the last ones belong. Numbers have three decimals; one, if a mean is 100 or more. The interquartile
-    mean (IQM) is shown from four seeds on; the 95 % interval is its own.
+    environment steps the last ones belong. Numbers have three decimals; one, if a mean is 100 or more. From four seeds
+    on, the interquartile mean (IQM) is shown; the 95 % interval is its own.
 
     Args:
         rows: of one problem.
