@@ -23,6 +23,7 @@ from supple.lab.models import MODELS
 from supple.lab.problems import PROBLEMS
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS
+from supple.rl.run import Run as ControlRun
 from supple.runs import cluster, sweep
 from supple.runs.store import load
 from supple.training.methods import METHODS
@@ -301,6 +302,17 @@ def test_results_of_what_has_only_begun(supple, tmp_path, capsys):
     for metric in ((), ("--metric", "train_accuracy")):
         supple("results", tmp_path, *metric)
         assert capsys.readouterr().out.startswith("1 of 1 networks on")
+
+
+def test_results_of_several_sweeps_have_one_chart(supple, tmp_path, capsys):
+    store(tmp_path, [Run.of(DIGITS, method, range(2)) for method in ("none", "l2")], ["train_accuracy"], plausible)
+    agents = ControlRun.of("Pendulum-v1", "none", [0], steps=400, random_steps=10, evaluate_every=100)
+    store(tmp_path, [agents], ["return"], lambda run, member, task, metric: float(task), done=agents.evaluations)
+    supple("results", tmp_path, "--chart")
+    output = capsys.readouterr().out
+    for name, words in (("results-random-label-digits-quick", "L2"), ("results-Pendulum-v1-quick", "steps of the")):
+        assert f"chart: {tmp_path / name}.png" in output
+        assert words in (tmp_path / f"{name}.svg").read_text()
 
 
 def test_a_metric_of_tuning_seeds_alone_has_no_results(supple, tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from supple.cli.output import print_tables
+from supple.cli.output import draw, print_tables
 from supple.errors import known
 
 Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
@@ -22,6 +22,8 @@ class Results:
     `supple figure` is `runs/figures`, that of `supple rl` is `runs/rl`."""
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """The metric to show, such as `spectral_norm`; accuracies (of `supple rl`: returns) when left out."""
+    chart: bool = False
+    """Also draw the curves of each problem's runs in one chart, into the folder."""
 
     def __call__(self) -> None:
         import polars as pl
@@ -38,7 +40,9 @@ class Results:
                 continue
             ended = rows.filter(pl.col("task").max().over("run", "member") == pl.col("tasks") - 1)
             if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
-                print_tables(ended, self.metric)
+                metric = print_tables(ended, self.metric)
+                if self.chart:
+                    draw(ended, metric, self.runs, f"results-{{}}-{rows['scale'][0]}")
             networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
             if left := networks - len(ended.unique(["run", "member"])):
                 print(

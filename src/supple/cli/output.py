@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "chart") -> None:
     """Print the tables and draw the curves of one problem; the files' names depend on the runs."""
-    from supple.lab.problems import protocol_of, title_of
-    from supple.runs.charts import learning_curves, over_seeds, save
     from supple.runs.store import digest
-    from supple.runs.tables import title_with_scale
 
-    problem = rows["problem"][0]
-    metric = print_tables(rows)
-    subtitle = over_seeds(rows["seed"].n_unique())
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
-    title = title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
-    if name != "chart":
-        title = f"{name.capitalize()}: {title}"
-    chart = learning_curves(rows, metric, title, subtitle)
-    for path in save(chart, out, f"{name}-{problem.replace(':', '-')}-{ending}"):
-        print(f"chart: {path}")
+    draw(rows, print_tables(rows), out, f"{name}-{{}}-{ending}", "" if name == "chart" else f"{name.capitalize()}: ")
     if name == "chart":
         print(f"runs:  {out}")
         print(f"next:  supple report {out}")
+
+
+def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "") -> None:
+    """Draw the curves of one problem, agents' over steps; ``before`` comes before the title, the problem in ``{}``."""
+    from supple.lab.problems import protocol_of, title_of
+    from supple.rl.charts import over_steps
+    from supple.runs.charts import learning_curves, over_seeds, save
+    from supple.runs.tables import title_with_scale
+
+    problem, subtitle = rows["problem"][0], over_seeds(rows["seed"].n_unique())
+    title = before + title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
+    agents = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
+    chart = (over_steps if agents else learning_curves)(rows, metric, title, subtitle)
+    for path in save(chart, out, name.format(problem.replace(":", "-"))):
+        print(f"chart: {path}")
 
 
 def choices(best: "set[tuple[str, float, float]]", candidates: "list[Run]") -> "Iterator[str]":
