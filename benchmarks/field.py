@@ -75,25 +75,25 @@ def standard(error: float, runs: int) -> float:
 kumar = partial(
     Row,
     margin=READING,
-    place="arXiv 2308.11958, Figure 2",
+    place="[Figure 2](https://arxiv.org/abs/2308.11958)",
     problem="random-label-mnist-kumar",
 )
-elsayed = partial(Row, place="raw logs of mohmdelsayed/weight-clipping", problem="streamed-permuted-mnist", pieces=30)
+elsayed = partial(Row, place="[raw logs](https://github.com/mohmdelsayed/weight-clipping)", problem="streamed-permuted-mnist", pieces=30)
 upgd_input = partial(
     Row,
     margin=READING,
-    place="figure of arXiv 2404.00781",
+    place="[figure](https://arxiv.org/abs/2404.00781)",
     problem="input-permuted-mnist",
 )
 upgd_label = partial(
     Row,
     margin=READING,
-    place="figure of arXiv 2404.00781",
+    place="[figure](https://arxiv.org/abs/2404.00781)",
     problem="label-permuted-emnist",
 )
 lillo = partial(
     Row,
-    place="arXiv 2509.22562, Table 2",
+    place="[Table 2](https://arxiv.org/abs/2509.22562)",
     problem="random-label-mnist-lillo",
 )
 
@@ -124,7 +124,7 @@ ROWS: dict[str, Row] = {
     "kumar-permuted-l2-init": Row(
         published=0.811,
         margin=0.0005,
-        place="arXiv 2308.11958, Table 2",
+        place="[Table 2](https://arxiv.org/abs/2308.11958)",
         problem="permuted-mnist-kumar",
         method="l2-init",
         settings={"optimizer": "adam", "step_size": 1e-3, "strength": 5e-4, "tasks": 20},

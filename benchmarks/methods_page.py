@@ -23,25 +23,6 @@ from rotations import summary
 from supple.runs.stats import last_tasks
 from supple.training.methods import METHODS
 
-ACTS_ON = {
-    "layer-norm": "network",
-    "crelu": "network",
-    "fourier-features": "network",
-    "spectral-normalization": "network",
-    "normalize-and-project": "network and parameters",
-    "none": "",
-    "upgd": "parameters",
-    "decoupled-spectral": "parameters",
-    "shrink-and-perturb": "parameters",
-    "weight-clipping": "parameters",
-    "fire": "parameters",
-    "hare-and-tortoise": "parameters",
-    "redo": "units, by activations",
-    "continual-backprop": "units, by activations",
-    "self-normalized-resets": "units, by activations",
-    "network-reset": "parameters",
-}  # all others: gradients
-
 RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset", "hare-and-tortoise")
 """Methods that act only every many steps: their cost is the ratio of all steps together, not of the median step."""
 
@@ -50,8 +31,8 @@ TEXT = """# The methods
 Use a method by its name in `supple run --method`, or as a class or layer in your own loop ([API](api.md)). `supple list
 methods` names their options.
 
-| method | digits | strength | step, MLP | step, conv | state | acts on | what it does |
-|---|---|---|---|---|---|---|---|
+| method | digits | strength | step, MLP | step, conv | state | what it does |
+|---|---|---|---|---|---|---|
 {rows}
 
 - *digits*: training accuracy on random labels of 1,797 digits, mean of the last 5 of 30 tasks, ± standard error over
@@ -145,7 +126,6 @@ def row_of(name: str, costs: Iterable[Mapping[str, float]], digits: Mapping[str,
         f"{on_digits['strength']:g}" if on_digits and on_digits["strength"] else "-",
         *(f"{cost[name]:.2f}" if name in cost else "-" for cost in costs),
         f"{kept:.2f}" if kept else "0",
-        ACTS_ON.get(name, "gradients"),
         method.summary,
     ]
     return f"| {' | '.join(columns)} |"
