@@ -78,7 +78,8 @@ class Digits(Engine):
         for shown in (tried, rows):
             Console().print(results_table(shown, "train_accuracy"))
         with_others(tuned, self.tables / "tuning.parquet")
-        charts.save(chart(with_others(rows, self.tables / "rows.parquet")), self.tables)
+        drawn = chart(with_others(rows, self.tables / "rows.parquet"))
+        drawn.save(self.tables / "chart.png", scale_factor=2)
 
 
 def with_others(rows: pl.DataFrame, path: Path) -> pl.DataFrame:

@@ -78,7 +78,12 @@ kumar = partial(
     place="[Figure 2](https://arxiv.org/abs/2308.11958)",
     problem="random-label-mnist-kumar",
 )
-elsayed = partial(Row, place="[raw logs](https://github.com/mohmdelsayed/weight-clipping)", problem="streamed-permuted-mnist", pieces=30)
+elsayed = partial(
+    Row,
+    place="[raw logs](https://github.com/mohmdelsayed/weight-clipping)",
+    problem="streamed-permuted-mnist",
+    pieces=30,
+)
 upgd_input = partial(
     Row,
     margin=READING,

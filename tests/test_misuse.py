@@ -194,6 +194,8 @@ def test_singular_vectors_recover_when_the_weights_do(poison, decoupled, power_i
     step(network, optimizer)
     assert not network[0].weight.isfinite().all()
     network.load_state_dict(saved)
+    step(network, optimizer)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
     for _ in range(30):
         method.penalty()
     expected = torch.linalg.matrix_norm(network[0].weight, ord=2)
@@ -201,6 +203,18 @@ def test_singular_vectors_recover_when_the_weights_do(poison, decoupled, power_i
     step(network, optimizer)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
     assert method.penalty().isfinite()
+
+
+def test_singular_vectors_recover_where_the_penalty_joins_the_loss():
+    network = nn.Linear(4, 3)
+    method, saved = SpectralRegularizer(network, 1.0), copy.deepcopy(network.state_dict())
+    nn.init.constant_(network.weight, float("nan"))
+    method.penalty()
+    network.load_state_dict(saved)
+    for _ in range(30):
+        method.penalty()
+    expected = torch.linalg.matrix_norm(network.weight.detach(), ord=2)
+    torch.testing.assert_close(method.spectral_norms()["weight"], expected, rtol=1e-3, atol=0)
 
 
 # Strengths.

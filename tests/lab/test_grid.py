@@ -68,6 +68,9 @@ def test_small_networks_are_stacked_on_a_cpu_and_large_ones_are_not(monkeypatch)
     widths = {small: [64, 256, 256, 256, 256, 10], large: [64, 2000, 2000, 2000, 10]}
     for run, sizes in widths.items():
         assert operations(run) == 3 * 2 * 256 * sum(a * b for a, b in itertools.pairwise(sizes))
+    random = torch.get_rng_state()
+    operations(small)
+    assert torch.equal(random, torch.get_rng_state())
     quick = dataclasses.replace(small, batch_size=8)
     assert [grid.most_stacked(run) for run in (quick, large)] == [MOST_STACKED["cpu"], 1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

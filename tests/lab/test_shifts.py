@@ -1,6 +1,7 @@
 """Shifts: what each task shows, written out image by image; any task can be made again alone."""
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -417,6 +418,16 @@ def test_a_shift_by_name(data):
 def test_unknown_shifts(name, expected):
     with pytest.raises(ValueError, match=expected):
         shifts.find(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"labels": torch.arange(-1, 119).clamp(max=20)}, {"labels": torch.arange(120)}, {"classes": torch.arange(21) - 2}],
+)
+def test_labels_outside_of_the_networks_outputs_are_refused(change, data):
+    task = replace(random_labels(data, 0, 0), **{"labels": None} | change)
+    with pytest.raises(ValueError, match="expected labels from 0 to 20 from the shift mine, got"):
+        shifts.check_task(task, data, CLASSES, "mine")
 
 
 # Streams of random numbers.

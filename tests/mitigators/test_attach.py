@@ -335,6 +335,7 @@ def test_a_parameter_without_a_gradient_gets_none_and_is_left_alone(network, x, 
     state, before = state_of(regularizer), values(network)
     optimizer.zero_grad()
     optimizer.step()
+    assert regularizer.steps == (0,)
     regularizer.before_step()
     regularizer.after_step(optimizer)
     assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())

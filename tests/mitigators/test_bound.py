@@ -70,6 +70,22 @@ def test_nor_does_momentum_make_it_explode(momentum, lr):
         assert torch.linalg.matrix_norm(network.weight.detach(), 2) < 90
 
 
+def test_a_momentum_of_one_has_a_bound_too():
+    network = spread(nn.Linear(5, 7), sigma=9.0)
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=0.1, momentum=1.0)
+    SpectralRegularizer(network, 1e6, power_iterations=50).attach(optimizer)
+    optimizer.step()
+    assert torch.linalg.matrix_norm(network.weight.grad, 2).item() == pytest.approx(8 / (1000 * 0.1), rel=1e-4)
+
+
+def test_what_is_at_its_target_stays_finite_without_a_step():
+    network = nn.LayerNorm(3)
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=torch.tensor(0.0))
+    SpectralRegularizer(network, 1.0).attach(optimizer)
+    optimizer.step()
+    assert not any(parameter.grad.any() for parameter in network.parameters())
+
+
 def test_a_small_pull_is_not_changed_by_the_bound():
     networks = [spread(nn.Linear(5, 7)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())

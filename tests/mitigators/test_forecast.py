@@ -132,6 +132,21 @@ def test_the_papers_form_warns_where_plain_gradient_descent_would_take_it_far():
     assert warned(trained([40.0]), SpectralNormRegularizer, strength=0.1, lr=0.1, optimizer=torch.optim.SGD)
 
 
+@pytest.mark.parametrize(("sigma", "count"), [(1.4, 0), (1.6, 1)])
+def test_what_lies_near_its_target_draws_none(sigma, count):
+    network = nn.Linear(64, 64, bias=False)
+    nn.init.constant_(network.weight, sigma / 64)
+    assert len(warned(network, decoupled=True)) == count
+
+
+def test_a_little_more_than_random_weights_have_is_no_fresh_network():
+    assert warned(trained([0.5]), decoupled=True)
+
+
+def test_clipping_looks_at_each_member():
+    assert warned(Population(lambda: trained([2.0]), range(7)), WeightClipping, strength=2.0)
+
+
 def test_a_warm_up_does_not_hide_it():
     network = trained([12.0])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)

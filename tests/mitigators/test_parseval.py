@@ -99,6 +99,11 @@ def test_the_decoupled_step_subtracts_step_size_times_the_gradient(name):
         torch.testing.assert_close(parameter.detach().double(), before[name].detach() - change, rtol=1e-6, atol=1e-7)
 
 
+def test_each_form_has_its_own_strength():
+    found = [ParsevalRegularizer(ZOO["mlp"](), decoupled=decoupled).strength for decoupled in (False, True)]
+    assert found == [1e-3, 1.0]
+
+
 def test_the_output_layer_is_free_unless_named():
     network = resting(ZOO["mlp"]())
     ParsevalRegularizer(network).before_step()

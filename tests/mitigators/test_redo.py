@@ -92,6 +92,16 @@ def test_in_a_residual_network_the_outgoing_weights_are_those_that_the_unit_leav
     assert not network.first.bias.any()
 
 
+def test_it_observes_again_when_it_is_attached_again():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    ReDo(network, strength=100.0, every=1).attach(optimizer).detach().attach(optimizer)
+    before = network[0].weight.detach().clone()
+    network(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(network[0].weight, before)
+
+
 def test_batch_norm_starts_anew_for_the_unit():
     network = nn.Sequential(
         *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2))

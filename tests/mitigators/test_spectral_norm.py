@@ -71,6 +71,13 @@ def test_roles_are_kept(override):
     assert network[1].weight.grad.any()
 
 
+def test_the_seed_determines_the_first_vectors():
+    network = nn.Linear(40, 30)
+    first, again, other = (SpectralNormRegularizer(network, seed=seed).state["weight"]["v"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_a_network_without_matrices_is_refused():
     with pytest.raises(ValueError, match="expected a network with parameters"):
         SpectralNormRegularizer(nn.LayerNorm(3))

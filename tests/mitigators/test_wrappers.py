@@ -176,6 +176,16 @@ def test_the_monitor_counts_the_inner_ones_steps():
     assert repr(monitor).endswith("every 2 steps, 4 so far, attached to SGD)")
 
 
+def test_the_monitor_measures_after_the_last_of_several():
+    network = stretched()
+    optimizer, seen = Container([sgd(layer) for layer in network]), []
+    PlasticityMonitor(network, every=1, diagnostics=["weight_norm"], callback=seen.append).attach(optimizer)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert seen == [PlasticityMonitor(network, diagnostics=["weight_norm"]).measure()]
+
+
 def test_a_reset_clears_what_the_inner_one_remembers():
     network = stretched()
     inner = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -246,6 +256,29 @@ def test_master_weights_that_overwrite_what_comes_after_a_step():
     optimizer.master_weights = True
     refused(optimizer, network, "master weights.*decoupled=False", decoupled=True)
     SpectralRegularizer(network).attach(optimizer)
+
+
+@pytest.mark.parametrize("held", ["param_groups_master", "param_groups_full_precision"])
+def test_master_weights_under_other_names(held):
+    network = stretched()
+    optimizer = sgd(network)
+    setattr(optimizer, held, [{"params": [p.detach().clone() for p in network.parameters()]}])
+    refused(optimizer, network, "master weights.*decoupled=False", decoupled=True)
+    SpectralRegularizer(network).attach(optimizer)
+
+
+def test_gradients_in_buffers_of_the_optimizers_own():
+    network = stretched()
+    optimizer = sgd(network)
+    optimizer.state["buckets"] = []
+    refused(optimizer, network, r"reads the parameters' .grad.*penalty\(\)")
+
+
+def test_two_of_a_class_that_share_nothing_in_the_optimizer():
+    first, shared, last = (nn.Linear(2, 2) for _ in range(3))
+    optimizer = torch.optim.SGD([*first.parameters(), *last.parameters()], lr=0.1)
+    for network in (nn.Sequential(first, shared), nn.Sequential(shared, last)):
+        SpectralRegularizer(network).attach(optimizer)
 
 
 @pytest.mark.parametrize("lr", ["none", "absent"])

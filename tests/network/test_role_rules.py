@@ -248,6 +248,21 @@ def test_each_expert_is_a_matrix_and_has_a_bias_of_its_own():
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["GptOssExperts", "OpenAIPrivacyFilterExperts", "Llama4TextExperts", "AriaExperts"])
+def test_experts_that_are_stored_with_their_inputs_first(name):
+    network = type(name, (nn.Module,), {})()
+    network.register_parameter("down_proj", nn.Parameter(torch.ones(2, 3, 5)))
+    assert find_roles(network)["down_proj"].sizes == (2, 5, 3)
+
+
+@pytest.mark.parametrize("name", ["ViTEmbeddings", "VisionTransformer", "Encoder"])
+@pytest.mark.parametrize("table", ["pos_embedding", "pos_embed", "position_embeddings", "time_embeddings"])
+def test_where_vision_transformers_keep_their_positions(name, table):
+    network = type(name, (nn.Module,), {})()
+    network.register_parameter(table, nn.Parameter(torch.ones(1, 5, 4)))
+    assert find_roles(network)[table].sizes == (1, 5, 4)
+
+
 def test_how_experts_lie_counts_for_their_fan_in():
     clipped = {kind: WeightClipping(getattr(Known, kind)()).fan_in for kind in ("MixtralExperts", "GptOssExperts")}
     assert (clipped["MixtralExperts"]["gate_up_proj"], clipped["GptOssExperts"]["gate_up_proj"]) == (4, 8)

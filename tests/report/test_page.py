@@ -6,14 +6,17 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import fsspec
+import polars as pl
 import pytest
 
 import supple.report
 from supple import cli
 from supple.lab.run import Run
 from supple.report import page, watch, write_page
+from supple.report.overview import under_way
 from supple.rl import run as control
 from support.stores import plausible, store
 
@@ -87,6 +90,12 @@ def test_half_finished_runs_beside_finished_ones(tmp_path):
     assert "2 of 4 networks trained to the end" in found.text
     assert "Random labels, digits L2 0 of 2 2 of 6" in found.text  # networks and tasks under way
     assert "so far" in found.text
+
+
+def test_only_what_is_not_finished_is_under_way():
+    columns = {"problem": ["p", "p", "q"], "method": ["a"] * 3, "done": [3, 1, 3], "tasks": [3] * 3}
+    found = under_way(pl.DataFrame(columns))
+    assert found == [{"problem": "p", "method": "a", "members": 2, "finished": 1, "done": 4, "tasks": 6}]
 
 
 def test_damaged_runs_are_named(tmp_path):
@@ -176,12 +185,12 @@ def test_the_page_does_not_take_the_place_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("out", ["index.html", "elsewhere/deep/page.html", "../beside.html"])
 def test_links_lead_to_the_configurations(out, tmp_path):
-    root = tmp_path / "runs & more"
+    root = tmp_path / "runs #1 & more"
     store(root, runs_of("none"), METRICS, plausible)
     path = Path(write_page(str(root), str(root / out)))
     links = [link for link in Page(path.read_text()).links if link.endswith("run.json")]
     (folder,) = (each for each in root.iterdir() if (each / "run.json").exists())
-    assert [(path.parent / link.replace("%20", " ").replace("%26", "&")).resolve() for link in links] == [
+    assert [(path.parent / unquote(urlsplit(link).path)).resolve() for link in links] == [
         (folder / "run.json").resolve()
     ]
 

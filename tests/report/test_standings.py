@@ -142,6 +142,32 @@ def test_sensitivity_has_the_step_size_that_validation_chose():
     assert drawings._charts[headline.sensitivity.chart]["columns"]["mean"] == [0.75, 1.0]
 
 
+def test_a_curve_has_no_more_points_than_can_be_seen():
+    drawings = Drawings(["a"])
+    found = standings(rows_of({("a", 1.0, 0): range(401)}, tasks=401), drawings)
+    assert found.window == 3
+    assert len(drawings._charts[found.headlines[0].curves.chart]["columns"]["mean"]) == 134
+
+
+def test_intervals_have_places_from_the_lowest_end_to_the_highest():
+    curves = {(method, 1.0, seed): [start + seed] for method, start in (("a", 5), ("b", 20)) for seed in range(4)}
+    (headline,) = stand(curves, tasks=1).headlines
+    best, other = headline.ranking
+    assert headline.has_iqm
+    assert (other["left"], best["right"]) == (0, 100)
+    share = (best["iqm"] - other["low"]) / (best["high"] - other["low"])
+    assert best["middle"] == pytest.approx(100 * share, abs=0.01)
+    assert not stand({("a", 1.0, 0): [1]}, tasks=1).headlines[0].has_iqm
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_network_that_has_diverged_is_told(diverged):
+    curves = {("a", 1.0, 0): [1], ("a", 1.0, 1): [2]}
+    told = rows_of({key: [0] for key in curves} | {("a", 1.0, 0): [diverged]}, tasks=1, metric="diverged")
+    (headline,) = standings(pl.concat([rows_of(curves, tasks=1), told]), Drawings(["a"])).headlines
+    assert headline.diverged == diverged
+
+
 def test_neighbours_are_averaged_member_by_member():
     rows = rows_of({("a", 1.0, 0): range(5), ("a", 1.0, 1): [10] * 5}, tasks=5)
     found = averaged(rows, 2)

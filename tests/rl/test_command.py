@@ -233,7 +233,10 @@ def test_how_well_each_world_was_learned():
         schema=["metric", "method", "seed", "task", "value"],
         orient="row",
     )
+    rows = pl.concat([rows, rows.with_columns(metric=pl.lit("entropy"), value=pl.col("value") + 9)])
     changes = Changes("task", every=100, evaluate_every=50, steps=250)
+    config = pl.DataFrame({"change": "task", "change_every": [100, 50], "evaluate_every": 50, "steps": 250})
+    assert (Changes.of(config[:1]), Changes.of(config)) == (changes, None)
     assert (changes.places, str(changes)) == ((100, 200), "new task every 100 steps")
     (found,) = changes.learned(rows, ["method"]).to_dicts()
     assert found == pytest.approx(

@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from supple.rl.envs import DmControl, Episodes, Gymnasium, make, tasks
+from supple.rl.envs import DmControl, Episodes, Gymnasium, Step, make, random_returns, tasks
+from supple.runs.streams import Stream, generator, number
 
 
 def actions(environment, count, seed=0):
@@ -60,6 +61,36 @@ def test_the_suites_time_limit_is_no_end():
     assert total == pytest.approx(sum(rewards))
     assert episodes.number == 1
     assert episodes.total == 0
+
+
+class Short:
+    """Three steps; the reward is the first number of the action."""
+
+    action_size = 2
+
+    def begin(self, seed):
+        self.seed, self.left = seed, 3
+
+    def step(self, action):
+        self.left -= 1
+        return Step(np.zeros(1), float(action[0]), terminal=False, last=self.left == 0)
+
+
+def test_returns_of_random_actions():
+    environments = [Short(), Short()]
+    found = random_returns(environments, seed=4, step=100)
+    drawn = generator(Stream.RANDOM_POLICY, 4, 100).uniform(-1, 1, (2, 3, 2)).astype(np.float32)
+    np.testing.assert_allclose(found, drawn[:, :, 0].sum(1), rtol=1e-6)
+    assert [short.seed for short in environments] == [number(Stream.EVALUATION, 4, 100, k) for k in range(2)]
+
+
+def test_a_simulation_that_diverges_ends_the_episode_without_a_terminal_state():
+    environment = make("cartpole-swingup")
+    first = environment.begin(0)
+    environment._environment.physics.data.qvel[:] = np.nan
+    step = environment.step(np.zeros(1, np.float32))
+    assert (step.reward, step.terminal, step.last) == (0.0, False, True)
+    assert (step.observation == first).all()
 
 
 def test_actions_are_rescaled_to_the_suites_bounds():
@@ -162,6 +193,17 @@ def test_actions_that_are_whole_or_unlimited_are_refused(bounded, low, high, dty
         ValueError, match=r"got 'Bounded-v0' with Box.*: choose or wrap one whose action space is a Box"
     ):
         bounded(low, high, dtype)
+
+
+def test_numbers_that_are_not_finite_are_refused(bounded, monkeypatch):
+    environment, action = bounded(-1.0, 1.0, np.float32), np.zeros(1, np.float32)
+    environment.begin(0)
+    monkeypatch.setattr(Bounded, "step", lambda self, action: (action, np.inf, False, False, {}))
+    with pytest.raises(ValueError, match=r"finite reward from the environment 'Bounded-v0', got \[0.\] and inf"):
+        environment.step(action)
+    monkeypatch.setattr(Bounded, "reset", lambda self, **options: (np.float32([np.nan]), {}))
+    with pytest.raises(ValueError, match=r"1 finite numbers .* got \[nan\]"):
+        environment.begin(0)
 
 
 def test_a_module_of_ones_own_registers_its_environment(tmp_path, monkeypatch):

@@ -77,7 +77,15 @@ def flip(content):
     content[4 * 7 * (8 + 13 % 8) + 9] ^= 1 << 5
 
 
+def exchange(content):
+    """The rows of the last two steps change places, in both members."""
+    for member in (0, 224):
+        first, second = (slice(member + 28 * (step % 8), member + 28 * (step % 8 + 1)) for step in (12, 13))
+        content[first], content[second] = content[second], content[first]
+
+
 DAMAGES = {
+    "steps exchanged": exchange,
     "lost": lambda content: content.clear(),
     "cut short": lambda content: content.__delitem__(slice(len(content) * 2 // 3, None)),
     "a bit flipped": flip,

@@ -537,6 +537,10 @@ def test_options_reach_the_methods_of_actor_and_critic():
     assert Training(run("upgd", options={"noise": 0.25})).agent.critic.mitigator.noise == 0.25
 
 
+def test_agents_have_default_strengths_of_their_own():
+    assert [run(name).strength for name in ("upgd", "continual-backprop")] == [1.0, 1e-4]
+
+
 LAYERED = [name for name in METHODS if name not in EXEMPT_REFUSED]
 
 

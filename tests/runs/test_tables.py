@@ -47,6 +47,11 @@ def test_four_seeds_have_an_interquartile_mean():
     assert row[4] == "3.500", "the second and the third of 2, 3, 4, 15"
 
 
+def test_the_shortest_run_says_how_many_tasks_are_the_last():
+    _, (headings, *_) = shown(pl.concat([frame([1] * 6, method="none"), frame([1, 2], method="l2")]))
+    assert "last 1" in headings
+
+
 def test_one_seed_has_no_interval():
     _, (headings, row) = shown(frame([1, 2], seeds=1))
     assert headings[3:] == ["last 1", "95 %", "seeds"]
@@ -147,6 +152,11 @@ def test_a_shortened_run_says_so():
     assert title_with_scale(rows, "P", {"tasks": 2}) == "P (paper scale)"
     protocol |= {"tasks": 2, "examples": None}
     assert title_with_scale(rows, "P", protocol) == "P (paper scale, shortened to 100 examples)"
+
+
+def test_one_short_run_among_whole_ones_shortens_nothing():
+    rows = pl.concat([frame([1, 2], scale="paper"), frame([1] * 50, scale="paper")])
+    assert title_with_scale(rows, "P", {"tasks": 50}) == "P (paper scale)"
 
 
 def test_a_changed_protocol_says_so():

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from supple.integrations import monitors
+from supple.integrations.loading import load_all
 from supple.integrations.monitors import Monitors
 from supple.mitigators import Mitigator
 from supple.mitigators.optimizers import held_by
@@ -54,8 +55,7 @@ class MitigatorCallback(Callback):
                 f"expected the states of {len(self.mitigators)} methods in the checkpoint, got {len(states)}: build "
                 "the callback with the methods that were saved, in their order"
             )
-        for mitigator, state in zip(self.mitigators, states, strict=True):
-            mitigator.load_state_dict(state)
+        load_all(zip(self.mitigators, states, strict=True))
 
 
 class PlasticityMonitorCallback(Callback):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supple.diagnostics import PlasticityMonitor
+from supple.integrations.loading import load_all
 
 Monitors = PlasticityMonitor | Mapping[str, PlasticityMonitor]
 """One monitor, or several by name."""
@@ -58,5 +59,4 @@ def load_state_dict(monitors: Monitors, state: Mapping[str, Any]) -> None:
             f"expected the states of the monitors {sorted(named)} in the checkpoint, got {sorted(states)}: build the "
             "callback with the monitors that were saved, under their names"
         )
-    for name, monitor in named.items():
-        monitor.load_state_dict(states[name])
+    load_all((monitor, states[name]) for name, monitor in named.items())

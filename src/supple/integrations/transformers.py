@@ -9,6 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from supple.integrations import monitors
+from supple.integrations.loading import load_all
 from supple.integrations.monitors import Monitors
 from supple.mitigators import Mitigator
 
@@ -56,8 +57,7 @@ class MitigatorCallback(TrainerCallback):
                     f"expected the states of {len(self.mitigators)} methods in {file}, got {len(states)}: build the "
                     "callback with the methods that were saved, in their order"
                 )
-            for mitigator, remembered in zip(self.mitigators, states, strict=True):
-                mitigator.load_state_dict(remembered)
+            load_all(zip(self.mitigators, states, strict=True))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -24,8 +24,7 @@ class TrimmedConv2d(nn.Conv2d):
                 # For output o, tap i meets the pixel o · stride + i - padding.
                 first, last = max(0, padding - (outputs - 1) * stride), min(kernel - 1, size - 1 + padding)
                 padding, kernel = padding - first, last - first + 1
-                # Otherwise no tap meets a pixel, or the two sides would need different paddings.
-                if kernel > 0 and (size + 2 * padding - kernel) // stride + 1 == outputs:
+                if kernel > 0:  # otherwise no tap meets a pixel
                     trimmed = trimmed.narrow(dim, first, kernel)
                     paddings.append(padding)
         output: Tensor
