@@ -29,7 +29,7 @@ RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset",
 TEXT = """# The methods
 
 Use a method by its name in `supple run --method`, or as a class or layer in your own loop ([API](api.md)). `supple list
-methods` names their options.
+methods` names their options; `help(supple.ContinualBackprop)` in Python, say, explains them.
 
 | method | digits | strength | step, MLP | step, conv | state | what it does |
 |---|---|---|---|---|---|---|

@@ -114,7 +114,7 @@ def test_run_trains_in_processes_of_its_own(supple, tmp_path, capsys):
     ((accuracy,),) = accuracies(tmp_path).values()
     assert accuracy > 0.3  # of random labels, of which 0.1 are right by chance
     shown = f"{accuracy:.3f}"
-    assert table(capsys.readouterr().out) == {"no mitigation": ["-", shown, shown, "-", "1"]}
+    assert table(capsys.readouterr().out) == {"no mitigation": ["-", shown, shown, "1"]}
 
 
 def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
@@ -137,7 +137,6 @@ def test_two_methods_side_by_side(supple, jobs, tmp_path, capsys):
             f"{strength:g}" if strength else "-",
             f"{(a0 + b0) / 2:.3f}",
             f"{means[title]:.3f} ± {abs(a - b) / 2:.3f}",
-            f"{min(a, b):.3f}, {max(a, b):.3f}",
             "2",
         ]
     assert list(found) == sorted(means, key=means.get, reverse=True)
@@ -267,7 +266,7 @@ def test_results_of_everything_in_a_folder(supple, jobs, tmp_path, capsys):
     supple("results", tmp_path)
     output = capsys.readouterr().out
     assert "shift" in output
-    assert all(name in output for name in ("random-labels", "label-flip", "95 %"))
+    assert all(name in output for name in ("random-labels", "label-flip"))
     supple("results", tmp_path, "--metric", "weight_norm")
     assert "norm of all parameters" in capsys.readouterr().out.lower()
 
@@ -333,7 +332,7 @@ def test_tables_fit_80_columns(supple, tmp_path, capsys, monkeypatch):
     listed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in (results + listed).splitlines())
     assert "…" not in results + listed
-    assert len(re.findall(r"0\.\d{3} ± 0\.\d{3} +0\.\d{3}, 0\.\d{3} +2 *$", results, re.MULTILINE)) == 3
+    assert len(re.findall(r"0\.\d{3} ± 0\.\d{3} +2 *$", results, re.MULTILINE)) == 3
     words = listed.split()
     assert all(name in words for names in (PROBLEMS, METHODS) for name in names)
 

@@ -151,6 +151,7 @@ def test_only_cores_that_may_be_used_count():
 def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.01)
     with progress.progress_of({"a": ("kind", 3.0), "b": ("kind", 1.0)}) as report:
+        report("a", 0.0)
         report("a", 2.0)
         time.sleep(0.05)
         report("a", 3.0)
@@ -158,3 +159,13 @@ def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch, capsys):
     first, *_, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"progress: 50% of 2 runs after 0:00:00, about 0:00:00 left", first)
     assert last == "progress: 100% of 2 runs after 0:00:00"
+
+
+def test_what_was_done_before_does_not_shorten_what_is_left(monkeypatch, capsys):
+    """Ten seconds for the sixth of ten tasks: four more need forty."""
+    seconds = iter([0.0, 10.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with progress.progress_of({"a": ("kind", 10.0)}) as report:
+        report("a", 5.0)
+        report("a", 6.0)
+    assert capsys.readouterr().out == "progress: 60% of 1 run after 0:00:10, about 0:00:40 left\n"

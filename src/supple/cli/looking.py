@@ -15,7 +15,7 @@ Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Print the results in a folder of runs: mean, standard error, interquartile mean and bootstrap interval."""
+    """Print the results in a folder of runs: mean, standard error, and from four seeds on interquartile mean."""
 
     runs: Folder = "runs"
     """The folder that a run or sweep was given as `--out`. The default of `supple demo` is `runs/demo`, that of

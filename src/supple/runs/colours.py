@@ -10,7 +10,7 @@ from supple.training.methods import METHODS, title_of
 
 COLOURS = {name: method.colour for name, method in METHODS.items()}
 
-OTHER_COLOURS = ("#56565C", "#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
+OTHER_COLOURS = ("#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
 """Colours of your own methods, assigned in the order in which the methods appear."""
 
 GREY = "#C4C4C8"

@@ -61,10 +61,19 @@ def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[C
 def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[Callable[[Job, float], None]]:
     done, total, began = dict.fromkeys(jobs, 0.0), sum(amount for _, amount in jobs.values()), time.monotonic()
     ended, runs = threading.Event(), f"{len(done)} run{'s'[: len(done) != 1]}"
+    before: dict[Job, float] = {}
+    """What was done of each when it was taken up: work of earlier, which took none of this time."""
+
+    def report(job: Job, amount: float) -> None:
+        before.setdefault(job, amount)
+        done[job] = amount
 
     def line() -> None:
-        share, seconds = sum([*done.values()]) / total if total else 1.0, time.monotonic() - began
-        left = f", about {timedelta(seconds=round(seconds / share - seconds))} left" if 0 < share < 1 else ""
+        amount, seconds = sum([*done.values()]), time.monotonic() - began
+        new, share = amount - sum([*before.values()]), amount / total if total else 1.0
+        left = ""
+        if new > 0 and share < 1:
+            left = f", about {timedelta(seconds=round(seconds / new * (total - amount)))} left"
         text = f"progress: {share:.0%} of {runs} after {timedelta(seconds=round(seconds))}{left}"
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -75,7 +84,7 @@ def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
-        yield done.__setitem__
+        yield report
     finally:
         ended.set()
         follower.join()

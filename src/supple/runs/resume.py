@@ -80,6 +80,7 @@ def work_on(
             except ChangedDataError as error:
                 warnings.warn(f"{error}, in {folder.path}: the run starts again", stacklevel=2)
                 folder.forget()
+        report(amount(finished))
         end = min(parts, finished + math.ceil(parts / calls))
         for part in range(finished, end):
             began = time.monotonic()

@@ -10,7 +10,7 @@ MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
 IQM_SEEDS = 4
-"""With fewer seeds the interquartile mean leaves none out, and is the mean."""
+"""With fewer seeds the interquartile mean leaves none out, and its bootstrap interval is the range of the seeds."""
 
 _VALUE = pl.col("value")
 MEAN_AND_ERROR = {"mean": _VALUE.mean(), "error": _VALUE.std() / _VALUE.len().sqrt(), "seeds": _VALUE.len()}
@@ -84,7 +84,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     ============  ================================================================================
     ``mean``      with its standard ``error`` and the number of ``seeds``
     ``iqm``       interquartile mean: the mean of the middle half of the seeds
-    ``low, high`` 95 % bootstrap interval of ``iqm``; null for one seed
+    ``low, high`` 95 % bootstrap interval of ``iqm``; null for fewer than four seeds, of which it is only the range
     ``diverged``  how many of the seeds have parameters that are not finite at the end
     ============  ================================================================================
     """
@@ -100,7 +100,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
             ),
         )
         .with_columns(
-            pl.when(pl.col("seeds") > 1).then(pl.col("interval").list.get(index)).alias(name)
+            pl.when(pl.col("seeds") >= IQM_SEEDS).then(pl.col("interval").list.get(index)).alias(name)
             for index, name in enumerate(("low", "high"))
         )
         .drop("interval")

@@ -32,7 +32,7 @@ def results_table(
 
     In reinforcement learning a task is an evaluation: the title, or a column where they differ, says to which
     environment steps the last ones belong. Numbers have three decimals; one, if a mean is 100 or more. From four seeds
-    on, the interquartile mean (IQM) is shown; the 95 % interval is its own.
+    on, the interquartile mean (IQM) is shown, with its 95 % bootstrap interval.
 
     Args:
         rows: of one problem.
@@ -67,14 +67,20 @@ def results_table(
                 "-" if row["first"] is None else f"{row['first']:.{digits}f}",
                 f"{row['mean']:.{digits}f}{error}",
                 *steps[place : place + 1],
-                *([f"{row['iqm']:.{digits}f}"] if has_iqm else []),
-                "-" if row["low"] is None else f"{row['low']:.{digits}f}, {row['high']:.{digits}f}",
+                *(_robust(row, digits) if has_iqm else []),
                 f"{row['seeds']}{diverged}",
             ]
         )
-    table = table_of(title, [*headings, *(["IQM"] if has_iqm else []), "95 %", "seeds"], lines)
+    table = table_of(title, [*headings, *(["IQM", "its 95 %"] if has_iqm else []), "seeds"], lines)
     table.caption, table.caption_justify = note_on_diverged(rows, metric) or None, "left"
     return table
+
+
+def _robust(row: Mapping[str, Any], digits: int) -> list[str]:
+    """The interquartile mean and its interval; dashes for too few seeds."""
+    if row["low"] is None:
+        return ["-", "-"]
+    return [f"{row['iqm']:.{digits}f}", f"{row['low']:.{digits}f}, {row['high']:.{digits}f}"]
 
 
 def table_of(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

@@ -283,7 +283,17 @@ def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> Non
         parameter = parameters[known(name, names, f"keyword of {method}")]
         if not _fits(value, parameter.annotation):
             like = "left out" if parameter.default is None else f"like {parameter.default!r}"
-            raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see its documentation")
+            if choices := choices_of(parameter.annotation):
+                like = " or ".join(map(repr, choices))
+            where = getattr(entry.mitigator, "__name__", method)
+            raise ValueError(
+                f"expected {name} of {method} to be {like}, got {value!r}: help(supple.{where}) explains it"
+            )
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """The values that an annotation names; none if it names no values."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _fits(value: Any, kind: Any) -> bool:
