@@ -114,7 +114,7 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
     for method, title in {"none": "no mitigation", "resets": "resets", "spectral": "spectral"}.items():
         (line,) = (line for line in printed.splitlines() if line.strip().startswith(title) and "-1" in line)
         assert f"{ends[method]:.1f}" in line
-    assert "Pendulum-v1 (quick scale); the last at 20 steps" in printed
+    assert "Pendulum-v1 (quick scale); the last at 20 steps" in " ".join(printed.split())
     cli.Results(runs=str(tmp_path), metric="return")()
     assert "Random labels, digits" not in capsys.readouterr().out, "it has no such thing"
     write_page(str(tmp_path))
