@@ -38,8 +38,8 @@ methods` names their options; `help(supple.ContinualBackprop)` in Python, say, e
 - *digits*: training accuracy on random labels of 1,797 digits, mean of the last 5 of 30 tasks, ± standard error over
   {seeds} seeds. A **quick** result of one small problem, which is no ranking.
 - *strength*: the best on another seed, of 1e-2, 1e-3 and 1e-4; where a strength means something else, of the values in
-  `benchmarks/digits.py`. For continual backprop, self-normalized resets, weight clipping, spectral norm and Wasserstein
-  the best is at the end of what was tried. UPGD was not tuned: its row has the noise in the middle of its authors'
+  `benchmarks/digits.py`. For L2, self-normalized resets, weight clipping and Wasserstein the best is at the end of
+  what was tried. UPGD was not tuned: its row has the noise in the middle of its authors'
   range. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
 - *step*: time of a whole training step over one without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
