@@ -1,4 +1,4 @@
-"""Parameters drawn anew: from the modules' own initializers, in their order, with random numbers of their own."""
+"""The modules' own initializers draw new parameters, in their order, with random numbers of their own."""
 
 import copy
 

@@ -1,6 +1,7 @@
 """Many processes at once: what they do, what they tell, and how they end."""
 
 import ast
+import io
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from supple.errors import FailedWorkError, LostWorkersError
 from supple.runs import progress, sweep
@@ -159,6 +162,16 @@ def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch, capsys):
     first, *_, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"progress: 50% of 2 runs after 0:00:00, about 0:00:00 left", first)
     assert last == "progress: 100% of 2 runs after 0:00:00"
+
+
+def test_what_was_done_before_is_no_speed_of_a_bar(monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "Progress", lambda *columns, **options: shown.append(Progress()) or shown[0])
+    with progress._bars({"a": ("kind", 10.0)}, Console(force_terminal=True, file=io.StringIO())) as report:
+        report("a", 5.0)
+        assert [(task.completed, task.speed) for task in shown[0].tasks] == [(5.0, None)] * 2
+        report("a", 6.0)
+        assert [task.completed for task in shown[0].tasks] == [6.0] * 2
 
 
 def test_what_was_done_before_does_not_shorten_what_is_left(monkeypatch, capsys):

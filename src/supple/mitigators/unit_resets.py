@@ -156,8 +156,8 @@ class UnitResets(Mitigator):
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if not isinstance(self.strength, Tensor) and self.strength == 0:
-            for group in self.groups:
-                self._take_activity(group, state)  # what is seen while it is off does not count later
+            for group in self.groups:  # what is seen while it is off does not count later
+                torch._foreach_zero_(list(state[_activity(group)].values()))
             return
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
         groups = [group for group in self.groups if self._holds_all(group, {**parameters, **update.idle, **buffers})]

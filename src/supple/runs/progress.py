@@ -36,7 +36,7 @@ def progress_of(jobs: Mapping[Job, tuple[str, float]]) -> Iterator[Callable[[Job
 
 @contextmanager
 def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[Callable[[Job, float], None]]:
-    done = dict.fromkeys(jobs, 0.0)
+    done: dict[Job, float] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     remaining = (TextColumn("left:"), TimeRemainingColumn())
     with Progress(*columns, *remaining, console=console, refresh_per_second=2) as progress:
@@ -47,9 +47,11 @@ def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[C
         whole = progress.add_task("all", total=sum(totals.values()))
 
         def report(job: Job, amount: float) -> None:
-            kind = jobs[job][0]
-            progress.advance(bars[kind], amount - done[job])
-            progress.advance(whole, amount - done[job])
+            for bar in (bars[jobs[job][0]], whole):
+                if job in done:
+                    progress.advance(bar, amount - done[job])
+                else:
+                    progress.tasks[bar].completed += amount  # done before, which tells nothing of the speed
             done[job] = amount
 
         yield report
@@ -62,7 +64,7 @@ def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[
     done, total, began = dict.fromkeys(jobs, 0.0), sum(amount for _, amount in jobs.values()), time.monotonic()
     ended, runs = threading.Event(), f"{len(done)} run{'s'[: len(done) != 1]}"
     before: dict[Job, float] = {}
-    """What was done of each when it was taken up: work of earlier, which took none of this time."""
+    """What had been done of each when it was taken up, which took none of this time."""
 
     def report(job: Job, amount: float) -> None:
         before.setdefault(job, amount)

@@ -283,17 +283,10 @@ def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> Non
         parameter = parameters[known(name, names, f"keyword of {method}")]
         if not _fits(value, parameter.annotation):
             like = "left out" if parameter.default is None else f"like {parameter.default!r}"
-            if choices := choices_of(parameter.annotation):
-                like = " or ".join(map(repr, choices))
+            if get_origin(parameter.annotation) is Literal:
+                like = " or ".join(map(repr, get_args(parameter.annotation)))
             where = getattr(entry.mitigator, "__name__", method)
-            raise ValueError(
-                f"expected {name} of {method} to be {like}, got {value!r}: help(supple.{where}) explains it"
-            )
-
-
-def choices_of(annotation: Any) -> tuple[Any, ...]:
-    """The values that an annotation names; none if it names no values."""
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+            raise ValueError(f"expected {name} of {method} to be {like}, got {value!r}: see the docstring of {where}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
