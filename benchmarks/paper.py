@@ -76,11 +76,13 @@ class Train:
 
     workers: int | None = None
     """Processes at a time, with one thread each; as many as the cores allow when left out."""
+    studies: tuple[str, ...] = tuple(STUDIES)
+    """Studies to train now; those on MNIST take their strengths from the grid of ``mnist``."""
     methods: tuple[str, ...] = tuple(STRENGTHS)
     """Methods to compare now; grids of strengths are always trained in full."""
 
     def __call__(self) -> None:
-        for runs, tasks in plan(self.methods):
+        for runs, tasks in plan(self.studies, self.methods):
             left = [run for run in dict.fromkeys(runs) if done(run) < tasks]
             if left:
                 with progress_of({run: (run.method, tasks) for run in left}) as report:

@@ -172,8 +172,10 @@ PLAN = (
 """The order of training: studies, and the number of tasks to reach."""
 
 
-def plan(methods: Collection[str]) -> Iterator[tuple[list[Run], int]]:
-    """``PLAN`` as runs of some methods; a grid of strengths precedes the study that needs its best strengths."""
+def plan(studies: Collection[str], methods: Collection[str]) -> Iterator[tuple[list[Run], int]]:
+    """Some of ``PLAN`` as runs of some methods; a grid of strengths precedes the study that needs its best strengths."""
     for name, tasks in PLAN:
+        if name not in studies:
+            continue
         yield GRIDS.get(name, []), PIECE
         yield [run for run in STUDIES[name]() if run.method in methods], tasks

@@ -224,8 +224,26 @@ def test_a_strength_that_follows_from_the_method_is_not_in_the_legend():
         for method, strength in (("none", 0.0), ("l2", 0.1))
         for step_size in (1e-3, 1e-2)
     )
-    dash = curves_of(rows, "train_accuracy", "", series="step_size").to_dict()["layer"][1]["encoding"]["strokeDash"]
-    assert (dash["title"], dash["sort"]) == ("method", ["L2", "no mitigation"])
+    chart = curves_of(rows, "train_accuracy", "", series="step_size").to_dict()
+    dash = chart["layer"][1]["encoding"]["strokeDash"]["condition"]
+    assert (dash["title"], dash["scale"]["domain"]) == ("method", ["L2", "no mitigation"])
+
+
+def test_dashes_tell_apart_only_the_lines_of_one_colour():
+    several = {"spectral": (0.1, 1.0, 1e-4), "l2": (1e-3,), "none": (0.0,)}
+    rows = pl.concat(
+        frame([method]).with_columns(strength=pl.lit(strength))
+        for method, strengths in several.items()
+        for strength in strengths
+    )
+    spec, data = spec_of(rows)
+    dash = spec["layer"][1]["encoding"]["strokeDash"]
+    assert dash["condition"]["scale"]["domain"] == ["0.0001", "0.1", "1"], "by size"
+    assert dash["value"] == [1, 0], "solid"
+    assert {(row["method"], row["setting"]) for row in data if row["method"] != "spectral"} == {
+        ("L2", None),
+        ("no mitigation", None),
+    }
 
 
 def test_a_method_has_the_same_colour_in_any_company():
@@ -248,7 +266,7 @@ def test_every_setting_has_a_line_of_its_own():
     assert len(data) == 3 * 4
     for layer in spec["layer"]:
         assert {entry["field"] for entry in layer["encoding"]["detail"]} == {"strength", "step_size"}
-    dash = spec["layer"][1]["encoding"]["strokeDash"]
+    dash = spec["layer"][1]["encoding"]["strokeDash"]["condition"]
     assert (dash["field"], dash["title"]) == ("setting", "strength · step size")
     assert {row["setting"] for row in data} == {"0.1 · 0.001", "0.1 · 0.01", "0.2 · 0.001", "0.2 · 0.01"}
     tooltip = {entry["field"] for entry in spec["layer"][1]["encoding"]["tooltip"]}

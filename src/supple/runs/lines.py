@@ -53,7 +53,7 @@ class Lines:
     others: tuple[str, ...]
     """Other settings; every combination of their values has its own line."""
     within: tuple[str, ...] = ()
-    """Those of ``others`` that differ within one colour: dashes tell their lines apart."""
+    """Those of ``others`` that differ within one colour: dashes tell lines of such a colour apart."""
     y_title: str | None = None
     """The vertical axis' title, if the metric's is not right."""
     colours: Mapping[str, str] = field(default_factory=lambda: COLOURS)
@@ -115,12 +115,13 @@ class Lines:
         colour = alt.Color(f"{self.series}:N", legend=legend if named else None).scale(colours)
         dashes = {}
         if self.within:
-            dashes["strokeDash"] = alt.StrokeDash(
+            dash = alt.StrokeDash(
                 "setting:N",
-                sort=sorted(points["setting"].unique(), key=natural),
+                scale=alt.Scale(domain=sorted(points["setting"].drop_nulls().unique(), key=natural)),
                 title=" · ".join(map(words, self.within)),
                 legend=alt.Legend(symbolType="stroke", symbolSize=400, labelLimit=0, **legend_options),
             )
+            dashes["strokeDash"] = alt.when("isValid(datum.setting)").then(dash).otherwise(alt.value([1, 0]))
         every = alt.Chart().encode(x=x, color=colour, detail=detail)
         in_grey = alt.FieldOneOfPredicate(field=self.series, oneOf=titles_in_grey)
         base = every.transform_filter(~in_grey) if grey else every
@@ -228,7 +229,8 @@ def natural(value: Any) -> list[Any]:
     """A key that sorts numbers by size, also those inside of words, and "default" first."""
     if not isinstance(value, str):
         return [value]
-    return [value != "default", *(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", value))]
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", value)  # every other part is a number
+    return [value != "default", *(float(part) if at % 2 else part for at, part in enumerate(parts))]
 
 
 def lines_over_tasks(
@@ -267,11 +269,14 @@ def _lines(
         if points.unique([*rest, "strength"]).height == points.unique(rest).height:  # a strength for each method
             within.remove("strength")
     if within:
+        # The dashes' legend names only what differs within a colour; other lines are solid, without a value.
         tuples = [
             " · ".join(_told(name, value) for name, value in row.items())
             for row in points.select(within).rows(named=True)
         ]
-        points = points.with_columns(pl.Series("setting", tuples))
+        points = points.with_columns(pl.Series("setting", tuples)).with_columns(
+            pl.when(pl.col("setting").n_unique().over(series) > 1).then("setting").alias("setting")
+        )
     return Lines(
         points=points,
         metric=metric,
