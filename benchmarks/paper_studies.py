@@ -173,7 +173,7 @@ PLAN = (
 
 
 def plan(studies: Collection[str], methods: Collection[str]) -> Iterator[tuple[list[Run], int]]:
-    """Some of ``PLAN`` as runs of some methods; a grid of strengths precedes the study that needs its best strengths."""
+    """Some of ``PLAN`` as runs of some methods; a grid of strengths precedes the study that needs its best ones."""
     for name, tasks in PLAN:
         if name not in studies:
             continue

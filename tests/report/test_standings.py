@@ -66,7 +66,10 @@ def test_charts_share_instructions_only_where_their_dashes_mean_the_same(monkeyp
     for rows in (both, options, both):
         drawings.add(lines_over_tasks(rows, "train_accuracy"), "")
     page = json.loads(drawings.text())
-    titles = [page["specs"][chart["spec"]]["layer"][1]["encoding"]["strokeDash"]["condition"]["title"] for chart in page["charts"]]
+    titles = [
+        page["specs"][chart["spec"]]["layer"][1]["encoding"]["strokeDash"]["condition"]["title"]
+        for chart in page["charts"]
+    ]
     assert titles == ["options · strength", "options", "options · strength"]
     assert len(page["specs"]) == len(built) == 2, "Altair takes a hundred times as long as what else a chart needs"
 
