@@ -11,8 +11,9 @@ import fsspec
 import polars as pl
 import pytest
 
+from supple.rl.methods import METHODS as AGENT_METHODS
 from supple.runs.charts import curves_of, learning_curves, over_seeds, save, sensitivity_of
-from supple.runs.colours import COLOURS, GREY
+from supple.runs.colours import COLOURS, GREY, colour_scale
 from supple.runs.lines import LABEL_HEIGHT
 from supple.runs.metrics import find
 from supple.training.methods import METHODS
@@ -109,7 +110,8 @@ class Addresses(HTMLParser):
 
 def test_every_method_has_a_colour_of_its_own():
     assert COLOURS.keys() >= METHODS.keys()
-    assert len({colour.lower() for colour in COLOURS.values()}) == len(COLOURS)
+    own = [colour.lower() for name, colour in COLOURS.items() if name != "resets"]
+    assert len(set(own)) == len(own)
     assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in COLOURS.values())
 
 
@@ -252,6 +254,12 @@ def test_a_method_has_the_same_colour_in_any_company():
         in_order = [method for method in METHODS if method in methods]
         assert scale["domain"] == [METHODS[method].title for method in in_order]
         assert scale["range"] == [COLOURS[method] for method in in_order]
+
+
+def test_every_method_has_a_colour_also_those_of_agents():
+    assert COLOURS.keys() == {*METHODS, *AGENT_METHODS}
+    scale = colour_scale(["none", "resets"])
+    assert scale.range == [METHODS["none"].colour, METHODS["network-reset"].colour]
 
 
 def test_every_setting_has_a_line_of_its_own():

@@ -6,10 +6,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from supple.rl.methods import METHODS
 from supple.rl.resets import Resets
 from supple.runs import metrics
 from supple.runs.changes import Changes
+from supple.runs.colours import COLOURS
 from supple.runs.lines import Lines, axis_extent
 from supple.runs.stats import MEAN_AND_ERROR, bootstrap_interval, interquartile_mean, with_band
 from supple.training.methods import title_of
@@ -70,7 +70,7 @@ def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
     values = ends[dial].unique().sort().to_list()
     base = alt.Chart(ends).encode(
         x=alt.X(f"{dial}:Q", title=name).scale(type="log", nice=False, padding=8).axis(format="~g", values=values),
-        color=alt.value(METHODS[method].colour),
+        color=alt.value(COLOURS[method]),
     )
     y = alt.Scale(zero=axis_extent(ends)[0] == 0)
     rule = base.mark_rule().encode(y=alt.Y("low:Q", title="return at the end").scale(y), y2="high:Q")
@@ -116,5 +116,4 @@ def _lines(points: pl.DataFrame, metric: str, y_title: str | None = None) -> Lin
         others=("strength",),
         within=within,
         y_title=y_title or metrics.find(metric).title,
-        colours={name: method.colour for name, method in METHODS.items()},
     )

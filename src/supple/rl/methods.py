@@ -26,7 +26,6 @@ METHODS: dict[str, Method] = {
     RESETS: Method(
         title="resets",
         summary="the whole agent is reinitialized now and then, and its buffer kept",
-        colour=methods.METHODS["network-reset"].colour,
     )
 }
 

@@ -1,14 +1,15 @@
 """The colours of methods in charts, on white and on dark pages."""
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import altair as alt
 import polars as pl
 
 from supple.training.methods import METHODS, title_of
 
-COLOURS = {name: method.colour for name, method in METHODS.items()}
+# "resets" is a method of agents alone, which resets all of an agent's networks.
+COLOURS = {name: method.colour for name, method in METHODS.items()} | {"resets": METHODS["network-reset"].colour}
 
 OTHER_COLOURS = ("#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
 """Colours of your own methods, assigned in the order in which the methods appear."""
@@ -45,12 +46,10 @@ def _luminance(channels: Sequence[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def colour_scale(
-    methods: Sequence[str], colours: Mapping[str, str] = COLOURS, coloured: Collection[str] | None = None
-) -> alt.Scale:
+def colour_scale(methods: Sequence[str], coloured: Collection[str] | None = None) -> alt.Scale:
     """The colour scale of these methods, whose titles are drawn; if only some are to be coloured, others are grey."""
     others = itertools.cycle(OTHER_COLOURS)
-    own = [colours.get(method) or next(others) for method in methods]
+    own = [COLOURS.get(method) or next(others) for method in methods]
     drawn = [
         colour if coloured is None or method in coloured else GREY for method, colour in zip(methods, own, strict=True)
     ]

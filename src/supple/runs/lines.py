@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -56,8 +56,6 @@ class Lines:
     """Those of ``others`` that differ within one colour: dashes tell lines of such a colour apart."""
     y_title: str | None = None
     """The vertical axis' title, if the metric's is not right."""
-    colours: Mapping[str, str] = field(default_factory=lambda: COLOURS)
-    """The colours of methods."""
     changes: tuple[int, ...] = ()
     """Where the world changes, on the horizontal axis: these places have a numbered vertical rule."""
 
@@ -71,7 +69,7 @@ class Lines:
         """The values of ``series`` in the order of the legend: those with a colour first; methods as in their table."""
         values = self.points[self.series].unique(maintain_order=True).to_list()
         if self.series == "method":
-            table = list(self.colours)
+            table = list(COLOURS)
             values.sort(key=lambda value: table.index(value) if value in table else len(table))
         else:
             values.sort(key=natural)
@@ -98,7 +96,7 @@ class Lines:
         values, points = self.values, self.points
         grey = [value for value in values if value not in self.coloured]
         if self.series == "method":
-            colours = colour_scale(values, self.colours, self.coloured)
+            colours = colour_scale(values, self.coloured)
         else:
             colours = alt.Scale(domain=values, scheme="viridis")
         titles_in_grey = [_titled(self.series, value) for value in grey]
@@ -182,7 +180,7 @@ class Lines:
     def _labels(self, height: int) -> pl.DataFrame:
         """The titles of the methods with a colour, beside their lines' ends, far enough from each other to be read."""
         methods = [method for method in self.values if method in self.coloured]
-        scale = colour_scale(methods, self.colours)
+        scale = colour_scale(methods)
         ink = dict(zip(methods, map(on_light, scale.range), strict=True))
         ends = (
             self.points.filter(pl.col("method").is_in(methods) & pl.col("mean").is_finite())
