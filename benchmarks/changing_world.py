@@ -77,8 +77,8 @@ class Study:
 class Train(Study, Engine):
     """Train what is missing, first one seed of every setting."""
 
-    out: str = "runs/changing-world"
-    """Folder for the runs."""
+    out: str = "results/changing-world/runs"
+    """Folder for the runs. Those in the repository are finished: any machine goes on from them."""
 
     def __call__(self) -> None:
         by_setting = [self.runs(*setting) for setting in self.settings()]
@@ -89,7 +89,7 @@ class Train(Study, Engine):
 class Tables(Study):
     """Write the rows of the settings that are complete, draw them, and put the table into the page."""
 
-    runs_in: str = "runs/changing-world"
+    runs_in: str = "results/changing-world/runs"
     """The folder that was trained into."""
     out: Path = Path("results/changing-world")
     """Folder for the rows."""

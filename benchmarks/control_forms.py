@@ -82,8 +82,8 @@ class Study:
 class Train(Study, Engine):
     """Train what is missing, each run in a process of its own."""
 
-    out: str = "runs/control-forms"
-    """Folder for the runs."""
+    out: str = "results/control-forms/runs"
+    """Folder for the runs. Those in the repository are finished: any machine goes on from them."""
 
     def __call__(self) -> None:
         self.train_agents(list(self.runs()))
@@ -93,7 +93,7 @@ class Train(Study, Engine):
 class Tables(Study):
     """Write the rows of finished runs, draw them, and put the table into the page."""
 
-    runs_in: str = "runs/control-forms"
+    runs_in: str = "results/control-forms/runs"
     """The folder that was trained into."""
     out: Path = Path("results/control")
     """Folder for the rows."""

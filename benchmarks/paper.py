@@ -103,7 +103,6 @@ class Tables:
             folder.mkdir(parents=True, exist_ok=True)
         console = Console()
         pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=120, float_precision=4, tbl_hide_column_data_types=True)
-        trained = set[str]()
         for name, study in STUDIES.items():
             grid = GRIDS.get(name, [])
             if not all(done(run) >= PIECE for run in grid) or not all(map(done, runs := study())):
@@ -116,7 +115,7 @@ class Tables:
                 console.print("For choosing the strength:", results_table(chosen, metric))
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
-            trained |= set(rows["run"])
+            write_environment(self.out / name, ROOT, set(rows["run"]))
             draw(name, rows, self.charts)
             for first in sorted({min(PIECE, rows["tasks"][0]), rows["tasks"][0]}):  # of most studies, and of this one
                 part = rows_of(runs, first)
@@ -125,7 +124,6 @@ class Tables:
                     print(compared)
                 if name.startswith("mnist"):
                     print(inside(part))
-        write_environment(self.out, ROOT, trained)
 
 
 def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:

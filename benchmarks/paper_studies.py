@@ -11,9 +11,9 @@ import polars as pl
 from supple.lab.grid import TUNING_SEEDS
 from supple.lab.run import Run
 from supple.runs.stats import ranking
-from supple.runs.store import load
+from supple.runs.store import load, stored
 
-ROOT = "runs/paper"
+ROOT = "results/paper/runs"
 PIECE = 10
 SEEDS = range(3)
 
@@ -47,9 +47,9 @@ def run_of(method: str, strength: float | None, seed: int, problem: str = "rando
 
 
 def done(run: Run) -> int:
-    """The number of finished tasks of a run."""
-    checkpoint = run.folder(ROOT).checkpoint()
-    return checkpoint.finished if checkpoint else 0
+    """The number of measured tasks of a run."""
+    name = run.folder(ROOT).name
+    return sum(found.rows["task"].n_unique() for found in stored(ROOT, {name}).values())
 
 
 def rows_of(runs: list[Run], tasks: int | None = None) -> pl.DataFrame:

@@ -95,8 +95,8 @@ class Train(Engine):
     """The forms to compare."""
     seeds: int = 3
     """Number of reported seeds, from 0."""
-    out: str = "runs/stream"
-    """Folder for the runs."""
+    out: str = "results/stream/runs"
+    """Folder for the runs. Those in the repository are finished: any machine goes on from them."""
 
     def __call__(self) -> None:
         for name in self.forms:
@@ -118,7 +118,7 @@ class Tables:
 
     seeds: int = 3
     """Number of reported seeds, as trained."""
-    runs: str = "runs/stream"
+    runs: str = "results/stream/runs"
     """The folder that was trained into."""
     out: Path = Path("results/stream")
     """Folder for the rows."""

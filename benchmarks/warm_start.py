@@ -75,8 +75,8 @@ class Train(Engine):
     """The forms to compare."""
     seeds: int = 3
     """Number of reported seeds, from 0."""
-    out: str = "runs/warm-start"
-    """Folder for the runs."""
+    out: str = "results/warm-start/runs"
+    """Folder for the runs. Those in the repository are finished: any machine goes on from them."""
 
     def __call__(self) -> None:
         for problem in self.problems:
@@ -92,7 +92,7 @@ class Tables:
 
     seeds: int = 3
     """Number of reported seeds, as trained."""
-    runs: str = "runs/warm-start"
+    runs: str = "results/warm-start/runs"
     """The folder that was trained into."""
     out: Path = Path("results/warm-start")
     """Folder for the rows."""
