@@ -13,7 +13,7 @@ BETTER = {True: "more", False: "less", None: ""}
 
 def documented():
     """The table of the page, from the facts."""
-    lines = ["| metric | on an axis | better | what it is |", "|---|---|---|---|"]
+    lines = ["| metric | name in charts | better | what it is |", "|---|---|---|---|"]
     for name in [*METRICS, *DIAGNOSTICS]:
         facts, usual = find(name), name in DIAGNOSTICS and DIAGNOSTICS[name].usual
         summary = re.sub(r":math:`([^`]+)`", r"$\1$", facts.summary).replace("|", "\\|")

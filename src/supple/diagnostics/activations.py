@@ -17,7 +17,7 @@ from supple.network.units import redo_scores
 
 @diagnostic(title="share of dormant units", higher_is_better=False, usual=True)
 def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Tensor]:
-    r"""The fraction of units whose ReDo score is at most τ; for the network, among the units of all layers.
+    r"""The fraction of units with a ReDo score of at most τ = 0.1; for the network, among the units of all layers.
 
     .. math:: s_i = \frac{\operatorname{mean} |h_i|}{\operatorname{mean}_j \operatorname{mean} |h_j| + 10^{-9}} \le \tau
 
@@ -32,13 +32,13 @@ def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Ten
 
 @diagnostic(title="share of dead units", higher_is_better=False, usual=True)
 def dead_units(activations: ByLayer) -> dict[str, Tensor]:
-    """The fraction of units that are zero on the whole probe; for the network, among the units of all layers."""
+    """The fraction of units that are zero on all probe examples; for the network, among the units of all layers."""
     return _shares(_magnitudes(activations), 0.0)
 
 
 @diagnostic(title="rank of the last hidden activations", higher_is_better=True, usual=True)
 def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
-    r"""How many singular values of the last hidden activations reach 99 % of their sum; only for the whole network.
+    r"""How many of the largest singular values of the last hidden activations make up 99 % of their sum.
 
     .. math:: \min \left\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \right\}
 

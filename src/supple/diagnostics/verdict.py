@@ -83,24 +83,25 @@ class PlasticityTest:
         own, renewed, fresh = (self._shown(self.results[name].mean().item()) for name in _COMPARED)
         network, optimizer, both = (self._interval(self.differences[name]) for name in ("network", "optimizer", "both"))
         stalls = (
-            f"the network reaches {own} with its own optimizer and {renewed} with a fresh one (difference {optimizer})"
+            f"the network's loss ends at {own} with its own optimizer and at {renewed} with a fresh one (difference "
+            f"{optimizer})"
         )
         if self.verdict == "network":
             also = f"; the optimizer stalls too: {stalls}" if self.differences["optimizer"].low > self.threshold else ""
             return (
-                f"the network has lost plasticity: a fresh one reaches {fresh} where it reaches {renewed} (difference "
+                f"the network has lost plasticity: its loss ends at {renewed}, a fresh network's at {fresh} (difference "
                 f"{network}){also}"
             )
         if self.verdict == "optimizer":
-            return f"the optimizer is stalling: {stalls}; a fresh network reaches {fresh}"
+            return f"the optimizer is stalling: {stalls}; a fresh network's at {fresh}"
         if self.verdict == "nothing":
             lost = "little" if self.differences["both"].low > 0 else "nothing"
             ahead = self.differences["both"].high < -self.threshold
             known = "; it is ahead by what it knows already: data that ask for something new tell more"
             harder = "; if its loss was lower before, the data are harder now"
             return (
-                f"{lost} is lost: the network reaches {own}, a fresh one {fresh} (difference {both}; "
-                f"{self._shown(self.threshold)}, {100 * self.margin:g} % of what a fresh one learns, would matter)"
+                f"{lost} is lost: the network's loss ends at {own}, a fresh one's at {fresh} (difference {both}; the limit "
+                f"is {self._shown(self.threshold)}, {100 * self.margin:g} % of what a fresh one learns)"
                 f"{self._slower() or (known if ahead else harder)}"
             )
         if not Difference.of(self._learned).low > 0:
@@ -111,8 +112,8 @@ class PlasticityTest:
             )
         more = "; take more repeats, or more steps if the fresh network is still learning"
         return (
-            f"undecided: {stalls}, a fresh network {fresh} (difference {network}), where {self._shown(self.threshold)} "
-            f"would matter{self._slower() or more}"
+            f"undecided: {stalls}, a fresh network's at {fresh} (difference {network}; the limit is "
+            f"{self._shown(self.threshold)}){self._slower() or more}"
         )
 
     def _slower(self) -> str:
@@ -171,7 +172,7 @@ class PlasticityTest:
 
     def __str__(self) -> str:
         repeats, steps = self.curves[FRESH_NETWORK].shape
-        rows = [(f"{steps} steps, {repeats} repeats", "first loss", "last loss", "above a fresh network (95 %)")]
+        rows = [(f"{steps} steps, {repeats} repeats", "first loss", "last loss", "minus a fresh network's (95 %)")]
         for name, curve in self.curves.items():
             first, last = (self._shown(values.mean().item()) for values in (curve[:, 0], self.results[name]))
             above = self.differences.get({AS_IT_IS: "both", FRESH_OPTIMIZER: "network"}.get(name, name))

@@ -17,14 +17,14 @@ METRICS: dict[str, Metric] = {
         "test accuracy", "On test images, if labels are not random: generalization.", when=END, higher_is_better=True
     ),
     "online_accuracy": Metric(
-        "online accuracy", "Of each batch before it is learned from, mean over the task.", higher_is_better=True
+        "online accuracy", "Accuracy on each batch before it is learned from, mean over the task.", higher_is_better=True
     ),
     "train_loss": Metric(
-        "training loss", "The cross entropy on the same examples.", unit="nats", when=END, higher_is_better=False
+        "training loss", "The cross entropy on all training examples of the task.", unit="nats", when=END, higher_is_better=False
     ),
     "return": Metric(
         "evaluation return",
-        "The mean over an evaluation's episodes, with the policy's mean action; a diverged agent has that of random "
+        "The mean over an evaluation's episodes, with the policy's mean action; for a diverged agent, with random "
         "actions.",
         higher_is_better=True,
     ),
@@ -32,12 +32,12 @@ METRICS: dict[str, Metric] = {
         "return of the training episodes", "The mean since the last evaluation.", higher_is_better=True
     ),
     "overestimation": Metric(
-        "overestimation of Q, over the return", "How far Q lies above the discounted return, relative to it."
+        "relative overestimation of Q", "How far Q lies above the discounted return, relative to it."
     ),
     "entropy": Metric("policy entropy", "The mean of −log π(a|s) over a minibatch.", unit="nats"),
     "temperature": Metric("temperature", "The weight α of the entropy in the agent's objective."),
     "diverged": Metric(
-        "share of diverged networks", "1 if the network's numbers are no longer finite.", higher_is_better=False
+        "share of diverged networks", "1 if a number of the network is no longer finite.", higher_is_better=False
     ),
     "stopped": Metric("step at which a diverged agent stopped", "The environment step at which it stopped acting."),
 }
@@ -50,7 +50,7 @@ METRICS |= {
         ("weight_norm", "weight norm", "The norm of all parameters.", None),
         ("gradient_norm", "gradient norm", "The norm of the gradient of its loss.", None),
         ("spectral_norm", "largest singular value", "The largest over the layers.", None),
-        ("effective_step_size", "effective step size", "The change in the last update over the norm before it.", None),
+        ("effective_step_size", "effective step size", "The norm of the last update, divided by the norm of the weights.", None),
         ("dormant", "share of dormant units", "Hidden units with a ReDo score of at most 0.1.", False),
         ("effective_rank", "effective rank", "Of the activations of the last hidden layer.", True),
     )
