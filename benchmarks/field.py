@@ -192,7 +192,7 @@ class Tables:
         put_into(PAGE, "ledger", (HEAD, *lines))
 
 
-HEAD = """| row | published | in | ours, 95 % interval | seeds | tasks | verdict |
+HEAD = """| row | published | source | ours, 95 % interval | seeds | tasks | verdict |
 |---|---|---|---|---|---|---|"""
 
 

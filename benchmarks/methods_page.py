@@ -37,39 +37,39 @@ methods` names their options; `help(supple.ContinualBackprop)` in Python, say, e
 
 - *digits*: training accuracy on random labels of 1,797 digits, mean of the last 5 of 30 tasks, ± standard error over
   {seeds} seeds. A **quick** result of one small problem, which is no ranking.
-- *strength*: the best on another seed, of 1e-2, 1e-3 and 1e-4; where a strength means something else, of the values in
-  `benchmarks/digits.py`. For L2, self-normalized resets, weight clipping and Wasserstein the best is at the end of
-  what was tried. UPGD was not tuned: its row has the noise in the middle of its authors'
-  range. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
-- *step*: time of a whole training step over one without a method; on the 4x256 MLP with 784 inputs, and on a small
+- *strength*: the best on another seed of those in `results/digits/tuning.parquet`: 1e-2, 1e-3 and 1e-4, or others where
+  a strength means something else. For L2, self-normalized resets, weight clipping and Wasserstein the best is at the
+  end of what was tried. UPGD was not tuned: its noise is the middle of its authors' range. [Norm
+  control](norm-control.md) tries finer and wider grids, so it has other numbers.
+- *step*: time of a training step divided by that without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
-  the two take turns, and the median over rounds is shown. Methods that act once in many steps have the ratio of all
-  steps together, {steps:,} on the MLP and {conv_steps:,} on the other: too few for those that act every 1,000.
-  Differences of a few percent are noise.
-- *state*: bytes for each parameter of the MLP, in float32, beside the parameters and the optimizer's own.
-- A dash: not measured, or there is none. LayerNorm, CReLU, Fourier features and spectral normalization change the
-  network and have no strength; their step is that of the changed network. FIRE acts between tasks, so its steps are
-  those of no method.
+  steps with and without the method take turns, and the median over rounds is shown. Methods that act rarely have the
+  ratio of total times, over {steps:,} steps on the MLP and {conv_steps:,} on the other network (too few for those that
+  act every 1,000). Differences of a few percent are noise.
+- *state*: bytes for each parameter of the MLP, in float32, that the method keeps.
+- A dash: not measured, or not applicable. LayerNorm, CReLU, Fourier features and spectral normalization change the
+  network and have no strength; their step is that of the changed network. FIRE acts between tasks, so its steps cost
+  nothing extra.
 
 `python benchmarks/methods_page.py` writes this page from `results`; that file says how to make them.
 
-## What cannot be cheaper
+## Unavoidable costs
 
 - *Parseval* needs two matrix products per weight and step, 4 n² m multiplications and additions for n rows and m ≥ n
-  columns. On this MLP that is 407 million beside the 1,023 million of the step itself, 0.40 of them; 0.30 if half of
-  the first product, which is symmetric, were computed. The share falls as the batch grows: 0.10 at 2,048.
+  columns. On this MLP that is 407 million, 0.40 of the step's own 1,023 million (0.30 if only half of the first
+  product, which is symmetric, were computed). The share falls as the batch grows: 0.10 at 2,048.
 - *UPGD* draws a normal number for each parameter in each step. torch's generator alone makes the step {normal} times as
   long; what remains are nine passes over tensors of the parameters' size.
-- *Shrink and perturb* draws a uniform number for each. It takes 16 random bits a number instead of 32.
+- *Shrink and perturb* draws a uniform number for each. It uses 16 random bits each, not 32.
 - *Wasserstein* sorts every tensor.
 
 ## Does spectral regularization favour rotations?
 
-No. It holds the largest singular value down and leaves the rest to the data. A rotation, scaled or not, has all of them
-equal, which is what Parseval regularization asks for (all at √2, as its authors have it). Singular values of the
-hidden layers of 256 x 256 in the networks of the table above, after 30 tasks, mean over layers and seeds:
+No. It holds the largest singular value down and leaves the rest to the data. In a rotation, scaled or not, all are
+equal; Parseval regularization asks for that (all at √2, as its authors have it). Singular values of the hidden layers
+of 256 x 256 in the networks of the table above, after 30 tasks, mean over layers and seeds:
 
-| | largest | middle | smallest | within 10 % of the middle | digits |
+| | largest | median | smallest | within 10 % of the median | accuracy |
 |---|---|---|---|---|---|
 {spectra}
 

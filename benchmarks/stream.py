@@ -153,7 +153,7 @@ class Tables:
 
 def table(rows: pl.DataFrame) -> Iterator[str]:
     """The lines of the page's table, the best form first; the last column compares with starting again, by seed."""
-    yield "| | step size | strength | first 20 tasks | last 20 tasks | whole stream | above starting again, 95 % |"
+    yield "| | step size | strength | first 20 tasks | last 20 tasks | whole stream | minus starting again, 95 % |"
     yield "|---|---|---|---|---|---|---|"
     accuracy = rows.filter(metric=METRIC)
     means = accuracy.group_by("form", "seed", "step_size", "strength").agg(

@@ -132,7 +132,7 @@ class Tables:
 
 def table(rows: pl.DataFrame) -> Iterator[str]:
     """The lines of a problem's table, the best form first; the last column compares with training from scratch."""
-    yield "| | strength | test accuracy | training accuracy | above from scratch, 95 % |"
+    yield "| | strength | test accuracy | training accuracy | minus from scratch, 95 % |"
     yield "|---|---|---|---|---|"
     scratch = rows.filter(form=SCRATCH)
     learned = dict(last_tasks(rows, "train_accuracy").select("form", "mean").iter_rows())

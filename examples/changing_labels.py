@@ -58,7 +58,7 @@ def main(changes: int = 120) -> dict[str, list[float]]:
         "Adam and spectral": accuracies(changes, regularized=True),
         "starting again": accuracies(changes, starts_again=True),
     }
-    print(f"accuracy before learning, mean over {changes} changes, from the first to the last")
+    print(f"accuracy before learning, over {changes} changes of the labels, in {min(COLUMNS, changes)} parts")
     for name, measured in results.items():
         parts = torch.tensor(measured).tensor_split(min(COLUMNS, changes))
         print(f"{name:18}", *(f"{part.mean():6.3f}" for part in parts))

@@ -19,7 +19,7 @@ class Shrink(supple.Mitigator):
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         for name, parameter in parameters.items():
             if self.roles[name].kind == "matrix":
-                # In place; a population's strengths differ by member, the first dimension.
+                # In place. In a population (many networks, stacked) dimension 0 is the network, and strengths differ.
                 parameter.mul_(1 - per_member(strength, parameter.ndim))
 
 
@@ -29,7 +29,7 @@ class TowardsAverage(supple.Mitigator):
     def __init__(self, network, strength: Strength = 1e-3, *, decay: float = 0.999, roles=None) -> None:
         super().__init__(network, strength, roles=roles)
         self.decay = decay  # an option: a keyword argument
-        # Saved and loaded by state_dict(); of a population each tensor has the members' dimension first.
+        # Saved and loaded by state_dict().
         self.state = {name: {"average": parameter.detach().clone()} for name, parameter in self.parameters.items()}
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:

@@ -1,4 +1,4 @@
-"""What the parameters of a module type of your own are, said once for every method that is built afterwards.
+"""Roles for the parameters of your own module type, registered once for all methods built later.
 
     python examples/own_roles.py
 
@@ -13,7 +13,7 @@ from supple import Role
 
 
 class Experts(nn.Module):
-    """Four linear layers in one tensor, of which a gate chooses; and a temperature."""
+    """Four linear layers in one tensor (a gate chooses one), and a temperature."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ supple.roles.register(
 def main() -> dict[str, Role]:
     print(supple.SpectralRegularizer(Experts()).describe())
 
-    # A role for one parameter of one network: here a tensor that holds three matrices below each other.
+    # A role for one parameter of one network: here a tensor of three stacked matrices.
     stacked = nn.Module()
     stacked.table = nn.Parameter(torch.randn(12, 5))
     roles = {"table": Role("matrix", (12, 5), layout=(3, 4, 5))}

@@ -89,8 +89,8 @@ class PlasticityTest:
         if self.verdict == "network":
             also = f"; the optimizer stalls too: {stalls}" if self.differences["optimizer"].low > self.threshold else ""
             return (
-                f"the network has lost plasticity: its loss ends at {renewed}, a fresh network's at {fresh} (difference "
-                f"{network}){also}"
+                f"the network has lost plasticity: its loss ends at {renewed}, a fresh network's at {fresh} "
+                f"(difference {network}){also}"
             )
         if self.verdict == "optimizer":
             return f"the optimizer is stalling: {stalls}; a fresh network's at {fresh}"
@@ -100,8 +100,8 @@ class PlasticityTest:
             known = "; it is ahead by what it knows already: data that ask for something new tell more"
             harder = "; if its loss was lower before, the data are harder now"
             return (
-                f"{lost} is lost: the network's loss ends at {own}, a fresh one's at {fresh} (difference {both}; the limit "
-                f"is {self._shown(self.threshold)}, {100 * self.margin:g} % of what a fresh one learns)"
+                f"{lost} is lost: the network's loss ends at {own}, a fresh one's at {fresh} (difference {both}; "
+                f"the limit is {self._shown(self.threshold)}, {100 * self.margin:g} % of what a fresh one learns)"
                 f"{self._slower() or (known if ahead else harder)}"
             )
         if not Difference.of(self._learned).low > 0:

@@ -124,10 +124,12 @@ def _check_company(method: Kernels, optimizer: Optimizer) -> None:
     """Check that neither this method nor another of its class already acts on these parameters."""
     for hooks in all_on(optimizer):
         if hooks.owner is method:
-            raise RuntimeError("expected an optimizer not attached to yet, got the same one twice: detach() first")
+            raise RuntimeError(
+                "expected an optimizer that it is not attached to yet, got the same one twice: detach() first"
+            )
         common = _identities(hooks.owner) & _identities(method) & held_by(optimizer)
         if type(hooks.owner) is type(method) and common:
             raise RuntimeError(
-                f"expected one {type(method).__name__} of these parameters on an optimizer, got a second, which "
+                f"expected one {type(method).__name__} for these parameters on an optimizer, got a second, which "
                 "would add to the first: detach() that one, or change its strength"
             )

@@ -17,10 +17,14 @@ METRICS: dict[str, Metric] = {
         "test accuracy", "On test images, if labels are not random: generalization.", when=END, higher_is_better=True
     ),
     "online_accuracy": Metric(
-        "online accuracy", "Accuracy on each batch before it is learned from, mean over the task.", higher_is_better=True
+        "online accuracy", "Accuracy on each batch before learning from it, mean over the task.", higher_is_better=True
     ),
     "train_loss": Metric(
-        "training loss", "The cross entropy on all training examples of the task.", unit="nats", when=END, higher_is_better=False
+        "training loss",
+        "The cross entropy on all training examples of the task.",
+        unit="nats",
+        when=END,
+        higher_is_better=False,
     ),
     "return": Metric(
         "evaluation return",
@@ -50,7 +54,7 @@ METRICS |= {
         ("weight_norm", "weight norm", "The norm of all parameters.", None),
         ("gradient_norm", "gradient norm", "The norm of the gradient of its loss.", None),
         ("spectral_norm", "largest singular value", "The largest over the layers.", None),
-        ("effective_step_size", "effective step size", "The norm of the last update, divided by the norm of the weights.", None),
+        ("effective_step_size", "effective step size", "The last update's norm divided by the weights' norm.", None),
         ("dormant", "share of dormant units", "Hidden units with a ReDo score of at most 0.1.", False),
         ("effective_rank", "effective rank", "Of the activations of the last hidden layer.", True),
     )
