@@ -19,11 +19,11 @@ machine is shared: the quartiles of "none again", a step against itself, show th
 
 ## The regularizer's share of a training step
 
-Time of a step with the regularizer, or with an alternative, over the same step without. *Timed within its
-steps* is the surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the
-differences between steps do not count. *A plain loop* is the same regularizer, written as a simple loop over the parameters. The MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained
-with Adam at batch 512 in float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py --rounds 15`, `--within` for
-the times within steps).
+Time of a step with the regularizer, or with an alternative, over the same step without. *Timed within its steps* is the
+surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the differences
+between steps do not count. *A plain loop* is the same regularizer, written as a simple loop over the parameters. The
+MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained with Adam at batch 512 in float32; ViT-Tiny
+at batch 250 (`python benchmarks/overhead.py --rounds 15`, `--within` for the times within steps).
 
 {overhead}
 
