@@ -103,8 +103,8 @@ def test_list_names_everything(supple, capsys):
 def test_list_tells_a_methods_options(supple, capsys):
     supple("list", "methods")
     output = capsys.readouterr().out
-    assert re.search(r"^ hare-and-tortoise +1 .*; decay 0.999, every 1000 *$", output, re.MULTILINE)
-    assert re.search(r"^ shrink-and-perturb .*; perturb left out, variant step-fresh *$", output, re.MULTILINE)
+    assert re.search(r"^ hare-and-tortoise +1 .*; supple.HareAndTortoise: decay 0.999, every 1000 *$", output, re.MULTILINE)
+    assert re.search(r"^ shrink-and-perturb .*; supple.ShrinkAndPerturb: perturb None, variant step-fresh *$", output, re.MULTILINE)
     assert re.search(r"^ l2 .*parameters towards zero *$", output, re.MULTILINE), "it has none"
     assert "random-label-digits" not in output
 

@@ -201,9 +201,10 @@ def tables() -> dict[str, "Table"]:
     methods = table("Methods", "method", "strength", "what it does; its options (--option)")
     for name, method in METHODS.items():
         strength = f"{method.strength:g}" if method.strength else "-"
-        options = [f"{option} {'left out' if value is None else value}" for option, value in method.defaults.items()]
+        options = ", ".join(f"{option} {value}" for option, value in method.defaults.items())
         what = f"{method.title}: {method.summary}"
-        methods.add_row(name, strength, f"{what}; {', '.join(options)}" if options else what)
+        methods.add_row(name, strength, f"{what}; supple.{method.mitigator.__name__}: {options}" if options else what)
+    methods.caption = "help(supple.ReDo) in Python explains the options of redo"
     drawings = table("Figures", "figure", "what it shows")
     for number, content in figures.contents().items():
         drawings.add_row(str(number), content)
