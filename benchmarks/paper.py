@@ -19,7 +19,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import tyro
-from measuring import plateau, write_environment
+from measuring import plateau, put_into, write_environment
 from paper_studies import GRIDS, PIECE, ROOT, STRENGTHS, STUDIES, done, plan, rows_of
 from rich.console import Console
 
@@ -28,8 +28,9 @@ from supple.lab.run import Run
 from supple.lab.trainer import train
 from supple.runs import charts, sweep
 from supple.runs.progress import progress_of
-from supple.runs.stats import over_tasks, paired
+from supple.runs.stats import over_tasks, paired, ranking
 from supple.runs.tables import results_table
+from supple.training.methods import title_of
 
 INSIDE = (
     "train_accuracy",
@@ -97,6 +98,8 @@ class Tables:
     """Folder for the rows."""
     charts: Path = Path("docs/paper")
     """Folder for the charts."""
+    page: Path = Path("docs/reproduction.md")
+    """The page with the table of Continual ImageNet."""
 
     def __call__(self) -> None:
         for folder in (self.out, self.charts):
@@ -115,6 +118,8 @@ class Tables:
                 console.print("For choosing the strength:", results_table(chosen, metric))
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
+            if name == "continual-imagenet":
+                put_into(self.page, name, table_in_tens(rows, metric))
             write_environment(self.out / name, ROOT, set(rows["run"]))
             draw(name, rows, self.charts)
             for first in sorted({min(PIECE, rows["tasks"][0]), rows["tasks"][0]}):  # of most studies, and of this one
@@ -135,6 +140,8 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
         rows = rows.with_columns(options=pl.col("options").replace("{}", '{"exponent": 2}'))
     if series == "optimizer":
         rows = rows.with_columns(pl.col("optimizer").replace(OPTIMIZERS))
+    if name == "continual-imagenet":
+        rows, done = in_tens(rows).with_columns(task=10 * pl.col("task") + 9), f"{done}, means of ten tasks"
     if name == "strengths":
         chart = charts.sensitivity_of(rows, metric, f"{TITLES[name]}, {done}")
     else:
@@ -149,6 +156,33 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
             title = alt.Title(f"{TITLES[name]}: inside the networks", subtitle=done, anchor="start")
             chart = charts.configured(alt.concat(*panels, columns=2, title=title))
         chart.save(folder / f"{name}-inside.png", scale_factor=2)
+
+
+def in_tens(rows: pl.DataFrame) -> pl.DataFrame:
+    """Means of ten tasks each, where single tasks differ much in how hard they are; they count as one task."""
+    tens = rows.with_columns(pl.col("task", "tasks") // 10)
+    return tens.group_by(pl.exclude("value"), maintain_order=True).agg(pl.mean("value"))
+
+
+def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
+    """The lines of a table of means over ten tasks, the best setting first; differences are from no mitigation."""
+    tens = in_tens(rows)
+    differences = paired(tens, tens.filter(method="none"), metric, tens["tasks"][0])
+    whole = over_tasks(tens, metric).join(differences, on=("method", "strength"))
+    ranked = whole.join(ranking(tens, metric, 1), on=("method", "strength"), suffix="_last")
+    head = ("tasks 1 to 10", "the last ten", f"all {rows['tasks'][0]}", "minus `none` from task 11 on, 95 %")
+    yield f"| method | strength | {' | '.join(head)} |"
+    yield "|---|---|---|---|---|---|"
+    for row in ranked.sort("mean", descending=True).iter_rows(named=True):
+        strength = f"{row['strength']:g}" if row["strength"] else ""
+        cells = [
+            f"{row['first']:.3f}",
+            *(f"{row[m]:.3f} ± {row[e]:.3f}" for m, e in (("mean_last", "error_last"), ("mean", "error"))),
+        ]
+        difference = (
+            "" if row["method"] == "none" else f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+        )
+        yield f"| {title_of(row['method'])} | {strength} | {' | '.join(cells)} | {difference} |"
 
 
 def metric_of(name: str) -> str:
