@@ -174,15 +174,16 @@ def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
     yield f"| method | strength | {' | '.join(head)} |"
     yield "|---|---|---|---|---|---|"
     for row in ranked.sort("mean", descending=True).iter_rows(named=True):
-        strength = f"{row['strength']:g}" if row["strength"] else ""
-        cells = [
+        is_none = row["method"] == "none"
+        cells = (
+            title_of(row["method"]),
+            "" if is_none else f"{row['strength']:g}",
             f"{row['first']:.3f}",
-            *(f"{row[m]:.3f} ± {row[e]:.3f}" for m, e in (("mean_last", "error_last"), ("mean", "error"))),
-        ]
-        difference = (
-            "" if row["method"] == "none" else f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            f"{row['mean_last']:.3f} ± {row['error_last']:.3f}",
+            f"{row['mean']:.3f} ± {row['error']:.3f}",
+            "" if is_none else f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
         )
-        yield f"| {title_of(row['method'])} | {strength} | {' | '.join(cells)} | {difference} |"
+        yield f"| {' | '.join(cells)} |"
 
 
 def metric_of(name: str) -> str:
