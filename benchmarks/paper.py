@@ -73,7 +73,10 @@ def piece(run: Run, report: Any, *, tasks: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train what is missing: the next ten tasks of all runs before any later ones."""
+    """Train what is missing: the next ten tasks of all runs before any later ones.
+
+    A run that needs more tasks than it has here, but whose checkpoint is on another machine, begins again.
+    """
 
     workers: int | None = None
     """Processes at a time, with one thread each; as many as the cores allow when left out."""

@@ -103,9 +103,12 @@ def test_list_names_everything(supple, capsys):
 def test_list_tells_a_methods_options(supple, capsys):
     supple("list", "methods")
     output = capsys.readouterr().out
-    assert re.search(r"^ hare-and-tortoise +1 .*; supple.HareAndTortoise: decay 0.999, every 1000 *$", output, re.MULTILINE)
-    assert re.search(r"^ shrink-and-perturb .*; supple.ShrinkAndPerturb: perturb None, variant step-fresh *$", output, re.MULTILINE)
-    assert re.search(r"^ l2 .*parameters towards zero *$", output, re.MULTILINE), "it has none"
+    for line in (
+        r"hare-and-tortoise +1 .*; supple.HareAndTortoise: decay 0.999, every 1000",
+        r"shrink-and-perturb .*; supple.ShrinkAndPerturb: perturb left out, variant step-fresh",
+        r"l2 .*parameters towards zero",  # it has none
+    ):
+        assert re.search(rf"^ {line} *$", output, re.MULTILINE)
     assert "random-label-digits" not in output
 
 
@@ -312,6 +315,18 @@ def test_results_of_several_sweeps_have_one_chart(supple, tmp_path, capsys):
     for name, words in (("results-random-label-digits-quick", "L2"), ("results-Pendulum-v1-quick", "steps of the")):
         assert f"chart: {tmp_path / name}.png" in output
         assert words in (tmp_path / f"{name}.svg").read_text()
+    supple("results", tmp_path, "--chart", "--metric", "return")
+    assert f"chart: {tmp_path / 'results-Pendulum-v1-quick-return'}.png" in capsys.readouterr().out
+
+
+def test_agents_of_different_settings_have_lines_of_their_own(supple, tmp_path, capsys):
+    few = {"steps": 400, "random_steps": 10, "evaluate_every": 100}
+    runs = [ControlRun.of("dm_control/a:B-v0", "none", [0], replay_ratio=ratio, **few) for ratio in (1, 2)]
+    store(tmp_path, runs, ["return"], lambda run, member, task, metric: run.constants.replay_ratio, done=4)
+    supple("results", tmp_path, "--chart")
+    assert f"chart: {tmp_path / 'results-dm_control-a-B-v0-quick'}.png" in capsys.readouterr().out
+    svg = (tmp_path / "results-dm_control-a-B-v0-quick.svg").read_text()
+    assert "replay ratio" in svg, "dashes tell them apart"
 
 
 def test_a_metric_of_tuning_seeds_alone_has_no_results(supple, tmp_path):
@@ -404,6 +419,10 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--batch-size", 5000), "at least one batch of 5000"),
         (("run", DIGITS, "--examples", -5), "1797 training examples, got -5"),
         (("run", DIGITS, "--method", "none", "--strength", 1), "no strength of none"),
+        (
+            ("sweep", DIGITS, "--methods", "none", "layer-norm", "--strengths", 1),
+            "methods with a strength, got none",
+        ),
         (("run", DIGITS, "--option", "power_iterations", 1.5), "power_iterations of spectral to be like 1, got 1.5"),
         (("run", DIGITS, "--option", "exponent", "true"), "exponent of spectral to be like 2, got True"),
         (("run", DIGITS, "--option", "roles", 3), "roles of spectral to be left out, got 3"),

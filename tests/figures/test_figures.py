@@ -64,6 +64,16 @@ def test_a_figure_is_drawn_from_the_store(number, tmp_path):
     assert "quick scale" in chart["title"]["subtitle"][0]
 
 
+def test_lines_of_other_settings_than_methods_are_in_colour(tmp_path):
+    """Grey ones have neither bands nor points."""
+    figure = figures.find(7)
+    runs = [run for row in figure.panels("quick", 2) for panel in row for run in panel.runs]
+    store(tmp_path, runs, {"train_accuracy"}, measure)
+    chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "quick", 2).to_dict()
+    drawn = [axes for row in chart["vconcat"] for axes in row["hconcat"]]
+    assert all("transform" not in layer for axes in drawn for layer in axes["layer"])
+
+
 def test_panels_have_titles_for_people():
     titles = [panel.title for row in figures.find(4).panels("quick", 1) for panel in row]
     assert titles == [title_of("random-label-cifar10")] == ["Random labels, CIFAR-10"]

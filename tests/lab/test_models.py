@@ -79,6 +79,11 @@ def test_a_narrowing_leaky_network():
     assert not any(isinstance(layer, nn.ReLU) for layer in layers)
 
 
+def test_a_leaky_network_takes_no_other_activation():
+    with pytest.raises(ValueError, match="no activation='crelu' for a network with leaky ReLU"):
+        find("mlp-300-150-leaky")(DATA, activation="crelu")
+
+
 MLP_BLOCK = 192 * 768 + 768 + 768 * 192 + 192
 ATTENTION = 4 * (192 * 192 + 192)
 STAGES = [(64, 64), (64, 128), (128, 256), (256, 512)]  # two blocks of two convolutions; three times a shortcut

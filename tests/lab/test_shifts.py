@@ -1,6 +1,8 @@
 """Shifts: what each task shows, written out image by image; any task can be made again alone."""
 
+import dataclasses
 import itertools
+import math
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -376,6 +378,8 @@ def test_pairs_use_every_class_once_before_one_returns(classes, data):
         used_now = {label for pair in pairs[turn * (classes // 2) :][: classes // 2] for label in pair}
         assert len(used_now) == 2 * (classes // 2)
     assert SHIFTS["class-pairs"].outputs(used) == 2
+    assert SHIFTS["class-pairs"].tasks(used) == math.inf
+    assert SHIFTS["class-pairs"].tasks(dataclasses.replace(used, classes=1)) == 0
 
 
 @given(

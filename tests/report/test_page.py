@@ -139,6 +139,14 @@ def test_each_protocol_has_a_section_of_its_own(tmp_path):
     assert text.count(f"<dt>problem</dt><dd>{DIGITS}</dd>") == 2, "the name to type"
 
 
+def test_a_sections_title_says_nothing_twice(tmp_path):
+    store(tmp_path, [*runs_of("none"), *runs_of("none", examples=512)], METRICS, plausible)
+    assert re.findall(r"<h2>(Random.*)</h2>", page(str(tmp_path))) == [
+        "Random labels, digits (quick scale, shortened to 3 of 30 tasks, 512 examples)",
+        "Random labels, digits (quick scale, shortened to 3 of 30 tasks), examples all",
+    ]
+
+
 def test_plasticity_tests_are_listed(tmp_path):
     run, other = runs_of("none", "l2")
     store(tmp_path, [run, other], METRICS, plausible)

@@ -72,6 +72,8 @@ def test_charts_share_instructions_only_where_their_dashes_mean_the_same(monkeyp
     ]
     assert titles == ["options · strength", "options", "options · strength"]
     assert len(page["specs"]) == len(built) == 2, "Altair takes a hundred times as long as what else a chart needs"
+    drawings.add(lines_over_tasks(both.with_columns(options=pl.col("options") + "2"), "train_accuracy"), "")
+    assert len(built) == 3, "the legend names the values"
 
 
 def test_nothing_was_chosen_where_each_method_ran_once():
@@ -88,7 +90,7 @@ def test_differences_from_the_best_and_from_none():
         for name, rows in found.against.items()
     }
     assert against == {
-        "the best": [None, (-2.5, 0, 2), (-5.5, 0, 2)],
+        "a": [None, (-2.5, 0, 2), (-5.5, 0, 2)],
         "none": [(5.5, 2, 2), (3.0, 2, 2), None],
     }
 
@@ -104,7 +106,8 @@ def test_of_each_setting_those_that_are_furthest_count():
     assert found.select("run", "tasks").unique(maintain_order=True).rows() == [("a-1.0-0", 3), ("b-1.0-0", 1)]
     (headline,) = standings(rows, Drawings(["a", "b"])).headlines
     assert headline.some_lag
-    assert headline.against == {"the best": [None, None]}  # they are not equally far
+    assert [row["method"] for row in headline.ranking] == ["b", "a"]
+    assert headline.against == {"a": [None, None]}  # the best of the furthest; they are not equally far
 
 
 def test_a_setting_that_has_just_begun_hides_none_that_is_further():

@@ -49,9 +49,11 @@ def test_four_seeds_have_an_interquartile_mean():
     assert row[4] == "3.500", "the second and the third of 2, 3, 4, 15"
 
 
-def test_the_shortest_run_says_how_many_tasks_are_the_last():
-    _, (headings, *_) = shown(pl.concat([frame([1] * 6, method="none"), frame([1, 2], method="l2")]))
-    assert "last 1" in headings
+def test_a_short_run_shortens_the_mean_of_no_other():
+    _, (headings, *lines) = shown(pl.concat([frame([9, 1, 2, 3, 4, 5], method="none"), frame([1, 2], method="l2")]))
+    assert "last 5" in headings
+    assert "tasks" in headings
+    assert [line[headings.index("last 5")] for line in lines] == ["3.500 ± 0.500", "2.500 ± 0.500"]
 
 
 def test_too_few_seeds_beside_enough_have_dashes():

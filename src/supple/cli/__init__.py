@@ -116,7 +116,10 @@ class Sweep(Protocol, Engine):
 
     def __call__(self) -> None:
         from supple.lab.grid import TUNING_SEEDS, product, tuned
+        from supple.training.methods import find
 
+        if self.strengths and not any(find(method).has_strength for method in self.methods):
+            raise ValueError(f"expected methods with a strength, got {', '.join(self.methods)}: leave --strengths out")
         settings: dict[str, Any] = {"strengths": self.strengths, "step_sizes": self.step_sizes, **self.changes()}
         members = product(self.problem, self.methods, range(self.seeds), **settings)
         if self.tuning_seeds:
@@ -201,7 +204,8 @@ def tables() -> dict[str, "Table"]:
     methods = table("Methods", "method", "strength", "what it does; its options (--option)")
     for name, method in METHODS.items():
         strength = f"{method.strength:g}" if method.strength else "-"
-        options = ", ".join(f"{option} {value}" for option, value in method.defaults.items())
+        told = {option: "left out" if value is None else value for option, value in method.defaults.items()}
+        options = ", ".join(f"{option} {value}" for option, value in told.items())
         what = f"{method.title}: {method.summary}"
         methods.add_row(name, strength, f"{what}; supple.{method.mitigator.__name__}: {options}" if options else what)
     methods.caption = "help(supple.ReDo) in Python explains the options of redo"

@@ -42,7 +42,8 @@ class Results:
             if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
                 metric = print_tables(ended, self.metric)
                 if self.chart:
-                    draw(ended, metric, self.runs, f"results-{{}}-{rows['scale'][0]}")
+                    shown = f"-{metric.replace('/', '-')}" if self.metric else ""
+                    draw(ended, metric, self.runs, f"results-{{}}-{rows['scale'][0]}{shown}")
             networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
             if left := networks - len(ended.unique(["run", "member"])):
                 print(

@@ -1,5 +1,6 @@
 """What commands print and draw: tables and curves of one problem."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "
     title = before + title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
     agents = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
     chart = (over_steps if agents else learning_curves)(rows, metric, title, subtitle)
-    for path in save(chart, out, name.format(problem.replace(":", "-"))):
+    for path in save(chart, out, name.format(re.sub(r"[^\w-]", "-", problem))):
         print(f"chart: {path}")
 
 

@@ -81,8 +81,9 @@ def arranged(charts: Iterable[Sequence[alt.Chart | alt.LayerChart]], title: str,
 def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
     draw = curves_of if panel.against == "task" else sensitivity_of
     title = panel.title + (" (part of the data set)" if rows["subset"].any() else "")
-    # All in colour: panels of other runs share the legend, and must agree on which lines are grey.
-    return draw(rows, panel.metric, title, series=panel.series, width=240, height=180, coloured=METHODS)
+    # All methods in colour: panels of other runs share the legend, and must agree on which lines are grey.
+    coloured = METHODS if panel.series == "method" else None
+    return draw(rows, panel.metric, title, series=panel.series, width=240, height=180, coloured=coloured)
 
 
 def sensitivity(problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel:

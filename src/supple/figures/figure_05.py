@@ -34,7 +34,7 @@ def charts(rows_of: RowsOf, scale: Scale, seeds: int) -> list[list[alt.LayerChar
     rows = {name: rows_of(part) for name, part in parts(scale, seeds).items()}
     strengths = sensitivity(rows["strengths"], "strength", "strength of spectral regularization")
     periods = sensitivity(with_periods(rows["periods"]), "reset_every", "updates from one reset to the next")
-    inside = [over_steps(rows["large"], metric, metrics.find(metric).title) for metric in INSIDE]
+    inside = [over_steps(rows["large"].drop("problem"), metric, metrics.find(metric).title) for metric in INSIDE]
     return [
         [aggregate(rows["large"], "large buffer"), strengths],
         [aggregate(rows["small"], f"buffer of {SMALL_BUFFER[scale]:,}"), periods],

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from supple.diagnostics.measurements import Measurements
 from supple.lab.datasets import Dataset, Examples
 from supple.lab.shifts import Task, seen
+from supple.mitigators.states import Tensors
 from supple.network.population import Population
 from supple.runs.streams import Stream, generator
 
@@ -17,8 +18,6 @@ CHUNK = 1024
 
 PROBE = 128
 """Images in the fixed batch on which diagnostics are computed."""
-
-Tensors = dict[str, Tensor]
 
 
 class Probe:

@@ -56,6 +56,11 @@ def mlp(
         slope: of the ReLU below zero: above 0 it is a leaky ReLU.
     """
 
+    if slope and activation != "relu":
+        raise ValueError(
+            f"expected no activation={activation!r} for a network with leaky ReLU, got both: choose mlp or mlp-2x100"
+        )
+
     def build(width: int, activation: Activation) -> nn.Sequential:
         features = data.train.images[0].numel()
         layers: list[nn.Module] = [nn.Flatten()]

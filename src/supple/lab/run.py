@@ -96,6 +96,9 @@ class Run(BaseRun):
         seeds = tuple(seeds)
         if diagnostics is None:
             diagnostics = [name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual]
+        numbers = protocol.protocol(scale)
+        for name in numbers:
+            known(name, [field.name for field in fields(cls)], f"setting of {problem}")
         run = cls(
             problem=problem,
             method=method,
@@ -107,7 +110,7 @@ class Run(BaseRun):
             seeds=seeds,
             # As float, because 1 and 1.0 must give the same folder.
             strengths=(float(strength),) * len(seeds),
-            **protocol.protocol(scale) | {name: value for name, value in changes.items() if value is not None},
+            **numbers | {name: value for name, value in changes.items() if value is not None},
         )
         run.check_seeds()
         known(run.optimizer, OPTIMIZERS, "optimizer")

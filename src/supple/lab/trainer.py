@@ -33,8 +33,6 @@ COMPILE_TO = 2e9
 members are vectorized, which allows no channels-last images, with which a step of ``conv`` takes three quarters of
 the time."""
 
-Tensors = dict[str, Tensor]
-
 
 class Trainer:
     """A population, its method and its optimizer on one problem, with all their state.

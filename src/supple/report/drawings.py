@@ -46,9 +46,11 @@ class Drawings:
 
     def add(self, lines: Lines, title: str) -> ChartEntry:
         """Add a chart of lines coloured by method."""
-        # Apart from titles and colours, a specification depends only on this; a strength axis has its own ticks.
-        strengths = tuple(lines.points["strength"].unique().sort()) if lines.at == "strength" else ()
-        kind = (*lines.points.columns, lines.scale, *lines.within, *strengths, lines.changes)
+        # Apart from titles and colours, a specification depends only on this: a strength axis has its own ticks, dashes
+        # have their own legend.
+        named = ("strength",) * (lines.at == "strength") + ("setting",) * bool(lines.within)
+        values = (tuple(lines.points[name].drop_nulls().unique().sort()) for name in named)
+        kind = (*lines.points.columns, lines.scale, *lines.within, *values, lines.changes)
         if kind not in self._specs:
             chart = lines.chart()
             chart.data = alt.NamedData("points")

@@ -1,5 +1,6 @@
 """The sections of the page: one per protocol, with its results and the commands that repeat its runs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,13 @@ def sections_of(
         told = ("scale", "subset", "change", "change_every")  # by the title
         apart = [name for name in protocol if name not in told and siblings[name].n_unique() > 1]
         title = title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0]))
-        settings = [f"{CHANGED.get(name, words(name))} {part[name][0]}" for name in apart]
+        values = {name: "all" if name == "examples" and part[name][0] is None else part[name][0] for name in apart}
+        shortened = {name for name in ("tasks", "epochs", "examples") if re.search(rf"\d {name}\b", title)}
+        settings = [
+            f"{CHANGED.get(name, words(name))} {value}"
+            for name, value in values.items()
+            if value is not None and name not in shortened
+        ]
         title = ", ".join([title, *(setting for setting in settings if setting not in title)])
         measured, first, changes = _rows_of(part, rows), part.row(0, named=True), Changes.of(part)
         evaluated = (first["evaluate_every"], first["steps"]) if first.get("evaluate_every") else None

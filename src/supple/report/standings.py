@@ -7,8 +7,9 @@ import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS, reported
 from supple.report.drawings import ChartEntry, Drawings
+from supple.rl.charts import at_steps
 from supple.runs.changes import Changes
-from supple.runs.lines import Lines, lines_over_strengths, lines_over_tasks
+from supple.runs.lines import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import HEADLINES, JUDGES, find
 from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, paired, ranking, settings
 from supple.runs.tables import capitalized
@@ -94,7 +95,7 @@ def standings(
 
     def curves(metric: str, title: str | None = None) -> ChartEntry:
         lines = lines_over_tasks(drawn, metric)
-        lines = over_steps(lines, *evaluated) if evaluated else lines
+        lines = at_steps(lines, *evaluated) if evaluated else lines
         if changes:
             lines = replace(lines, changes=changes.places)
         return drawings.add(lines, title or capitalized(find(metric).axis))
@@ -134,12 +135,6 @@ def standings(
     )
 
 
-def over_steps(lines: Lines, every: int, steps: int) -> Lines:
-    """Lines over evaluations, with the environment steps before each as horizontal axis."""
-    step = pl.min_horizontal(pl.col("task") * every, pl.lit(steps)).alias("step")
-    return replace(lines, at="step", points=lines.points.with_columns(step).drop("task"))
-
-
 def at_furthest_task(rows: pl.DataFrame) -> pl.DataFrame:
     """Treat each setting's furthest task as its last; drop members that lag."""
     reached = pl.col("task").max() + 1
@@ -173,11 +168,11 @@ def _placed(ranked: pl.DataFrame) -> pl.DataFrame:
 
 
 def _against(ranked: pl.DataFrame, rows: pl.DataFrame, metric: str, last: int) -> dict[str, Differences]:
-    """The differences of all ranked settings from the best one, and from no mitigation."""
-    none = ranked.filter(pl.col("method") == "none")[:1]
-    references = {"the best": ranked[:1]} | ({} if none.is_empty() else {"none": none})
-    if none.equals(ranked[:1]):
-        del references["the best"]
+    """The differences of all ranked settings from the best of the furthest, and from no mitigation, by method."""
+    furthest = ranked.filter(pl.col("tasks") == pl.col("tasks").max())  # early tasks are easier
+    references = {furthest["method"][0]: furthest[:1]}
+    if not (none := ranked.filter(pl.col("method") == "none")[:1]).is_empty():
+        references.setdefault("none", none)
     return {name: _differences(ranked, reference, rows, metric, last) for name, reference in references.items()}
 
 

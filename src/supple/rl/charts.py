@@ -10,7 +10,7 @@ from supple.rl.resets import Resets
 from supple.runs import metrics
 from supple.runs.changes import Changes
 from supple.runs.colours import COLOURS
-from supple.runs.lines import Lines, axis_extent
+from supple.runs.lines import Lines, axis_extent, lines_over_tasks
 from supple.runs.stats import MEAN_AND_ERROR, bootstrap_interval, interquartile_mean, with_band
 from supple.training.methods import title_of
 
@@ -24,12 +24,13 @@ INSIDE = ("overestimation", "critic_weight_norm", "critic_gradient_norm", "criti
 def over_steps(
     rows: pl.DataFrame, metric: str, title: str, subtitle: str = "", *, width: int = WIDTH, height: int = HEIGHT
 ) -> alt.LayerChart:
-    """A metric over steps, a line for each method: the mean over seeds, shaded by its standard error.
+    """A metric over steps, a line for each setting: the mean over seeds, shaded by its standard error.
 
     Dashed lines show where the world changes, and the subtitle says what changes.
     """
-    points, changes = _mean_and_error(with_steps(rows), metric), Changes.of(rows)
-    lines = _lines(points, metric)
+    lines, changes = lines_over_tasks(rows, metric), Changes.of(rows)
+    every, steps = (pl.col(name) if name in lines.others else rows[name][0] for name in ("evaluate_every", "steps"))
+    lines = at_steps(lines, every, steps)
     if changes:
         lines = replace(lines, changes=changes.places)
         subtitle = "; ".join(filter(None, [subtitle, f"{changes}, after the evaluation at a dashed line"]))
@@ -40,6 +41,18 @@ def aggregate(rows: pl.DataFrame, title: str) -> alt.LayerChart:
     """Returns over steps of all tasks: the interquartile mean over runs, with its 95 % stratified bootstrap."""
     lines = _lines(_interquartile(with_steps(rows)), "return", "interquartile mean of returns")
     return lines.sized(title, width=WIDTH, height=HEIGHT)
+
+
+def at_steps(lines: Lines, every: int | pl.Expr, steps: int | pl.Expr) -> Lines:
+    """Lines over evaluations, with the environment steps before each as horizontal axis.
+
+    Args:
+        lines: over tasks.
+        every: the environment steps between two evaluations, a number or a column of the lines.
+        steps: all of a run's.
+    """
+    step = pl.min_horizontal(pl.col("task") * every, steps).alias("step")
+    return replace(lines, at="step", points=lines.points.with_columns(step).drop("task"))
 
 
 def with_steps(rows: pl.DataFrame) -> pl.DataFrame:
@@ -77,16 +90,6 @@ def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
     layered: alt.LayerChart = rule + base.mark_line(point=True).encode(y=alt.Y("mean:Q").scale(y))
     text = alt.Title(f"sensitivity of {title_of(method)}", anchor="start")
     return layered.properties(width=WIDTH, height=HEIGHT, title=text)
-
-
-def _mean_and_error(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    points = (
-        rows.filter(pl.col("metric") == metric)
-        .group_by("method", "strength", "step", maintain_order=True)
-        .agg(**MEAN_AND_ERROR)
-        .sort("step", maintain_order=True)
-    )
-    return with_band(points)
 
 
 def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:

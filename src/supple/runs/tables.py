@@ -41,7 +41,7 @@ def results_table(
         problem: the problem's title; its name when left out.
         protocol: the problem's at the rows' scale, as for :func:`title_with_scale`.
     """
-    count = last_count(min(rows["tasks"].unique()), count)
+    count = last_count(max(rows["tasks"].unique()), count)
     ranked = ranking(rows, metric, count).to_dicts()
     digits = 1 if any(abs(row["mean"]) >= 100 for row in ranked) else 3
     title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
