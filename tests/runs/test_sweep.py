@@ -43,6 +43,10 @@ def test_a_job_of_which_more_is_left_goes_on(tmp_path):
     assert {path.read_text().count("piece") for path in tmp_path.iterdir()} == {3}
 
 
+def test_the_memory_of_a_job_is_free_for_the_next():
+    work_through([1, 2], worker_jobs.leave_a_cycle, workers=1, report=lambda job, done: None)
+
+
 def test_an_error_arrives_in_a_sentence_and_stops_the_rest(tmp_path):
     environment = dict(os.environ)
     jobs = [(str(tmp_path), str(number)) for number in range(9)]

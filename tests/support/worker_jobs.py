@@ -1,5 +1,6 @@
 """Jobs that tests hand to worker processes: some fail, and some kill the process that they run in."""
 
+import gc
 import os
 import re
 import signal
@@ -126,3 +127,19 @@ def in_its_own_process(name, folder):
 
 if __name__ == "__main__":
     in_its_own_process(*sys.argv[1:])
+
+
+class Cycle:
+    """Refers to itself, as networks with hooks do: only Python's garbage collection frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def leave_a_cycle(job, report):
+    """Fail if what the job before left is still there."""
+    gc.disable()  # so that chance collects nothing
+    if any(isinstance(thing, Cycle) for thing in gc.get_objects()):
+        raise ValueError("expected freed memory, got that of the job before: collect it")
+    Cycle()
+    return False

@@ -1,5 +1,6 @@
 """Run many jobs in parallel in processes of this machine, and collect their progress."""
 
+import gc
 import math
 import multiprocessing
 import os
@@ -146,6 +147,7 @@ def _do(work: Work[Job], job: Job, number: int) -> bool | None:
     more = done_or_explained(work, job, report)
     if held:
         _messages.put((number, held.pop()))
+    gc.collect()  # networks lie in cycles, which Python would collect only after many jobs
     return more
 
 
