@@ -36,3 +36,12 @@ def test_a_cluster_that_does_not_answer(monkeypatch, error, why):
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ValueError, match=rf"^expected the address of a Ray cluster .*got 'host:6379' \(.*{why}\)"):
         cluster.check(0.0, "host:6379")
+
+
+def test_what_was_done_before_is_told_first():
+    def work(job, report):
+        for done in (2.0, 2.5, 3.0):
+            report(done)
+        return True
+
+    assert cluster._do(work, "job", 1) == ([2.0, 3.0], True)

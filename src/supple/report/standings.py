@@ -153,7 +153,7 @@ def averaged(rows: pl.DataFrame, window: int) -> pl.DataFrame:
     """Average every ``window`` tasks into one row, placed at the middle task."""
     if window == 1:
         return rows
-    middle = pl.col("task") // window * window + window // 2
+    middle = pl.min_horizontal(pl.col("task") // window * window + window // 2, pl.col("task").max())
     keys = [name for name in rows.columns if name not in ("task", "value")]
     return rows.group_by(*keys, middle, maintain_order=True).agg(pl.col("value").mean()).select(rows.columns)
 

@@ -71,7 +71,7 @@ def work_through(
             (first,), _ = ray.wait(list(waiting))
             job = waiting.pop(first)
             try:
-                done, more = ray.get(first)
+                reports, more = ray.get(first)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.WorkerCrashedError as error:
@@ -79,7 +79,8 @@ def work_through(
                     f"expected workers to live, but {RETRIES + 1} died one after the other at {job}: "
                     "look for what kills them, such as a lack of memory, or give each more --threads"
                 ) from error
-            report(job, done)
+            for done in reports:
+                report(job, done)
             if more:
                 waiting[remote.remote(work, job, threads)] = job
     finally:
@@ -124,9 +125,9 @@ def check(gpus: float, address: str | None) -> None:
     )
 
 
-def _do(work: Work[Job], job: Job, threads: int) -> tuple[float, bool | None]:
-    """Do one piece of a job; return how much of the job is done, and whether there is more."""
+def _do(work: Work[Job], job: Job, threads: int) -> tuple[list[float], bool | None]:
+    """Do one piece of a job; return how much of the job was done before and is done now, and whether there is more."""
     torch.set_num_threads(threads)
-    reports = [0.0]
+    reports: list[float] = []
     more = done_or_explained(work, job, reports.append)
-    return reports[-1], more
+    return reports[:1] + reports[-1:], more

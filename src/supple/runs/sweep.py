@@ -67,7 +67,7 @@ def work_through(
             lost = 0 if sum(furthest.values()) > before else lost + 1
             if lost > RETRIES:
                 raise LostWorkersError(
-                    f"expected workers to live, but {lost} died one after the other at {left[0]}: "
+                    f"expected workers to live, but {lost} died one after the other with {len(left)} jobs left: "
                     "look for what kills them, such as a lack of memory, or take fewer with --workers"
                 ) from error
 
