@@ -121,10 +121,11 @@ class Tables:
                 console.print("For choosing the strength:", results_table(chosen, metric))
             rows = rows_of(runs)
             rows.write_parquet(self.out / f"{name}.parquet")
-            if name == "continual-imagenet":
-                put_into(self.page, name, table_in_tens(rows, metric))
             write_environment(self.out / name, ROOT, set(rows["run"]))
-            draw(name, rows, self.charts)
+            if name == "continual-imagenet":  # its tasks differ so much that curves show nothing
+                put_into(self.page, name, table_in_tens(rows, metric))
+            else:
+                draw(name, rows, self.charts)
             for first in sorted({min(PIECE, rows["tasks"][0]), rows["tasks"][0]}):  # of most studies, and of this one
                 part = rows_of(runs, first)
                 console.print(f"The first {first} tasks:", results_table(part, metric))
@@ -143,8 +144,6 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
         rows = rows.with_columns(options=pl.col("options").replace("{}", '{"exponent": 2}'))
     if series == "optimizer":
         rows = rows.with_columns(pl.col("optimizer").replace(OPTIMIZERS))
-    if name == "continual-imagenet":
-        rows, done = in_tens(rows).with_columns(task=10 * pl.col("task") + 9), f"{done}, means of ten tasks"
     if name == "strengths":
         chart = charts.sensitivity_of(rows, metric, f"{TITLES[name]}, {done}")
     else:
@@ -161,15 +160,10 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
         chart.save(folder / f"{name}-inside.png", scale_factor=2)
 
 
-def in_tens(rows: pl.DataFrame) -> pl.DataFrame:
-    """Means of ten tasks each, where single tasks differ much in how hard they are; they count as one task."""
-    tens = rows.with_columns(pl.col("task", "tasks") // 10)
-    return tens.group_by(pl.exclude("value"), maintain_order=True).agg(pl.mean("value"))
-
-
 def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
     """The lines of a table of means over ten tasks, the best setting first; differences are from no mitigation."""
-    tens = in_tens(rows)
+    tens = rows.with_columns(pl.col("task", "tasks") // 10)
+    tens = tens.group_by(pl.exclude("value"), maintain_order=True).agg(pl.mean("value"))
     differences = paired(tens, tens.filter(method="none"), metric, tens["tasks"][0])
     whole = over_tasks(tens, metric).join(differences, on=("method", "strength"))
     ranked = whole.join(ranking(tens, metric, 1), on=("method", "strength"), suffix="_last")

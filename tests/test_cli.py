@@ -336,6 +336,16 @@ def test_a_metric_of_tuning_seeds_alone_has_no_results(supple, tmp_path):
         supple("results", tmp_path, "--metric", "weight_norm")
 
 
+def test_tuning_of_another_protocol_does_not_vanish(supple, tmp_path, capsys):
+    runs = [Run.of(DIGITS, "none", [0]), Run.of(DIGITS, "none", [TUNING_SEEDS])]
+    other = Run.of(DIGITS, "l2", [TUNING_SEEDS], batch_size=64)
+    store(tmp_path, [*runs, other], ["train_accuracy"], plausible)
+    supple("results", tmp_path)
+    output = capsys.readouterr().out
+    assert "L2" in output
+    assert output.count("no mitigation") == 1, "that of the tuning seed is not reported"
+
+
 def test_tables_fit_80_columns(supple, tmp_path, capsys, monkeypatch):
     """Names in a first column wrap at their spaces; what is typed, and every number, stays whole."""
     monkeypatch.setenv("COLUMNS", "80")

@@ -1,12 +1,15 @@
 """The commands about runs that are there already: ``supple results``, ``report`` and ``test``."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from supple.cli.output import draw, print_tables
 from supple.errors import known
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
@@ -28,11 +31,10 @@ class Results:
     def __call__(self) -> None:
         import polars as pl
 
-        from supple.lab.grid import reported
         from supple.lab.problems import title_of
         from supple.runs.store import load
 
-        problems = [reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
+        problems = [_reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
         if self.metric is not None:
             known(self.metric, sorted(pl.concat(problems)["metric"].unique()), "metric")
         for rows in problems:
@@ -50,6 +52,17 @@ class Results:
                     f"{left} of {networks} networks on {problem} are not at their end and left out: "
                     f"`supple report {self.runs}` shows how far they are"
                 )
+
+
+def _reported(rows: "pl.DataFrame") -> "pl.DataFrame":
+    """The reported rows of each protocol, in which only what a sweep tunes differs."""
+    import polars as pl
+
+    from supple.lab.grid import reported
+    from supple.runs.stats import settings
+
+    protocol = [name for name in settings(rows) if name not in ("method", "options", "strength", "step_size")]
+    return pl.concat(map(reported, rows.partition_by(protocol, maintain_order=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
