@@ -82,6 +82,14 @@ def test_nothing_was_chosen_where_each_method_ran_once():
     assert found.headlines[0].sensitivity is None
 
 
+def test_a_metric_that_tuning_did_not_measure_has_no_chart_against_strength():
+    curves = {("a", strength, seed): [1] for strength, seed in ((0.1, 1000), (0.2, 1000), (0.2, 0))}
+    rows = rows_of(curves, tasks=1)
+    tuned = pl.when(pl.col("seed") == 1000).then(pl.lit("test_accuracy")).otherwise("metric").alias("metric")
+    (headline,) = standings(rows.with_columns(tuned), Drawings(["a"])).headlines
+    assert headline.sensitivity is None
+
+
 def test_differences_from_the_best_and_from_none():
     curves = {("a", 1.0, 0): [5], ("a", 1.0, 1): [9], ("b", 1.0, 0): [4], ("b", 1.0, 1): [5]}
     found = stand(curves | {("none", 0.0, 0): [1], ("none", 0.0, 1): [2]}, tasks=1).headlines[0]

@@ -195,11 +195,11 @@ def _sensitivity(rows: pl.DataFrame, metric: str, judge: str, last: int, drawing
     If there are tuning seeds, only these are used: then the other seeds have only the best strength.
     """
     tuning = rows.filter(pl.col("seed") >= TUNING_SEEDS)
-    rows = at_furthest_task(rows if tuning.is_empty() else tuning)
-    best = _best(rows, judge, last, "method", "options", "strength")
-    rows = rows.filter((pl.col("metric") == metric) & (pl.col("task") >= pl.col("tasks") - last))
+    tried = at_furthest_task(rows if tuning.is_empty() else tuning)
+    rows = tried.filter((pl.col("metric") == metric) & (pl.col("task") >= pl.col("tasks") - last))
     strengths = rows.filter(pl.col("strength") > 0).group_by("method").agg(pl.col("strength").n_unique())
-    if rows.is_empty() or strengths.filter(pl.col("strength") > 1).is_empty():
+    if strengths.filter(pl.col("strength") > 1).is_empty() or judge not in tried["metric"]:
         return None
+    best = _best(tried, judge, last, "method", "options", "strength")
     rows = rows.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left").drop("tasks", "step_size")
     return drawings.add(lines_over_strengths(rows, metric), "The same against the strength")
