@@ -262,6 +262,13 @@ def test_no_seed():
         Run.of(DIGITS, "none", [])
 
 
+def test_a_setting_that_no_run_has_is_named(monkeypatch):
+    own = dataclasses.replace(problems.find(DIGITS), quick={"epoch": 1})
+    monkeypatch.setitem(problems.PROBLEMS, "own", own)
+    with pytest.raises(ValueError, match=r"expected a setting of own, got 'epoch'.*epochs"):
+        Run.of("own", "none", [0])
+
+
 def test_a_problem_of_ones_own():
     own = problems.find("support.extensions:own_problem")
     assert isinstance(own, Problem)
