@@ -59,9 +59,10 @@ def _reported(rows: "pl.DataFrame") -> "pl.DataFrame":
     import polars as pl
 
     from supple.lab.grid import reported
+    from supple.report.standings import TUNED
     from supple.runs.stats import settings
 
-    protocol = [name for name in settings(rows) if name not in ("method", "options", "strength", "step_size")]
+    protocol = [name for name in settings(rows) if name not in TUNED]
     return pl.concat(map(reported, rows.partition_by(protocol, maintain_order=True)))
 
 

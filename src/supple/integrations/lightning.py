@@ -112,7 +112,7 @@ class PlasticityMonitorCallback(Callback):
 
 def _refuse_another(callback: Callback, trainer: Trainer, remedy: str) -> None:
     """Lightning refuses another itself, but only among the callbacks that are passed to ``Trainer(...)``."""
-    count = sum(other.state_key == callback.state_key for other in trainer.callbacks)  # type: ignore[attr-defined]
+    count = sum(other.state_key == callback.state_key for other in trainer.callbacks)  # type: ignore[attr-defined]  # Trainer sets it
     if count > 1:
         raise ValueError(
             f"expected one {type(callback).__name__}, because a checkpoint has one place for its state, got {count}: "

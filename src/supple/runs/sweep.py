@@ -147,7 +147,6 @@ def _do(work: Work[Job], job: Job, number: int) -> bool | None:
     more = done_or_explained(work, job, report)
     if held:
         _messages.put((number, held.pop()))
-    gc.collect()  # networks lie in cycles, which Python would collect only after many jobs
     return more
 
 
@@ -170,6 +169,8 @@ def done_or_explained(work: Work[Job], job: Job, report: Callable[[float], None]
         return work(job, report)
     except (Exception, SystemExit) as error:
         raise FailedWorkError(sentence(error)) from error
+    finally:
+        gc.collect()  # networks lie in cycles, which Python would collect only after many jobs
 
 
 @contextmanager
