@@ -1,11 +1,11 @@
 """Which form of spectral regularization an agent learns best with, and why: six settings, three tasks, three seeds.
 
-    python benchmarks/control_forms.py train --workers 2    # half a day on two cores; resumes where it stopped
+    python benchmarks/control_forms.py train --workers 2    # four hours on two cores; resumes where it stopped
     python benchmarks/control_forms.py tables               # results so far: rows, picture, and the table in the page
 
 The settings differ in form (the paper's, decoupled, or decoupled with a ceiling), in strength, and in whether the heads
-are exempt. Every run measures its inside, above all the effective step sizes. The first seed of all settings and tasks
-is trained first.
+are exempt. Every run measures its inside, above all the effective step sizes. Networks are half as wide as an agent's
+usually are, which makes a run three times as fast, and the seeds of a setting are one population.
 """
 
 from collections.abc import Iterator
@@ -29,13 +29,14 @@ DECOUPLED: dict[str, Any] = {"method": "decoupled-spectral", "exempt_heads": Tru
 CEILING: dict[str, Any] = {**DECOUPLED, "options": {"target": "initial"}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper's form, 1e-4": {"method": "spectral", "strength": 1e-4},
-    "decoupled, 1": {"method": "decoupled-spectral", "strength": 1.0},
     "decoupled, 0.01, heads exempt": {**DECOUPLED, "strength": 0.01},
-    "ceiling, 1, heads exempt": {**CEILING, "strength": 1.0},
-    "ceiling, 0.01, heads exempt": {**CEILING, "strength": 0.01},
+    "decoupled, 1": {"method": "decoupled-spectral", "strength": 1.0},
     "no mitigation": {"method": "none"},
+    "ceiling, 0.01, heads exempt": {**CEILING, "strength": 0.01},
+    "ceiling, 1, heads exempt": {**CEILING, "strength": 1.0},
 }
-COLOURS = ["#0072B2", "#D55E00", "#E69F00", "#882255", "#CC79A7", "#000000"]
+"""In the order of training."""
+COLOURS = ["#0072B2", "#E69F00", "#D55E00", "#000000", "#CC79A7", "#882255"]
 """Of the settings, in their order."""
 
 DRAWN = ("return", "critic_effective_step_size", "actor_effective_step_size")
@@ -53,34 +54,35 @@ class Study:
     seeds: int = 3
     steps: int = 30_000
     replay_ratio: int = 4
+    hidden: tuple[int, int] = (128, 128)
     random_steps: int = 1_000
     evaluate_every: int = 5_000
     episodes: int = 10
 
     def runs(self) -> dict[Run, str]:
-        """All runs with the names of their settings, in the order of training."""
+        """All runs with the names of their settings, in the order of training; each has all seeds."""
         return {
             Run.of(
                 task,
-                seeds=[seed],
+                seeds=range(self.seeds),
                 steps=self.steps,
                 evaluate_every=self.evaluate_every,
                 episodes=self.episodes,
                 replay_ratio=self.replay_ratio,
+                hidden=self.hidden,
                 random_steps=self.random_steps,
                 capacity=max(self.steps, 256),  # a batch
                 inside=True,
                 **setting,
             ): name
-            for seed in range(self.seeds)
-            for task in self.tasks
             for name, setting in SETTINGS.items()
+            for task in self.tasks
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Study, Engine):
-    """Train what is missing, each run in a process of its own."""
+    """Train what is missing."""
 
     out: str = "results/control-forms/runs"
     """Folder for the runs. Those in the repository are finished: any machine goes on from them."""
