@@ -77,6 +77,12 @@ def test_small_networks_are_stacked_on_a_cpu_and_large_ones_are_not(monkeypatch)
     assert [grid.most_stacked(run) for run in (quick, large)] == [MOST_STACKED["cuda"]] * 2
 
 
+@pytest.mark.parametrize(("shift", "stacked"), [("class-pairs", False), ("random-labels", True)])
+def test_tasks_of_classes_of_different_sizes_are_not_stacked(shift, stacked):
+    run = Run.of(DIGITS, "none", [0, 1], shift=shift, batch_size=8)  # the digits have 174 to 183 images of a class
+    assert grid.most_stacked(run) == (MOST_STACKED["cpu"] if stacked else 1)
+
+
 def test_a_wide_head_of_two_classes_counts_as_such():
     pairs = Run.of(DIGITS, "layer-norm", [0], shift="class-pairs", batch_size=2)
     assert operations(pairs) == 3 * 2 * 2 * (64 * 256 + 3 * 256 * 256 + 256 * 2)

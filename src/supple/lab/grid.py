@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from supple.lab.operations import operations
+from supple.lab.operations import equally_long, operations
 from supple.lab.run import Run
 from supple.runs.metrics import JUDGES
 from supple.runs.stats import ranking
@@ -149,6 +149,7 @@ def reported(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def most_stacked(run: Run) -> int:
-    """The largest population for such a run: 1 if stacking members would not be faster."""
+    """The largest population for such a run: 1 if stacking members would not be faster, or if their tasks differ."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return MOST_STACKED[device] if device == "cuda" or operations(run) < SMALL_STEP else 1
+    is_faster = device == "cuda" or operations(run) < SMALL_STEP
+    return MOST_STACKED[device] if is_faster and equally_long(run) else 1

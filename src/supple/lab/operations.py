@@ -1,4 +1,4 @@
-"""The size of a training step, which determines whether to stack members and whether to compile."""
+"""The size of a training step and of tasks, which determine whether to stack members and whether to compile."""
 
 from dataclasses import replace
 
@@ -30,3 +30,12 @@ def operations(run: Run) -> float:
                 layer.register_forward_hook(count)
         network(torch.zeros(1, *data.train.images.shape[1:]))
     return 3.0 * run.batch_size * counted
+
+
+def equally_long(run: Run) -> bool:
+    """Whether the tasks of all seeds have equally many images: not if seeds draw classes of different sizes."""
+    with run.naming_own_parts():
+        data = datasets.load(run.dataset)
+        task = shifts.find(run.shift).task(data, run.seeds[0], 0)
+    sizes = data.train.labels.bincount(minlength=data.classes)
+    return not (task.classes == shifts.ABSENT).any() or bool((sizes == sizes[0]).all())
