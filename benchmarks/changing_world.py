@@ -67,13 +67,13 @@ class Study:
     def tried(self, method: str, layer_norm: bool) -> list[Run]:
         """The runs from which a method's strength is chosen."""
         changes = self.tuning_changes
-        return [self._run(method, layer_norm, [TUNING_SEEDS], changes, strength) for strength in METHODS[method]]
+        return [self.run_of(method, layer_norm, [TUNING_SEEDS], changes, strength) for strength in METHODS[method]]
 
     def reported(self, method: str, layer_norm: bool, strength: float | None) -> Run:
         """The run of all reported seeds; `resets` come with each change."""
-        return self._run(method, layer_norm, range(self.seeds), self.changes, strength)
+        return self.run_of(method, layer_norm, range(self.seeds), self.changes, strength)
 
-    def _run(self, method: str, layer_norm: bool, seeds: Iterable[int], changes: int, strength: float | None) -> Run:
+    def run_of(self, method: str, layer_norm: bool, seeds: Iterable[int], changes: int, strength: float | None) -> Run:
         every = self.change_every
         return Run.of(
             self.task,
