@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
+# Some machines forbid Python to keep what it compiled: then each of the tests' hundreds of processes compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 demo: $(READY)  ## lose and keep plasticity on real digits, and draw the chart
 	$(BIN)/supple demo
 
