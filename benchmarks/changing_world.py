@@ -13,7 +13,7 @@ The strength of each method is chosen by the mean return in the first five world
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from measuring import put_into, write_environment
 
 from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS
-from supple.rl.charts import over_steps
 from supple.rl.run import Change, Run, results
 from supple.runs import charts
 from supple.runs.changes import Changes
+from supple.runs.lines import lines_over_tasks
 from supple.training.methods import title_of
 
 METHODS: dict[str, tuple[float, ...]] = {
@@ -134,7 +134,7 @@ class Tables(Study):
         results(tried, self.runs_in).write_parquet(self.out / "tuning.parquet")
         write_environment(self.out, self.runs_in, {*rows["run"]})
         draw(rows, self.task).save(self.page.with_name(PICTURE), scale_factor=2)
-        picture = f"![Returns over steps of {self.task}, with LayerNorm and without; rules mark the changes]({PICTURE})"
+        picture = f"![Returns of {self.task} over the steps after a change, with LayerNorm and without]({PICTURE})"
         put_into(self.page, "changing world", [*table(rows), "", picture])
 
     def complete(self) -> Iterator[tuple[Run, list[Run]]]:
@@ -176,15 +176,30 @@ def _with_error(mean: float, error: float | None) -> str:
 
 
 def draw(rows: pl.DataFrame, task: str) -> alt.VConcatChart:
-    """Returns over steps, with LayerNorm above and without it below."""
-    subtitle = charts.over_seeds(rows["seed"].n_unique())
+    """Returns over the steps after a change, means over all changes: with LayerNorm, and below it without."""
+    changes = Changes.of(rows)
+    assert changes  # the study has some
+    every = changes.evaluations_per_world
+    after = (
+        rows.filter(pl.col("metric") == "return", pl.col("task") >= every)
+        .with_columns(pl.col("task") % every)
+        .group_by(pl.exclude("value"), maintain_order=True)
+        .agg(pl.col("value").mean())
+    )
     panels = [
-        over_steps(part, "return", f"{task}, {title}", subtitle, width=640)
+        panel(after.filter(pl.col("layer_norm") == layer_norm), f"{task}, {title}", changes)
         for title, layer_norm in (("LayerNorm", True), ("no LayerNorm", False))
-        if len(part := rows.filter(pl.col("layer_norm") == layer_norm))
+        if layer_norm in after["layer_norm"]
     ]
     with charts.shared_selections():  # both panels choose methods by the same clicks
-        return charts.configured(alt.vconcat(*panels))
+        return charts.configured(alt.vconcat(*panels).resolve_scale(y="shared"))
+
+
+def panel(after: pl.DataFrame, title: str, changes: Changes) -> alt.LayerChart:
+    lines, name = lines_over_tasks(after, "return"), "steps after a change"
+    points = lines.points.with_columns((pl.col("task") * changes.evaluate_every).alias(name)).drop("task")
+    subtitle = f"{charts.over_seeds(after['seed'].n_unique())}, each the mean over {len(changes.places)} changes"
+    return replace(lines, at=name, points=points).sized(title, subtitle, width=640, height=240)
 
 
 if __name__ == "__main__":
