@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import altair as alt
 import polars as pl
@@ -28,19 +29,30 @@ from supple.rl.run import Change, Run, results
 from supple.runs import charts
 from supple.runs.changes import Changes
 from supple.runs.lines import lines_over_tasks
-from supple.training.methods import title_of
+from supple.runs.stats import paired
 
-METHODS: dict[str, tuple[float, ...]] = {
-    "none": (),
-    "resets": (),
-    "spectral": (1e-3, 1e-4, 1e-5),
-    "decoupled-spectral": (1.0, 0.1, 0.01),
-    "l2-init": (1e-2, 1e-3, 1e-4),
-    "redo": (0.3, 0.1, 0.025),
-    "continual-backprop": (1e-3, 1e-4, 1e-5),
+
+class Form(NamedTuple):
+    """A method as it is compared."""
+
+    method: str
+    strengths: tuple[float, ...] = ()
+    """To choose from."""
+    exempt_heads: bool = False
+
+
+FORMS = {
+    "no mitigation": Form("none"),
+    "resets": Form("resets"),
+    "spectral": Form("spectral", (1e-3, 1e-4, 1e-5)),
+    "L2 init": Form("l2-init", (1e-2, 1e-3, 1e-4)),
+    "decoupled, heads exempt": Form("decoupled-spectral", (1.0, 0.1, 0.01), exempt_heads=True),
+    "ReDo": Form("redo", (0.3, 0.1, 0.025)),
+    "continual backprop": Form("continual-backprop", (1e-3, 1e-4, 1e-5)),
+    "decoupled": Form("decoupled-spectral", (1.0, 0.1, 0.01)),
 }
-"""With the strengths to choose from, in the order of training."""
-SETTING = ("method", "layer_norm")
+"""In the order of training."""
+SETTING = ("form", "layer_norm")
 PICTURE = "changing-world.png"
 ENDS = 3
 """The worlds at the beginning and at the end that the table compares."""
@@ -58,27 +70,29 @@ class Study:
     replay_ratio: int = 4
     hidden: tuple[int, int] = (64, 64)
     seeds: int = 3
-    methods: tuple[str, ...] = tuple(METHODS)
+    forms: tuple[str, ...] = tuple(FORMS)
 
     def settings(self) -> Iterator[tuple[str, bool]]:
-        """Every method with and without LayerNorm."""
-        return product(self.methods, (True, False))
+        """Every form with and without LayerNorm."""
+        return product(self.forms, (True, False))
 
-    def tried(self, method: str, layer_norm: bool) -> list[Run]:
-        """The runs from which a method's strength is chosen."""
-        changes = self.tuning_changes
-        return [self.run_of(method, layer_norm, [TUNING_SEEDS], changes, strength) for strength in METHODS[method]]
+    def tried(self, form: str, layer_norm: bool) -> list[Run]:
+        """The runs from which a form's strength is chosen."""
+        changes, strengths = self.tuning_changes, FORMS[form].strengths
+        return [self.run_of(form, layer_norm, [TUNING_SEEDS], changes, strength) for strength in strengths]
 
-    def reported(self, method: str, layer_norm: bool, strength: float | None) -> Run:
-        """The run of all reported seeds; `resets` come with each change."""
-        return self.run_of(method, layer_norm, range(self.seeds), self.changes, strength)
+    def reported(self, form: str, layer_norm: bool, strength: float | None) -> Run:
+        """The run of all reported seeds."""
+        return self.run_of(form, layer_norm, range(self.seeds), self.changes, strength)
 
-    def run_of(self, method: str, layer_norm: bool, seeds: Iterable[int], changes: int, strength: float | None) -> Run:
-        every = self.change_every
+    def run_of(self, form: str, layer_norm: bool, seeds: Iterable[int], changes: int, strength: float | None) -> Run:
+        """One run; `resets` come with each change."""
+        every, method = self.change_every, FORMS[form].method
         return Run.of(
             self.task,
             method,
             seeds,
+            exempt_heads=FORMS[form].exempt_heads,
             steps=(changes + 1) * every,
             strength=strength,
             change=self.change,
@@ -127,8 +141,10 @@ class Tables(Study):
 
     def __call__(self) -> None:
         complete = list(self.complete())
-        rows = results([run for run, _ in complete], self.runs_in)
-        tried = [run for _, tuning in complete for run in tuning]
+        forms = {run.folder(self.runs_in).name: form for form, run, _ in complete}
+        rows = results([run for _, run, _ in complete], self.runs_in)
+        rows = rows.with_columns(form=pl.col("run").replace_strict(forms))
+        tried = [run for *_, tuning in complete for run in tuning]
         self.out.mkdir(parents=True, exist_ok=True)
         rows.write_parquet(self.out / "rows.parquet")
         results(tried, self.runs_in).write_parquet(self.out / "tuning.parquet")
@@ -137,16 +153,16 @@ class Tables(Study):
         picture = f"![Returns of {self.task} over the steps after a change, with LayerNorm and without]({PICTURE})"
         put_into(self.page, "changing world", [*table(rows), "", picture])
 
-    def complete(self) -> Iterator[tuple[Run, list[Run]]]:
-        """The run of each setting that is at its end, and those from which its strength was chosen."""
-        for method, layer_norm in self.settings():
-            tried = self.tried(method, layer_norm)
+    def complete(self) -> Iterator[tuple[str, Run, list[Run]]]:
+        """The form and the run of each setting that is at its end, and those from which its strength was chosen."""
+        for form, layer_norm in self.settings():
+            tried = self.tried(form, layer_norm)
             if all(map(self.finished, tried)):
                 strength = best(results(tried, self.runs_in)) if tried else None
-                if self.finished(run := self.reported(method, layer_norm, strength)):
-                    yield run, tried
+                if self.finished(run := self.reported(form, layer_norm, strength)):
+                    yield form, run, tried
                     continue
-            print(f"{method} {'with' if layer_norm else 'without'} LayerNorm is left out: not all of it is trained")
+            print(f"{form} {'with' if layer_norm else 'without'} LayerNorm is left out: not all of it is trained")
 
     def finished(self, run: Run) -> bool:
         return run.folder(self.runs_in).finished(run.evaluations)
@@ -162,12 +178,27 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
     for name, part in parts.items():
         columns = [pl.col(column).alias(f"{name}{column}") for column in ("learned", "learned_error")]
         learned = learned.join(changes.learned(part, SETTING).select(*SETTING, *columns), on=SETTING)
-    yield f"| | LayerNorm | all evaluations | before changes | in the first {ENDS} worlds | in the last {ENDS} worlds |"
-    yield "|---|---|---|---|---|---|"
-    for row in learned.sort("learned", descending=True).iter_rows(named=True):
+    learned = learned.join(rows.group_by(SETTING).agg(pl.col("strength").first()), on=SETTING)
+    above = {setting: text for layer_norm in (True, False) for setting, text in differences(rows, layer_norm)}
+    ends = f"in the first {ENDS} worlds | in the last {ENDS} worlds"
+    yield f"| | strength | LayerNorm | all evaluations | minus no mitigation, 95 % | before changes | {ends} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in learned.sort("overall", descending=True).iter_rows(named=True):
         names = ("overall", "learned", "firstlearned", "latelearned")
         cells = [_with_error(row[name], row[f"{name}_error"]) for name in names]
-        yield f"| {title_of(row['method'])} | {'yes' if row['layer_norm'] else 'no'} | {' | '.join(cells)} |"
+        cells.insert(1, above.get((row["form"], row["layer_norm"]), ""))
+        strength = f"{row['strength']:g}" if FORMS[row["form"]].strengths else ""
+        yield f"| {row['form']} | {strength} | {'yes' if row['layer_norm'] else 'no'} | {' | '.join(cells)} |"
+
+
+def differences(rows: pl.DataFrame, layer_norm: bool) -> Iterator[tuple[tuple[str, bool], str]]:
+    """For each form, its mean return over all evaluations minus that without a method, paired by seed."""
+    of_kind = rows.filter(pl.col("layer_norm") == layer_norm)
+    reference = of_kind.filter(form="no mitigation")
+    for row in paired(of_kind, reference, "return", count=rows["tasks"][0]).iter_rows(named=True):
+        if row["form"] != "no mitigation":
+            text = f"{row['difference']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})"
+            yield (row["form"], layer_norm), text.replace("-", "−")
 
 
 def _with_error(mean: float, error: float | None) -> str:
