@@ -1,5 +1,6 @@
 """The paper's figures: which runs they need, and that they can be drawn from what those leave behind."""
 
+import re
 import sys
 import zlib
 
@@ -72,6 +73,18 @@ def test_lines_of_other_settings_than_methods_are_in_colour(tmp_path):
     chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "quick", 2).to_dict()
     drawn = [axes for row in chart["vconcat"] for axes in row["hconcat"]]
     assert all("transform" not in layer for axes in drawn for layer in axes["layer"])
+
+
+def test_panels_side_by_side_have_numbers_on_their_axes(tmp_path):
+    figure = figures.find(3)
+    runs = figure.runs("quick", 1)
+    panels = [panel for row in figure.panels("quick", 1) for panel in row]
+    store(tmp_path, runs, {panel.metric for panel in panels}, measure)
+    chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "quick", 1)
+    chart.save(tmp_path / "figure.svg")
+    axes = re.split('aria-label="[XY]-axis', (tmp_path / "figure.svg").read_text())[1::2]  # Vega draws X before Y
+    assert len(axes) == len(panels) > 1
+    assert all(re.search("role-axis-label.*?<text[^>]*>[123]</text>", axis, re.DOTALL) for axis in axes)
 
 
 def test_panels_have_titles_for_people():

@@ -1,5 +1,6 @@
 """Charts of lines with bands, over tasks, strengths or steps: their data, and how they are drawn."""
 
+import math
 import re
 import textwrap
 from collections.abc import Collection, Mapping
@@ -16,8 +17,10 @@ from supple.runs.colours import COLOURS, colour_scale, on_light, titled
 from supple.runs.stats import by_task, over_tasks, varying, with_band
 from supple.training.methods import title_of
 
-TICKS = alt.ExprRef("ceil(width / 60)")
-"""About how many ticks the horizontal axis has: as many as there is room for."""
+TICK_WIDTH = 60
+"""Pixels for each tick of the horizontal axis, about."""
+TICKS = alt.ExprRef(f"ceil(width / {TICK_WIDTH})")
+"""As many ticks as there is room for, in a chart without a size. Beside other charts, Vega-Lite has no such width."""
 
 LEGEND_BELOW = {"orient": "bottom", "columns": alt.ExprRef("max(1, floor(width / 150))")}
 """Below the axes, so that the chart can be narrow; as many columns as there is room for."""
@@ -82,16 +85,21 @@ class Lines:
         legend = LEGEND_BELOW if width >= LABELLED_WIDTH else {}
         heading = textwrap.wrap(title, TITLE_LETTERS) if len(title) > TITLE_LETTERS else title
         text = alt.Title(heading, subtitle=subtitle or alt.Undefined, anchor="start")
-        return self.chart(labels, legend).properties(width=width, height=height, title=text)
+        ticks = math.ceil(width / TICK_WIDTH)
+        return self.chart(labels, legend, ticks).properties(width=width, height=height, title=text)
 
     def chart(
-        self, labels: pl.DataFrame | None = None, legend_options: Mapping[str, Any] = MappingProxyType({})
+        self,
+        labels: pl.DataFrame | None = None,
+        legend_options: Mapping[str, Any] = MappingProxyType({}),
+        ticks: int | alt.ExprRef = TICKS,
     ) -> alt.LayerChart:
         """The chart, without a size and a title.
 
         Args:
             labels: the names at the lines' ends.
             legend_options: where the legend is.
+            ticks: about how many the horizontal axis has.
         """
         values, points = self.values, self.points
         grey = [value for value in values if value not in self.coloured]
@@ -108,7 +116,7 @@ class Lines:
         )
         shown = alt.when(picked)
         detail = [f"{column}:N" for column in self.others]
-        metric, x = metrics.find(self.metric), self._horizontal()
+        metric, x = metrics.find(self.metric), self._horizontal(ticks)
         title = f"{metric.title}, mean over tasks" if self.at == "strength" else self.y_title or metric.axis
         colour = alt.Color(f"{self.series}:N", legend=legend if named else None).scale(colours)
         dashes = {}
@@ -147,13 +155,13 @@ class Lines:
         chart: alt.LayerChart = alt.LayerChart(data=titled(points), layer=layers).add_params(picked)
         return chart
 
-    def _horizontal(self) -> alt.X:
+    def _horizontal(self, ticks: int | alt.ExprRef) -> alt.X:
         """The horizontal axis."""
         x = alt.X(f"{self.at}:Q", title=X_TITLES.get(self.at, self.at))
         if self.at != "strength":
             whole = "datum.value % 1 ? '' : datum.label"  # between 1 and 2, Vega places ticks all the same
             return x.scale(zero=False, nice=False, padding=8).axis(
-                tickMinStep=1, tickCount=TICKS, format=",d", labelExpr=whole
+                tickMinStep=1, tickCount=ticks, format=",d", labelExpr=whole
             )
         strengths = self.points["strength"].unique().sort().to_list()
         return x.scale(type="log", nice=False, padding=8).axis(format="~g", values=strengths)
