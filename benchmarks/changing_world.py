@@ -1,6 +1,6 @@
 """Which methods recover when the world changes: ten changes of a control task, with and without LayerNorm.
 
-    python benchmarks/changing_world.py train --workers 2    # two hours on two cores; resumes where it stopped
+    python benchmarks/changing_world.py train --workers 2    # three hours on two cores; resumes where it stopped
     python benchmarks/changing_world.py tables    # results so far: rows, chart, and the table in docs/control.md
 
 The task must be learned within each world: `Pendulum-v1` is, in a few thousand updates of networks with two layers of
