@@ -135,7 +135,7 @@ def resnet18(
 
     Weights are initialized as in He et al. (2015).
     """
-    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers.models.resnet import ResNetConfig, ResNetForImageClassification
 
     _refuse("resnet18", layer_norm, activation)
     config = ResNetConfig(
@@ -170,7 +170,7 @@ def vit_tiny(
 
     Weights start from a normal distribution with deviation 0.02, biases from 0.
     """
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit import ViTConfig, ViTForImageClassification
 
     _refuse("vit-tiny", layer_norm, activation)
     channels, height, width = data.train.images.shape[1:]
