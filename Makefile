@@ -21,7 +21,7 @@ lint: $(READY)  ## style, types and the floors of the architecture
 docs: $(READY)  ## the documentation site, in site/; every reference must resolve
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-guard: $(READY)  ## whether a change made it slower; a minute, ratios with wide margins
+guard: $(READY)  ## whether a change made it slower; half a minute, ratios with wide margins
 	$(BIN)/python benchmarks/guard.py
 
 bench: $(READY)  ## how fast it is, against baselines and the machine; wants a quiet one, and most of an hour

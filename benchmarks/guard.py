@@ -1,6 +1,6 @@
 """Check that a change did not make supple slower; part of every check of a change.
 
-    python benchmarks/guard.py       # a minute
+    python benchmarks/guard.py       # half a minute
 
 Variants take turns, and ratios of their minimum processor times are compared with limits: minimum times depend least on
 other processes. The limits are wide enough for a busy machine; for accurate ratios see docs/performance.md.
@@ -35,14 +35,14 @@ class Guard:
             sys.exit(f"guard: {error}")
         use_threads(1)
         steps = variants(Overhead(methods=tuple(MOST)))
-        seconds = take_turns({name: repeated(5, steps[name]) for name in ("none", *MOST)}, 30)
+        seconds = take_turns({name: repeated(5, steps[name]) for name in ("none", *MOST)}, 12)
         costs = {name: min(seconds[name]) / min(seconds["none"]) for name in MOST}
         slow = [
             f"a step with {name} takes {cost:.2f} times one without, expected at most {MOST[name]}"
             for name, cost in costs.items()
             if cost > MOST[name]
         ]
-        seconds = take_turns({"eager": eager_steps("l2-init"), "population": steps_of(ten, 100, compiled=True)}, 8)
+        seconds = take_turns({"eager": eager_steps("l2-init"), "population": steps_of(ten, 100, compiled=True)}, 4)
         gain = 10 * min(seconds["eager"]) / min(seconds["population"])
         if gain < LEAST:
             slow.append(

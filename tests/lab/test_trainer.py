@@ -350,8 +350,9 @@ def test_no_step_waits_for_the_device(optimizer, path, monkeypatch):
     assert waits.found == []
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "path"), [("spectral", "one by one"), *((method, "vectorized") for method in METHODS)]
+)
 def test_a_diverged_member_is_measured_and_does_not_touch_the_others(method, path, monkeypatch):
     run = run_of(method, seeds=(1, 2, 3), diagnostics=None if method in ALL_LOOKED_AT else METRICS[3:5])
     sound, sick = (trainer_of(run, path, monkeypatch) for _ in range(2))
