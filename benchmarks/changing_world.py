@@ -140,14 +140,16 @@ class Tables(Study):
     """The page with the table; the chart lies beside it."""
 
     def __call__(self) -> None:
-        complete = list(self.complete())
+        if not (complete := list(self.complete())):
+            return
         forms = {run.folder(self.runs_in).name: form for form, run, _ in complete}
         rows = results([run for _, run, _ in complete], self.runs_in)
         rows = rows.with_columns(form=pl.col("run").replace_strict(forms))
         tried = [run for *_, tuning in complete for run in tuning]
         self.out.mkdir(parents=True, exist_ok=True)
         rows.write_parquet(self.out / "rows.parquet")
-        results(tried, self.runs_in).write_parquet(self.out / "tuning.parquet")
+        if tried:
+            results(tried, self.runs_in).write_parquet(self.out / "tuning.parquet")
         write_environment(self.out, self.runs_in, {*rows["run"]})
         draw(rows, self.task).save(self.page.with_name(PICTURE), scale_factor=2)
         picture = f"![Returns of {self.task} over the steps after a change, with LayerNorm and without]({PICTURE})"
@@ -193,9 +195,9 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
 
 def differences(rows: pl.DataFrame, layer_norm: bool) -> Iterator[tuple[tuple[str, bool], str]]:
     """For each form, its mean return over all evaluations minus that without a method, paired by seed."""
-    of_kind = rows.filter(pl.col("layer_norm") == layer_norm)
+    of_kind = rows.filter(pl.col("layer_norm") == layer_norm).with_columns(task=0, tasks=1)  # all of them count as one
     reference = of_kind.filter(form="no mitigation")
-    for row in paired(of_kind, reference, "return", count=rows["tasks"][0]).iter_rows(named=True):
+    for row in paired(of_kind, reference, "return", count=1).iter_rows(named=True):
         if row["form"] != "no mitigation":
             text = f"{row['difference']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})"
             yield (row["form"], layer_norm), text.replace("-", "−")

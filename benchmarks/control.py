@@ -2,11 +2,13 @@
 
 python benchmarks/control.py speed      # minutes; ratios are valid even on a busy machine
 python benchmarks/control.py memory     # a minute
-python benchmarks/control.py learn      # hours; resumes where it was stopped
+python benchmarks/control.py learn      # hours; what is finished is not trained again
 """
 
 import json
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from measuring import ratios, take_turns, use_threads, write
+from measuring import ratios, settings, take_turns, use_threads, write
 
 import supple
+from supple.rl.charts import with_steps
 from supple.rl.envs import make
 from supple.rl.presets import PRESETS, Constants
 from supple.rl.replay import Replay
 from supple.rl.run import Run
 from supple.rl.sac import SAC, Batch
 from supple.rl.train import train
+from supple.runs.store import load
 from supple.runs.streams import Stream, number
 from supple.training.precision import matmul_precision
 
@@ -162,18 +166,29 @@ class Learn:
     """The method's default when left out."""
     matmul_precision: str = "highest"
     out: Path = ROOT / "learn"
-    """Folder for one JSON file per agent and seed; finished ones are not repeated, and supple's agents can resume."""
+    """Folder for one JSON file per agent and seed; finished ones are not repeated."""
 
     def __call__(self) -> None:
         torch.set_num_threads(1)
         for seed in range(self.seeds):
             for agent in self.agents:
                 path = self.out / f"{self.task}-{agent}-{seed}.json"
-                if not path.exists():
+                if path.exists():
+                    self.check_same(path)
+                else:
                     start = time.process_time()
                     returns = {"supple": self.supple, "sb3": self.sb3, "random": self.random}[agent](seed)
                     write(path, self, returns=returns, processor_seconds=time.process_time() - start)
                 print(agent, seed, json.loads(path.read_text())["returns"], flush=True)
+
+    def check_same(self, path: Path) -> None:
+        """Check that a finished agent was trained as is asked for now."""
+        then = settings(Learn()) | json.loads(path.read_text())["config"]
+        now = settings(self)
+        other = [name for name in now if name not in ("agents", "seeds") and now[name] != then[name]]
+        if other:
+            told = ", ".join(f"{name} {now[name]} (there {then[name]})" for name in other)
+            sys.exit(f"expected a folder for {told}, got {path}: take another --out")
 
     def supple(self, seed: int) -> dict[str, float]:
         run = Run.of(
@@ -189,15 +204,10 @@ class Learn:
             random_steps=self.random_steps,
             capacity=self.steps,
         )
-        root = "runs/benchmark"
-        train(run, root=root)
-        import polars as pl
-
-        from supple.rl.charts import with_steps
-        from supple.runs.store import load
-
-        rows = load(root, {run.folder(root).name}).filter(pl.col("metric") == "return")
-        return {str(step): value for step, value in with_steps(rows).select("step", "value").iter_rows()}
+        with tempfile.TemporaryDirectory() as root:
+            train(run, root=root)
+            rows = with_steps(load(root)).filter(metric="return")
+        return {str(step): value for step, value in rows.select("step", "value").iter_rows()}
 
     def sb3(self, seed: int) -> dict[str, float]:
         from stable_baselines3 import SAC as Theirs  # noqa: N811

@@ -105,6 +105,8 @@ class Tables(Study):
     def __call__(self) -> None:
         names = {run: name for run, name in self.runs().items() if run.folder(self.runs_in).finished(run.evaluations)}
         print(f"{len(names)} of {len(self.runs())} runs are finished")
+        if not names:
+            return
         labels = {run.folder(self.runs_in).name: name for run, name in names.items()}
         rows = with_steps(results(names, self.runs_in)).with_columns(setting=pl.col("run").replace_strict(labels))
         self.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The inside view against closed forms and against one member at a time."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -64,6 +65,19 @@ def test_every_number_by_hand(agent, given):
         log_probability = (policy.log_prob(raw) - (1 - raw.tanh() ** 2).log()).sum(-1)
         assert found["entropy"][index] == pytest.approx(-float(log_probability.mean().detach()), rel=1e-3)
     assert found["temperature"].tolist() == [1, 1]
+
+
+def test_the_rank_is_the_mean_over_critics(given):
+    agent = SAC(5, 3, dataclasses.replace(SMALL, critics=2), [0, 1])
+    found, (batch, _) = inside.networks(agent, *given), given
+    for index in range(2):
+        critic, ranks = agent.critic.population.member(index), []
+        for each in critic.critics:
+            hidden = each[0](torch.cat([batch.observation[index], batch.action[index]], -1)).detach()
+            shares = torch.linalg.svdvals(hidden) / torch.linalg.svdvals(hidden).sum()
+            ranks.append(float((-(shares * shares.clamp_min(1e-30).log()).sum()).exp()))
+        assert abs(ranks[0] - ranks[1]) > 0.01
+        assert found["critic_effective_rank"][index] == pytest.approx(sum(ranks) / 2, rel=1e-3)
 
 
 def test_effective_step_sizes_by_hand(agent, given):

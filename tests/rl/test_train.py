@@ -307,7 +307,7 @@ def test_training_returns_are_those_of_the_episodes():
 
 def test_priming_is_so_many_updates_on_the_first_transitions(monkeypatch):
     monkeypatch.setattr(module, "PRIMED_ON", 10)
-    training = Training(run(prime=7, steps=100, capacity=100))
+    training = Training(run(prime=7, steps=101, capacity=100, random_steps=100))
     for _ in range(10):
         training.advance()
     assert training.updates == 7
@@ -433,7 +433,8 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
         ({"evaluate_every": 0}, "to the next of at least 1, got 0"),
         ({"episodes": 10**9}, "episodes in an evaluation from 1 to 1,000, got 1,000,000,000"),
         ({"prime": -1}, "priming of at least 0, got -1"),
-        ({"prime": 5}, "100 steps and a buffer for as many transitions, .* got 60 and 40"),
+        ({"prime": 5}, "at least 100 random steps, on which priming begins .* got 20: take more"),
+        ({"capacity": 19}, "a buffer for the 20 random steps before the first update, got one for 19 transitions"),
         ({"seeds": ()}, "at least one seed"),
         ({"seeds": (0, -1)}, "seeds from 0 to 2,147,483,647, got -1"),
         ({"seeds": (2**31,)}, "seeds from 0 to 2,147,483,647"),
@@ -663,7 +664,7 @@ def test_a_reset_keeps_the_memory_of_what_is_not_reset():
 
 def test_every_update_of_priming_has_minibatches_of_its_own(monkeypatch):
     monkeypatch.setattr(module, "PRIMED_ON", 10)
-    training, seen = Training(run(prime=6, steps=100, capacity=100)), []
+    training, seen = Training(run(prime=6, steps=101, capacity=100, random_steps=100)), []
     monkeypatch.setattr(training.agent, "update", lambda batch, noise: seen.append(noise))
     for _ in range(10):
         training.advance()

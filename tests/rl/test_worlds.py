@@ -93,6 +93,17 @@ def test_a_scale_of_one_changes_no_bit():
     assert (played(scaled) != expected).any()
 
 
+@pytest.mark.parametrize("name", ["finger-spin", "finger-turn_easy"])
+def test_damping_that_a_task_sets_in_each_episode_is_scaled_too(name):
+    plain, scaled = make(name), make(name)
+    scaled.scale(mass=1.0, friction=1.0, damping=1.4)
+    for seed in range(2):
+        for world in (plain, scaled):
+            world.begin(seed)
+        found, expected = (world._environment.physics.model.dof_damping for world in (scaled, plain))
+        np.testing.assert_allclose(found, 1.4 * expected)
+
+
 @pytest.mark.parametrize(("damping", "enough"), [(LARGEST_FACTORS["damping"], True), (2.0, False)])
 def test_the_weakest_motor_is_strong_enough(damping, enough):
     """Pushing along the velocity gains the most energy: twice the damping is too much, the largest factor is not."""

@@ -60,6 +60,7 @@ class DmControl:
         self._low, self._range = action.minimum, (action.maximum - action.minimum) / 2
         self.action_size = action.shape[0]
         self.observation_size = sum(int(np.prod(spec.shape)) for spec in observations.values())
+        self._damping, self._damping_factor = self._environment.physics.model.dof_damping.copy(), 1.0
 
     def begin(self, seed: int) -> np.ndarray:
         self._environment.task.random.seed(seed)
@@ -69,6 +70,8 @@ class DmControl:
             if "OpenGL" not in str(error):
                 raise
             raise ValueError("expected a GL library for this task, found none: set MUJOCO_GL=egl") from error
+        damping = self._environment.physics.model.dof_damping
+        damping[damping != self._damping] *= self._damping_factor  # finger-spin sets a joint's in each episode
         self._last = _flat(first.observation)
         return self._last
 
@@ -96,6 +99,7 @@ class DmControl:
         ):
             values *= factor
         mujoco.mj_setConst(model.ptr, data.ptr)  # computes again what MuJoCo derives from masses
+        self._damping, self._damping_factor = model.dof_damping.copy(), self._damping_factor * damping
 
     def render(self, size: int) -> np.ndarray:
         """An image ``(size, size, 3)`` of the current state; needs a GL library."""

@@ -11,6 +11,7 @@ from supple.diagnostics.gradients import gradient_norm
 from supple.kernels.power_iteration import TINY
 from supple.mitigators.states import Tensors
 from supple.rl.envs import Environment
+from supple.rl.networks import layers_of
 from supple.rl.sac import SAC, Batch, squashed
 
 LOOKED_AT = 350
@@ -36,13 +37,16 @@ def networks(agent: SAC, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         seen = Inspection(learner.population, inputs)
         flat = {key: tensor.flatten(1) for key, tensor in gradient.items()}
         norms = {key: values[..., 0].amax(-1) for key, values in seen.singular_values.items()}
-        *_, last = seen.activations.values()
+        heads = {parameter.rpartition(".")[0] for parameter in layers_of(learner.population.stacked)[-1]}
+        features = [values for layer, values in seen.activations.items() if layer in heads]
         metrics |= {
             f"{name}_weight_norm": DIAGNOSTICS["weight_norm"](seen)[""],
             f"{name}_gradient_norm": gradient_norm(flat)[""],
             f"{name}_spectral_norm": torch.stack(list(norms.values())).amax(0),
             f"{name}_dormant": DIAGNOSTICS["dormant_units"](seen)[""],
-            f"{name}_effective_rank": spectra.effective_rank(spectra.singular_values(last)),
+            f"{name}_effective_rank": torch.stack(
+                [spectra.effective_rank(spectra.singular_values(values)) for values in features]
+            ).mean(0),
         }
         metrics |= {f"{name}_spectral_norm/{key}": value for key, value in norms.items()}
     return metrics

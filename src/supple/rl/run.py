@@ -150,10 +150,16 @@ class Run(BaseRun):
         check_range("updates for priming", self.prime, 0)
         for strength in (self.strength, self.actor_strength):
             check_range(f"a strength of {self.method}", strength, 0, find(self.method).largest_strength)
-        if self.prime and min(self.steps, constants.capacity) < PRIMED_ON:
+        if constants.capacity < constants.random_steps:
             raise ValueError(
-                f"expected {PRIMED_ON} steps and a buffer for as many transitions, on which priming begins, got "
-                f"{self.steps:,} and {constants.capacity:,}: take more of them, or no priming"
+                f"expected a buffer for the {constants.random_steps:,} random steps before the first update, got one "
+                f"for {constants.capacity:,} transitions: take a larger one (--capacity), or fewer random steps "
+                "(--random-steps)"
+            )
+        if self.prime and constants.random_steps < PRIMED_ON:
+            raise ValueError(
+                f"expected at least {PRIMED_ON} random steps, on which priming begins before other updates, got "
+                f"{constants.random_steps:,}: take more (--random-steps), or no priming"
             )
         if not self.updates:
             raise ValueError(
@@ -236,7 +242,7 @@ class Run(BaseRun):
         return bool(self.resets and self.resets.periods(step, self._updates_until(step)))
 
     def _updates_until(self, step: int) -> int:
-        first = max(1, min(self.constants.random_steps, self.constants.capacity))
+        first = max(1, self.constants.random_steps)
         return max(0, step - first + 1) * self.constants.replay_ratio + self.prime * (step > 0)
 
     @property

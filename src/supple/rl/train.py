@@ -71,7 +71,7 @@ class Training:
         if self.step == PRIMED_ON and self.run.prime:
             self._prime(report)
         constants = self.run.constants
-        if len(self.replay) >= min(constants.random_steps, constants.capacity):
+        if len(self.replay) >= constants.random_steps:
             self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
 
     @property

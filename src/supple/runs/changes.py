@@ -49,7 +49,8 @@ class Changes(NamedTuple):
             rows: the measurements.
             by: the columns that are settings.
         """
-        value, is_last = pl.col("value"), (pl.col("task") + 1) % self.evaluations_per_world == 0
+        value, step = pl.col("value"), (pl.col("task") + 1) * self.evaluate_every
+        is_last = (step % self.every == 0) & (step <= self.steps)  # the run's last evaluation may come earlier
         means = ("overall", "learned")
         return (
             rows.filter(pl.col("metric") == "return")
