@@ -419,6 +419,7 @@ def test_ranks_and_conditions_against_numpy(name, device):
     network, x = network.double(), x.double() if x.is_floating_point() else x
     gradients = {key: g.numpy() for key, g in naive_gradients(network, x, y).items()}
     gradients[""] = np.concatenate(list(gradients.values()), axis=1)
+    gradients = {key.replace(".parametrizations.weight.original", ".weight"): g for key, g in gradients.items()}
     inspection = Inspection(network.to(device), x, y)
     ranks, conditions = (DIAGNOSTICS[f"gradient_{what}"](inspection) for what in ("effective_rank", "condition_number"))
     assert ranks.keys() == conditions.keys() == inspection.singular_values.keys() - {"frozen"} | {""}

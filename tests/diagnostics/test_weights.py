@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from oracles.regularizers import kind, matrices, owned
 from supple import Population
 from supple.diagnostics import DIAGNOSTICS, Inspection
+from supple.nn import spectral_normalization
 from support.probed_networks import NETWORKS, network_and_probe
 
 
 def by_layer(network):
-    """Each layer's matrices, by its name, cut out by hand."""
+    """Each layer's matrices, by its name, cut out by hand; what parametrizations compute, as plain weights."""
+    network = copy.deepcopy(network).eval()
+    for module in [*network.modules()]:
+        if is_parametrized(module):
+            remove_parametrizations(module, "weight")
     return {
         full.removesuffix(".weight"): [m.detach().double().numpy() for m in matrices(module, name, parameter)]
         for full, module, name, parameter in owned(network)
@@ -135,3 +141,24 @@ def test_a_population_has_one_value_a_member(device):
     for name, value in DIAGNOSTICS["spectral_norm"](Inspection(population)).items():
         alone = [DIAGNOSTICS["spectral_norm"](Inspection(population.member(index)))[name] for index in range(3)]
         torch.testing.assert_close(value, torch.stack(alone), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("parametrize", [nn.utils.parametrizations.weight_norm, spectral_normalization])
+@pytest.mark.parametrize("members", [None, 2])
+def test_of_a_parametrized_weight_it_is_what_the_layer_multiplies_by(parametrize, members, device):
+    """However large the tensor is that it is computed from."""
+
+    def make():
+        return nn.Sequential(parametrize(nn.Linear(5, 4)), nn.ReLU(), nn.Linear(4, 2)).eval()
+
+    network = Population(make, range(members)) if members else make()
+    alone = [network.member(index) for index in range(members)] if members else [network]
+    before = Inspection(network.to(device)).singular_values
+    assert list(before) == ["0", "2"]
+    for index, one in enumerate(alone):
+        exact = torch.linalg.svdvals(one[0].weight.detach().double())
+        torch.testing.assert_close(before["0"][index].squeeze() if members else before["0"].squeeze(), exact)
+    raw = "0.parametrizations.weight.original" + "1" * (parametrize is nn.utils.parametrizations.weight_norm)
+    with torch.no_grad():
+        (network.stacked if members else network).get_parameter(raw).mul_(10)
+    torch.testing.assert_close(Inspection(network).singular_values, before)

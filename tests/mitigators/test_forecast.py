@@ -1,5 +1,6 @@
 """What would rewrite a trained network is said before it happens; fresh networks draw no warning."""
 
+import re
 import warnings
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from supple import Population, SpectralNormRegularizer, SpectralRegularizer, Wei
 from supple.mitigators.forecast import RewriteWarning
 from supple.rl.networks import Critic
 from supple.rl.presets import Constants
+from support.resting import resting
 
 
 def mlp(*sizes):
@@ -88,6 +90,61 @@ def trained(sigmas, width=64):
             u, _, vh = torch.linalg.svd(layer.weight)
             layer.weight.add_(sigma * torch.outer(u[:, 0], vh[0]))
     return network
+
+
+def with_vectors(bias=0.5, gain=4.0):
+    """Fresh matrices, but biases and gains as training may make them."""
+    network = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 10))
+    with torch.no_grad():
+        for module in (network[0], network[1], network[3]):
+            module.bias.normal_(0, bias)
+        network[1].weight.normal_(gain, gain / 10)
+    return network
+
+
+def test_biases_and_gains_are_judged_too():
+    (text,) = warned(with_vectors(), decoupled=True)
+    assert re.search(r"move 3 parameters .*1\.weight \(gain [45]\.\d+, .* %\), 0\.bias \(norm 3\.", text)
+    assert warned(with_vectors(), decoupled=True, target="initial") == []
+    assert warned(with_vectors(0.05, 1.0), decoupled=True) == []
+    assert len(warned(Population(with_vectors, range(2)), decoupled=True)) == 1
+
+
+def test_how_far_they_would_move_is_how_far_they_move():
+    network = with_vectors()
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=1e-3)
+    with pytest.warns(RewriteWarning) as caught:
+        SpectralRegularizer(network, decoupled=True).attach(optimizer)
+    told = dict(re.findall(r"(\S+) \(\w+ [\d.]+, ([\d.]+) %\)", str(caught[0].message)))
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for _ in range(10):
+        optimizer.step()
+    assert len(told) == 3
+    for name, share in told.items():
+        moved = (network.get_parameter(name) - before[name]).norm() / before[name].norm()
+        assert 100 * moved.item() == pytest.approx(float(share), rel=0.05)
+
+
+def test_layers_that_are_thawed_or_given_to_the_optimizer_later_are_judged_then():
+    network = trained([12.0, 12.0])
+    resting(network)
+    network[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(network[0].parameters(), lr=1e-3)
+    optimizer.add_param_group({"params": network[2].bias})
+    method = SpectralRegularizer(network, decoupled=True, roles={"2.bias": None, "0.bias": None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RewriteWarning)
+        method.attach(optimizer)
+        optimizer.step()
+    network[0].requires_grad_(True)
+    with pytest.warns(RewriteWarning, match=r"move 1 parameter .*0\.weight"):
+        optimizer.step()
+    optimizer.add_param_group({"params": network[2].weight})
+    with pytest.warns(RewriteWarning, match=r"move 1 parameter .*2\.weight"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RewriteWarning)
+        optimizer.step()
 
 
 @pytest.mark.parametrize("lr", [1e-5, 5e-5, 1e-3])

@@ -1,5 +1,6 @@
 """Weights that are computed: pruned, adapted by low-rank factors, normalized."""
 
+import logging
 import warnings
 
 import pytest
@@ -191,6 +192,41 @@ def test_the_ceiling_lets_a_zero_factor_grow_to_one_and_leaves_the_frozen_weight
     sigma = torch.linalg.matrix_norm(factors[up].detach(), 2).item()
     assert 0.5 < sigma < 1.5 if held else sigma > 4  # the loss pulls the other way
     assert all(torch.equal(before[n], p) for n, p in network.named_parameters() if n not in factors)
+
+
+def test_frozen_weights_that_an_adapter_replaces_in_each_pass():
+    from peft import LoraConfig, get_peft_model
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x)[0])
+
+    network = get_peft_model(Attention(), LoraConfig(r=2, target_modules=["attention"]))
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    method = SpectralRegularizer(network, target="initial").attach(optimizer)
+    for _ in range(2):
+        network(torch.randn(2, 4, 8)).sum().backward()
+        optimizer.step()
+    assert method.steps == (2,)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("parametrize", [nn.utils.parametrizations.orthogonal, nn.utils.parametrizations.weight_norm])
+def test_what_a_weight_is_computed_from_is_left_alone_and_named(parametrize, decoupled, caplog):
+    torch.manual_seed(0)
+    network = nn.Sequential(parametrize(nn.Linear(20, 64)), nn.ReLU(), nn.Linear(64, 2))
+    weight, last = network[0].weight.detach().clone(), network[2].weight.detach().clone()
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, logger="supple"):
+        SpectralRegularizer(network, 1.0, decoupled=decoupled).attach(optimizer)
+    assert "'0.parametrizations.weight.original" in caplog.records[0].message
+    optimizer.step()
+    assert torch.equal(network[0].weight, weight)
+    assert not torch.equal(network[2].weight, last)
 
 
 # Autocast.

@@ -255,6 +255,21 @@ def test_experts_that_are_stored_with_their_inputs_first(name):
     assert find_roles(network)["down_proj"].sizes == (2, 5, 3)
 
 
+def test_what_is_inside_experts_is_what_it_is_elsewhere():
+    inside = {"gate": nn.Linear(8, 4), "local": nn.Conv1d(8, 8, 3), "norm": nn.LayerNorm(8)}
+    network = type("MixtureOfExperts", (nn.ModuleDict,), {})(inside)
+    assert find_roles(network) == find_roles(nn.ModuleDict(inside))
+
+
+@pytest.mark.parametrize(
+    ("attention", "name"),
+    [("CodeGenAttention", "qkv_proj"), ("GPTBigCodeAttention", "c_attn"), ("MiniMaxLightningAttention", "qkv_proj")],
+)
+def test_q_k_and_v_that_take_turns_by_head_are_one_matrix(attention, name):
+    network = type(attention, (nn.ModuleDict,), {})({name: nn.Linear(4, 12)})
+    assert find_roles(network)[f"{name}.weight"].sizes == (1, 12, 4)
+
+
 @pytest.mark.parametrize("name", ["ViTEmbeddings", "VisionTransformer", "Encoder"])
 @pytest.mark.parametrize("table", ["pos_embedding", "pos_embed", "position_embeddings", "time_embeddings"])
 def test_where_vision_transformers_keep_their_positions(name, table):

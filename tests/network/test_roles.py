@@ -1,14 +1,17 @@
 """What role each parameter gets, and the matrices inside it."""
 
+import copy
 import re
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from oracles.regularizers import kind, matrices, owned, spectral_norms
 from supple import Population, Role, SpectralRegularizer, describe
 from supple.network.find_roles import find_roles
+from supple.nn import spectral_normalization
 from support.zoo import ZOO, Custom, PatchEmbeddings, Tied
 
 
@@ -164,10 +167,36 @@ class Diagonal(nn.Module):
         return weight.diagonal().clone()
 
 
-def test_a_weight_that_is_computed_from_a_tensor_of_another_kind_is_unknown():
-    for layer in (nn.Linear(3, 3), nn.Embedding(3, 3)):
-        nn.utils.parametrize.register_parametrization(layer, "weight", Diagonal())
-        assert find_roles(layer)["parametrizations.weight.original"].kind == "unknown"
+@pytest.mark.parametrize(
+    ("parametrize", "kind"),
+    [
+        (lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Diagonal()), "unknown"),
+        (nn.utils.parametrizations.weight_norm, "unknown"),
+        (nn.utils.parametrizations.orthogonal, "unknown"),
+        (nn.utils.parametrizations.spectral_norm, "other"),
+        (spectral_normalization, "other"),
+    ],
+)
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.Embedding(3, 3)], ids=str)
+def test_what_a_weight_is_computed_from_is_not_the_weight(parametrize, kind, layer):
+    roles = find_roles(parametrize(copy.deepcopy(layer)))
+    assert {role.kind for name, role in roles.items() if name != "bias"} == {kind}
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.Embedding(3, 3)], ids=str)
+def test_a_subclass_whose_weight_has_fewer_dimensions_is_unknown(layer):
+    layer = copy.deepcopy(layer)
+    layer.weight = nn.Parameter(torch.ones(3))
+    assert find_roles(layer)["weight"].kind == "unknown"
+
+
+def test_stacked_matrices_of_a_subclass_may_be_said():
+    layer = nn.Linear(5, 4)
+    layer.weight = nn.Parameter(torch.ones(3, 4, 5))
+    with pytest.raises(ValueError, match=r"stack_module_state.*supple\.roles\.register"):
+        find_roles(layer)
+    said = Role("matrix", (3, 4, 5), (3, 4, 5))
+    assert find_roles(layer, {"weight": said})["weight"] == said
 
 
 @pytest.mark.parametrize("name", ["qkv", "qkv_proj", "to_qkv", "Wqkv", "c_attn"])
@@ -177,6 +206,9 @@ def test_q_k_and_v_in_one_linear_layer_are_three_matrices(name):
     role = find_roles(network)[f"{name}.weight"]
     assert torch.equal(role.matrices(weight), torch.stack(weight.chunk(3)))
     assert find_roles(network)["other.weight"].sizes[0] == 1
+    for wrapped in (torch.compile(network[name], backend="eager"), checkpoint_wrapper(network[name])):
+        (inside,) = (role for path, role in find_roles(nn.ModuleDict({name: wrapped})).items() if "weight" in path)
+        assert inside == role
     grouped = nn.ModuleDict({name: nn.Linear(4, 8)})  # fewer heads for k and v than for q: which rows are whose?
     assert find_roles(grouped)[f"{name}.weight"].sizes[0] == 1
 
@@ -242,18 +274,18 @@ LAYERS = {
 @pytest.mark.filterwarnings("ignore:.*_norm.*is deprecated")
 def test_what_older_functions_compute_a_weight_from(layer, compute):
     make, name = LAYERS[layer]
-    expected, roles = find_roles(make())[name], find_roles(compute(make(), name))
-    if compute is nn.utils.weight_norm:
-        assert roles.pop(f"{name}_g").kind == "scale"
-    assert roles[f"{name}_{'v' if compute is nn.utils.weight_norm else 'orig'}"] == expected
-    assert name not in roles
+    roles, others = find_roles(compute(make(), name)), find_roles(make())
+    expected = {"g": "unknown", "v": "unknown"} if compute is nn.utils.weight_norm else {"orig": "other"}
+    assert {suffix: roles.pop(f"{name}_{suffix}").kind for suffix in expected} == expected
+    assert others.pop(name).kind == "matrix"
+    assert roles == others
 
 
 def test_matrices_of_ones_own_are_no_gains():
     network = nn.Module()
     network.weight_g, network.weight_v = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
     roles = find_roles(network)
-    assert {name: role.kind for name, role in roles.items()} == {"weight_g": "unknown", "weight_v": "matrix"}
+    assert {name: role.kind for name, role in roles.items()} == {"weight_g": "unknown", "weight_v": "unknown"}
 
 
 @pytest.mark.parametrize("chosen", ["matrix", "vector", "scale"])

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from supple.diagnostics import spectra
 from supple.diagnostics.per_example import gradient_grams
 from supple.diagnostics.probing import Inputs, Labels, Loss, Member, hidden_activations, loss_gradients, undisturbed
-from supple.network.find_roles import find_roles, masks, owned_parameters
+from supple.network.find_roles import find_roles, masks, owned_parameters, owner_of, weight_of
 from supple.network.graph import unwrapped
+from supple.network.module_roles import role_of
 from supple.network.population import Population, members_of, module_of
-from supple.network.roles import Overrides
+from supple.network.roles import Overrides, Role
 
 _CAST_TO = {torch.bfloat16, torch.float16, torch.float64}
 """The types of networks that cannot take a probe in float32."""
@@ -87,11 +90,6 @@ class Inspection:
             name: parameter.detach() * pruned[name] if name in pruned else parameter.detach()
             for name, parameter, _ in owned
         }
-        self._matrices = [name for name in self._tensors if self._roles[name].kind == "matrix"]
-        module = module_of(self.network)
-        # A parametrized weight is in a module of its own, which does not get the activations.
-        paths = [name.rpartition(".parametrizations.")[0] or name.rpartition(".")[0] for name in self._matrices]
-        self._layers = {path: module.get_submodule(path) for path in paths}
         self._trained = [name for name, parameter, _ in owned if parameter.requires_grad]
 
     def offers(self, need: str) -> bool:
@@ -114,16 +112,51 @@ class Inspection:
         return True
 
     @cached_property
+    def _matrices(self) -> dict[str, tuple[Tensor, Role]]:
+        """The matrices that the layers multiply by, and their roles, by the weight's name.
+
+        Of a parametrized weight this is what the parametrization computes.
+        """
+        modules = dict(module_of(self.network).named_modules())
+        found = {name: (tensor, self._roles[name]) for name, tensor in self._tensors.items()}
+        for path, weight in self._by_member(self._computed_weights).items():
+            name, shape = weight_of(path), tuple(weight.shape[len(members_of(self.network)) :])
+            found[name] = weight, role_of(name, modules[owner_of(name)], modules, shape)
+        order = {path: place for place, path in enumerate(modules)}
+        matrices = {name: (tensor, role) for name, (tensor, role) in found.items() if role.kind == "matrix"}
+        return dict(sorted(matrices.items(), key=lambda item: order[owner_of(item[0])]))
+
+    def _computed_weights(self, member: Member) -> dict[str, Tensor]:
+        """The weights that parametrizations compute, by the name of the parametrization in the network."""
+        tensors, weights = member.parameters | member.buffers, {}
+        for path, module in member.module.named_modules():
+            if isinstance(module, ParametrizationList):
+                own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{path}.")}
+                if own.keys() & self._roles.keys():
+                    named = {name.removeprefix(f"{path}."): tensor for name, tensor in own.items()}
+                    weights[path] = functional_call(module, named, ()).detach()
+        return weights
+
+    @cached_property
+    def _layers(self) -> dict[str, nn.Module]:
+        """The modules that own a matrix, or with torch's older functions what it is computed from."""
+        older = [name for name, tensor in self._tensors.items() if name.endswith(("weight_v", "weight_orig"))]
+        module = module_of(self.network)
+        return {path: module.get_submodule(path) for path in map(owner_of, [*self._matrices, *older])}
+
+    @cached_property
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter as a vector ``(members…, n)``; unless it is pruned, it shares the network's memory."""
         return {_label(name): self._roles[name].vector(tensor) for name, tensor in self._tensors.items()}
 
     @cached_property
     def singular_values(self) -> dict[str, Tensor]:
-        """The singular values of the matrices in each layer's weight, ``(members…, matrices, n)``, descending."""
+        """The singular values of the matrices in each layer's weight, ``(members…, matrices, n)``, descending.
+
+        If a parametrization computes the weight, they are those of what it computes.
+        """
         by_layer = {}
-        for name in self._matrices:
-            tensor, role = self._tensors[name], self._roles[name]
+        for name, (tensor, role) in self._matrices.items():
             matrices = role.matrices(tensor)
             leading = tensor.shape[: tensor.ndim - len(role.shape)]
             by_layer[_label(name)] = spectra.singular_values(matrices.reshape(*leading, -1, *matrices.shape[-2:]))
@@ -157,12 +190,16 @@ class Inspection:
         self.check_examples()
         grams = self._by_member(lambda member: gradient_grams(member, self.loss))
         sizes = {name: torch.Size(self._roles[name].shape).numel() for name in grams}
-        total = torch.stack(list(grams.values())).sum(0)
-        by_layer = {"": spectra.gram_singular_values(total)[..., : sum(sizes.values())]}
-        for name in self._matrices:
-            if name in grams:
-                by_layer[_label(name)] = spectra.gram_singular_values(grams[name])[..., : sizes[name]]
-        return by_layer
+        parts = {"": [*grams]} | {
+            _label(weight): [name for name in grams if weight_of(name) == weight] for weight in self._matrices
+        }
+        return {
+            layer: spectra.gram_singular_values(torch.stack([grams[name] for name in names]).sum(0))[
+                ..., : sum(sizes[name] for name in names)
+            ]
+            for layer, names in parts.items()
+            if names
+        }
 
     def check_examples(self) -> None:
         """Check that inputs and labels can be split into single examples."""

@@ -59,6 +59,8 @@ class Mitigator(KernelRunner):
     ) -> None:
         super().__init__(network, strength, roles=roles)
         self._has_warned = False
+        self._judged: set[str] = set()
+        """The parameters whose first changes were forecast."""
         self._optimizers: list[weakref.ref[Optimizer]] = []
         """What the method is attached to. It keeps none alive, so that a new optimizer per task costs no memory."""
         self._held: dict[int, set[int]] = {}
@@ -114,7 +116,8 @@ class Mitigator(KernelRunner):
         A copied optimizer loses its hooks. Copy or pickle network, optimizer and method together: then the copied
         method is attached to the copied optimizer.
 
-        Warns once if the first steps would change the network much.
+        Warns once if the first steps would change the network much, and again for layers that are thawed or given to
+        the optimizer later.
 
         Raises:
             TypeError: if it is not an optimizer.
@@ -126,8 +129,10 @@ class Mitigator(KernelRunner):
         """
         optimizers = fitting(self, optimizer)
         self._check(optimizers)
+        parameters = self._select(set[int]().union(*map(held_by, optimizers)))
         if not self._has_warned:
-            self._has_warned = self._warn_of_changes(optimizers)
+            self._has_warned = self._warn_of_changes(optimizers, parameters)
+        self._judged |= parameters.keys()
         for inner in optimizers:
             self._hook(inner)
         if not self._observed:
@@ -197,8 +202,8 @@ class Mitigator(KernelRunner):
     def _check(self, optimizers: Sequence[Optimizer]) -> None:
         """Check, before anything is attached, that the method can act on the steps of these optimizers."""
 
-    def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Warn if the first steps would change the network much; return whether it warned."""
+    def _warn_of_changes(self, optimizers: Sequence[Optimizer], parameters: Tensors) -> bool:
+        """Warn if the first steps would change these parameters much; return whether it warned."""
         return False
 
     # What happens on the steps of an attached optimizer.
@@ -240,4 +245,9 @@ class Mitigator(KernelRunner):
         if held != self._held[id(optimizer)]:  # a parameter group was added, or another library replaced parameters
             check_held(self, optimizer, self._held[id(optimizer)] - held)
             self._held[id(optimizer)] = held
-        return self._select(held)
+        selected = self._select(held)
+        new = {name: parameter for name, parameter in selected.items() if name not in self._judged}
+        if new and not torch.compiler.is_compiling():
+            self._warn_of_changes([optimizer], new)
+            self._judged |= new.keys()
+        return selected

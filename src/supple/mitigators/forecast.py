@@ -3,7 +3,9 @@
 import math
 import warnings
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 STEPS = 10
 """The number of steps to forecast: so many were enough to ruin trained networks."""
@@ -12,7 +14,8 @@ LARGE_CHANGE = 0.005
 """The change in these steps, relative to a matrix's norm, from which it warns: hundreds of steps follow."""
 
 TOLERATED_RATIO = 1.5
-"""A σ₁ up to this multiple of its target is not counted: networks that were trained with the method have such σ₁."""
+"""A σ₁ up to this multiple of its target is not counted, nor are biases and gains that are as close to theirs as this
+is to one: networks that were trained with the method have such values."""
 
 
 class RewriteWarning(UserWarning):
@@ -20,15 +23,17 @@ class RewriteWarning(UserWarning):
 
 
 class Change(NamedTuple):
-    """What the first steps would do to a parameter's matrix; if it holds several, to the one that changes most."""
+    """What the first steps would do to a parameter; if it holds several matrices, to the one that changes most."""
 
     name: str
-    stretch: float
-    """Its largest singular value."""
+    size: float
+    """Its largest singular value, a bias's norm, or the largest gain."""
     share: float
     """How far it would move in the first steps, divided by its Frobenius norm."""
     looks_fresh: bool
     """Whether it may be untrained: then there is nothing to lose."""
+    measure: Literal["σ₁", "norm", "gain"] = "σ₁"
+    """What ``size`` is."""
 
 
 def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
@@ -36,10 +41,10 @@ def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
     worst = sorted((c for c in changes if c.share >= LARGE_CHANGE and not c.looks_fresh), key=lambda c: -c.share)
     if not worst:
         return False
-    shown = ", ".join(f"{c.name} (σ₁ {c.stretch:.3g}, {100 * c.share:.2g} %)" for c in worst[:3])
+    shown = ", ".join(f"{c.name} ({c.measure} {c.size:.3g}, {100 * c.share:.2g} %)" for c in worst[:3])
     warnings.warn(
         f"{method} would change this network, which looks trained: its first {STEPS} steps would move {len(worst)} "
-        f"matrices by at least {100 * LARGE_CHANGE:g} % of their norm, most of all {shown}. {remedy}",
+        f"parameter{'s' * (len(worst) > 1)} by at least {100 * LARGE_CHANGE:g} % of their norm, most of all {shown}. {remedy}",
         RewriteWarning,
         stacklevel=5,  # the line that calls attach
     )
@@ -57,3 +62,17 @@ def looks_fresh(stretch: float, norm: float, rows: int, columns: int) -> bool:
     size, fan = norm / math.sqrt(rows * columns), min(rows, columns)
     edge = size * (math.sqrt(rows) + math.sqrt(columns))
     return stretch <= (1.02 + 1.5 * fan ** (-2 / 3)) * edge and size <= 1.5 * math.sqrt(2 / fan)
+
+
+def looks_initialized(values: Tensor, fan: int | None) -> bool:
+    """Whether a bias or gains ``(n,)`` may come from a usual initialization.
+
+    There they are one constant, or biases with entries of at most about 1/√n, where n is the fan-in of their layer.
+
+    Args:
+        values: the entries.
+        fan: the smallest side of the layer's matrices; None if it has none.
+    """
+    if (values == values[0]).all():
+        return True
+    return fan is not None and values.norm().item() <= 1.5 * math.sqrt(len(values) / fan)

@@ -194,7 +194,8 @@ class Kernels:
         if unknown:
             shown = ", ".join(f"{name!r}: None" for name in unknown[:20]) + (", ..." if len(unknown) > 20 else "")
             logging.getLogger("supple").warning(
-                f"{type(self).__name__} leaves out {len(unknown)} parameters of module types that it does not know. "
+                f"{type(self).__name__} leaves out {len(unknown)} parameters of module types or "
+                "parametrizations that it does not know. "
                 f"Say what they are with roles={{{shown}}}, where None leaves out in silence and 'matrix', 'vector' or "
                 "'scale' takes in; or tell it of a whole type with supple.roles.register()."
             )
@@ -205,7 +206,8 @@ class Kernels:
 
     def _trainable(self) -> Tensors:
         self._follow_devices()
-        for name, parameter in self.parameters.items():
+        trainable: Tensors = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+        for name, parameter in trainable.items():  # libraries may replace frozen ones, as peft does in attention
             owner, own_name = self._owners[name]
             # After a forward pass FSDP2 puts whole parameters into the module, in place of the shards.
             if owner._parameters.get(own_name) is not parameter and not is_sharded(parameter):
@@ -218,7 +220,7 @@ class Kernels:
                     f"expected {name!r} of shape {tuple(self._shapes[name])} as when this {type(self).__name__} was "
                     f"built, got {tuple(parameter.shape)}: resize embeddings first, then build method and optimizer"
                 )
-        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+        return trainable
 
     def _local_shards(self, tensors: Tensors) -> Tensors:
         """The tensors themselves for an ordinary network; this rank's shards for a sharded one."""

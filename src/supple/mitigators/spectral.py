@@ -1,6 +1,6 @@
 """Spectral regularization (Lewandowski et al., ICLR 2025): pulls every layer's largest singular value towards one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 from supple.kernels.power_iteration import TINY, norm_of, normalized, prepare_, working_dtype
 from supple.kernels.sharding import is_sharded
 from supple.mitigators.base import Mitigator
-from supple.mitigators.forecast import STEPS, TOLERATED_RATIO, Change, looks_fresh, warn
+from supple.mitigators.forecast import STEPS, TOLERATED_RATIO, Change, looks_fresh, looks_initialized, warn
 from supple.mitigators.kernels import Strength, Update
 from supple.mitigators.optimizers import largest_step_sizes
 from supple.mitigators.pull import Pull
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.stretches import Stretches
 from supple.mitigators.targets import Target, Targets, check_target
-from supple.network.find_roles import table
+from supple.network.find_roles import owner_of, table
 from supple.network.population import Population
 from supple.network.roles import Overrides
 
@@ -249,41 +249,68 @@ class SpectralRegularizer(Mitigator):
         return [f"{name}={value!r}" for name, (value, usual) in facts.items() if value != usual]
 
     @torch.no_grad()
-    def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
+    def _warn_of_changes(self, optimizers: Sequence[Optimizer], parameters: Tensors) -> bool:
         return warn(
             type(self).__name__,
-            self.first_changes(optimizers),
-            'To keep a trained network as it is, use target="initial": it pulls only singular values that grow above '
-            "their present ones. To change the network more slowly, use a smaller strength or step size.",
+            self._first_changes(optimizers, parameters),
+            'To keep a trained network as it is, use target="initial": it pulls only what grows above its present '
+            "size. To change the network more slowly, use a smaller strength or step size.",
         )
 
-    @torch.no_grad()
-    def first_changes(self, optimizers: Sequence[Optimizer]) -> list[Change]:
-        """How far the method's first steps with these optimizers would move each matrix, without the loss."""
-        sizes = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
-        parameters = self._trainable()
-        names = [name for name in self._matrices if name in parameters and id(self.parameters[name]) in sizes]
-        shards = self._unpruned(self._local_shards({name: parameters[name] for name in names}))
-        state = self._local_state()
+    def _first_changes(self, optimizers: Sequence[Optimizer], parameters: Tensors) -> list[Change]:
+        """How far the method's first steps with these optimizers would move these parameters, without the loss."""
+        by_id = {key: size for optimizer in optimizers for key, size in largest_step_sizes(optimizer).items()}
+        sizes = {name: by_id[id(parameter)] for name, parameter in parameters.items()}
+        state, shards = self._local_state(), self._unpruned(self._local_shards(parameters))
+        whole = {name: tensor for name, tensor in shards.items() if name not in self._pieces}
+        return [
+            *self._changes_of_matrices({name: shards[name] for name in self._matrices if name in shards}, state, sizes),
+            *(
+                self._change_of(name, tensor, state, sizes[name])
+                for name, tensor in whole.items()
+                if self.roles[name].kind != "matrix" and tensor.numel()
+            ),
+        ]
+
+    def _change_of(self, name: str, tensor: Tensor, state: State, step_size: float) -> Change:
+        """The change of a vector, or of the gains of a normalization."""
+        role, target = self.roles[name], self._targets.of([name], state)
+        is_vector = role.kind == "vector"
+        entries = self._stretches.vectors(name, tensor) if is_vector else role.gains(tensor.float())
+        entries = entries.reshape(*self._members, *(role.layout or (1, -1)))  # (members…, vectors, n)
+        stretches = norm_of(entries).squeeze(-1) if is_vector else entries.abs().squeeze(-2)
+        moved = (self._after_steps(stretches, target, step_size) - stretches).abs()
+        moved = moved.where((stretches - target).abs() > TOLERATED_RATIO - 1, 0.0)
+        norms = norm_of(entries).squeeze(-1)
+        shares = (moved if is_vector else norm_of(moved)).div(norms.clamp_min(TINY)).flatten()
+        worst = int(shares.argmax())
+        values = entries.flatten(0, -2)[worst]
+        size = norms.flatten()[worst].item() if is_vector else values.abs().max().item()
+        fans = [min(self.roles[w].sizes[1:]) for w in self._matrices if owner_of(w) == owner_of(name)]
+        fresh = looks_initialized(values, min(fans, default=None))
+        return Change(name, size, shares[worst].item(), fresh, "norm" if is_vector else "gain")
+
+    def _after_steps(self, stretches: Tensor, target: Strength, step_size: float) -> Tensor:
+        """The stretches after the first steps, without the loss."""
+        for _ in range(STEPS):
+            stretches = stretches + self._pull.step(stretches, target, strength=self.strength, step_size=step_size)
+        return stretches
+
+    def _changes_of_matrices(self, shards: Tensors, state: State, sizes: Mapping[str, float]) -> Iterator[Change]:
         sigmas = self._stretches.sigmas(shards, state)
-        squares = {name: shards[name].float().square().sum() for name in self._pieces if name in names}
+        squares = {name: shards[name].float().square().sum() for name in self._pieces if name in shards}
         squares = self._sum_over_ranks(squares)
-        changes = []
         for name, sigma in sigmas.items():
-            role, target, after = self.roles[name], self._targets.of([name], state), sigma
+            role, target = self.roles[name], self._targets.of([name], state)
             if name in squares:  # sharded: one sum for all groups
                 norms = (squares[name] / role.sizes[0]).sqrt().expand_as(sigma)
             else:
                 norms = self._stretches.by_member(torch.linalg.matrix_norm(role.matrices(shards[name]).to(sigma.dtype)))
-            for _ in range(STEPS):
-                step_size = sizes[id(self.parameters[name])]
-                after = after + self._pull.step(after, target, strength=self.strength, step_size=step_size)
+            after = self._after_steps(sigma, target, sizes[name])
             shares = ((sigma - after) / norms.clamp_min(TINY)).where(sigma > TOLERATED_RATIO * target, 0.0).flatten()
             worst = int(shares.argmax())
             stretch, norm = sigma.flatten()[worst].item(), norms.flatten()[worst].item()
-            fresh = looks_fresh(stretch, norm, *role.sizes[1:])
-            changes.append(Change(name, stretch, shares[worst].item(), fresh))
-        return changes
+            yield Change(name, stretch, shares[worst].item(), looks_fresh(stretch, norm, *role.sizes[1:]))
 
 
 def _groups(parameters: Tensors, step_sizes: Mapping[str, Strength | None]) -> list[tuple[Any, list[str]]]:

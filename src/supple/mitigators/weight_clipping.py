@@ -11,7 +11,6 @@ from supple.kernels.power_iteration import TINY
 from supple.mitigators.base import Mitigator
 from supple.mitigators.forecast import LARGE_CHANGE, Change, looks_fresh, warn
 from supple.mitigators.kernels import Strength, Update, per_member
-from supple.mitigators.optimizers import held_by
 from supple.mitigators.states import State, Tensors
 from supple.network.find_roles import owner_of
 from supple.network.population import Population
@@ -64,9 +63,8 @@ class WeightClipping(Mitigator):
         self._act_on(self.fan_in, "weight matrices")
 
     @torch.no_grad()
-    def _warn_of_changes(self, optimizers: Sequence[Optimizer]) -> bool:
-        held = {key for optimizer in optimizers for key in held_by(optimizer)}
-        before = {name: p.detach() for name, p in self._select(held).items() if self.roles[name].kind == "matrix"}
+    def _warn_of_changes(self, optimizers: Sequence[Optimizer], parameters: Tensors) -> bool:
+        before = {name: p.detach() for name, p in parameters.items() if self.roles[name].kind == "matrix"}
         changes = []
         for name, matrix in self._local_shards(before).items():
             clipped = matrix.clone()

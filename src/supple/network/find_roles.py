@@ -43,7 +43,8 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
     experts (types ``...Experts``)  three dimensions: one matrix per expert; biases: one vector per expert
     ``...Embeddings`` and others    position tables and class tokens: matrix, without leading dimensions of 1
     of vision transformers
-    parametrizations                the role of the tensor that they compute; the gains of ``weight_norm``: scale
+    parametrizations                what a weight is computed from is unknown, for ``weight_norm`` too; for spectral
+                                    normalization: other
     types from :func:`register`     as registered
     any other type, and what a      two dimensions and the name of a weight (``weight``, ``W``, ``kernel``,
     subclass of these has added     ``..._weight``, ``..._proj``): matrix; all else: unknown
@@ -77,8 +78,16 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
         if _is_packed(parameter):
             continue
         shape = tuple(parameter.shape[len(members_of(network)) :])
-        role = role_of(name, module, modules, shape)
-        roles[name] = _overridden(role, overrides[name], name) if name in overrides else role
+        override = overrides.get(name)
+        if isinstance(override, Role):
+            if override.shape != shape:
+                raise ValueError(
+                    f"expected a role of shape {shape} for {name!r}, got {override.shape}: give it that shape"
+                )
+            roles[name] = override
+        else:
+            role = role_of(name, module, modules, shape)
+            roles[name] = role if override in (None, role.kind) else _of_kind(override, shape, name)
     return roles
 
 
@@ -156,7 +165,13 @@ def output_matrix(network: nn.Module | Population, roles: Mapping[str, Role]) ->
 
 def owner_of(name: str) -> str:
     """The name of the module that owns a parameter; for a parametrization's parameter, the parametrized module."""
-    return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0]
+    return f".{name}".rpartition(".")[0].partition(".parametrizations.")[0].removeprefix(".")
+
+
+def weight_of(name: str) -> str:
+    """The name of the tensor that a parametrization computes from this parameter; of any other parameter, its own."""
+    owner, inside, rest = f".{name}".partition(".parametrizations.")
+    return f"{owner}.{rest.partition('.')[0]}".removeprefix(".") if inside else name
 
 
 def _modules(network: nn.Module | Population) -> Iterator[tuple[str, nn.Module]]:
@@ -182,13 +197,7 @@ def _is_packed(parameter: nn.Parameter) -> bool:
     return not parameter.is_floating_point() or (not parameter.requires_grad and (wrapped or not plain))
 
 
-def _overridden(role: Role, override: Kind | Role | None, name: str) -> Role:
-    if isinstance(override, Role):
-        if override.shape != role.shape:
-            raise ValueError(
-                f"expected a role of shape {role.shape} for {name!r}, got {override.shape}: give it that shape"
-            )
-        return override
-    if override is None or override not in get_args(Kind):
-        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {override!r}")
-    return role if override == role.kind else role_of_kind(override, role.shape)
+def _of_kind(kind: Kind | None, shape: tuple[int, ...], name: str) -> Role:
+    if kind is None or kind not in get_args(Kind):
+        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {kind!r}")
+    return role_of_kind(kind, shape)

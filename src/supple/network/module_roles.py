@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
 from supple.network.role_rules import NORMS, gain, plain_matrix, role_by_rule
@@ -20,35 +19,39 @@ in timm, nanoGPT, Phi-3, ModernBERT and others."""
 _OF_ATTENTION = dict.fromkeys(("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 2)
 _OF_ATTENTION |= {"in_proj_bias": 1, "bias_k": 3, "bias_v": 3}
 """The number of dimensions of the parameters of ``nn.MultiheadAttention``."""
+_NORMALIZED = ("_SpectralNorm", "SpectralNormalization")
+"""Parametrizations after which the largest singular value is one already."""
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+"""What a layer is called inside torch.compile and checkpoint_wrapper."""
 _OF_RNNS = re.compile(r"(weight|bias)_(ih|hh|hr)(_l\d+(_reverse)?)?")
 
 
 def role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shape: tuple[int, ...]) -> Role:
     """The role of the parameter ``path`` that ``module`` owns."""
     owner, _, name = path.rpartition(".")
-    is_parametrized = isinstance(module, ParametrizationList)
+    # What a weight is computed from is not the weight: pulled towards one, it would change the weight in ways that
+    # depend on the parametrization.
     if isinstance(module, ParametrizationList):
-        # A parametrization's parameter has the role of the weight that it computes; weight norm also has gains.
-        weight_norm = isinstance(module[0], _WeightNorm)
-        if weight_norm and name == "original0":
-            return Role("scale", shape)
-        if weight_norm or name == "original":
-            owner, _, name = owner.rpartition(".")
-            module = modules[owner.rpartition("parametrizations")[0].rstrip(".")]
+        return Role("other" if type(module[0]).__name__ in _NORMALIZED else "unknown", shape)
+    # torch's older functions and pruning: these put weight_g, weight_v and weight_orig into the module itself.
     stem, _, suffix = name.rpartition("_")
     held = {*module._parameters.keys(), *module._buffers.keys()}  # lists in what torch.jit has scripted
-    # torch's older functions and pruning: these put weight_g, weight_v and weight_orig into the module itself.
-    if suffix == "g" and f"{stem}_v" in held and sum(size > 1 for size in shape) <= 1:
-        return Role("scale", shape)
-    if (suffix == "orig" and {f"{stem}_mask", f"{stem}_u"} & held) or (suffix == "v" and f"{stem}_g" in held):
+    if suffix == "orig" and f"{stem}_u" in held:
+        return Role("other", shape)
+    if suffix in ("g", "v") and {f"{stem}_g", f"{stem}_v"} <= held:
+        return Role("unknown", shape)
+    if suffix == "orig" and f"{stem}_mask" in held:
         name = stem
-    parent, _, own = owner.rpartition(".")
+    parts = owner.split(".")
+    while parts[-1] in _WRAPPERS:
+        parts.pop()
+    parent, _, own = ".".join(parts).rpartition(".")
     for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
         if holder is not None and (role := role_by_rule(holder, name_in_it, shape)) is not None:
             return role
     dimensions = _dimensions(module, name)
     if dimensions is not None and len(shape) != dimensions:
-        if is_parametrized:  # the weight is computed from a tensor of another kind, such as its diagonal
+        if len(shape) < dimensions:  # a subclass with a weight of another kind, such as a diagonal
             return Role("unknown", shape)
         _refuse_stacked(path, module, dimensions, shape)
     match module:  # matched by name: reading module.weight of a parametrized module computes it
@@ -118,8 +121,8 @@ def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool
 
 def _refuse_stacked(path: str, module: nn.Module, usual: int, shape: tuple[int, ...]) -> None:
     """Refuse ensembles from ``torch.func.stack_module_state``, which adds a dimension for the members."""
-    if len(shape) > usual:
-        raise ValueError(
-            f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: networks stacked by "
-            "torch.func.stack_module_state are no network; build a supple.Population of them"
-        )
+    raise ValueError(
+        f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: networks stacked by "
+        "torch.func.stack_module_state are no network; build a supple.Population of them. If the type is your own and "
+        "has such weights, say what they are with supple.roles.register()"
+    )

@@ -29,7 +29,8 @@ def register(owner: type[nn.Module] | str, rules: Mapping[str, Rule]) -> None:
     Args:
         owner: the type, or its name; ``*`` in a name matches any text. Subclasses are included.
         rules: by parameter name, which may contain ``*`` too: ``"matrix"``, ``"vector"``, ``"scale"``, None to leave it
-            out, a :class:`Role`, or a function from the parameter's shape to a :class:`Role`.
+            out, a :class:`Role`, or a function from the parameter's shape to a :class:`Role`. ``"inner.weight"`` is the
+            weight of a module inside; ``"*"`` alone does not match it.
 
     The last registered rule has priority, also over torch's own types and the built-in table.
 
@@ -61,7 +62,7 @@ def role_by_rule(module: nn.Module, name: str, shape: Shape) -> Role | None:
     for owner, rules in _TABLE:
         if any(_is_named(kind, owner) for kind in _own_types(module)):
             for pattern, rule in rules.items():
-                if fnmatchcase(name, pattern):
+                if fnmatchcase(name, pattern) and name.count(".") == pattern.count("."):
                     return rule(module, name, shape) or Role("unknown", shape)
     return None
 
@@ -193,6 +194,12 @@ _TABLE: list[tuple[type | str, Mapping[str, _Found]]] = [
     # Mamba and similar: the time step is softplus of this projection, whose biases start at -7 to -2.
     ("*Mixer", {"dt_proj.*": _found_by(None)}),
     ("Mamba*", {"dt_proj.*": _found_by(None)}),
+    # q, k and v in one matrix, whose rows take turns by head: they can't be cut out as blocks.
+    ("CodeGenAttention", {"qkv_proj.weight": _found_by("matrix")}),
+    ("GPTBigCodeAttention", {"c_attn.weight": _found_by("matrix")}),
+    ("MiniMaxLightningAttention", {"qkv_proj.weight": _found_by("matrix")}),
+    # peft's rotations, stored as the entries above the diagonal of skew-symmetric matrices.
+    ("OFTRotationModule", {"*": _found_by(None)}),
     # T5 and similar: numbers that are added to attention scores, by distance and head.
     ("*Attention", {"relative_attention_bias.weight": _found_by(None)}),
     # Vision transformers in transformers, timm and torchvision.
