@@ -767,3 +767,17 @@ assert not any(name.startswith(('supple.lab', 'supple.runs', 'supple.cli')) for 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_layers_may_take_turns_in_the_optimizer(decoupled):
+    network = resting(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    blocks = [{**torch.optim.SGD(layer.parameters(), lr=0.1).param_groups[0]} for layer in network]
+    optimizer = torch.optim.SGD(network[0].parameters(), lr=0.1)
+    SpectralRegularizer(network, 0.1, decoupled=decoupled).attach(optimizer)
+    for turn in (0, 1, 0):
+        optimizer.param_groups = [blocks[turn]]
+        before = [layer.weight.detach().clone() for layer in network]
+        optimizer.step()
+        changed = [not torch.equal(layer.weight, old) for layer, old in zip(network, before, strict=True)]
+        assert changed == [turn == 0, turn == 1]

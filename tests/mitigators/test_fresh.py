@@ -1,6 +1,7 @@
 """The modules' own initializers draw new parameters, in their order, with random numbers of their own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -142,3 +143,16 @@ def test_a_module_that_cannot_draw_is_named_unless_left_out():
     ):
         fresh(network)
     assert FreshParameters(network, ["0.weight"]).draw(generators(0)).keys() == {"0.weight"}
+
+
+def test_modules_that_another_one_initializes_are_told_how_unless_they_know():
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    network = BertModel(BertConfig(vocab_size=500, **sizes))
+    with pytest.raises(ValueError, match=r"themselves, got those of a BertModel, .*_init_weights"):
+        fresh(network)
+    for module in network.modules():
+        module.reset_parameters = partial(network._init_weights, module)
+    drawn = fresh(network).draw(generators(0))
+    assert drawn["embeddings.word_embeddings.weight"].std().item() == pytest.approx(0.02, rel=0.1)

@@ -86,11 +86,6 @@ class Trained:
     def _new_values(self, seed: int) -> dict[str, Tensor]:
         """New initial values of the trainable parameters, and of the buffers of their modules."""
         network = self.network
-        if hasattr(network, "_init_weights"):
-            raise ValueError(
-                f"expected fresh= for a {type(network).__name__}, which initializes its modules in its own way, got "
-                "none: pass a function that builds a new network"
-            )
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         owners = {name.rpartition(".")[0] for name in names}
         names += [name for name in dict(network.named_buffers()) if name.rpartition(".")[0] in owners]

@@ -42,9 +42,15 @@ def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
     return optimizers
 
 
-def check_held(method: Kernels, optimizer: Optimizer, lost: set[int]) -> None:
-    """Check again an attached optimizer whose parameters have changed; it no longer holds those in ``lost``."""
-    _check_parameters(method, held_by(optimizer), lost & _identities(method))
+def check_held(method: Kernels, optimizer: Optimizer, before: set[int]) -> None:
+    """Check again an attached optimizer that held other parameters before: ``before``, by id.
+
+    Parameters may be taken from it, as in training one block of layers after the other. But if it got some that the
+    network does not have, these are copies.
+    """
+    held = held_by(optimizer)
+    copies = held - before - {id(parameter) for _, parameter, _ in owned_parameters(method._network)}
+    _check_parameters(method, held, (before - held) & _identities(method) if copies else set())
     check_step_sizes(method, optimizer)
 
 

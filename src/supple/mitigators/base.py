@@ -243,7 +243,7 @@ class Mitigator(KernelRunner):
     def _selected_on(self, optimizer: Optimizer) -> Tensors:
         held = held_by(optimizer)
         if held != self._held[id(optimizer)]:  # a parameter group was added, or another library replaced parameters
-            check_held(self, optimizer, self._held[id(optimizer)] - held)
+            check_held(self, optimizer, self._held[id(optimizer)])
             self._held[id(optimizer)] = held
         selected = self._select(held)
         new = {name: parameter for name, parameter in selected.items() if name not in self._judged}

@@ -41,10 +41,11 @@ def warn(method: str, changes: Iterable[Change], remedy: str) -> bool:
     worst = sorted((c for c in changes if c.share >= LARGE_CHANGE and not c.looks_fresh), key=lambda c: -c.share)
     if not worst:
         return False
+    count = f"{len(worst)} parameter{'s' * (len(worst) > 1)}"
     shown = ", ".join(f"{c.name} ({c.measure} {c.size:.3g}, {100 * c.share:.2g} %)" for c in worst[:3])
     warnings.warn(
-        f"{method} would change this network, which looks trained: its first {STEPS} steps would move {len(worst)} "
-        f"parameter{'s' * (len(worst) > 1)} by at least {100 * LARGE_CHANGE:g} % of their norm, most of all {shown}. {remedy}",
+        f"{method} would change this network, which looks trained: its first {STEPS} steps would move {count} by at "
+        f"least {100 * LARGE_CHANGE:g} % of their norm, most of all {shown}. {remedy}",
         RewriteWarning,
         stacklevel=5,  # the line that calls attach
     )

@@ -27,7 +27,8 @@ class FreshParameters:
 
     Raises:
         ValueError: if a module has no ``reset_parameters()``, or its ``reset_parameters()`` does not write a parameter
-            (as with ``torch.nn.utils.spectral_norm``); the message names the first one.
+            (as with ``torch.nn.utils.spectral_norm``); the message names the first one. Also for models of
+            ``transformers``, whose modules have other initial values than by themselves.
     """
 
     def __init__(self, network: nn.Module | Population, names: Sequence[str], *, coarse: bool = False) -> None:
@@ -36,6 +37,7 @@ class FreshParameters:
         self._names = names
         self._resets = []
         self._bounds: dict[str, float] = {}
+        self._check_initializers()
         # A module that has children may also write to their parameters.
         coarse = coarse and not any(_reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
@@ -64,6 +66,18 @@ class FreshParameters:
         if not self._stacked:
             return members[0]
         return {name: torch.stack([member[name] for member in members]) for name in self._names}
+
+    def _check_initializers(self) -> None:
+        """Check that no module inside is initialized by another one, as in ``transformers``."""
+        for whole in self._template.modules():
+            parts = [part for part in whole.modules() if [*part.parameters(recurse=False)]]
+            if hasattr(whole, "_init_weights") and not all("reset_parameters" in vars(part) for part in parts):
+                kind = type(whole).__name__
+                raise ValueError(
+                    f"expected modules that initialize themselves, got those of a {kind}, which initializes them in "
+                    "its own way: first say, for each module of network.modules(), module.reset_parameters = "
+                    f"functools.partial(network._init_weights, module), where network is the {kind}"
+                )
 
     @torch.no_grad()
     def _check_written(self) -> None:
