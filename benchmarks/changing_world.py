@@ -209,15 +209,21 @@ def _with_error(mean: float, error: float | None) -> str:
 
 
 def draw(rows: pl.DataFrame, task: str) -> alt.VConcatChart:
-    """Returns over the steps after a change, means over all changes: with LayerNorm, and below it without."""
+    """Returns over the steps after a change, means over all changes: with LayerNorm, and below it without.
+
+    The decoupled form leaves out the heads, but where its name says that it is on all layers.
+    """
     changes = Changes.of(rows)
     assert changes  # the study has some
     every = changes.evaluations_per_world
+    all_layers = pl.when(form="decoupled").then(pl.lit("decoupled, all layers"))
     after = (
         rows.filter(pl.col("metric") == "return", pl.col("task") >= every)
         .with_columns(pl.col("task") % every)
         .group_by(pl.exclude("value"), maintain_order=True)
         .agg(pl.col("value").mean())
+        .with_columns(method=all_layers.otherwise("method"))
+        .drop("form", "options")
     )
     panels = [
         panel(after.filter(pl.col("layer_norm") == layer_norm), f"{task}, {title}", changes)

@@ -40,8 +40,8 @@ methods` names their options; `help(supple.ContinualBackprop)` in Python, say, e
 - *strength*: the best on another seed of those in `results/digits/tuning.parquet`: 1e-2, 1e-3 and 1e-4, or others where
   a strength means something else. For L2, self-normalized resets, weight clipping and Wasserstein the best is at the
   end of what was tried. Not tuned: FIRE, hare and tortoise, network reset, normalize and project, UPGD (its noise is
-  the middle of its authors' range). [Norm control](norm-control.md) tries finer and wider grids, so it has other
-  numbers.
+  the middle of its authors' range). The command's default for `continual-backprop` is 0.001: for this row give it
+  `--strength 0.01`. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
 - *step*: time of a training step divided by that without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
   steps with and without the method take turns, and the median over rounds is shown. Methods that act rarely have the

@@ -219,7 +219,7 @@ def picture(rows: pl.DataFrame) -> alt.LayerChart:
         width=560,
         height=HEIGHT,
         title=alt.Title(
-            "A stream of new images whose labels change every 2,500 images",
+            "A stream of images whose labels change every 2,500 images",
             subtitle="online accuracy on EMNIST, 47 classes, mean of three seeds",
             anchor="start",
         ),
