@@ -164,6 +164,8 @@ class Learn:
     method: str = "spectral"
     strength: float | None = None
     """The method's default when left out."""
+    exempt_heads: bool | None = None
+    """Whether the method leaves out the heads; the method's default when left out."""
     matmul_precision: str = "highest"
     out: Path = ROOT / "learn"
     """Folder for one JSON file per agent and seed; finished ones are not repeated."""
@@ -196,6 +198,7 @@ class Learn:
             self.method,
             [seed],
             strength=self.strength,
+            exempt_heads=self.exempt_heads,
             matmul_precision=self.matmul_precision,
             preset=self.preset,
             steps=self.steps,

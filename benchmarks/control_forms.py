@@ -23,14 +23,14 @@ from supple.rl.charts import with_steps
 from supple.rl.run import Run, results
 from supple.runs.charts import configured
 from supple.runs.metrics import find
-from supple.runs.stats import MEAN_AND_ERROR, note_on_diverged, with_band
+from supple.runs.stats import MEAN_AND_ERROR, note_on_diverged, paired, with_band
 
 DECOUPLED: dict[str, Any] = {"method": "decoupled-spectral", "exempt_heads": True}
 CEILING: dict[str, Any] = {**DECOUPLED, "options": {"target": "initial"}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper's form, 1e-4": {"method": "spectral", "strength": 1e-4},
     "decoupled, 0.01, heads exempt": {**DECOUPLED, "strength": 0.01},
-    "decoupled, 1": {"method": "decoupled-spectral", "strength": 1.0},
+    "decoupled, 1": {"method": "decoupled-spectral", "strength": 1.0, "exempt_heads": False},
     "no mitigation": {"method": "none"},
     "ceiling, 0.01, heads exempt": {**CEILING, "strength": 0.01},
     "ceiling, 1, heads exempt": {**CEILING, "strength": 1.0},
@@ -117,31 +117,48 @@ class Tables(Study):
 
 
 def table(rows: pl.DataFrame) -> Iterator[str]:
-    """The lines of the page's table: for each task the return at the end, and its mean over the run's evaluations."""
-    tasks = rows["problem"].unique(maintain_order=True).to_list()
-    yield "| | " + " | ".join(f"{task}, at the end | mean over the run" for task in tasks) + " |"
-    yield "|---" * (1 + 2 * len(tasks)) + "|"
-    returns = rows.filter(pl.col("metric") == "return")
-    is_last = pl.col("step") == pl.col("steps")
-    for setting in SETTINGS:
-        cells = [setting]
-        for task in tasks:
-            of_setting = returns.filter((pl.col("problem") == task) & (pl.col("setting") == setting))
-            for part in (of_setting.filter(is_last), of_setting):
-                cells.append(mean_and_error(part.group_by("seed").agg(pl.col("value").mean())["value"]))
-        yield "| " + " | ".join(cells) + " |"
-    seeds = rows.group_by("problem", "setting").agg(pl.col("seed").n_unique())["seed"]
-    of = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    """The lines of the page's table: a row for each task and setting."""
+    yield "| task | | at the end | whole run | minus the paper's form, 95 % | σ₁ of critic's head | overestimation |"
+    yield "|---" * 7 + "|"
+    for task, of_task in rows.group_by("problem", maintain_order=True):
+        differences = {}
+        reference = of_task.filter(setting=next(iter(SETTINGS)))
+        if len(reference):
+            together = (part.drop("step").with_columns(task=0, tasks=1) for part in (of_task, reference))
+            compared = paired(*together, "return", count=1)  # the mean over all evaluations
+            differences = {row["setting"]: row for row in compared.iter_rows(named=True)}
+        for setting in SETTINGS:
+            values = of_task.filter(setting=setting)
+            if not len(values):
+                continue
+            ends = values.filter(pl.col("step") == pl.col("steps"))
+            cells = [
+                mean_and_error(ends, "return"),
+                mean_and_error(values, "return"),
+                told(differences.get(setting)),
+                mean_and_error(ends, "critic_spectral_norm/critics.0.1", digits=1),
+                mean_and_error(ends, "overestimation", digits=2),
+            ]
+            yield f"| {task[0]} | {setting} | {' | '.join(cells)} |"
     diverged = note_on_diverged(rows, "return")
     yield ""
-    yield f"Mean ± standard error over {of} seeds, {rows['steps'][0]:,} steps{f'; {diverged}' if diverged else ''}."
+    yield (
+        f"Mean ± standard error over {rows['seed'].n_unique()} seeds, {rows['steps'][0]:,} steps. *At the end* is the "
+        f"return of the last evaluation, *whole run* the mean of all{f'; {diverged}' if diverged else ''}."
+    )
 
 
-def mean_and_error(values: pl.Series) -> str:
-    if values.is_empty():
-        return "-"
-    error = f" ± {values.std() / len(values) ** 0.5:.0f}" if len(values) > 1 else ""
-    return f"{values.mean():.0f}{error}"
+def mean_and_error(rows: pl.DataFrame, metric: str, digits: int = 0) -> str:
+    values = rows.filter(metric=metric).group_by("seed").agg(pl.col("value").mean())["value"]
+    error = f" ± {values.std() / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{error}"
+
+
+def told(compared: dict[str, Any] | None) -> str:
+    """A difference with its interval; nothing of a setting with itself."""
+    if compared is None or not compared["difference"]:
+        return ""
+    return "{difference:+.0f} ({low:+.0f} to {high:+.0f})".format(**compared).replace("-", "−")
 
 
 def draw(rows: pl.DataFrame) -> alt.VConcatChart:

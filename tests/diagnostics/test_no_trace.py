@@ -121,6 +121,12 @@ def test_nothing_happens_between_measurements(monkeypatch, device):
     assert optimizer_steps == [3, 6]
 
 
+def test_a_data_parallel_model_is_looked_at_inside():
+    network, probe = perceptron(), batch()
+    expected = PlasticityMonitor(network, probe).measure()
+    assert PlasticityMonitor(nn.DataParallel(network), probe).measure() == expected
+
+
 def test_a_distributed_model_is_looked_at_inside(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:

@@ -540,6 +540,8 @@ def test_options_reach_the_methods_of_actor_and_critic():
 
 def test_agents_have_default_strengths_of_their_own():
     assert [run(name).strength for name in ("upgd", "continual-backprop")] == [1.0, 1e-4]
+    assert [run("decoupled-spectral", exempt_heads=exempt).exempt_heads for exempt in (None, False)] == [True, False]
+    assert [run("decoupled-spectral").strength, run("spectral").exempt_heads] == [0.01, False]
 
 
 LAYERED = [name for name in METHODS if name not in EXEMPT_REFUSED]

@@ -52,8 +52,9 @@ class Control(Engine):
     """The method's strength on the actor, if it differs from the critic's."""
     option: Options = None
     """Keyword arguments of the method's class except its strength, such as `target initial` of `decoupled-spectral`."""
-    exempt_heads: bool = False
-    """The method leaves out the critic's last layer and the actor's mean and deviation."""
+    exempt_heads: Annotated[bool | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Whether the method leaves out the critic's last layer and the actor's mean and deviation; when left out, only
+    `decoupled-spectral` does."""
     replay_ratio: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Updates per environment step; the preset's when left out."""
     random_steps: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None

@@ -64,7 +64,7 @@ def inner_size(layer: Layer) -> int:
 def unwrapped(network: nn.Module) -> nn.Module:
     """The user's own module inside wrappers that compile or distribute it."""
     while True:
-        if isinstance(network, DistributedDataParallel):
+        if isinstance(network, DistributedDataParallel | nn.DataParallel):
             network = network.module
         elif isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):
             network = inner

@@ -93,7 +93,7 @@ class Run(BaseRun):
         prime: int = 0,
         inside: bool = False,
         options: Mapping[str, Any] | None = None,
-        exempt_heads: bool = False,
+        exempt_heads: bool | None = None,
         matmul_precision: str | None = None,
         change: Change | None = None,
         change_every: int | None = None,
@@ -110,6 +110,8 @@ class Run(BaseRun):
         if given and method != RESETS:
             raise ValueError(f"expected resets of the method 'resets' alone, got {sorted(given)} for {method!r}")
         check_options(method, chosen, options or {})
+        if exempt_heads is None:
+            exempt_heads = chosen.control_exempts_heads
         if exempt_heads:
             check_exempt_heads(method, chosen)
         changes = dict(PRESETS[known(preset, PRESETS, "preset")])

@@ -33,7 +33,9 @@ class Method:
     strength: float = 0.0
     """The default: the best of those tried on digits, with a seed that is not reported; the source's if none tried."""
     control_strength: float | None = None
-    """The default for control tasks, if it differs: nothing was tuned there; regularizers use the paper's 1e-4."""
+    """The default for control tasks, if it differs: little was tuned there; regularizers use the paper's 1e-4."""
+    control_exempts_heads: bool = False
+    """Whether an agent's last layers are left out if nothing else is said."""
     network: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network that the method changes."""
     colour: str = ""
@@ -130,6 +132,8 @@ METHODS: dict[str, Method] = {
         mitigator=mitigators.SpectralRegularizer,
         options={"decoupled": True},
         strength=1.0,
+        control_strength=0.01,
+        control_exempts_heads=True,
         colour="#D55E00",
     ),
     "wasserstein": Method(
