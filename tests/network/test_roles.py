@@ -209,6 +209,7 @@ def test_q_k_and_v_in_one_linear_layer_are_three_matrices(name):
     for wrapped in (torch.compile(network[name], backend="eager"), checkpoint_wrapper(network[name])):
         (inside,) = (role for path, role in find_roles(nn.ModuleDict({name: wrapped})).items() if "weight" in path)
         assert inside == role
+        assert set(find_roles(wrapped).values()) == set(find_roles(nn.Linear(4, 12)).values())
     grouped = nn.ModuleDict({name: nn.Linear(4, 8)})  # fewer heads for k and v than for q: which rows are whose?
     assert find_roles(grouped)[f"{name}.weight"].sizes[0] == 1
 

@@ -43,7 +43,7 @@ def role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shap
     if suffix == "orig" and f"{stem}_mask" in held:
         name = stem
     parts = owner.split(".")
-    while parts[-1] in _WRAPPERS:
+    while parts and parts[-1] in _WRAPPERS:
         parts.pop()
     parent, _, own = ".".join(parts).rpartition(".")
     for holder, name_in_it in ((module, name), (modules[parent] if own else None, f"{own}.{name}")):
