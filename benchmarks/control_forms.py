@@ -151,7 +151,7 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
 def mean_and_error(rows: pl.DataFrame, metric: str, digits: int = 0) -> str:
     values = rows.filter(metric=metric).group_by("seed").agg(pl.col("value").mean())["value"]
     error = f" ± {values.std() / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{error}"
+    return f"{values.mean():.{digits}f}{error}".replace("-", "−")
 
 
 def told(compared: dict[str, Any] | None) -> str:

@@ -201,7 +201,11 @@ def measured_by_hand(network, parts):
         for name, (found, labels) in outputs.items()
     }
     parameters = list(network.parameters())
-    stretches = [torch.linalg.svdvals(parameter)[0] for parameter in parameters if parameter.ndim == 2]
+    network.eval()
+    weights = [getattr(layer, "weight", None) for layer in network.modules()]  # parametrized ones are computed
+    network.train()
+    matrices = [weight for weight in weights if isinstance(weight, torch.Tensor) and weight.ndim == 2]
+    stretches = [torch.linalg.svdvals(weight)[0] for weight in matrices]
     return accuracies | {
         "train_loss": cross_entropy(*outputs["train"]).item(),
         "spectral_norm": (sum(stretches) / len(stretches)).item(),

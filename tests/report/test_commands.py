@@ -33,7 +33,7 @@ def typed(command):
     """The members that the command trains."""
     name, *arguments = shlex.split(command)
     assert name == "supple"
-    return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments).members()
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, config=(tyro.conf.DisallowNone,)).members()
 
 
 def repeated(run):
@@ -164,6 +164,12 @@ def test_every_method_of_control(method):
 )
 def test_settings_of_control_come_back(settings):
     run = control.Run.of("cartpole-swingup", "spectral", [0], **SHORT | settings)
+    assert repeated(run) == [run]
+
+
+@pytest.mark.parametrize("exempt_heads", [True, False])
+def test_whether_heads_are_exempt_comes_back(exempt_heads):
+    run = control.Run.of("Pendulum-v1", "decoupled-spectral", [0], exempt_heads=exempt_heads, **SHORT)
     assert repeated(run) == [run]
 
 

@@ -104,8 +104,8 @@ def _control(config: Mapping[str, Any]) -> list[str]:
         arguments["actor_strength"] = actor_strength
     if options:
         arguments["option"] = tuple(part for pair in options.items() for part in pair)
-    if exempt_heads:
-        arguments["exempt_heads"] = True
+    if exempt_heads != find(run.method).control_exempts_heads:
+        arguments["exempt_heads" if exempt_heads else "no_exempt_heads"] = True
     if "matmul_precision" in config:
         arguments["matmul_precision"] = run.matmul_precision
     arguments |= {f"reset_{name}": value for name, value in resets.items()}
