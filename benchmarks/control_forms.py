@@ -113,7 +113,8 @@ class Tables(Study):
         rows.write_parquet(self.out / "forms.parquet")
         write_environment(self.out / "forms", self.runs_in, {*labels})
         draw(rows).save(self.page.parent / "control-forms.png", scale_factor=2)
-        put_into(self.page, "forms", table(rows))
+        picture = "![Returns and effective step sizes of each form over the environment's steps](control-forms.png)"
+        put_into(self.page, "forms", [*table(rows), "", picture])
 
 
 def table(rows: pl.DataFrame) -> Iterator[str]:
@@ -177,7 +178,8 @@ def draw(rows: pl.DataFrame) -> alt.VConcatChart:
 
 def panel(points: pl.DataFrame, task: str, metric: str) -> alt.LayerChart:
     """One metric on one task: a line for each setting, shaded by its standard error."""
-    colour = alt.Scale(domain=list(SETTINGS), range=COLOURS)
+    present = {setting: ink for setting, ink in zip(SETTINGS, COLOURS, strict=True) if setting in points["setting"]}
+    colour = alt.Scale(domain=[*present], range=[*present.values()])
     scale = alt.Scale() if metric == "return" else alt.Scale(type="log")
     base = alt.Chart(points.filter((pl.col("problem") == task) & (pl.col("metric") == metric))).encode(
         x=alt.X("step:Q", title="steps of the environment"),
