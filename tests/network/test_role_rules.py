@@ -270,6 +270,13 @@ def test_q_k_and_v_that_take_turns_by_head_are_one_matrix(attention, name):
     assert find_roles(network)[f"{name}.weight"].sizes == (1, 12, 4)
 
 
+def test_rotations_of_adapters_are_no_matrices():
+    from peft import OFTConfig, get_peft_model
+
+    network = get_peft_model(nn.Sequential(nn.Linear(8, 8)), OFTConfig(r=0, oft_block_size=4, target_modules=["0"]))
+    assert {role.kind for name, role in find_roles(network).items() if "oft" in name} == {"other"}
+
+
 @pytest.mark.parametrize("name", ["ViTEmbeddings", "VisionTransformer", "Encoder"])
 @pytest.mark.parametrize("table", ["pos_embedding", "pos_embed", "position_embeddings", "time_embeddings"])
 def test_where_vision_transformers_keep_their_positions(name, table):

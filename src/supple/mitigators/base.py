@@ -246,8 +246,7 @@ class Mitigator(KernelRunner):
             check_held(self, optimizer, self._held[id(optimizer)])
             self._held[id(optimizer)] = held
         selected = self._select(held)
-        new = {name: parameter for name, parameter in selected.items() if name not in self._judged}
-        if new and not torch.compiler.is_compiling():
-            self._warn_of_changes([optimizer], new)
-            self._judged |= new.keys()
+        if not (torch.compiler.is_compiling() or selected.keys() <= self._judged):
+            self._warn_of_changes([optimizer], {name: selected[name] for name in selected.keys() - self._judged})
+            self._judged |= selected.keys()
         return selected
