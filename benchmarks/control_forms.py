@@ -36,8 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ceiling, 1, heads exempt": {**CEILING, "strength": 1.0},
 }
 """In the order of training."""
-COLOURS = ["#0072B2", "#E69F00", "#D55E00", "#000000", "#CC79A7", "#882255"]
-"""Of the settings, in their order."""
+COLOURS = dict(zip(SETTINGS, ["#0072B2", "#E69F00", "#D55E00", "#000000", "#CC79A7", "#882255"], strict=True))
 
 DRAWN = ("return", "critic_effective_step_size", "actor_effective_step_size")
 """The metrics in the picture, one below the other."""
@@ -170,18 +169,20 @@ def draw(rows: pl.DataFrame) -> alt.VConcatChart:
         .agg(**MEAN_AND_ERROR)
     )
     tasks = points["problem"].unique(maintain_order=True)
-    chart: alt.VConcatChart = alt.vconcat(
-        *(alt.hconcat(*(panel(points, task, metric) for task in tasks)) for metric in DRAWN)
+    present = points["setting"].unique()
+    colours = {setting: colour for setting, colour in COLOURS.items() if setting in present}
+    rows_of_panels = (
+        [panel(points.filter(problem=task, metric=metric), metric, task, colours) for task in tasks] for metric in DRAWN
     )
+    chart: alt.VConcatChart = alt.vconcat(*(alt.hconcat(*panels) for panels in rows_of_panels))
     return configured(chart)
 
 
-def panel(points: pl.DataFrame, task: str, metric: str) -> alt.LayerChart:
-    """One metric on one task: a line for each setting, shaded by its standard error."""
-    present = {setting: ink for setting, ink in zip(SETTINGS, COLOURS, strict=True) if setting in points["setting"]}
-    colour = alt.Scale(domain=[*present], range=[*present.values()])
-    scale = alt.Scale() if metric == "return" else alt.Scale(type="log")
-    base = alt.Chart(points.filter((pl.col("problem") == task) & (pl.col("metric") == metric))).encode(
+def panel(points: pl.DataFrame, metric: str, title: str, colours: dict[str, str]) -> alt.LayerChart:
+    """One metric: a line for each setting, shaded by its standard error."""
+    colour = alt.Scale(domain=[*colours], range=[*colours.values()])
+    scale = alt.Scale(type="log") if metric.endswith("step_size") else alt.Scale()
+    base = alt.Chart(points).encode(
         x=alt.X("step:Q", title="steps of the environment"),
         color=alt.Color(
             "setting:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=3, symbolOpacity=1)
@@ -189,7 +190,7 @@ def panel(points: pl.DataFrame, task: str, metric: str) -> alt.LayerChart:
     )
     line = base.mark_line(point=True).encode(y=alt.Y("mean:Q", title=find(metric).title).scale(scale))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").scale(scale), y2="high:Q")
-    chart: alt.LayerChart = (band + line).properties(width=260, height=170, title=alt.Title(task, anchor="start"))
+    chart: alt.LayerChart = (band + line).properties(width=260, height=170, title=alt.Title(title, anchor="start"))
     return chart
 
 
