@@ -1,5 +1,7 @@
 """The replay buffer against a plain list."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -147,3 +149,22 @@ def test_what_can_not_be_drawn_may_change(tmp_path):
 def test_the_latest():
     batch = filled(13).latest(3)
     assert batch.observation[1, :, 0].tolist() == [1010, 1011, 1012]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "replay.bin"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    with pytest.raises(ValueError, match=r"expected 28 MB of free disk .*replay\.bin, got 0 MB"):
+        Replay(1, 1_000_000, 2, 1, path=path)
+    assert path.stat().st_size == 0
+    Replay(1, 100, 2, 1, path=path)
+
+
+def test_rows_on_the_disk_need_no_more_room(tmp_path, monkeypatch):
+    path = tmp_path / "replay.bin"
+    replay = Replay(1, 1_000, 2, 1, path=path)
+    for step in range(1_000):
+        replay.add(*transition(step, members=1))
+    replay.flush()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    Replay(1, 1_000, 2, 1, path=path)

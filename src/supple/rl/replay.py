@@ -1,5 +1,6 @@
 """The replay buffer: the last transitions of every member, in memory or in a memory-mapped file."""
 
+import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ class Replay:
         action_size: numbers in an action.
         spare: the largest number of transitions per member between two checkpoints.
         path: the file, which is resized to the buffer's size; in memory when left out.
+
+    Raises:
+        ValueError: if the disk has no room for the file. It grows as rows are written, and a full disk would kill the
+            process without a message.
     """
 
     def __init__(
@@ -51,6 +56,12 @@ class Replay:
             self._rows = np.zeros(shape, np.float32)  # the system allocates memory only when it is written to
         else:
             with path.open("ab") as file:
+                missing = size - path.stat().st_blocks * 512  # a file takes no room where nothing was written
+                if missing > (free := shutil.disk_usage(path).free):
+                    raise ValueError(
+                        f"expected {missing / 1e6:,.0f} MB of free disk for the replay buffer {path}, got "
+                        f"{free / 1e6:,.0f} MB: make room, choose another folder (--out) or a smaller --capacity"
+                    )
                 file.truncate(size)
             self._file = np.memmap(path, np.float32, "r+", shape=shape)
             self._rows = np.asarray(self._file)
