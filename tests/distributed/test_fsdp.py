@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -27,7 +28,10 @@ from supple import (
     WeightClipping,
     mitigators,
 )
+from supple.integrations import lightning, transformers
+from supple.kernels.sharding import local
 from supple.mitigators import Mitigator
+from supple.mitigators.states import State
 from support.modules import module_at
 from support.ranks import run_checks
 from support.resting import resting
@@ -315,6 +319,44 @@ def check_a_checkpoint_resumes_on_another_number_of_ranks(folder: Path) -> None:
                     whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
                     torch.testing.assert_close(whole, final[name], rtol=1e-10, atol=1e-12, msg=f"{method} {name}")
         distributed.barrier()
+
+
+def check_the_callbacks_of_trainers_save_all_shards(folder: Path) -> None:
+    """They write what rank 0 has, and every rank loads it."""
+    network = fully_shard(nn.Linear(3, 4))
+    method = L2InitRegularizer(network, 0.1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    callback = transformers.MitigatorCallback(method)
+    (folder / "checkpoint-1").mkdir(exist_ok=True)
+    arguments, state = SimpleNamespace(output_dir=folder), trainer_state(0)
+    callback.on_train_begin(arguments, state, None, optimizer=optimizer)
+    before = method.state_dict()
+    state = trainer_state(1)
+    callback.on_save(arguments, state, None)
+    saved = lightning.MitigatorCallback(method).state_dict()
+    callback.on_train_end(arguments, state, None)
+    distributed.barrier()
+    for parameter in network.parameters():
+        parameter.data.mul_(0)
+    other = L2InitRegularizer(network, 0.1)
+    transformers.MitigatorCallback(other).on_train_begin(arguments, trainer_state(1), None, optimizer=optimizer)
+    assert_same_shards(other.state_dict(), before)
+    other.detach()
+    another = L2InitRegularizer(network, 0.1)
+    lightning.MitigatorCallback(another).load_state_dict(saved)
+    assert_same_shards(another.state_dict(), before)
+
+
+def trainer_state(step: int) -> SimpleNamespace:
+    rank = distributed.get_rank()
+    return SimpleNamespace(global_step=step, trial_params=None, is_world_process_zero=rank == 0)
+
+
+def assert_same_shards(state: State, expected: State) -> None:
+    assert state.keys() == expected.keys()
+    for name, entry in expected.items():
+        for key, tensor in entry.items():
+            assert (local(state[name][key]) == local(tensor)).all(), (name, key)
 
 
 def check_a_state_saved_in_one_process(folder: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from supple.integrations import monitors
-from supple.integrations.loading import load_all
+from supple.integrations.loading import load_all, states_of
 from supple.integrations.monitors import Monitors
 from supple.mitigators import Mitigator
 from supple.mitigators.optimizers import held_by
@@ -46,7 +46,7 @@ class MitigatorCallback(Callback):
             mitigator.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mitigators": [mitigator.state_dict() for mitigator in self.mitigators]}
+        return {"mitigators": states_of(self.mitigators)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         states = state_dict["mitigators"]

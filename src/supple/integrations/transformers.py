@@ -9,7 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from supple.integrations import monitors
-from supple.integrations.loading import load_all
+from supple.integrations.loading import load_all, states_of
 from supple.integrations.monitors import Monitors
 from supple.mitigators import Mitigator
 
@@ -60,8 +60,9 @@ class MitigatorCallback(TrainerCallback):
             load_all(zip(self.mitigators, states, strict=True))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        states = states_of(self.mitigators)
         if state.is_world_process_zero:
-            torch.save([mitigator.state_dict() for mitigator in self.mitigators], _written(args, state) / FILE)
+            torch.save(states, _written(args, state) / FILE)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
