@@ -4,7 +4,6 @@ import importlib.util
 from functools import partial
 
 import pytest
-import torch
 from polars.testing import assert_frame_equal
 
 from supple.lab.run import Run
@@ -26,7 +25,6 @@ def expected(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("undisturbed"))
     for run in RUNS:
         train(run, root=root)
-    torch.set_flush_denormal(False)
     return load(root)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from supple.lab import grid
-from supple.lab.grid import MOST_STACKED, TUNING_SEEDS, by_member, finished, missing, product, results, tuned
+from supple.lab.grid import MAX_STACKED, TUNING_SEEDS, by_member, finished, missing, product, results, tuned
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.runs.folder import RunFolder
@@ -72,15 +72,15 @@ def test_small_networks_are_stacked_on_a_cpu_and_large_ones_are_not(monkeypatch)
     operations(small)
     assert torch.equal(random, torch.get_rng_state())
     quick = dataclasses.replace(small, batch_size=8)
-    assert [grid.most_stacked(run) for run in (quick, large)] == [MOST_STACKED["cpu"], 1]
+    assert [grid.most_stacked(run) for run in (quick, large)] == [MAX_STACKED["cpu"], 1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [grid.most_stacked(run) for run in (quick, large)] == [MOST_STACKED["cuda"]] * 2
+    assert [grid.most_stacked(run) for run in (quick, large)] == [MAX_STACKED["cuda"]] * 2
 
 
 @pytest.mark.parametrize(("shift", "stacked"), [("class-pairs", False), ("random-labels", True)])
 def test_tasks_of_classes_of_different_sizes_are_not_stacked(shift, stacked):
     run = Run.of(DIGITS, "none", [0, 1], shift=shift, batch_size=8)  # the digits have 174 to 183 images of a class
-    assert grid.most_stacked(run) == (MOST_STACKED["cpu"] if stacked else 1)
+    assert grid.most_stacked(run) == (MAX_STACKED["cpu"] if stacked else 1)
 
 
 def test_a_wide_head_of_two_classes_counts_as_such():

@@ -24,12 +24,6 @@ def run_of(method="none", seeds=(3, 5), **changes):
     return Run.of(DIGITS, method, seeds, diagnostics=(), **(tiny | changes))
 
 
-@pytest.fixture(autouse=True)
-def _subnormal_numbers():
-    yield
-    torch.set_flush_denormal(False)
-
-
 @pytest.fixture
 def supple(monkeypatch):
     def call(*arguments):

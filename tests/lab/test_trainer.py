@@ -19,6 +19,7 @@ from supple.lab import datasets
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
 from supple.lab.models import MODELS, mlp
+from supple.lab.operations import equally_long
 from supple.lab.run import Run
 from supple.lab.shifts import SHIFTS, batch_order
 from supple.lab.trainer import Trainer, train
@@ -68,6 +69,25 @@ def unequal_images():
     return Dataset(Examples(images, torch.arange(60) % 10 % 4), None, None, 4, (0.0,), (1.0,))
 
 
+def sorted_images():
+    """As many of each class, until some are left out."""
+    images = examples(60, (1, 4, 4), 4, 3).images
+    return Dataset(Examples(images, torch.arange(60) // 15), None, None, 4, (0.0,), (1.0,))
+
+
+class WithUnused(nn.Sequential):
+    """A network with a layer that its forward pass does not use."""
+
+    def __init__(self, data, **options):
+        super().__init__(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, data.classes))
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        for layer in list(self)[:4]:
+            x = layer(x)
+        return x
+
+
 def with_batch_norm(data, **options):
     # Without the bias, whose gradient is nothing but rounding, which Adam would blow up to whole steps.
     return nn.Sequential(
@@ -89,13 +109,13 @@ def _tiny(monkeypatch):
     monkeypatch.setitem(DATASETS, "tiny", tiny_images)
     monkeypatch.setitem(DATASETS, "colour", colour_images)
     monkeypatch.setitem(DATASETS, "unequal", unequal_images)
+    monkeypatch.setitem(DATASETS, "sorted", sorted_images)
     monkeypatch.setitem(MODELS, "tiny", partial(mlp, width=12, depth=2))
     monkeypatch.setitem(MODELS, "batch-norm", with_batch_norm)
+    monkeypatch.setitem(MODELS, "unused", WithUnused)
     monkeypatch.setitem(MODELS, "dropout", with_dropout)
     for name, method in MORE_METHODS.items():
         monkeypatch.setitem(METHODS, name, method)
-    yield
-    torch.set_flush_denormal(False)  # a run switches it on for its process
 
 
 def run_of(method, seeds=(4,), **changes):
@@ -384,6 +404,27 @@ def test_members_without_a_batch_in_common(monkeypatch):
         Trainer(run).learn(0)
     with pytest.raises(ValueError, match=r"got \[50\] examples: choose another batch size"):
         Trainer(run_of("none", batch_size=51)).learn(0)
+
+
+def test_seeds_are_stacked_only_if_their_tasks_are_equally_long():
+    """Leaving out examples makes classes unequal."""
+    settings = {"dataset": "sorted", "shift": "class-pairs", "batch_size": 10}
+    assert equally_long(run_of("none", (0, 1), **settings))
+    assert not equally_long(run_of("none", (0, 1), examples=50, **settings))
+
+
+@pytest.mark.parametrize("method", ["none", "redo"])
+def test_a_layer_that_is_not_used_stays(method):
+    """Whether members take a step together or, as with ReDo, one after the other."""
+    trainer = Trainer(run_of(method, model="unused"))
+    before = trainer.learner.parameters["unused.weight"].clone()
+    trainer.learn(0)
+    assert torch.equal(trainer.learner.parameters["unused.weight"], before)
+
+
+def test_a_run_leaves_subnormal_numbers_as_they_were(tmp_path):
+    train(run_of("none"), root=str(tmp_path))
+    assert torch.tensor([1e-40]) * 1 > 0
 
 
 def test_more_tasks_than_the_data_have():

@@ -35,7 +35,7 @@ def operations(run: Run) -> float:
 def equally_long(run: Run) -> bool:
     """Whether the tasks of all seeds have equally many images: not if seeds draw classes of different sizes."""
     with run.naming_own_parts():
-        data, shift = datasets.load(run.dataset), shifts.find(run.shift)
+        data, shift = datasets.load(run.dataset).thinned(run.examples), shifts.find(run.shift)
         task = shifts.check_task(shift.task(data, run.seeds[0], 0), data, shift.outputs(data), run.shift)
     sizes = data.train.labels.bincount(minlength=data.classes)
     return not (task.classes == shifts.ABSENT).any() or bool((sizes == sizes[0]).all())

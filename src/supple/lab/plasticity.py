@@ -22,7 +22,7 @@ from supple.runs.folder import hardware_and_versions
 from supple.runs.store import DAMAGED, configurations, first_line
 from supple.training import methods
 from supple.training.optimizers import NetworkOptimizer
-from supple.training.precision import matmul_precision
+from supple.training.precision import flushed_denormals, matmul_precision
 
 STEPS = 500
 """Steps of a copy, if the task has as many."""
@@ -161,7 +161,6 @@ def run_test(
     """
     checkpoint = run.folder(root).checkpoint_after(after)
     task = checkpoint.finished
-    torch.set_flush_denormal(True)  # as in training
     # Methods warn before they change a trained network much; this one was trained with its method.
     with warnings.catch_warnings(), run.naming_own_parts():
         warnings.simplefilter("ignore", RewriteWarning)
@@ -183,7 +182,7 @@ def run_test(
             inputs, labels = read_batch(batch)
             return cross_entropy(trainer.outputs(network, inputs), labels)
 
-        with matmul_precision(run.matmul_precision):
+        with matmul_precision(run.matmul_precision), flushed_denormals():  # as in training
             result = plasticity_test(
                 network,
                 loss,
@@ -200,13 +199,14 @@ def run_test(
 
 def save_result(tested: Tested, folder: str) -> list[str]:
     """Write a result and its chart into a run's folder; return the paths."""
-    told = tested.result.to_dict()
-    told["steps"] = len(told.pop("curves")[AS_IT_IS][0])
-    told["results"] = {name: values.tolist() for name, values in tested.result.results.items()}
+    content = tested.result.to_dict()
+    del content["curves"]
+    content["steps"] = tested.result.curves[AS_IT_IS].shape[1]
+    content["results"] = {name: values.tolist() for name, values in tested.result.results.items()}
     name = f"plasticity-test-after-{tested.facts['after']}-member-{tested.facts['member']}"
     files, path = files_at(folder)
     charts = save(tested.result.chart(), folder, name)
-    write(files, f"{path}/{name}.json", json.dumps(tested.facts | told, indent=2).encode())
+    write(files, f"{path}/{name}.json", json.dumps(tested.facts | content, indent=2).encode())
     return [f"{folder}/{name}.json", *charts]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import polars as pl
-import torch
 
 from supple.runs.folder import Checkpoint, RunFolder
 from supple.runs.store import NO_ROWS
+from supple.training.precision import flushed_denormals
 
 Report = Callable[[float], None]
 
@@ -64,9 +64,7 @@ def work_on(
     Returns:
         Whether parts are left.
     """
-    # Weights driven towards zero become subnormal numbers, which make a step ten times slower: treat them as zero.
-    flushed = torch.set_flush_denormal(True)
-    with folder.locked():
+    with folder.locked(), flushed_denormals() as flushed:
         if folder.finished(parts):  # by another process, while this one waited
             report(amount(parts))
             return False

@@ -153,7 +153,7 @@ class Learner:
         results = []
         for index, (member, parameters) in enumerate(zip(self.members, self._members_parameters, strict=True)):
             value, kept = loss(member, *tree_map(lambda tensor, index=index: tensor[index], others))
-            results.append((torch.autograd.grad(value, parameters), kept))
+            results.append((torch.autograd.grad(value, parameters, materialize_grads=True), kept))
         gradients, kept = tree_map(lambda *tensors: torch.stack(tensors), *results)
         return dict(zip(self.parameters, gradients, strict=True)), kept
 

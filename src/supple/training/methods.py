@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from torch import nn
 
 from supple import mitigators
-from supple.errors import imported, known
+from supple.errors import check_range, imported, known
 from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
 
@@ -273,6 +273,22 @@ def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
 def title_of(name: str) -> str:
     """The name of a method in charts and tables; a user's own method keeps its name."""
     return METHODS[name].title if name in METHODS else name
+
+
+def strength_of(name: str, method: Method, given: float | None, default: float) -> float:
+    """The strength of a run: the one that is given, or the default.
+
+    Raises:
+        ValueError: for a strength outside the method's range, for any of a method that has none, and for none of a
+            method without a default.
+    """
+    if given and not method.has_strength:
+        raise ValueError(f"expected no strength of {name}, which has none, got {given:g}: leave it out")
+    if given is None and math.isnan(default):
+        raise ValueError(f"expected a strength of {name}, which has no default, got none: say --strength")
+    strength = float(default if given is None else given)  # because 1 and 1.0 must give the same folder
+    check_range(f"a strength of {name}", strength, 0, method.largest_strength)
+    return strength
 
 
 def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> None:
