@@ -93,6 +93,11 @@ def test_a_last_layer_that_is_tied_to_an_earlier_one_is_refused():
     NetworkReset(network, layers=["hidden"])
 
 
+def test_a_network_without_matrices_has_no_layers_to_count():
+    with pytest.raises(ValueError, match="expected from 1 to 0 layers, the network's matrices, got 1"):
+        NetworkReset(nn.LayerNorm(3), layers=1)
+
+
 def test_part_of_the_way():
     network = perceptron()
     before, whole = copy.deepcopy(network), copy.deepcopy(network)

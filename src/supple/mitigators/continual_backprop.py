@@ -161,7 +161,7 @@ class ContinualBackprop(UnitResets):
         return [int(count) for count in counts.flatten().tolist()]
 
     def _worth_of_weights(self, group: UnitGroup, tensors: Tensors) -> Tensor:
-        """The mean size of each unit's outgoing weights, ``(members…, n)``; over that of its incoming weights."""
+        """The mean size of each unit's outgoing weights, ``(members…, n)``, divided by that of its incoming weights."""
         members, totals, count = len(self._members), [], 0
         for consumer in group.leaving:
             sizes = consumer.weight.by_unit(tensors[consumer.weight.name].abs(), group.size, members)

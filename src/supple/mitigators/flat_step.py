@@ -19,8 +19,8 @@ Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
 stretch per matrix or vector, with a tensor of 1 for matrices and 0 for vectors; or one per gain, with None."""
 
 
-MOST_LAYOUTS = 8
-"""So many are kept: a network that skips layers at random may have other gradients in every step."""
+MAX_LAYOUTS = 8
+"""How many are kept: a network that skips layers at random may have other gradients in every step."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class FlatStep:
         device = next(iter(parameters.values())).device
         key = (device, tuple(parameters))
         if key not in self._layouts:
-            if len(self._layouts) == MOST_LAYOUTS:
+            if len(self._layouts) == MAX_LAYOUTS:
                 del self._layouts[next(iter(self._layouts))]
             names: dict[str, list[str]] = {"matrix": [], "vector": [], "scale": []}
             for name in parameters:

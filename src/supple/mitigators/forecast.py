@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 STEPS = 10
-"""The number of steps to forecast: so many were enough to ruin trained networks."""
+"""The number of steps to forecast: ten were enough to ruin trained networks."""
 
 LARGE_CHANGE = 0.005
 """The change in these steps, relative to a matrix's norm, from which it warns: hundreds of steps follow."""

@@ -52,7 +52,7 @@ class Kernels:
     traceable = True
     """Whether ``torch.compile`` can trace the kernels: no if they count steps or draw random numbers on the host."""
     observes = False
-    """Whether it records activations in the forward pass: :meth:`observe` sets of which modules."""
+    """Whether it records activations in the forward pass: :meth:`observe` chooses the modules."""
     works_on_shards = False
     """Whether the kernels are correct for sharded parameters, of which they get only this rank's shard."""
     goes_by_role = False

@@ -129,6 +129,11 @@ class NetworkReset(Mitigator):
         if layers == "all":
             return set(modules)
         if isinstance(layers, int):
+            names = list(modules)
+            weights = [name for name in self.parameters if self.roles[name].kind == "matrix"]
+            owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+            if not 1 <= layers <= len(owners):
+                raise ValueError(f"expected from 1 to {len(owners)} layers, the network's matrices, got {layers}")
             everything = find_roles(self._network)
             last = output_matrix(self._network, everything)
             if last != [name for name, role in everything.items() if role.kind == "matrix"][-1]:
@@ -136,11 +141,6 @@ class NetworkReset(Mitigator):
                     f"expected a last layer with a weight of its own, got {last!r}, tied to it: name the modules to "
                     'reset, as in layers=["head"]'
                 )
-            names = list(modules)
-            weights = [name for name in self.parameters if self.roles[name].kind == "matrix"]
-            owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
-            if not 1 <= layers <= len(owners):
-                raise ValueError(f"expected from 1 to {len(owners)} layers, the network's matrices, got {layers}")
             return set(names[names.index(owners[-layers]) :])
         if isinstance(layers, str):
             raise ValueError(f'expected layers="all", a number or a list of names, got {layers!r}: write [{layers!r}]')

@@ -29,19 +29,11 @@ _OF_RNNS = re.compile(r"(weight|bias)_(ih|hh|hr)(_l\d+(_reverse)?)?")
 def role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shape: tuple[int, ...]) -> Role:
     """The role of the parameter ``path`` that ``module`` owns."""
     owner, _, name = path.rpartition(".")
-    # What a weight is computed from is not the weight: pulled towards one, it would change the weight in ways that
-    # depend on the parametrization.
-    if isinstance(module, ParametrizationList):
-        return Role("other" if type(module[0]).__name__ in _NORMALIZED else "unknown", shape)
-    # torch's older functions and pruning: these put weight_g, weight_v and weight_orig into the module itself.
-    stem, _, suffix = name.rpartition("_")
     held = {*module._parameters.keys(), *module._buffers.keys()}  # lists in what torch.jit has scripted
-    if suffix == "orig" and f"{stem}_u" in held:
-        return Role("other", shape)
-    if suffix in ("g", "v") and {f"{stem}_g", f"{stem}_v"} <= held:
-        return Role("unknown", shape)
-    if suffix == "orig" and f"{stem}_mask" in held:
-        name = stem
+    if role := _role_of_source(module, name, held, shape):
+        return role
+    if name.endswith("_orig") and f"{name[:-5]}_mask" in held:  # pruning keeps the weight under another name
+        name = name[:-5]
     parts = owner.split(".")
     while parts and parts[-1] in _WRAPPERS:
         parts.pop()
@@ -54,17 +46,42 @@ def role_of(path: str, module: nn.Module, modules: Mapping[str, nn.Module], shap
         if len(shape) < dimensions:  # a subclass with a weight of another kind, such as a diagonal
             return Role("unknown", shape)
         _refuse_stacked(path, module, dimensions, shape)
+    if dimensions is None and not _is_conv1d(module, name):
+        is_weight = name in _WEIGHT_NAMES or name.endswith(_WEIGHT_SUFFIXES)
+        known_kind = len(shape) == 2 and is_weight and not _is_in_a_stack(module, name, shape)
+        return plain_matrix(shape) if known_kind else Role("unknown", shape)
+    return _role_in_torchs(module, owner, own, name, shape)
+
+
+def _role_of_source(module: nn.Module, name: str, held: set[str], shape: tuple[int, ...]) -> Role | None:
+    """The role of a parameter that a weight is computed from; None of any other.
+
+    It is not the weight: pulled towards one, it would change the weight in ways that depend on the parametrization.
+    """
+    if isinstance(module, ParametrizationList):
+        return Role("other" if type(module[0]).__name__ in _NORMALIZED else "unknown", shape)
+    # torch's older functions put weight_g, weight_v and weight_orig into the module itself
+    stem, _, suffix = name.rpartition("_")
+    if suffix == "orig" and f"{stem}_u" in held:
+        return Role("other", shape)
+    if suffix in ("g", "v") and {f"{stem}_g", f"{stem}_v"} <= held:
+        return Role("unknown", shape)
+    return None
+
+
+def _is_conv1d(module: nn.Module, name: str) -> bool:
+    """Whether it is a parameter of GPT-2's linear layer, whose weight is (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and name in ("weight", "bias")
+
+
+def _role_in_torchs(module: nn.Module, owner: str, own: str, name: str, shape: tuple[int, ...]) -> Role:
+    """The role of the parameter ``name`` of one of torch's modules, or of a ``Conv1D``."""
     match module:  # matched by name: reading module.weight of a parametrized module computes it
-        case _ if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and name in ("weight", "bias"):
-            if len(shape) == 2:
-                # GPT-2's linear layer, whose weight is (in, out). In attention one weight holds q, k and v, or k and v.
+        case _ if _is_conv1d(module, name):
+            if len(shape) == 2:  # in attention one weight holds q, k and v, or k and v
                 groups = shape[1] // shape[0] if "c_attn" in owner.split(".") else 1
                 layout = groups, shape[0], shape[1] // groups
                 return Role("matrix", shape, layout, transposed=True, side_by_side=True)
-        case _ if dimensions is None:
-            is_weight = name in _WEIGHT_NAMES or name.endswith(_WEIGHT_SUFFIXES)
-            known_kind = len(shape) == 2 and is_weight and not _is_in_a_stack(module, name, shape)
-            return plain_matrix(shape) if known_kind else Role("unknown", shape)
         case _ConvNd():
             if name == "weight":
                 return plain_matrix(shape, module.groups, module.transposed)

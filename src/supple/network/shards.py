@@ -121,7 +121,10 @@ class Piece:
         """Add ``u vᵀ`` to the piece in place; ``u`` for its rows, ``v`` whole."""
         u, v = u.mT.to(tensor.dtype), self._at_columns(v).to(tensor.dtype)  # (rows, groups) and (groups, columns)
         if self._boundaries == (1, 1) and tensor.ndim == 2:
-            tensor.addcmul_(u, v) if u.shape[-1] == 1 else tensor.addmm_(u, v)
+            if u.shape[-1] == 1:
+                tensor.addcmul_(u, v)
+            else:
+                tensor.addmm_(u, v)
             return
         outer = u * v if u.shape[-1] == 1 else u @ v
         if self._role.transposed:
