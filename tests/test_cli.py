@@ -12,7 +12,6 @@ from importlib import metadata
 from unittest.mock import Mock
 
 import pytest
-import torch
 from fsspec.registry import known_implementations
 
 from supple import cli, figures
@@ -36,8 +35,6 @@ DIGITS = "random-label-digits"
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "220")
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
@@ -423,12 +420,13 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--gpus", 1), "--engine ray"),
         (("run", DIGITS, "--engine", "ray", "--gpus", "nan"), "a share of a GPU"),
         (("run", DIGITS, "--engine", "ray", "--gpus", 1.5), "a share of a GPU"),
+        (("run", DIGITS, "--engine", "ray", "--address", "auto", "--workers", 2), "no --workers with --address, got 2"),
         (("run", DIGITS, "--first-seed", -1), "seeds from 0"),
         (("run", DIGITS, "--first-seed", 2**64), "seeds from 0"),
         (("demo", "--seeds", 10**9), "at most 1000 seeds"),
         (("run", DIGITS, "--batch-size", 5000), "at least one batch of 5000"),
         (("run", DIGITS, "--examples", -5), "1797 training examples, got -5"),
-        (("run", DIGITS, "--method", "none", "--strength", 1), "no strength of none"),
+        (("run", DIGITS, "--method", "none", "--strength", 1), "methods with a strength, got none"),
         (
             ("sweep", DIGITS, "--methods", "none", "layer-norm", "--strengths", 1),
             "methods with a strength, got none",

@@ -71,10 +71,10 @@ def known(name: str, names: Collection[str], kind: str) -> str:
     return name
 
 
-def check_range(what: str, value: float, least: float, most: float = math.inf) -> None:
+def check_range(what: str, value: float, minimum: float, maximum: float = math.inf) -> None:
     """Check that a number is in its range."""
-    if not (math.isfinite(value) and least <= value <= most):
-        limits = f"from {least:,} to {most:,}" if most < math.inf else f"of at least {least:,}"
+    if not (math.isfinite(value) and minimum <= value <= maximum):
+        limits = f"from {minimum:,} to {maximum:,}" if maximum < math.inf else f"of at least {minimum:,}"
         raise ValueError(f"expected {what} {limits}, got {value:,}: choose another number")
 
 

@@ -23,10 +23,10 @@ from supple.training.methods import METHODS
 DIGITS = "random-label-digits"
 
 
-def commands(run):
+def commands(run, device="cpu"):
     """Of a run, from its configuration as the store holds it."""
     config = dataclasses.asdict(run) if isinstance(run, Run) else run.config()
-    return report_commands.commands(json.loads(json.dumps(config)))
+    return report_commands.commands(json.loads(json.dumps(config)), device)
 
 
 def typed(command):
@@ -189,6 +189,13 @@ def test_seeds_of_control_are_trained_one_by_one():
         "supple rl Pendulum-v1 --method l2 --steps 20000 --first-seed 7 --seeds 1",
     ]
     assert repeated(run) == alike
+
+
+def test_seeds_of_control_on_another_device_are_one_run():
+    run = control.Run.of("Pendulum-v1", "l2", [0, 1, 2], steps=20_000)
+    (command,) = commands(run, "cuda")
+    assert command.endswith("--device cuda --seeds 3")
+    assert typed(command) == [run]
 
 
 def test_constants_that_no_option_takes_have_no_command():

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from PIL import Image
 
 from supple import cli
@@ -39,8 +38,7 @@ def supple(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["supple", "rl", *map(str, arguments), "--out", str(tmp_path)])
         cli.main()
 
-    yield call
-    torch.set_flush_denormal(False)
+    return call
 
 
 def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatch):

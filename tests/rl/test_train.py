@@ -57,7 +57,6 @@ def _short():
     gymnasium.register("Short-v0", Short, disable_env_checker=True)
     yield
     del gymnasium.registry["Short-v0"]
-    torch.set_flush_denormal(False)
 
 
 def run(method="none", seeds=(0,), problem="Short-v0", **changes):
@@ -416,6 +415,7 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
         ({"method": "resets", "resets": {"parts": ()}}, "parts to reset, .* got none"),
         ({"method": "resets", "resets": {"every": 0}}, "1 or more"),
         ({"method": "spectral", "strength": -1.0}, "a strength of spectral of at least 0, got -1"),
+        ({"method": "support.extensions:Bare"}, "a strength of support.extensions:Bare, which has no default"),
         ({"method": "spectral", "options": {"targt": 1.0}}, "did you mean 'target'"),
         ({"method": "upgd", "options": {"noise": "much"}}, "noise of upgd to be like 0.001, got 'much'"),
         *(({"method": name, "exempt_heads": True}, f"exempt heads, got {name}") for name in EXEMPT_REFUSED),
@@ -461,6 +461,9 @@ def test_what_does_not_work_is_told_before_anything_is_written(tmp_path, monkeyp
         train(run(), root=str(tmp_path), device="cuda:99")
     with pytest.raises(ValueError, match=r"a task of the suite, .* got 'Short-v0': use --change actions"):
         train(run(change="dynamics", change_every=20), root=str(tmp_path))
+    for method, options in (("supple:FIRE", {}), ("shrink-and-perturb", {"variant": "task"})):
+        with pytest.raises(ValueError, match=r"a method that acts in steps, got .* between tasks: an agent has none"):
+            train(run(method, options=options), root=str(tmp_path))
     monkeypatch.setattr(Short, "step", lambda self, action: (np.float32([0, math.nan, 0]), 0.0, False, False, {}))
     with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* correct the environment"):
         train(run(), root=str(tmp_path))

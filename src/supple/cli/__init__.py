@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
 
 from supple import figures
-from supple.cli.control import MOST_SEEDS, Control
+from supple.cli.control import MAX_SEEDS, Control
 from supple.cli.looking import PlasticityTestCommand, Report, Results
 from supple.cli.options import Engine, Methods, Numbers, Protocol
 from supple.cli.output import choices, show, table
@@ -79,12 +79,7 @@ class RunCommand(Protocol, Engine):
     def members(self) -> list["Run"]:
         """One run per network."""
         from supple.lab.grid import product
-        from supple.training import methods
 
-        if self.strength is not None and not methods.find(self.method).has_strength:
-            raise ValueError(
-                f"expected no strength of {self.method}, which has none, got {self.strength}: leave it out"
-            )
         strengths, step_sizes = ([] if value is None else [value] for value in (self.strength, self.step_size))
         return product(
             self.problem,
@@ -116,10 +111,7 @@ class Sweep(Protocol, Engine):
 
     def __call__(self) -> None:
         from supple.lab.grid import TUNING_SEEDS, product, tuned
-        from supple.training.methods import find
 
-        if self.strengths and not any(find(method).has_strength for method in self.methods):
-            raise ValueError(f"expected methods with a strength, got {', '.join(self.methods)}: leave --strengths out")
         settings: dict[str, Any] = {"strengths": self.strengths, "step_sizes": self.step_sizes, **self.changes()}
         members = product(self.problem, self.methods, range(self.seeds), **settings)
         if self.tuning_seeds:
@@ -158,7 +150,7 @@ class FigureCommand(Engine):
         self.check()
         figure = figures.find(self.number)
         seeds = {"quick": 2, "paper": 10}[self.scale] if self.seeds is None else self.seeds
-        check_range("seeds", seeds, 1, MOST_SEEDS)
+        check_range("seeds", seeds, 1, MAX_SEEDS)
         if isinstance(figure, ControlFigure):
             self.train_agents(figure.runs(self.scale, seeds))
             chart = figure.draw(lambda runs: run.results(runs, self.out), self.scale, seeds)
@@ -204,8 +196,8 @@ def tables() -> dict[str, "Table"]:
     methods = table("Methods", "method", "strength", "what it does; its options (--option)")
     for name, method in METHODS.items():
         strength = f"{method.strength:g}" if method.strength else "-"
-        told = {option: "left out" if value is None else value for option, value in method.defaults.items()}
-        options = ", ".join(f"{option} {value}" for option, value in told.items())
+        shown = {option: "left out" if value is None else value for option, value in method.defaults.items()}
+        options = ", ".join(f"{option} {value}" for option, value in shown.items())
         what = f"{method.title}: {method.summary}"
         methods.add_row(name, strength, f"{what}; supple.{method.mitigator.__name__}: {options}" if options else what)
     methods.caption = "help(supple.ReDo) in Python explains the options of redo"
@@ -249,8 +241,8 @@ def main() -> None:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
         end = "no file is half written, and the same command starts again"
-        if isinstance(command, Engine | Control):
-            end = f"finished tasks are kept in {command.out}, and the same command goes on after them"
+        if isinstance(command, Engine):
+            end = f"finished tasks are kept in {command.out}, and the same command resumes after them"
         print(f"supple: stopped: {end}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
 

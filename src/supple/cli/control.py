@@ -1,14 +1,13 @@
 """The command ``supple rl``."""
 
 import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from supple.cli.options import Engine, Methods, Options, Precision, with_booleans
-from supple.cli.output import print_table
+from supple.cli.output import print_ending, print_table
 from supple.errors import check_range
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from supple.rl.run import Run
 
-MOST_SEEDS = 1_000
+MAX_SEEDS = 1_000
 HEADINGS = ("method", "strength", "steps", "seeds", "at the end")
 
 # Heavy modules are imported where they are used, so that help texts appear at once.
@@ -99,45 +98,39 @@ class Control(Engine):
     def __call__(self) -> None:
         if self.video:
             os.environ.setdefault("MUJOCO_GL", "egl")
-        from rich.console import Console
-
         from supple.rl.charts import over_steps
         from supple.runs.charts import over_seeds, save
         from supple.runs.stats import note_on_diverged
-        from supple.runs.store import digest
+        from supple.runs.store import digest, file_name
 
-        runs, console = self.members(), Console()
+        runs = self.members()
         if self.video:
             from supple.rl import video
 
             video.rehearse(self.task)
         if any(run.resets and not run.is_reset for run in runs):
-            console.print(
-                "no reset falls into these runs, so that `resets` is `none` here: set a smaller --reset-every"
-            )
+            print("no reset falls into these runs, so that `resets` is `none` here: set a smaller --reset-every")
         rows = self.train_agents(runs, self.device)
         print_table(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
         diverged = note_on_diverged(rows, "return")
         if diverged:
-            console.print(diverged)
+            print(diverged)
         subtitle = "; ".join(filter(None, [f"evaluation return, {over_seeds(self.seeds)}", diverged]))
         chart = over_steps(rows, "return", f"{self.task}{primed}", subtitle)
         folders = " ".join(sorted(run.folder(self.out).name for run in runs))
-        name = re.sub(r"[^\w-]", "-", f"chart-{self.task}-{digest(folders)}")
-        for path in save(chart, self.out, name):
-            console.print(f"chart: {path}", highlight=False, soft_wrap=True)
+        for path in save(chart, self.out, file_name(f"chart-{self.task}-{digest(folders)}")):
+            print(f"chart: {path}")
         if self.video:
-            console.print(f"video: {video.strip(runs[0], self.out)}", highlight=False, soft_wrap=True)
-        console.print(f"runs:  {self.out}", highlight=False, soft_wrap=True)
-        console.print(f"next:  supple report {self.out}", highlight=False, soft_wrap=True)
+            print(f"video: {video.strip(runs[0], self.out)}")
+        print_ending(self.out)
 
     def members(self) -> "list[Run]":
         """One run per method and seed; on other devices than a CPU, one per method."""
         from supple.rl.methods import RESETS, find
         from supple.rl.run import COMMAND_FIELDS, Run
 
-        check_range("seeds", self.seeds, 1, MOST_SEEDS)
+        check_range("seeds", self.seeds, 1, MAX_SEEDS)
         check_range("methods", len(self.methods), 1)
         strengths = [value for value in (self.strength, self.actor_strength) if value is not None]
         if strengths and not any(find(method).has_strength for method in self.methods):
@@ -147,7 +140,7 @@ class Control(Engine):
         if given and RESETS not in self.methods:
             raise ValueError(f"expected --method resets with --reset-{given[0]}, got {', '.join(self.methods)}: add it")
         seeds = range(self.first_seed, self.first_seed + self.seeds)
-        apart = [[seed] for seed in seeds] if self.device == "cpu" else [list(seeds)]
+        seed_groups = [[seed] for seed in seeds] if self.device == "cpu" else [list(seeds)]
         return [
             Run.of(
                 self.task,
@@ -161,7 +154,7 @@ class Control(Engine):
                 matmul_precision=self.matmul_precision,
                 **{name: getattr(self, name) for name in COMMAND_FIELDS},
             )
-            for seeds in apart
+            for seeds in seed_groups
             for method in dict.fromkeys(self.methods)
         ]
 

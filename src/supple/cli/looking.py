@@ -44,8 +44,8 @@ class Results:
             if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
                 metric = print_tables(ended, self.metric)
                 if self.chart:
-                    shown = f"-{metric.replace('/', '-')}" if self.metric else ""
-                    draw(ended, metric, self.runs, f"results-{{}}-{rows['scale'][0]}{shown}")
+                    shown = f"-{metric}" if self.metric else ""
+                    draw(ended, metric, self.runs, f"results-{rows['problem'][0]}-{rows['scale'][0]}{shown}")
             networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
             if left := networks - len(ended.unique(["run", "member"])):
                 print(

@@ -146,6 +146,8 @@ class Engine:
         check_writable(self.out)
         if self.tensorboard is not None:
             tensorboard.check(self.tensorboard)
+        if self.address is not None and self.workers is not None:
+            raise ValueError(f"expected no --workers with --address, got {self.workers}: the cluster sets their number")
         if self.engine == "ray":
             cluster.check(self.gpus, self.address)
         elif self.gpus or self.address is not None:

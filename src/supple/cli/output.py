@@ -1,6 +1,5 @@
 """What commands print and draw: tables and curves of one problem."""
 
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,24 +18,31 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
     from supple.runs.store import digest
 
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
-    draw(rows, print_tables(rows), out, f"{name}-{{}}-{ending}", "" if name == "chart" else f"{name.capitalize()}: ")
+    file = f"{name}-{rows['problem'][0]}-{ending}"
+    draw(rows, print_tables(rows), out, file, "" if name == "chart" else f"{name.capitalize()}: ")
     if name == "chart":
-        print(f"runs:  {out}")
-        print(f"next:  supple report {out}")
+        print_ending(out)
+
+
+def print_ending(out: str) -> None:
+    """Print where the runs are, and what to do next."""
+    print(f"runs:  {out}")
+    print(f"next:  supple report {out}")
 
 
 def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "") -> None:
-    """Draw the curves of one problem, agents' over steps; ``before`` comes before the title, the problem in ``{}``."""
+    """Draw the curves of one problem, agents' over steps, into the file ``name``; ``before`` begins the title."""
     from supple.lab.problems import protocol_of, title_of
     from supple.rl.charts import over_steps
+    from supple.runs.changes import is_control
     from supple.runs.charts import learning_curves, over_seeds, save
+    from supple.runs.store import file_name
     from supple.runs.tables import title_with_scale
 
     problem, subtitle = rows["problem"][0], over_seeds(rows["seed"].n_unique())
     title = before + title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
-    agents = "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
-    chart = (over_steps if agents else learning_curves)(rows, metric, title, subtitle)
-    for path in save(chart, out, name.format(re.sub(r"[^\w-]", "-", problem))):
+    chart = (over_steps if is_control(rows) else learning_curves)(rows, metric, title, subtitle)
+    for path in save(chart, out, file_name(name)):
         print(f"chart: {path}")
 
 

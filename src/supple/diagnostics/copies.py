@@ -92,8 +92,8 @@ class Trained:
         try:
             return FreshParameters(network, names).draw([torch.Generator().manual_seed(seed)])
         except ValueError as error:
-            told = str(error).partition(":")[0]
-            raise ValueError(f"{told}: pass fresh=, a function that builds a new network") from None
+            message = str(error).partition(":")[0]
+            raise ValueError(f"{message}: pass fresh=, a function that builds a new network") from None
 
 
 def _shape(tensor: Any) -> tuple[int, ...] | None:

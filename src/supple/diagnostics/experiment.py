@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from supple.diagnostics.copies import Trained, seeded, without_gradients
 from supple.diagnostics.verdict import AS_IT_IS, FRESH_NETWORK, FRESH_OPTIMIZER, PlasticityTest
-from supple.mitigators.optimizers import inner_optimizers
+from supple.mitigators.optimizers import inner_optimizers, searches_lines
 from supple.network.graph import unwrapped
 from supple.network.population import Population
 
@@ -141,9 +141,9 @@ def plasticity_test(
                 one_step = partial(step, trained.network, trained.optimizer)
             elif loss:
                 one_step = partial(_step, trained, loss)
-            told = partial(report, f"repeat {repeat + 1} of at most {repeats}, {name}")
+            report_step = partial(report, f"repeat {repeat + 1} of at most {repeats}, {name}")
             with reproducible():
-                return _losses(one_step, _read(batches, steps, seed + repeat), trained, told)
+                return _losses(one_step, _read(batches, steps, seed + repeat), trained, report_step)
 
     for repeat in range(repeats):
         for name in arms:
@@ -206,7 +206,7 @@ def _step(trained: Trained, loss: Loss, batch: Any) -> Tensor:
     for optimizer in trained.optimizers:
         if scaler:
             scaler.step(optimizer)
-        elif any("max_iter" in group for group in optimizer.param_groups):  # L-BFGS computes the loss again
+        elif searches_lines(optimizer):  # it computes the loss again
             optimizer.step(partial(_closure, optimizer, loss, trained.network, batch))
         else:
             optimizer.step()

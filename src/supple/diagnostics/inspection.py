@@ -208,8 +208,8 @@ class Inspection:
         if any(len(shape) <= batch or shape[batch] != shapes[0][batch] for shape in shapes):
             raise ValueError(
                 f"expected as many examples in each tensor of the probe, got shapes {', '.join(map(str, shapes))}: the "
-                f"batch comes {'after the members' if batch else 'first'}, in labels too; gradients of single examples "
-                "can't be had otherwise, so leave out the diagnostics of them, or the labels"
+                f"batch comes {'after the members' if batch else 'first'}, in labels too; otherwise gradients of "
+                "single examples cannot be computed, so leave out the diagnostics of them, or the labels"
             )
 
     def _check_probe(self) -> None:

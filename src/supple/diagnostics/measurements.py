@@ -88,7 +88,7 @@ def _chosen(names: Iterable[str] | None, inspection: Inspection) -> tuple[str, .
     for name in chosen if names is not None else ():
         if lacking[name]:
             raise ValueError(
-                f"expected {lacking[name][0]} for {name}, got none: activations are had with probe=(inputs, None), "
+                f"expected {lacking[name][0]} for {name}, got none: activations need probe=(inputs, None), "
                 "gradients with probe=(inputs, labels) and trainable parameters, singular values with a weight matrix; "
                 "or leave that diagnostic out"
             )

@@ -97,7 +97,7 @@ class PlasticityTest:
         if self.verdict == "nothing":
             lost = "little" if self.differences["both"].low > 0 else "nothing"
             ahead = self.differences["both"].high < -self.threshold
-            known = "; it is ahead by what it knows already: data that ask for something new tell more"
+            known = "; it starts ahead because it knows part of this already: test on data that need something new"
             harder = "; if its loss was lower before, the data are harder now"
             return (
                 f"{lost} is lost: the network's loss ends at {own}, a fresh one's at {fresh} (difference {both}; "
@@ -131,7 +131,7 @@ class PlasticityTest:
         )
         return (
             f"; but it learns more slowly: its mean loss over all {steps} steps is {mine}, a fresh one's {theirs}; "
-            "if you train for fewer steps on new data, test with so many"
+            "if you train for fewer steps on new data, test with that many"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ STEPS = 100
 LEARNED = 0.05
 """The mean loss from which on the tasks count as learned: a tenth of the loss when a target changes."""
 STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
+MAX_STEPS = 100_000
+"""After which :func:`steps_to_learn` gives up."""
 
 
 def loss(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def continual_loss(c: Tensor, step_size: float) -> Tensor:
     return torch.stack(losses).mean(0)
 
 
-def steps_to_learn(a: Tensor, step_size: float, most: int = 100_000) -> Tensor:
+def steps_to_learn(a: Tensor, step_size: float) -> Tensor:
     """§3.2: the number of steps until the loss of the second task is below a tenth of its initial value.
 
     The first task's solution is θ₁ = diag(1, a), θ₂ = (0, a), with condition number 1/a; the second task is
@@ -65,10 +67,10 @@ def steps_to_learn(a: Tensor, step_size: float, most: int = 100_000) -> Tensor:
     zero, one = torch.zeros_like(a), torch.ones_like(a)
     w1, w2 = torch.diag_embed(torch.stack([one, a], -1)), torch.stack([zero, a], -1)
     x, y = torch.tensor([[0.0, 1.0]]).to(a), torch.tensor([1.0]).to(a)
-    first, needed = loss(w1, w2, x, y), torch.full_like(a, most)
-    for step in range(most):
-        needed[(loss(w1, w2, x, y) < 0.1 * first) & (needed == most)] = step
-        if (needed < most).all():
+    first, needed = loss(w1, w2, x, y), torch.full_like(a, MAX_STEPS)
+    for step in range(MAX_STEPS):
+        needed[(loss(w1, w2, x, y) < 0.1 * first) & (needed == MAX_STEPS)] = step
+        if (needed < MAX_STEPS).all():
             break
         w1, w2 = _descended(w1, w2, x, y, step_size, 1)
     return needed

@@ -22,7 +22,7 @@ SMALL_STEP = 100e6
 """On a CPU, stacked members are faster than one after the other if one member's step takes fewer operations than this:
 ten members together gain 2.1 times at 9 million, 1.4 at 69 and nothing at 275 (benchmarks/performance.py)."""
 
-MOST_STACKED = {"cpu": 10, "cuda": 64}
+MAX_STACKED = {"cpu": 10, "cuda": 64}
 """The largest number of members in one population, by device."""
 
 Member = tuple[str, int]
@@ -53,10 +53,13 @@ def product(
         raise ValueError(
             f"expected at most {TUNING_SEEDS} seeds, got more: those from {TUNING_SEEDS} on are for tuning"
         )
+    methods = [*dict.fromkeys(methods)]
+    if strengths and not any(find(method).has_strength for method in methods):
+        raise ValueError(f"expected methods with a strength, got {', '.join(methods)}: leave --strength out")
     members = [
         Run.of(problem, method, [seed], strength=strength, step_size=step_size, **changes)
         for seed in seeds
-        for method in dict.fromkeys(methods)
+        for method in methods
         for strength in (find(method).has_strength and strengths) or (None,)
         for step_size in step_sizes or (None,)
     ]
@@ -152,4 +155,4 @@ def most_stacked(run: Run) -> int:
     """The largest population for such a run: 1 if stacking members would not be faster, or if their tasks differ."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     is_faster = device == "cuda" or operations(run) < SMALL_STEP
-    return MOST_STACKED[device] if is_faster and equally_long(run) else 1
+    return MAX_STACKED[device] if is_faster and equally_long(run) else 1

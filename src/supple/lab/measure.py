@@ -39,7 +39,6 @@ class Probe:
         x = data.normalized(images)
         labels = [generator(Stream.PROBE, seed).integers(classes, size=PROBE) for seed in population.seeds]
         y = torch.stack([torch.from_numpy(drawn) for drawn in labels]).to(x.device)
-        self._device = x.device
         self._measurements = Measurements(population, x.expand(len(population), *x.shape), y, diagnostics)
         self._measurements.keep()
 
@@ -53,8 +52,7 @@ class Probe:
 
     def load_state_dict(self, state: dict[str, Tensors]) -> None:
         """Restore the result of :meth:`state_dict`."""
-        on_device = {part: {name: h.to(self._device) for name, h in tensors.items()} for part, tensors in state.items()}
-        self._measurements.load_state_dict(on_device)
+        self._measurements.load_state_dict(state)
 
 
 @torch.no_grad()

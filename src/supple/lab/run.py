@@ -86,12 +86,7 @@ class Run(BaseRun):
             scales = " or ".join(protocol.scales)
             raise ValueError(f"expected {problem} at scale {scales}, got {scale}: it has no other form")
         entry = methods.find(method)
-        if strength is None:
-            strength = entry.strength
-            if math.isnan(strength):
-                raise ValueError(f"expected a strength of {method}, which has no default, got none: say --strength")
-        if not (math.isfinite(strength) and 0 <= strength <= entry.largest_strength):
-            raise ValueError(f"expected a strength of {method} from 0 to {entry.largest_strength:g}, got {strength}")
+        strength = methods.strength_of(method, entry, strength, entry.strength)
         methods.check_options(method, entry, options or {})
         seeds = tuple(seeds)
         if diagnostics is None:
@@ -108,8 +103,7 @@ class Run(BaseRun):
             autocast=known(autocast, AUTOCAST, "type for autocast") if autocast else None,
             diagnostics=tuple(known(name, DIAGNOSTICS, "diagnostic") for name in diagnostics),
             seeds=seeds,
-            # As float, because 1 and 1.0 must give the same folder.
-            strengths=(float(strength),) * len(seeds),
+            strengths=(strength,) * len(seeds),
             **numbers | {name: value for name, value in changes.items() if value is not None},
         )
         run.check_seeds()

@@ -99,7 +99,7 @@ class Trainer:
         with matmul_precision(self.run.matmul_precision):
             for step, batch in enumerate(batches, 1):
                 correct += self._step(self._inputs(batch, pixels), labels.gather(1, batch))
-                if step % 50 == 0 and step < len(batches):  # that the whole task is done is told once it is saved
+                if step % 50 == 0 and step < len(batches):  # the end of a task is reported after it is saved
                     report(task + step / len(batches))
         measured = evaluate(self.learner.members, self.data, tasks)
         measured["online_accuracy"] = correct / (len(batches) * self.run.batch_size)

@@ -77,12 +77,12 @@ def watch(root: str, out: str | None = None) -> None:
         write_page(root, out)
 
 
-def page(root: str, way: str = "", every: int | None = None) -> str:
+def page(root: str, link_prefix: str = "", every: int | None = None) -> str:
     """The page's HTML.
 
     Args:
         root: the folder of all runs.
-        way: the prefix of links from the page to the runs' folders.
+        link_prefix: the prefix of links from the page to the runs' folders.
         every: see :func:`write_page`.
     """
     with warnings.catch_warnings(record=True) as unreadable:
@@ -92,12 +92,12 @@ def page(root: str, way: str = "", every: int | None = None) -> str:
     rows, configs = joined(runs), {name: run.config for name, run in runs.items()}
     environments = {name: run.environment for name, run in runs.items() if run.environment}
     members = members_of(configs, environments, rows)
-    methods = members["method"].unique(maintain_order=True).sort().to_list() if len(members) else []
+    methods = members["method"].unique().sort().to_list() if len(members) else []
     drawings = Drawings(methods)
     sections = sections_of(members, rows, configs, tests, drawings)
     text: str = _template().render(
         root=root,
-        way=way,
+        link_prefix=link_prefix,
         every=every,
         written=time.strftime("%Y-%m-%d %H:%M %z"),
         sections=sections,

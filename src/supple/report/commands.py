@@ -30,17 +30,18 @@ OPTIONS = {
 """The option of ``supple run`` for each field of a run."""
 
 
-def commands(config: Mapping[str, Any]) -> list[str]:
+def commands(config: Mapping[str, Any], device: str = "cpu") -> list[str]:
     """The commands that train these members again: one for each strength and each range of consecutive seeds.
 
     Current defaults are left out. Empty if the run can only be made in Python, or is of another version.
 
     Args:
         config: a run's configuration, of the laboratory or of reinforcement learning, as the store holds it.
+        device: of the agents; the laboratory chooses its own.
     """
     try:
         run = Run.of_config(config)
-        return _laboratory(run) if run else _control(config)
+        return _laboratory(run) if run else _control(config, device)
     except (Exception, SystemExit):  # another version's run, or the user's own code, which may raise anything
         return []
 
@@ -72,7 +73,7 @@ def _laboratory(run: Run) -> list[str]:
     ]
 
 
-def _control(config: Mapping[str, Any]) -> list[str]:
+def _control(config: Mapping[str, Any], device: str) -> list[str]:
     options, (strength, *_) = json.loads(config["options"]), config["strengths"]
     actor_strength, exempt_heads = options.pop("actor_strength", None), options.pop("exempt_heads", False)
     resets, options = (options, {}) if config["method"] == RESETS else ({}, options)
@@ -109,6 +110,8 @@ def _control(config: Mapping[str, Any]) -> list[str]:
     if "matmul_precision" in config:
         arguments["matmul_precision"] = run.matmul_precision
     arguments |= {f"reset_{name}": value for name, value in resets.items()}
+    if device != "cpu":
+        arguments["device"] = device
     common = ["supple", "rl", run.problem, "--method", run.method]
     for name, value in arguments.items():
         values = value if isinstance(value, tuple) else () if value is True else (value,)

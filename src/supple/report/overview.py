@@ -15,7 +15,8 @@ def members_of(
     """One row per member, including members of runs that have only just started.
 
     Columns: the run's configuration, and ``run``, ``member``, ``seed``, ``strength``; ``done``, the finished tasks;
-    ``seconds``, the member's share of its run's time; ``subset``, whether only part of the data set was used.
+    ``seconds``, the member's share of its run's time; ``device``; ``subset``, whether only part of the data set was
+    used.
     """
     records = []
     for run, config in configs.items():
@@ -23,6 +24,7 @@ def members_of(
         environment, seeds = environments.get(run, {}), config["seeds"]
         shared |= {
             "run": run,
+            "device": environment.get("device", "cpu"),
             "subset": environment.get("subset", False),
             "seconds": environment.get("seconds", 0.0) / len(seeds),
         }

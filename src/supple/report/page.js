@@ -99,16 +99,16 @@ function copy(event) {
     .then(() => { button.textContent = "copied"; }, () => { button.textContent = "select and copy by hand"; });
 }
 
-/** What the page was like before it was loaded anew, as far as the browser keeps such things. */
+/** What the page was like before it was reloaded, as far as the browser keeps such things. */
 function remembered(place) {
   try { return JSON.parse(sessionStorage.getItem(place)) ?? {}; } catch { return {}; }
 }
 
 function remember(place, state) {
-  try { sessionStorage.setItem(place, JSON.stringify(state)); } catch { /* then the page begins anew */ }
+  try { sessionStorage.setItem(place, JSON.stringify(state)); } catch { /* then the page starts from the top */ }
 }
 
-/** While runs are followed: load the page anew, and leave it as the reader had it. */
+/** While runs are followed: reload the page, and leave it as the reader had it. */
 function follow(seconds) {
   const place = `supple ${location.pathname}`;
   const folds = [...document.querySelectorAll("details")];

@@ -16,7 +16,7 @@ from supple.runs.changes import Changes
 from supple.runs.lines import words
 from supple.runs.tables import CHANGED, title_with_scale
 
-OF_MEMBERS = ("run", "member", "seed", "done", "seconds")
+OF_MEMBERS = ("run", "member", "seed", "done", "device", "seconds")
 """The columns of :func:`supple.report.overview.members_of` that are not settings of the training."""
 
 
@@ -67,10 +67,10 @@ def sections_of(
     for part in members.partition_by(protocol, maintain_order=True):
         problem = part["problem"][0]
         siblings = members.filter(pl.col("problem") == problem)
-        told = ("scale", "subset", "change", "change_every")  # by the title
-        apart = [name for name in protocol if name not in told and siblings[name].n_unique() > 1]
+        in_title = ("scale", "subset", "change", "change_every")
+        differing = [name for name in protocol if name not in in_title and siblings[name].n_unique() > 1]
         title = title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0]))
-        values = {name: "all" if name == "examples" and part[name][0] is None else part[name][0] for name in apart}
+        values = {name: "all" if name == "examples" and part[name][0] is None else part[name][0] for name in differing}
         shortened = {name for name in ("tasks", "epochs", "examples") if re.search(rf"\d {name}\b", title)}
         settings = [
             f"{CHANGED.get(name, words(name))} {value}"
@@ -120,14 +120,17 @@ def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     first = members.row(0, named=True)
-    config = configs[first["run"]] | {"seeds": members["seed"].to_list(), "strengths": members["strength"].to_list()}
+    repeating = []
+    for part in members.partition_by("device", maintain_order=True):
+        of_part = {"seeds": part["seed"].to_list(), "strengths": part["strength"].to_list()}
+        repeating += commands(configs[part["run"][0]] | of_part, part["device"][0])
     return {name: first[name] for name in TUNED} | {
         "seeds": members["seed"].to_list(),
         "done": members["done"].sum(),
         "tasks": members["tasks"].sum(),
         "seconds": members["seconds"].sum(),
         "folders": members["run"].unique(maintain_order=True).to_list(),
-        "commands": commands(config),
+        "commands": repeating,
     }
 
 

@@ -17,7 +17,7 @@ from supple.runs.tables import capitalized
 TUNED = ("method", "options", "strength", "step_size")
 """The settings compared within a protocol; runs that differ in any other setting belong to another protocol."""
 
-MOST_POINTS = 200
+MAX_POINTS = 200
 """The most points of a curve: with more tasks, neighbouring tasks are averaged."""
 
 
@@ -87,7 +87,7 @@ def standings(
     accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
     judge = next((name for name in JUDGES if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
-    last, window = last_count(tasks), -(-tasks // MOST_POINTS)
+    last, window = last_count(tasks), -(-tasks // MAX_POINTS)
     best = _best(at_furthest_task(shown), judge, last, "method", "options")
     several = len(shown.unique(TUNED)) > len(best)
     shown = shown.join(best, on=TUNED, how="semi", nulls_equal=True, maintain_order="left")

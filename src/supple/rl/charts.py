@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 
 from supple.rl.resets import Resets
-from supple.runs import metrics
 from supple.runs.changes import Changes
 from supple.runs.colours import COLOURS
 from supple.runs.lines import Lines, axis_extent, lines_over_tasks
@@ -21,9 +20,7 @@ INSIDE = ("overestimation", "critic_weight_norm", "critic_gradient_norm", "criti
 """The diagnostics of agents that figure 5 shows."""
 
 
-def over_steps(
-    rows: pl.DataFrame, metric: str, title: str, subtitle: str = "", *, width: int = WIDTH, height: int = HEIGHT
-) -> alt.LayerChart:
+def over_steps(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
     """A metric over steps, a line for each setting: the mean over seeds, shaded by its standard error.
 
     Dashed lines show where the world changes, and the subtitle says what changes.
@@ -34,12 +31,26 @@ def over_steps(
     if changes:
         lines = replace(lines, changes=changes.places)
         subtitle = "; ".join(filter(None, [subtitle, f"{changes}, after the evaluation at a dashed line"]))
-    return lines.sized(title, subtitle, width=width, height=height)
+    return lines.sized(title, subtitle, width=WIDTH, height=HEIGHT)
 
 
 def aggregate(rows: pl.DataFrame, title: str) -> alt.LayerChart:
     """Returns over steps of all tasks: the interquartile mean over runs, with its 95 % stratified bootstrap."""
-    lines = _lines(_interquartile(with_steps(rows)), "return", "interquartile mean of returns")
+    points = _interquartile(with_steps(rows))
+    methods = points["method"].unique(maintain_order=True)
+    within = () if len(points.unique(["method", "strength"])) == len(methods) else ("strength",)
+    if within:
+        points = points.with_columns(setting=pl.col("strength").map_elements("{:g}".format, pl.String))
+    lines = Lines(
+        points=points,
+        metric="return",
+        at="step",
+        series="method",
+        coloured=tuple(methods),
+        others=("strength",),
+        within=within,
+        y_title="interquartile mean of returns",
+    )
     return lines.sized(title, width=WIDTH, height=HEIGHT)
 
 
@@ -102,21 +113,3 @@ def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
         records.append((method, strength, step, mean, low, high, len(group)))
     names = ["method", "strength", "step", "mean", "low", "high", "seeds"]
     return pl.DataFrame(records, schema=names, orient="row").sort("step", maintain_order=True)
-
-
-def _lines(points: pl.DataFrame, metric: str, y_title: str | None = None) -> Lines:
-    methods = points["method"].unique(maintain_order=True)
-    strengths = points.unique(["method", "strength"])
-    within = () if len(strengths) == len(methods) else ("strength",)
-    if within:
-        points = points.with_columns(setting=pl.col("strength").map_elements("{:g}".format, pl.String))
-    return Lines(
-        points=points,
-        metric=metric,
-        at="step",
-        series="method",
-        coloured=tuple(methods),
-        others=("strength",),
-        within=within,
-        y_title=y_title or metrics.find(metric).title,
-    )

@@ -20,12 +20,12 @@ RESETS = "resets"
 METHODS: dict[str, Method] = {
     name: method
     for name, method in methods.METHODS.items()
-    # "resets" resets the whole agent, so network-reset is left out; an agent has no tasks, so FIRE would never act.
+    # "resets" resets the whole agent, so network-reset is left out; FIRE acts between tasks, and an agent has none.
     if not method.network and name not in ("network-reset", "fire")
 } | {
     RESETS: Method(
         title="resets",
-        summary="the whole agent is reinitialized now and then, and its buffer kept",
+        summary="the whole agent is reinitialized at intervals, and its buffer kept",
     )
 }
 
@@ -67,13 +67,23 @@ def mitigator_for(
     options: Mapping[str, Any],
     exempt_heads: bool,
 ) -> Mitigator:
-    """The method's mitigator on all actors or all critics; it reinitializes units as the networks were initialized."""
+    """The method's mitigator on all actors or all critics; it reinitializes units as the networks were initialized.
+
+    Raises:
+        ValueError: for a method that acts only between tasks: an agent has none.
+    """
     given = dict(options)
     if _is_a(method, UnitResets) and constants.initialization == "orthogonal":
         given["initializer"] = _orthogonal
     if exempt_heads:
         given["roles"] = dict.fromkeys(layers_of(population.stacked)[-1])
-    return method.on(population, strength, **given)
+    mitigator = method.on(population, strength, **given)
+    if mitigator.acts_at_task_start:
+        raise ValueError(
+            f"expected a method that acts in steps, got {method.title}, which acts between tasks: an agent has none; "
+            "take another method or variant"
+        )
+    return mitigator
 
 
 def _is_a(method: Method, classes: type | tuple[type, ...]) -> bool:

@@ -15,7 +15,7 @@ from supple.rl.presets import PRESETS, Constants
 from supple.rl.resets import Resets
 from supple.runs.run import BaseRun
 from supple.runs.store import load
-from supple.training.methods import check_options
+from supple.training.methods import check_options, strength_of
 from supple.training.precision import MATMUL_PRECISIONS
 
 PAPER_STEPS = 1_000_000
@@ -118,12 +118,12 @@ class Run(BaseRun):
         changes |= {name: value for name, value in constants.items() if value is not None}
         if not chosen.has_strength:  # of another method in the same command
             strength = actor_strength = None
-        strength = float(default_strength(chosen) if strength is None else strength)
+        strength = strength_of(method, chosen, strength, default_strength(chosen))
         run = cls(
             problem=problem,
             method=method,
             strength=strength,
-            actor_strength=strength if actor_strength is None else float(actor_strength),
+            actor_strength=strength_of(method, chosen, actor_strength, strength),
             seeds=tuple(seeds),
             preset=preset,
             constants=Constants(**changes),
@@ -150,8 +150,6 @@ class Run(BaseRun):
         check_range("steps from one evaluation to the next", self.evaluate_every, 1)
         check_range("episodes in an evaluation", self.episodes, 1, 1_000)
         check_range("updates for priming", self.prime, 0)
-        for strength in (self.strength, self.actor_strength):
-            check_range(f"a strength of {self.method}", strength, 0, find(self.method).largest_strength)
         if constants.capacity < constants.random_steps:
             raise ValueError(
                 f"expected a buffer for the {constants.random_steps:,} random steps before the first update, got one "
@@ -210,10 +208,10 @@ class Run(BaseRun):
         the method's options that differ from their defaults, except its strength; ``resets`` lists all reset options.
         The usual precision and a world without changes are left out: older folders keep their names.
         """
-        apart = ["strength", "actor_strength", "constants", "resets", "options", "exempt_heads"]
-        apart += ["matmul_precision"] * (self.matmul_precision == "highest")
-        apart += ["change", "change_every"] * (self.change is None)
-        flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in apart}
+        omitted = ["strength", "actor_strength", "constants", "resets", "options", "exempt_heads"]
+        omitted += ["matmul_precision"] * (self.matmul_precision == "highest")
+        omitted += ["change", "change_every"] * (self.change is None)
+        flat = {key: value for key, value in dataclasses.asdict(self).items() if key not in omitted}
         flat |= dataclasses.asdict(self.constants)
         usual = Resets()
         resets = dataclasses.asdict(self.resets) if self.resets else {}

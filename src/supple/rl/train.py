@@ -51,7 +51,8 @@ class Training:
             torch.compiler.reset()  # otherwise it silently stops compiling after eight agents of different kinds
         self.agent = agent_of(run, *sizes, compiled=self.compiled, device=device)
         spare = min(run.evaluate_every, run.steps)
-        self.replay = Replay(len(run.seeds), run.constants.capacity, *sizes, spare=spare, path=buffer)
+        capacity = min(run.constants.capacity, run.steps)  # no run needs more
+        self.replay = Replay(len(run.seeds), capacity, *sizes, spare=spare, path=buffer)
         self.step, self.updates = 0, 0
         self.resets = 0
         """How many periods of the reset schedule had passed at the last reset."""

@@ -12,8 +12,13 @@ from supple.rl.train import Training
 from supple.rl.worlds import Rearranged, world_at
 from supple.runs.streams import Stream, number
 
+PICTURES = 8
+"""Side by side, evenly spaced over the episode."""
+SIZE = 240
+"""Height and width of a picture, in pixels."""
 
-def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
+
+def strip(run: Run, root: str) -> Path:
     """Play an episode with the run's first member from its checkpoint, without noise; return the path of the PNG file.
 
     A world that changes is shown as the agent met it last.
@@ -21,8 +26,6 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
     Args:
         run: a trained run.
         root: the folder of all runs.
-        pictures: number of images, side by side, evenly spaced over the episode.
-        size: height and width of an image, in pixels.
 
     Raises:
         FileNotFoundError: when the run has no checkpoint yet.
@@ -41,10 +44,10 @@ def strip(run: Run, root: str, *, pictures: int = 8, size: int = 240) -> Path:
     step, last = 0, False
     while not last:
         if step % 10 == 0:
-            shown.append(_drawn(stage, size))
+            shown.append(_drawn(stage, SIZE))
         seen = torch.from_numpy(observation).expand(len(run.seeds), -1)
         step, (observation, _, _, last) = step + 1, world.step(training.agent.act(seen)[0].numpy())
-    chosen = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, pictures)]
+    chosen = [shown[round(index)] for index in np.linspace(0, len(shown) - 1, PICTURES)]
     path = Path(folder.path) / "episode.png"
     Image.fromarray(np.concatenate(chosen, axis=1)).save(path)
     return path

@@ -6,6 +6,11 @@ from typing import NamedTuple
 import polars as pl
 
 
+def is_control(rows: pl.DataFrame) -> bool:
+    """Whether the rows are of agents, whose tasks are evaluations after so many steps of the environment."""
+    return "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None
+
+
 class Changes(NamedTuple):
     """The changes of a world."""
 

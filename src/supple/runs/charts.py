@@ -17,7 +17,7 @@ from supple.runs.stats import by_task, settings
 
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
-MOST_COLOURS = 7
+MAX_COLOURS = 7
 """Lines of one chart that can be told apart."""
 
 
@@ -97,19 +97,20 @@ def told_apart(rows: pl.DataFrame) -> list[str]:
     same rows agree.
     """
     methods = rows["method"].unique(maintain_order=True).to_list()
-    if len(methods) <= MOST_COLOURS:
+    if len(methods) <= MAX_COLOURS:
         return methods
     main = next((name for name in metrics.HEADLINES if name in rows["metric"]), rows["metric"][0])
     late = by_task(rows, main).filter(pl.col("task") >= pl.col("tasks") - 5).fill_nan(None)
     means = late.group_by(name for name in settings(rows) if name != "tasks").agg(pl.col("mean").mean())
     best = means.sort("mean", "method", descending=metrics.find(main).higher_is_better is not False, nulls_last=True)
-    return list(dict.fromkeys([*(method for method in methods if method == "none"), *best["method"]]))[:MOST_COLOURS]
+    return list(dict.fromkeys([*(method for method in methods if method == "none"), *best["method"]]))[:MAX_COLOURS]
 
 
 def save(chart: Chart, folder: str | Path, name: str = "chart") -> list[str]:
     """Write the chart as SVG, PNG (at double resolution), PDF and HTML; return the paths."""
     files, root = files_at(str(folder))
     files.makedirs(root, exist_ok=True)
+    chart = configured(chart)
     svg, html, png, pdf = io.StringIO(), io.StringIO(), io.BytesIO(), io.BytesIO()
     chart.save(svg, "svg")
     chart.save(png, "png", scale_factor=2)

@@ -93,7 +93,7 @@ def _check_resources(threads: int, gpus: float) -> None:
     machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]  # type: ignore[no-untyped-call]  # ray has none
     if not any(machine.get("CPU", 0) >= threads and machine.get("GPU", 0) >= gpus for machine in machines):
         raise ValueError(
-            f"expected a machine with {threads} cores and {gpus:g} GPUs in the cluster, got none that has so many: "
+            f"expected a machine with {threads} cores and {gpus:g} GPUs in the cluster, got none that large: "
             "take fewer (--threads, --gpus), or start one first"
         )
 

@@ -265,8 +265,8 @@ def _lines(
     means: pl.DataFrame, at: str, metric: str, series: str, others: list[str], coloured: Collection[str] | None
 ) -> Lines:
     if "options" in (series, *others):
-        told = pl.col("options").str.replace_all(r'[{}"]', "")
-        means = means.with_columns(options=pl.when(told == "").then(pl.lit("default")).otherwise(told))
+        shown = pl.col("options").str.replace_all(r'[{}"]', "")
+        means = means.with_columns(options=pl.when(shown == "").then(pl.lit("default")).otherwise(shown))
     points = with_band(means).select(*dict.fromkeys([series, *others, at, "mean", "error", "low", "high", "seeds"]))
     # Methods differ in their defaults: only a setting that differs within one colour needs dashes.
     within = [name for name in others if points.group_by(series).agg(pl.col(name).n_unique())[name].max() != 1]
@@ -277,7 +277,7 @@ def _lines(
     if within:
         # The dashes' legend names only what differs within a colour; other lines are solid, without a value.
         tuples = [
-            " · ".join(_told(name, value) for name, value in row.items())
+            " · ".join(_text_of(name, value) for name, value in row.items())
             for row in points.select(within).rows(named=True)
         ]
         points = points.with_columns(pl.Series("setting", tuples)).with_columns(
@@ -298,7 +298,7 @@ def _titled(series: str, value: Any) -> Any:
     return title_of(value) if series == "method" else value
 
 
-def _told(name: str, value: object) -> str:
+def _text_of(name: str, value: object) -> str:
     if name == "method":
         return title_of(str(value))
     return (f"{value:g}" if value else "none") if isinstance(value, float) else str(value)

@@ -51,7 +51,7 @@ def _bars(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[C
                 if job in done:
                     progress.advance(bar, amount - done[job])
                 else:
-                    progress.tasks[bar].completed += amount  # done before, which tells nothing of the speed
+                    progress.tasks[bar].completed += amount  # done earlier: it does not count for the speed
             done[job] = amount
 
         yield report
@@ -64,7 +64,7 @@ def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[
     done, total, began = dict.fromkeys(jobs, 0.0), sum(amount for _, amount in jobs.values()), time.monotonic()
     ended, runs = threading.Event(), f"{len(done)} run{'s'[: len(done) != 1]}"
     before: dict[Job, float] = {}
-    """What had been done of each when it was taken up, which took none of this time."""
+    """The work on each that was done before this process started; it does not count for the speed."""
 
     def report(job: Job, amount: float) -> None:
         before.setdefault(job, amount)

@@ -158,7 +158,12 @@ def _rows(content: bytes, config: Mapping[str, Any]) -> pl.DataFrame:
 def name_of(config: Mapping[str, Any]) -> str:
     """The name of the folder of a run with this configuration."""
     content = text_of(config)
-    return re.sub(r"[^\w-]", "-", f"{config['problem']}-{config['method']}") + f"-{digest(content)}"
+    return file_name(f"{config['problem']}-{config['method']}-{digest(content)}")
+
+
+def file_name(text: str) -> str:
+    """The text with a hyphen for every character that a file's name may not have everywhere."""
+    return re.sub(r"[^\w-]", "-", text)
 
 
 def text_of(config: Mapping[str, Any]) -> str:
@@ -175,7 +180,7 @@ def _read(files: Any, path: str, name: str, parse: Callable[[bytes], T]) -> T:
     try:
         return parse(read(files, f"{path}/{name}"))
     except DAMAGED as error:
-        raise ValueError(f"its {name} can't be read ({first_line(error)}): run its sweep again to mend it") from error
+        raise ValueError(f"its {name} can't be read ({first_line(error)}): run its sweep again to repair it") from error
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from supple.runs import metrics
-from supple.runs.changes import Changes
+from supple.runs.changes import Changes, is_control
 from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, varying
 from supple.training.methods import title_of
 
@@ -46,7 +46,7 @@ def results_table(
     digits = 1 if any(abs(row["mean"]) >= 100 for row in ranked) else 3
     title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
     steps = []
-    if has_steps := "evaluate_every" in rows.columns and rows["evaluate_every"][0] is not None:
+    if has_steps := is_control(rows):
         steps = [_steps(row, count) for row in ranked]
         if len(set(steps)) == 1:
             title += f"; the last {count} at {steps[0]} steps" if count > 1 else f"; the last at {steps[0]} steps"
