@@ -50,6 +50,7 @@ class Study:
     """One easy task and two harder ones, with more joints and contacts. Their rewards are dense: settings differ within
     30,000 steps. finger-turn_easy, reacher-hard and hopper-stand give no reward for most of that time, so three seeds
     would differ by luck."""
+    settings: tuple[str, ...] = tuple(SETTINGS)
     seeds: int = 3
     steps: int = 30_000
     replay_ratio: int = 4
@@ -72,9 +73,9 @@ class Study:
                 random_steps=self.random_steps,
                 capacity=max(self.steps, 256),  # a batch
                 inside=True,
-                **setting,
+                **SETTINGS[name],
             ): name
-            for name, setting in SETTINGS.items()
+            for name in self.settings
             for task in self.tasks
         }
 
