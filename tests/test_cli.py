@@ -567,7 +567,7 @@ def test_a_reader_that_has_enough_gets_no_error(writes, supple, monkeypatch, cap
 def test_results_of_nothing(supple, tmp_path):
     with pytest.raises(SystemExit) as error:
         supple("results", tmp_path)
-    assert error.value.code.startswith(f"supple: expected runs in {tmp_path}, found none")
+    assert error.value.code.startswith(f"supple: expected runs with a finished task in {tmp_path}, found none")
 
 
 def test_an_unknown_metric(supple, jobs, tmp_path):

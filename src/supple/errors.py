@@ -42,7 +42,10 @@ def sentence(error: BaseException) -> str:
 def is_written_for_users(error: BaseException) -> bool:
     """Whether the exception's own text is written for the user."""
     return isinstance(error, LostWorkersError | FailedWorkError) or (
-        isinstance(error, Exception) and str(error).startswith("expected ")
+        isinstance(error, Exception)
+        and not isinstance(error, SyntaxError)
+        and str(error).startswith("expected ")
+        and "but got" not in str(error)  # torch has messages that begin as ours, and go on so
     )
 
 

@@ -479,3 +479,15 @@ def test_it_stops_early_only_when_99_percent_sure(monkeypatch):
         repeats=4,
     )
     assert len(result.curves[FRESH_NETWORK]) == 4
+
+
+@pytest.mark.parametrize("name", ["both", "network", "optimizer", "a fresh network"])
+def test_remedies_have_names_of_their_own(name):
+    network = make()
+    with pytest.raises(ValueError, match=f"a name of its own for each remedy, got '{name}'"):
+        short(network, adam(network), remedies={name: lambda network, optimizer: None})
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    with pytest.raises(ValueError, match="an optimizer of this network's parameters, got one of others"):
+        short(make(), adam(make()))

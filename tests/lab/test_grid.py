@@ -192,8 +192,21 @@ def test_a_method_of_ones_own_takes_strengths():
 
 def test_tuning_passes_over_what_is_no_number(tmp_path):
     tried = members(["l2"], strengths=(0.1, 0.2, 0.3))
-    planted(tmp_path, tried, lambda run, member, task, metric: {0.1: math.nan, 0.2: 0.1, 0.3: 0.2}[run.strengths[0]])
+    accuracy = {0.1: math.nan, 0.2: 0.1, 0.3: 0.2}
+    planted(tmp_path, tried, lambda run, member, task, name: 0.0 if name == "diverged" else accuracy[run.strengths[0]])
     assert tuned(results(tried, str(tmp_path))) == {("l2", 0.3, 0.001)}
+
+
+def test_tuning_prefers_networks_that_have_not_diverged(tmp_path):
+    """The accuracy of a network without finite weights may be above chance."""
+    tried = members(["l2"], strengths=(0.1, 0.2, 0.3))
+
+    def measure(run, member, task, metric):
+        best = run.strengths[0] == 0.1
+        return float(best) if metric == "diverged" else 0.5 + 0.4 * best - run.strengths[0]
+
+    planted(tmp_path, tried, measure, metrics=("train_accuracy", "diverged"))
+    assert tuned(results(tried, str(tmp_path))) == {("l2", 0.2, 0.001)}
 
 
 def test_folders_hold_the_run_that_they_are_named_after(tmp_path):

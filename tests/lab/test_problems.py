@@ -149,7 +149,8 @@ def test_titles_tell_problems_apart():
     assert all(PROBLEMS[name].title == problems.title_of(name) for name in PROBLEMS)
     assert len({problem.title for problem in PROBLEMS.values()} - {""}) == len(PROBLEMS)
     assert problems.title_of("random-label-mnist") == "Random labels, MNIST"
-    assert problems.title_of("lab_workers:own_problem") == "lab_workers:own_problem"
+    assert problems.title_of("support.extensions:own_problem") == "A problem of one's own"
+    assert problems.title_of("lab_workers:own_problem") == "lab_workers:own_problem", "it is not here"
 
 
 def test_the_digits_protocol_never_changes():

@@ -615,20 +615,31 @@ def test_the_generator_of_a_gpu_goes_on_where_it_was(monkeypatch):
         assert there["cuda"].tolist() == expected
 
 
-def test_a_run_that_is_taken_up_with_other_images_starts_again(whole, broken, monkeypatch):
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_a_run_that_is_resumed_with_other_data_starts_again(part, whole, broken, monkeypatch):
     run, load = long_run("l2"), datasets.load
     with pytest.raises(StoppedError):
         train(run, stop_at(1.5), root=broken)
 
-    def darker(name):
-        data = load(name)
-        return replace(data, train=replace(data.train, images=data.train.images // 2))
+    def changed(name):
+        train = load(name).train
+        other = {"images": train.images // 2, "labels": train.labels.flip(0)}[part]
+        return replace(load(name), train=replace(train, **{part: other}))
 
-    monkeypatch.setattr(datasets, "load", darker)
+    monkeypatch.setattr(datasets, "load", changed)
     with pytest.warns(UserWarning, match="expected the images .* began with, got others, in .*: the run starts again"):
         train(run, root=broken)
     train(run, root=whole)
     assert_equal_runs(run, broken, whole)
+
+
+def test_a_run_that_is_resumed_with_another_network_starts_again(broken, monkeypatch):
+    run = long_run("l2")
+    with pytest.raises(StoppedError):
+        train(run, stop_at(1.5), root=broken)
+    monkeypatch.setitem(MODELS, "tiny", partial(mlp, width=13, depth=2))
+    with pytest.warns(UserWarning, match=r"expected the network .* of other shapes, in .*: the run starts again"):
+        train(run, root=broken)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

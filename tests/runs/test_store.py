@@ -506,7 +506,7 @@ def test_the_configuration_of_another_run_is_no_configuration(tmp_path):
 
 
 def test_nothing_to_load(root):
-    with pytest.raises(FileNotFoundError, match=r"expected runs in .*, found none: make some with `supple run`"):
+    with pytest.raises(FileNotFoundError, match=r"a finished task in .*, found none: make some with `supple run`"):
         load(root)
 
 

@@ -35,4 +35,13 @@ def own_problem():
     """A problem that is nobody else's."""
     from supple.lab.problems import Problem
 
-    return Problem(summary="", dataset="digits", shift="label-flip", batch_size=32, epochs=1, tasks=3, published=False)
+    return Problem(
+        title="A problem of one's own",
+        summary="",
+        dataset="digits",
+        shift="label-flip",
+        batch_size=32,
+        epochs=1,
+        tasks=3,
+        published=False,
+    )

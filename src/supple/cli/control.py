@@ -165,7 +165,7 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
     from supple.runs.changes import Changes
     from supple.runs.stats import MEAN_AND_ERROR
     from supple.runs.tables import table_of
-    from supple.training.methods import title_of
+    from supple.training.methods import strength_text, title_of
 
     changes = Changes.of(rows)
     last = ("all evaluations", "before changes") if changes else ("over seeds", "best")
@@ -175,7 +175,7 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
         returns = part.filter(pl.col("metric") == "return")
         stopped = part.filter(pl.col("metric") == "stopped")["seed"].n_unique()
         curve = returns.group_by("step").agg(**MEAN_AND_ERROR, low=value.min(), high=value.max())
-        line = [title_of(method), f"{strength:g}" if strength else "-"]
+        line = [title_of(method), strength_text(method, strength)]
         seeds = f" ({stopped} stopped)" if stopped else ""
         if len(curve):
             end, best = curve.sort("step").row(-1, named=True), curve.select(pl.col("mean").max()).item()

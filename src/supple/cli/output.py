@@ -39,7 +39,7 @@ def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "
     from supple.runs.store import file_name
     from supple.runs.tables import title_with_scale
 
-    problem, subtitle = rows["problem"][0], over_seeds(rows["seed"].n_unique())
+    problem, subtitle = rows["problem"][0], over_seeds(rows.filter(metric=metric)["seed"].n_unique())
     title = before + title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
     chart = (over_steps if is_control(rows) else learning_curves)(rows, metric, title, subtitle)
     for path in save(chart, out, file_name(name)):
@@ -66,7 +66,7 @@ def choices(best: "set[tuple[str, float, float]]", candidates: "list[Run]") -> "
 
 
 def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
-    """Print the tables of one problem; return the metric of the last one."""
+    """Print the tables of one problem; return the metric of the last one that was measured in all runs, if any was."""
     from supple.lab.problems import protocol_of, title_of
     from supple.runs.metrics import HEADLINES
     from supple.runs.tables import results_table
@@ -76,7 +76,9 @@ def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
         problem = rows["problem"][0]
         protocol = protocol_of(problem, rows["scale"][0])
         print_table(results_table(rows, metric, problem=title_of(problem), protocol=protocol))
-    return metrics[-1]
+    runs = rows["run"].n_unique()
+    in_all = [metric for metric in metrics if rows.filter(metric=metric)["run"].n_unique() == runs]
+    return (in_all or metrics)[-1]
 
 
 def print_table(numbers: "Table") -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from supple.diagnostics.copies import Trained, seeded, without_gradients
-from supple.diagnostics.verdict import AS_IT_IS, FRESH_NETWORK, FRESH_OPTIMIZER, PlasticityTest
-from supple.mitigators.optimizers import inner_optimizers, searches_lines
+from supple.diagnostics.verdict import AS_IT_IS, FRESH_NETWORK, FRESH_OPTIMIZER, RESERVED, PlasticityTest
+from supple.mitigators.optimizers import held_by, inner_optimizers, searches_lines
 from supple.network.graph import unwrapped
 from supple.network.population import Population
 
@@ -97,8 +97,9 @@ def plasticity_test(
     Raises:
         TypeError: for a population, batches that can be read only once, or a loss that is not one number.
         ValueError: for no batches, fewer than 1 step or 2 repeats, a loss that does not depend on the network that it
-            gets, an optimizer that wraps others with ``step`` or ``remedies``, or a network that cannot draw new
-            parameters if ``fresh`` is left out.
+            gets, an optimizer of another network, one that wraps others with ``step`` or ``remedies``, a remedy with
+            the name of a compared copy or difference, or a network that cannot draw new parameters if ``fresh`` is
+            left out.
 
     A fresh optimizer has the present hyperparameters, so a learning rate that was decayed to nothing is no stalling
     optimizer: no copy learns, and the verdict is "undecided". State that a third-party optimizer keeps outside its
@@ -117,6 +118,16 @@ def plasticity_test(
         raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
     optimizers = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     inside = [inner_optimizers(one) for one in optimizers]
+    parameters = {id(parameter) for parameter in network.parameters()}
+    if not any(held_by(one) & parameters for one in chain(*inside)):
+        raise ValueError(
+            "expected an optimizer of this network's parameters, got one of others: pass the optimizer that trains it"
+        )
+    for name in remedies or ():
+        if name in RESERVED:
+            raise ValueError(
+                f"expected a name of its own for each remedy, got {name!r}, which the result has: rename it"
+            )
     for one, held in zip(optimizers, inside, strict=True):
         if (step or remedies) and held != [one]:
             kinds = ", ".join(type(inner).__name__ for inner in held)

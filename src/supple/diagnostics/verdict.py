@@ -217,6 +217,8 @@ class PlasticityTest:
 
 
 _COMPARED = (AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)
+RESERVED = (*_COMPARED, "network", "optimizer", "both")
+"""The names of the compared copies and of their differences, which no remedy can have."""
 
 
 @cache

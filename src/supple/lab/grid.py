@@ -138,10 +138,11 @@ def _runs_in(root: str) -> Iterator[tuple[str, Run]]:
 def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
     """For each method, its best strength and step size in the last tasks: (method, strength, step size).
 
-    The criterion is validation accuracy if it was measured, otherwise (random labels) training accuracy.
+    The criterion is validation accuracy if it was measured, otherwise (random labels) training accuracy. A setting with
+    fewer diverged networks is better than any with more.
     """
     metric = next(name for name in JUDGES if name in rows["metric"])
-    best = ranking(rows, metric).unique("method", keep="first")
+    best = ranking(rows, metric).sort("diverged", maintain_order=True).unique("method", keep="first")
     return set(best.select("method", "strength", "step_size").rows())
 
 

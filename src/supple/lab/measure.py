@@ -84,4 +84,6 @@ def _outputs(
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
-    return (outputs.argmax(-1) == labels).float().mean()
+    """The share of examples whose largest output is that of their label; NaN is never right."""
+    largest = outputs.max(-1)
+    return ((largest.indices == labels) & ~largest.values.isnan()).float().mean()

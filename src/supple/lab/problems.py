@@ -1,5 +1,6 @@
 """The problems by name: data set, shift, and training protocol."""
 
+import functools
 from typing import Any
 
 from supple.errors import called, known
@@ -262,11 +263,23 @@ def find(name: str) -> Problem:
 
 
 def protocol_of(name: str, scale: Scale) -> dict[str, Any]:
-    """The protocol of a problem at a scale; empty for a user's own problem, and where the problem has no such scale."""
-    problem = PROBLEMS.get(name)
+    """The protocol of a problem at a scale; empty where the problem has no such scale, or is no longer there."""
+    problem = _present(name)
     return problem.protocol(scale) if problem and scale in problem.scales else {}
 
 
 def title_of(name: str) -> str:
-    """The name of a problem in charts and tables; a user's own problem keeps its name."""
-    return PROBLEMS[name].title if name in PROBLEMS else name
+    """The title of a problem in charts and tables; its name, if it has no title or is no longer there."""
+    problem = _present(name)
+    return (problem and problem.title) or name
+
+
+@functools.cache
+def _present(name: str) -> Problem | None:
+    """The problem of a run that may have been made elsewhere; None if it is not here."""
+    if ":" not in name:
+        return PROBLEMS.get(name)
+    try:
+        return find(name)
+    except (Exception, SystemExit):  # the user's own code may raise anything
+        return None

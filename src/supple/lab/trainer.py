@@ -55,6 +55,8 @@ class Trainer:
         images = self.data.train.images
         # In pieces: a sum in another type copies all that it adds.
         self._fingerprint = [len(images), sum(part.sum(dtype=torch.float64).item() for part in images.split(1024))]
+        labels = self.data.train.labels
+        self._fingerprint.append((labels * torch.arange(1, len(labels) + 1, device=labels.device)).sum().item())
         if run.tasks > self.shift.tasks(self.data):
             raise ValueError(
                 f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
@@ -150,11 +152,17 @@ class Trainer:
         """Take over what :meth:`state_dict` returned, into the same memory.
 
         Raises:
-            ChangedDataError: for a state from other images: a name may stand for a part of a data set, and later for
-                all of it.
+            ChangedDataError: for a state from other images or labels (a name may stand for a part of a data set, and
+                later for all of it), or from a network of other shapes.
         """
-        if state.get("data", self._fingerprint) != self._fingerprint:
-            raise ChangedDataError("expected the images that the run began with, got others")
+        begun_with = state.get("data", [])  # the first versions saved less
+        if begun_with != self._fingerprint[: len(begun_with)]:
+            raise ChangedDataError("expected the images and labels that the run began with, got others")
+        shapes, own = (
+            {name: part.shape for name, part in some.items()} for some in (state["parameters"], self.learner.parameters)
+        )
+        if shapes != own:
+            raise ChangedDataError("expected the network that the run began with, got one of other shapes")
         self.learner.load_state_dict(state)
         copy_into(self.learner.buffers, state["buffers"])
         self.probe.load_state_dict(state["probe"])
@@ -193,7 +201,8 @@ class Trainer:
         if len(steps) > 1 or 0 in steps:
             raise ValueError(
                 f"expected tasks of at least one batch of {run.batch_size}, as many for every member, got "
-                f"{sorted({len(chosen) for chosen in examples})} examples: choose another batch size, or one seed a run"
+                f"{sorted({len(chosen) for chosen in examples})} examples: choose another batch size, or train "
+                "each seed by its own command (--seeds 1 --first-seed N)"
             )
         orders = [
             chosen[

@@ -1,5 +1,6 @@
 """The sections of the page: one per protocol, with its results and the commands that repeat its runs."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,10 +121,14 @@ def _rows_of(members: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     first = members.row(0, named=True)
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}  # runs may differ in what they measured, and where
+    for row in members.to_dicts():
+        others = {key: value for key, value in configs[row["run"]].items() if key not in ("seeds", "strengths")}
+        alike.setdefault((json.dumps(others, sort_keys=True), row["device"]), []).append(row)
     repeating = []
-    for part in members.partition_by("device", maintain_order=True):
-        of_part = {"seeds": part["seed"].to_list(), "strengths": part["strength"].to_list()}
-        repeating += commands(configs[part["run"][0]] | of_part, part["device"][0])
+    for (others, device), rows in alike.items():
+        of_rows = {"seeds": [row["seed"] for row in rows], "strengths": [row["strength"] for row in rows]}
+        repeating += commands(json.loads(others) | of_rows, device)
     return {name: first[name] for name in TUNED} | {
         "seeds": members["seed"].to_list(),
         "done": members["done"].sum(),

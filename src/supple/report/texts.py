@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from supple.training.methods import strength_text
+
 __all__ = ["duration", "number", "plain", "ranges", "setting", "signed"]
 
 
@@ -29,7 +31,7 @@ def setting(row: Mapping[str, Any], name: str) -> str:
     value = row[name]
     if name == "options":
         return (value or "{}").strip("{}").replace('"', "") or "–"
-    return plain(value or None)
+    return strength_text(row["method"], value, "–") if name == "strength" else plain(value or None)
 
 
 def duration(seconds: float | None) -> str:

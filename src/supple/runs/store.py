@@ -63,7 +63,10 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
     """
     rows = joined(stored(root, runs))
     if rows.is_empty():
-        raise FileNotFoundError(f"expected runs in {root}, found none: make some with `supple run` or `supple sweep`")
+        raise FileNotFoundError(
+            f"expected runs with a finished task in {root}, found none: make some with `supple run` or `supple sweep`, "
+            "or wait for those that have begun"
+        )
     return rows
 
 

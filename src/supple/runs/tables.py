@@ -11,7 +11,7 @@ from rich.table import Table
 from supple.runs import metrics
 from supple.runs.changes import Changes, is_control
 from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, varying
-from supple.training.methods import title_of
+from supple.training.methods import strength_text, title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
 CHANGED = {
@@ -47,7 +47,7 @@ def results_table(
     title = f"{capitalized(metrics.find(metric).title)}: {title_with_scale(rows, problem, protocol)}"
     steps = []
     if has_steps := is_control(rows):
-        steps = [_steps(row, count) for row in ranked]
+        steps = [_steps(row, last_count(row["tasks"], count)) for row in ranked]
         if len(set(steps)) == 1:
             title += f"; the last {count} at {steps[0]} steps" if count > 1 else f"; the last at {steps[0]} steps"
             steps = []
@@ -62,7 +62,7 @@ def results_table(
         lines.append(
             [
                 title_of(row["method"]),
-                f"{row['strength']:g}" if row["strength"] else "-",
+                strength_text(row["method"], row["strength"]),
                 *(_cell(row[other]) for other in others),
                 "-" if row["first"] is None else f"{row['first']:.{digits}f}",
                 f"{row['mean']:.{digits}f}{error}",

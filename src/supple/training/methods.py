@@ -291,6 +291,12 @@ def strength_of(name: str, method: Method, given: float | None, default: float) 
     return strength
 
 
+def strength_text(name: str, strength: float, none: str = "-") -> str:
+    """A strength as text, or ``none`` of a method that has none; a strength of 0 is one."""
+    has_strength = METHODS[name].has_strength if name in METHODS else ":" in name
+    return f"{strength:g}" if strength or has_strength else none
+
+
 def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> None:
     """Check that the method takes these options, apart from its strength, and values of their types.
 
