@@ -123,12 +123,12 @@ def _setting(members: pl.DataFrame, configs: Mapping[str, dict[str, Any]]) -> di
     first = members.row(0, named=True)
     alike: dict[tuple[str, str], list[dict[str, Any]]] = {}  # runs may differ in what they measured, and where
     for row in members.to_dicts():
-        others = {key: value for key, value in configs[row["run"]].items() if key not in ("seeds", "strengths")}
-        alike.setdefault((json.dumps(others, sort_keys=True), row["device"]), []).append(row)
+        shared = {key: value for key, value in configs[row["run"]].items() if key not in ("seeds", "strengths")}
+        alike.setdefault((json.dumps(shared), row["device"]), []).append(row)
     repeating = []
-    for (others, device), rows in alike.items():
+    for (config, device), rows in alike.items():
         of_rows = {"seeds": [row["seed"] for row in rows], "strengths": [row["strength"] for row in rows]}
-        repeating += commands(json.loads(others) | of_rows, device)
+        repeating += commands(json.loads(config) | of_rows, device)
     return {name: first[name] for name in TUNED} | {
         "seeds": members["seed"].to_list(),
         "done": members["done"].sum(),
