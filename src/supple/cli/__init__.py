@@ -112,6 +112,7 @@ class Sweep(Protocol, Engine):
     def __call__(self) -> None:
         from supple.lab.grid import TUNING_SEEDS, product, tuned
 
+        check_range("seeds for tuning", self.tuning_seeds, 0, MAX_SEEDS)
         settings: dict[str, Any] = {"strengths": self.strengths, "step_sizes": self.step_sizes, **self.changes()}
         members = product(self.problem, self.methods, range(self.seeds), **settings)
         if self.tuning_seeds:

@@ -114,6 +114,8 @@ def plasticity_test(
         )
     if steps < 1 or repeats < 2:
         raise ValueError(f"expected at least 1 step and 2 repeats, got {steps} and {repeats}: 500 and 5 are usual")
+    if not margin > 0:
+        raise ValueError(f"expected a positive margin, got {margin}: 0.05 is usual")
     if (loss is None) == (step is None):
         raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
     optimizers = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
