@@ -193,7 +193,7 @@ def short(): return images, labels[:3]
 def negative(): return images, labels - 1
 def empty(): return images[:0], labels[:0]
 def single(): return images
-def constant(): return images * 0, labels
+def constant(): return Dataset(digits().train, None, None, 10, (0.,), (0.,))
 def lacking(): return Dataset(digits().train, None, None, 10, (0., 0.), (1.,))
 def wide(): return Dataset(digits().train, None, Examples(images, labels.long() + 9), 10, (0.,), (1.,))
 number = 5
@@ -228,7 +228,7 @@ def test_any_function_is_a_data_set():
         ("short", r"6 labels, int64, got torch.int64 \(3,\)"),
         ("negative", "labels from 0 to 1, got -1 to 1 from their_data:negative: number the classes"),
         ("empty", "expected images, got none"),
-        ("constant", r"a positive standard deviation for each of 3 channels, got .* leave out channels"),
+        ("constant", r"a positive standard deviation for each of 1 channels, got .* leave out channels"),
         ("lacking", r"for each of 1 channels, got \(0.0, 0.0\) and \(1.0,\) from their_data:lacking"),
         ("single", r"expected a Dataset or tensors \(images, labels\) from their_data:single, got Tensor"),
         ("wide", "labels from 0 to 9, got 9 to 11"),
