@@ -228,7 +228,7 @@ def test_any_function_is_a_data_set():
         ("short", r"6 labels, int64, got torch.int64 \(3,\)"),
         ("negative", "labels from 0 to 1, got -1 to 1 from their_data:negative: number the classes"),
         ("empty", "expected images, got none"),
-        ("constant", r"a positive standard deviation for each of 1 channels, got .* leave out channels"),
+        ("constant", r"a positive standard deviation for each of 1 channels, got .* 1 will do for a constant channel"),
         ("lacking", r"for each of 1 channels, got \(0.0, 0.0\) and \(1.0,\) from their_data:lacking"),
         ("single", r"expected a Dataset or tensors \(images, labels\) from their_data:single, got Tensor"),
         ("wide", "labels from 0 to 9, got 9 to 11"),

@@ -230,14 +230,14 @@ def load(name: str) -> Dataset:
             (images, labels).
 
     Raises:
-        ValueError: for any other name, for images or labels that don't fit :class:`Examples`, and for a channel without
-            a positive standard deviation, which pixels are divided by.
+        ValueError: for any other name, for images or labels that don't fit :class:`Examples`, and for a data set with a
+            standard deviation that is not positive.
         FileNotFoundError: when the files are neither on this machine nor can be downloaded.
     """
     if name in DATASETS:
         return DATASETS[name]()
     if Path(name).is_dir():
-        return _with_statistics(_dataset(from_folder(Path(name))), name)
+        return _dataset(from_folder(Path(name)))
     if ":" not in name:
         known(name, DATASETS, "data set, folder of train-*.parquet or package.module:function")
     match called(name):
@@ -245,13 +245,19 @@ def load(name: str) -> Dataset:
             for examples in (data.train, data.validation, data.test):
                 if examples is not None:
                     _check(examples, data.classes, name)
-            return _with_statistics(data, name)
+            channels = data.train.images.shape[1]
+            if not (len(data.mean) == len(data.std) == channels and min(data.std) > 0):
+                raise ValueError(
+                    f"expected a mean and a positive standard deviation for each of {channels} channels, got "
+                    f"{data.mean} and {data.std} from {name}: correct them; 1 will do for a constant channel"
+                )
+            return data
         case (Tensor() as images, Tensor() as labels):
             labels = labels if labels.is_floating_point() else labels.long()
             classes = int(labels.max()) + 1 if len(labels) else 0
             _check(Examples(images, labels), classes, name)
             names = tuple(str(label) for label in range(classes))
-            return _with_statistics(_dataset(Decoded((images, labels), None, names, *channel_statistics(images))), name)
+            return _dataset(Decoded((images, labels), None, names, *channel_statistics(images)))
         case other:
             raise ValueError(
                 f"expected a Dataset or tensors (images, labels) from {name}, got {type(other).__name__}: return those"
@@ -284,17 +290,6 @@ def _places(labels: Tensor) -> Tensor:
     order, counts = labels.argsort(stable=True), labels.bincount()
     before = (counts.cumsum(0) - counts).repeat_interleave(counts)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - before)
-
-
-def _with_statistics(data: Dataset, name: str) -> Dataset:
-    """The data set, if its mean and standard deviation fit its images."""
-    channels = data.train.images.shape[1]
-    if not (len(data.mean) == len(data.std) == channels and min(data.std) > 0):
-        raise ValueError(
-            f"expected a mean and a positive standard deviation for each of {channels} channels, got {data.mean} and "
-            f"{data.std} from {name}: correct them, or leave out channels that are constant"
-        )
-    return data
 
 
 def _check(examples: Examples, classes: int, name: str) -> None:
