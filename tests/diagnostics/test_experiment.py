@@ -337,7 +337,7 @@ def made(own, renewed, fresh, spread=0.01, start=2.0, repeats=5):
         (made(1.9, 0.35, 0.2, spread=0.05), "optimizer", "the optimizer is stalling"),
         (made(0.2, 0.2, 0.2), "nothing", "nothing is lost"),
         (made(0.2, 0.5, 0.25), "nothing", "nothing is lost"),  # as it is, it learns as well as a new one
-        (made(0.1, 0.1, 0.5), "nothing", "it is ahead by what it knows already"),
+        (made(0.1, 0.1, 0.5), "nothing", "it starts ahead because it knows part of this already"),
         (made(0.25, 0.25, 0.2), "nothing", "little is lost: the network's loss ends at 0.247, a fresh one's at 0.198"),
         (made(0.25, 0.25, 0.2), "nothing", "; the limit is 0.090, 5 % of what a fresh one learns)"),
         (made(0.3, 0.2, 0.9, spread=0.2), "nothing", "nothing is lost"),  # whatever the optimizer, which is not sure

@@ -134,7 +134,7 @@ def test_a_damaged_run_is_missing(name, tmp_path):
     assert missing([run], str(tmp_path)) == []
     Path(run.folder(str(tmp_path)).path, name).write_bytes(b"half")
     if name == "run.json":
-        with pytest.warns(UserWarning, match="run its sweep again to mend it"):
+        with pytest.warns(UserWarning, match="run its sweep again to repair it"):
             assert missing([run], str(tmp_path)) == [run]
     else:
         assert missing([run], str(tmp_path)) == [run]

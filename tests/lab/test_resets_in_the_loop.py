@@ -29,9 +29,9 @@ def _short(monkeypatch):
 @pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("name", RESETS)
 def test_it_acts_and_a_member_is_a_run_of_its_own(name):
-    strength = 0.05 if name == "continual-backprop" else 0.5
+    own = 0.05 if name == "continual-backprop" else 0.5
     trained = []
-    for method, seeds in ((name, (0, 1)), (name, (1,)), ("none", (0, 1))):
+    for method, seeds, strength in ((name, (0, 1), own), (name, (1,), own), ("none", (0, 1), None)):
         run = Run.of("random-label-digits", method, seeds, strength=strength, epochs=1)
         trainer = Trainer(run)
         trainer.learn(0)

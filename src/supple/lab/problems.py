@@ -1,6 +1,5 @@
 """The problems by name: data set, shift, and training protocol."""
 
-import functools
 from typing import Any
 
 from supple.errors import called, known
@@ -274,7 +273,6 @@ def title_of(name: str) -> str:
     return (problem and problem.title) or name
 
 
-@functools.cache
 def _present(name: str) -> Problem | None:
     """The problem of a run that may have been made elsewhere; None if it is not here."""
     if ":" not in name:
