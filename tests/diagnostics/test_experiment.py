@@ -488,6 +488,12 @@ def test_remedies_have_names_of_their_own(name):
         short(network, adam(network), remedies={name: lambda network, optimizer: None})
 
 
+def test_a_negative_margin_is_refused():
+    network = make()
+    with pytest.raises(ValueError, match="a margin of at least 0, got -1"):
+        short(network, adam(network), margin=-1)
+
+
 def test_an_optimizer_of_another_network_is_refused():
     with pytest.raises(ValueError, match="an optimizer of this network's parameters, got one of others"):
         short(make(), adam(make()))

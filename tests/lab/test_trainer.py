@@ -18,6 +18,7 @@ from supple import HareAndTortoise, NetworkReset, ReDo, SpectralRegularizer, Wei
 from supple.lab import datasets
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
+from supple.lab.measure import is_right
 from supple.lab.models import MODELS, mlp
 from supple.lab.operations import equally_long
 from supple.lab.run import Run
@@ -411,6 +412,13 @@ def test_seeds_are_stacked_only_if_their_tasks_are_equally_long():
     settings = {"dataset": "sorted", "shift": "class-pairs", "batch_size": 10}
     assert equally_long(run_of("none", (0, 1), **settings))
     assert not equally_long(run_of("none", (0, 1), examples=50, **settings))
+
+
+def test_no_number_is_not_right():
+    """The largest of several NaN is the first: without a check it would be the class 0."""
+    nan = float("nan")
+    outputs = torch.tensor([[nan] * 3, [3.0, 1.0, 2.0], [1.0, nan, 0.0], [0.0, 0.0, 5.0]])
+    assert is_right(outputs, torch.tensor([0, 0, 1, 2])).tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize("method", ["none", "redo"])

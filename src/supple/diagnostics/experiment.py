@@ -96,10 +96,10 @@ def plasticity_test(
 
     Raises:
         TypeError: for a population, batches that can be read only once, or a loss that is not one number.
-        ValueError: for no batches, fewer than 1 step or 2 repeats, a loss that does not depend on the network that it
-            gets, an optimizer of another network, one that wraps others with ``step`` or ``remedies``, a remedy with
-            the name of a compared copy or difference, or a network that cannot draw new parameters if ``fresh`` is
-            left out.
+        ValueError: for no batches, fewer than 1 step or 2 repeats, a negative margin, a loss that does not depend on
+            the network that it gets, an optimizer of another network, one that wraps others with ``step`` or
+            ``remedies``, a remedy with the name of a compared copy or difference, or a network that cannot draw new
+            parameters if ``fresh`` is left out.
 
     A fresh optimizer has the present hyperparameters, so a learning rate that was decayed to nothing is no stalling
     optimizer: no copy learns, and the verdict is "undecided". State that a third-party optimizer keeps outside its
@@ -114,8 +114,8 @@ def plasticity_test(
         )
     if steps < 1 or repeats < 2:
         raise ValueError(f"expected at least 1 step and 2 repeats, got {steps} and {repeats}: 500 and 5 are usual")
-    if not margin > 0:
-        raise ValueError(f"expected a positive margin, got {margin}: 0.05 is usual")
+    if not margin >= 0:
+        raise ValueError(f"expected a margin of at least 0, got {margin}: 0.05 is usual")
     if (loss is None) == (step is None):
         raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
     optimizers = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)

@@ -84,6 +84,9 @@ def _outputs(
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The share of examples whose largest output is that of their label; NaN is never right."""
-    largest = outputs.max(-1)
-    return ((largest.indices == labels) & ~largest.values.isnan()).float().mean()
+    return is_right(outputs, labels).float().mean()
+
+
+def is_right(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Whether the largest output of each example is that of its label; with NaN among them it is not."""
+    return (outputs.argmax(-1) == labels) & ~outputs.isnan().any(-1)

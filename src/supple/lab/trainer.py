@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from supple.errors import known
 from supple.lab import datasets, models, shifts
-from supple.lab.measure import Probe, evaluate
+from supple.lab.measure import Probe, evaluate, is_right
 from supple.lab.operations import operations
 from supple.lab.run import Run
 from supple.lab.shifts import Task, batch_order, seen
@@ -241,7 +241,7 @@ class Trainer:
 
     def _loss(self, network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.outputs(network, x)
-        return cross_entropy(outputs, y), (outputs.detach().argmax(-1) == y).sum()
+        return cross_entropy(outputs, y), is_right(outputs.detach(), y).sum()
 
 
 def train(
