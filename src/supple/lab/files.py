@@ -153,8 +153,14 @@ def _cached(name: str, key: Sequence[Any], decode: Callable[[Path], Decoded]) ->
         shutil.rmtree(scratch, ignore_errors=True)  # left behind by a killed process
         scratch.mkdir()
         try:
-            whole = scratch / "decoded.pt"
-            torch.save(vars(decode(scratch)), whole)
+            contents, whole = decode(scratch), scratch / "decoded.pt"
+            try:
+                torch.save(vars(contents), whole)
+            except RuntimeError as error:  # torch's own, which names neither the disk nor the file
+                raise OSError(
+                    f"expected room for {name} in {folder}, got a failed write: make room, or set SUPPLE_CACHE to "
+                    "another folder"
+                ) from error
             whole.replace(path)
         finally:
             shutil.rmtree(scratch)

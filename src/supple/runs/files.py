@@ -39,9 +39,11 @@ def write(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
     try:
         files.pipe_file(partial, content)
         files.mv(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             files.rm_file(partial)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = path  # for a full disk, Python names no file
         raise
 
 
