@@ -21,7 +21,7 @@ from typing import NamedTuple
 import altair as alt
 import polars as pl
 import tyro
-from measuring import put_into, write_environment
+from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS
@@ -109,9 +109,9 @@ class Study:
 
 
 def best(tried: pl.DataFrame) -> float:
-    """The strength with the highest mean return over all evaluations."""
+    """The strength with the highest mean return over all evaluations; of equals the largest."""
     returns = tried.filter(metric="return").group_by("strength").agg(pl.col("value").mean())
-    strength: float = returns.sort("value")["strength"][-1]
+    strength: float = returns.sort("value", "strength")["strength"][-1]
     return strength
 
 
@@ -150,7 +150,7 @@ class Tables(Study):
         rows.write_parquet(self.out / "rows.parquet")
         if tried:
             results(tried, self.runs_in).write_parquet(self.out / "tuning.parquet")
-        write_environment(self.out, self.runs_in, {*rows["run"]})
+        write_environment(self.out, self.runs_in, {run.folder(self.runs_in).name for run in tried} | {*rows["run"]})
         draw(rows, self.task).save(self.page.with_name(PICTURE), scale_factor=2)
         picture = f"![Returns of {self.task} over the steps after a change, with LayerNorm and without]({PICTURE})"
         put_into(self.page, "changing world", [*table(rows), "", picture])
@@ -187,7 +187,7 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for row in learned.sort("overall", descending=True).iter_rows(named=True):
         names = ("overall", "learned", "firstlearned", "latelearned")
-        cells = [_with_error(row[name], row[f"{name}_error"]) for name in names]
+        cells = [with_error(row[name], row[f"{name}_error"], 0) for name in names]
         cells.insert(1, above.get((row["form"], row["layer_norm"]), ""))
         strength = f"{row['strength']:g}" if FORMS[row["form"]].strengths else ""
         yield f"| {row['form']} | {strength} | {'yes' if row['layer_norm'] else 'no'} | {' | '.join(cells)} |"
@@ -195,17 +195,11 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
 
 def differences(rows: pl.DataFrame, layer_norm: bool) -> Iterator[tuple[tuple[str, bool], str]]:
     """For each form, its mean return over all evaluations minus that without a method, paired by seed."""
-    of_kind = rows.filter(pl.col("layer_norm") == layer_norm).with_columns(task=0, tasks=1)  # all of them count as one
+    of_kind = rows.filter(pl.col("layer_norm") == layer_norm)
     reference = of_kind.filter(form="no mitigation")
-    for row in paired(of_kind, reference, "return", count=1).iter_rows(named=True):
+    for row in paired(of_kind, reference, "return", count=None).iter_rows(named=True):
         if row["form"] != "no mitigation":
-            text = f"{row['difference']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})"
-            yield (row["form"], layer_norm), text.replace("-", "−")
-
-
-def _with_error(mean: float, error: float | None) -> str:
-    text = f"{mean:.0f}" if error is None else f"{mean:.0f} ± {error:.0f}"
-    return text.replace("-", "−")
+            yield (row["form"], layer_norm), with_interval(row, 0)
 
 
 def draw(rows: pl.DataFrame, task: str) -> alt.VConcatChart:

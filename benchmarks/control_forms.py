@@ -16,7 +16,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import tyro
-from measuring import put_into, write_environment
+from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
 from supple.rl.charts import with_steps
@@ -122,12 +122,9 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
     yield "| task | | at the end | whole run | minus the paper's form, 95 % | σ₁ of critic's head | overestimation |"
     yield "|---" * 7 + "|"
     for task, of_task in rows.group_by("problem", maintain_order=True):
-        differences = {}
-        reference = of_task.filter(setting=next(iter(SETTINGS)))
-        if len(reference):
-            together = (part.drop("step").with_columns(task=0, tasks=1) for part in (of_task, reference))
-            compared = paired(*together, "return", count=1)  # the mean over all evaluations
-            differences = {row["setting"]: row for row in compared.iter_rows(named=True)}
+        first = next(iter(SETTINGS))
+        compared = paired(of_task.drop("step"), of_task.drop("step").filter(setting=first), "return", count=None)
+        differences = {row["setting"]: with_interval(row, 0) for row in compared.iter_rows(named=True)} | {first: ""}
         for setting in SETTINGS:
             values = of_task.filter(setting=setting)
             if not len(values):
@@ -136,7 +133,7 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
             cells = [
                 mean_and_error(ends, "return"),
                 mean_and_error(values, "return"),
-                told(differences.get(setting)),
+                differences.get(setting, ""),
                 mean_and_error(ends, "critic_spectral_norm/critics.0.1", digits=1),
                 mean_and_error(ends, "overestimation", digits=2),
             ]
@@ -150,16 +147,9 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
 
 
 def mean_and_error(rows: pl.DataFrame, metric: str, digits: int = 0) -> str:
-    values = rows.filter(metric=metric).group_by("seed").agg(pl.col("value").mean())["value"]
-    error = f" ± {values.std() / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{error}".replace("-", "−")
-
-
-def told(compared: dict[str, Any] | None) -> str:
-    """A difference with its interval; nothing of a setting with itself."""
-    if compared is None or not compared["difference"]:
-        return ""
-    return "{difference:+.0f} ({low:+.0f} to {high:+.0f})".format(**compared).replace("-", "−")
+    of_seeds = rows.filter(metric=metric).group_by("seed").agg(pl.col("value").mean())
+    values = of_seeds.select(**MEAN_AND_ERROR).row(0, named=True)
+    return with_error(values["mean"], values["error"], digits)
 
 
 def draw(rows: pl.DataFrame) -> alt.VConcatChart:

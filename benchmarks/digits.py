@@ -74,12 +74,12 @@ class Digits(Engine):
         rows = self.train(
             [run_of(method, seed, best.get(method)) for seed in range(self.seeds) for method in self.methods]
         )
-        write_environment(self.tables, self.out, set(rows["run"]))
         for shown in (tried, rows):
             Console().print(results_table(shown, "train_accuracy"))
         with_others(tuned, self.tables / "tuning.parquet")
-        drawn = chart(with_others(rows, self.tables / "rows.parquet"))
-        drawn.save(self.tables / "chart.png", scale_factor=2)
+        rows = with_others(rows, self.tables / "rows.parquet")
+        write_environment(self.tables, self.out, set(rows["run"]))
+        chart(rows).save(self.tables / "chart.png", scale_factor=2)
 
 
 def with_others(rows: pl.DataFrame, path: Path) -> pl.DataFrame:

@@ -197,11 +197,15 @@ HEAD = """| row | published | source | ours, 95 % interval | seeds | tasks | ver
 
 
 def measured(name: str, run: Run) -> pl.DataFrame | None:
-    """The measurements of a row, kept in results/field; None if there are none."""
-    kept, folder = RESULTS / f"{name}.parquet", run.folder(ROOT).name
+    """The measurements of a row, kept in results/field where those of this machine are not more; None without any."""
+    path, folder = RESULTS / f"{name}.parquet", run.folder(ROOT).name
+    rows = pl.read_parquet(path) if path.exists() else None
     if (Path(ROOT) / folder / "metrics.parquet").exists():
-        load(ROOT, {folder}).filter(pl.col("metric") == METRIC).write_parquet(kept)
-    return pl.read_parquet(kept) if kept.exists() else None
+        here = load(ROOT, {folder}).filter(pl.col("metric") == METRIC)
+        if rows is None or here["task"].n_unique() >= rows["task"].n_unique():  # another machine may have more
+            here.write_parquet(path)
+            return here
+    return rows
 
 
 def line(name: str, row: Row, planned: int, rows: pl.DataFrame | None) -> str:

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from rich.progress import track
 
-from supple.report.overview import hardware
+from supple.report.overview import HARDWARE
 from supple.runs.folder import hardware_and_versions
 from supple.runs.store import stored
 
@@ -85,6 +85,24 @@ def plateau(strengths: pl.Series, means: pl.Series, floor: float) -> float:
     return float(np.ptp(decades) * np.mean(np.interp(fine, decades, means.to_numpy()) >= floor))
 
 
+def with_error(mean: float, error: float | None, digits: int = 3) -> str:
+    """A mean as text, with its standard error if there is one."""
+    return _with_minus(f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}")
+
+
+def with_interval(compared: Mapping[str, Any], digits: int = 3) -> str:
+    """A row of :func:`supple.runs.stats.paired` as text: the difference, if there is one, and its interval."""
+    difference, low, high = (compared[name] for name in ("difference", "low", "high"))
+    if difference is None:  # the reference has not run
+        return ""
+    interval = "" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})"
+    return _with_minus(f"{difference:+.{digits}f}{interval}")
+
+
+def _with_minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
 def write(path: Path | None, config: "DataclassInstance", **results: Any) -> None:
     """Write results as JSON, with the environment and the configuration that gave them; nothing without a path."""
     if path is not None:
@@ -111,9 +129,24 @@ def put_into(page: Path, name: str, lines: Iterable[str]) -> None:
 
 
 def write_environment(folder: Path, root: str | None = None, runs: Container[str] = ()) -> None:
-    """Write the environment beside tables or charts, and those that their runs under ``root`` were trained in."""
-    facts = {}
+    """Write the environment beside tables or charts, and those that their runs were trained in, with their seconds.
+
+    Of runs that are not under ``root``, because another machine trained them, what was written before is kept.
+    """
+    path, facts = folder / "environment.json", {}
     if root is not None:
-        facts["trained_in"] = hardware({name: run.environment for name, run in stored(root, runs).items()})
+        seconds = dict[tuple[Any, ...], dict[str, float]]()
+        found = {name: run.environment for name, run in stored(root, runs).items()}
+        for name, environment in found.items():
+            machine = tuple(environment.get(fact) for fact in HARDWARE)
+            seconds.setdefault(machine, {})[name] = environment["seconds"]
+        for entry in json.loads(path.read_text()).get("trained_in", ()) if path.exists() else ():
+            others = {name: value for name, value in entry["runs"].items() if name in runs and name not in found}
+            if others:
+                seconds.setdefault(tuple(entry[fact] for fact in HARDWARE), {}).update(others)
+        facts["trained_in"] = [
+            dict(zip(HARDWARE, machine, strict=True)) | {"runs": dict(sorted(of_runs.items()))}
+            for machine, of_runs in seconds.items()
+        ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.json").write_text(json.dumps(hardware_and_versions(**facts), indent=1) + "\n")
+    path.write_text(json.dumps(hardware_and_versions(**facts), indent=1) + "\n")

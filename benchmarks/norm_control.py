@@ -19,7 +19,7 @@ import altair as alt
 import polars as pl
 import tyro
 from forms import Form
-from measuring import plateau, put_into, write_environment
+from measuring import plateau, put_into, with_error, write_environment
 
 from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS, finished, results
@@ -122,8 +122,10 @@ class Tables(Problem):
     """The page with the table; the chart lies beside it, as PNG."""
 
     def __call__(self) -> None:
-        grids, reported = zip(*self.complete(), strict=True)
-        grid, rows = pl.concat(grids), pl.concat(reported)
+        complete = list(self.complete())
+        if not complete:
+            return
+        grid, rows = (pl.concat(parts) for parts in zip(*complete, strict=True))
         self.out.mkdir(parents=True, exist_ok=True)
         grid.write_parquet(self.out / "tuning.parquet")
         rows.write_parquet(self.out / "rows.parquet")
@@ -168,8 +170,8 @@ def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
             open_ended = "≥ " if max(means[0], means[-1]) >= means.max() - NEAR else ""
             cells = [f"{row['strength']:g}", f"{low:g} to {high:g}", f"{open_ended}{width:.1f}"]
         strength, range_tried, width_told = cells
-        error = f" ± {row['error']:.3f}"
-        yield f"| {name} | {strength} | {begun:.3f} | {row['mean']:.3f}{error} | {range_tried} | {width_told} |"
+        kept = with_error(row["mean"], row["error"])
+        yield f"| {name} | {strength} | {begun:.3f} | {kept} | {range_tried} | {width_told} |"
 
 
 def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart:

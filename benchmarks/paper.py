@@ -19,7 +19,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import tyro
-from measuring import plateau, put_into, write_environment
+from measuring import plateau, put_into, with_error, with_interval, write_environment
 from paper_studies import GRIDS, PIECE, ROOT, STRENGTHS, STUDIES, done, plan, rows_of
 from rich.console import Console
 
@@ -180,9 +180,9 @@ def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
             title_of(row["method"]),
             "" if is_none else f"{row['strength']:g}",
             f"{row['first']:.3f}",
-            f"{row['mean_last']:.3f} ± {row['error_last']:.3f}",
-            f"{row['mean']:.3f} ± {row['error']:.3f}",
-            "" if is_none else f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
+            with_error(row["mean_last"], row["error_last"]),
+            with_error(row["mean"], row["error"]),
+            "" if is_none else with_interval(row),
         )
         yield f"| {' | '.join(cells)} |"
 

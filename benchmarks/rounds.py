@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 import torch
 import tyro
-from measuring import put_into, use_threads, write_environment
+from measuring import put_into, use_threads, with_error, write_environment
 from rich.progress import track
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -176,7 +176,7 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
             for start in BEFORE
             for span in spans
         ]
-        yield f"| {treatment} | " + " | ".join(f"{cell['mean']:.3f} ± {cell['error']:.3f}" for cell in found) + " |"
+        yield f"| {treatment} | " + " | ".join(with_error(cell["mean"], cell["error"]) for cell in found) + " |"
 
 
 if __name__ == "__main__":

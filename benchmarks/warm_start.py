@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 import tyro
 from forms import Form
-from measuring import put_into, write_environment
+from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
 from supple.lab.grid import TUNING_SEEDS, finished, results
@@ -140,13 +140,9 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
     for row in ranking(rows, METRIC).iter_rows(named=True):
         name = row["form"]
         strength = f"{row['strength']:g}" if len(FORMS[name].strengths) > 1 else ""
-        difference = "" if name == SCRATCH or not above else interval(above[name])
-        accuracy = f"{row['mean']:.3f} ± {row['error']:.3f}"
+        difference = "" if name == SCRATCH or not above else with_interval(above[name])
+        accuracy = with_error(row["mean"], row["error"])
         yield f"| {name} | {strength} | {accuracy} | {learned[name]:.3f} | {difference} |"
-
-
-def interval(row: dict[str, float]) -> str:
-    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
 
 
 if __name__ == "__main__":

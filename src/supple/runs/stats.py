@@ -123,7 +123,7 @@ def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     return last.sort(pl.col("mean").fill_nan(None), descending=most_first, nulls_last=True, maintain_order=True)
 
 
-def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
+def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int | None = 5) -> pl.DataFrame:
     """The difference between each setting and ``reference`` in the last ``count`` tasks, paired by seed.
 
     The same seed means the same tasks and batches, so the variation that these cause cancels in the difference.
@@ -138,7 +138,7 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
         rows: of any number of settings.
         reference: rows of one setting.
         metric: what is compared.
-        count: a seed's value is the mean over this many last tasks.
+        count: a seed's value is the mean over this many last tasks; None for all tasks.
     """
     theirs = _per_seed(reference, metric, count).select("seed", theirs="value")
     difference, pairs = pl.col("difference"), pl.len().cast(pl.Int64)
@@ -154,12 +154,13 @@ def paired(rows: pl.DataFrame, reference: pl.DataFrame, metric: str, count: int 
     return compared.drop("error").with_columns(low=compared["difference"] - half, high=compared["difference"] + half)
 
 
-def _per_seed(rows: pl.DataFrame, metric: str, count: int) -> pl.DataFrame:
+def _per_seed(rows: pl.DataFrame, metric: str, count: int | None) -> pl.DataFrame:
     """For each setting and seed, the mean over the last ``count`` tasks; a short run's first task is left out."""
     tasks = pl.col("tasks")
     counted = pl.max_horizontal(1, pl.min_horizontal(count, tasks - 1))  # last_count
+    wanted = True if count is None else pl.col("task") >= tasks - counted
     return (
-        rows.filter((pl.col("metric") == metric) & (pl.col("task") >= tasks - counted))
+        rows.filter(pl.col("metric") == metric, wanted)
         .group_by(*settings(rows), "seed", maintain_order=True)
         .agg(_VALUE.mean())
     )
