@@ -180,20 +180,23 @@ class Learn:
                 else:
                     start = time.process_time()
                     returns = {"supple": self.supple, "sb3": self.sb3, "random": self.random}[agent](seed)
-                    write(path, self, returns=returns, processor_seconds=time.process_time() - start)
+                    run = self.run(seed).config() if agent == "supple" else None
+                    write(path, self, run=run, returns=returns, processor_seconds=time.process_time() - start)
                 print(agent, seed, json.loads(path.read_text())["returns"], flush=True)
 
     def check_same(self, path: Path) -> None:
         """Check that a finished agent was trained as is asked for now."""
-        then = settings(Learn()) | json.loads(path.read_text())["config"]
-        now = settings(self)
-        other = [name for name in now if name not in ("agents", "seeds") and now[name] != then[name]]
+        found = json.loads(path.read_text())
+        then, now = settings(Learn()) | found["config"], settings(self)
+        if run := found.get("run"):  # with the defaults of its time
+            then, now = then | run, now | json.loads(json.dumps(self.run(run["seeds"][0]).config()))
+        other = [name for name in now if name not in ("agents", "seeds") and now[name] != then.get(name)]
         if other:
-            told = ", ".join(f"{name} {now[name]} (there {then[name]})" for name in other)
+            told = ", ".join(f"{name} {now[name]} (there {then.get(name)})" for name in other)
             sys.exit(f"expected a folder for {told}, got {path}: take another --out")
 
-    def supple(self, seed: int) -> dict[str, float]:
-        run = Run.of(
+    def run(self, seed: int) -> Run:
+        return Run.of(
             self.task,
             self.method,
             [seed],
@@ -207,8 +210,10 @@ class Learn:
             random_steps=self.random_steps,
             capacity=self.steps,
         )
+
+    def supple(self, seed: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as root:
-            train(run, root=root)
+            train(self.run(seed), root=root)
             rows = with_steps(load(root)).filter(metric="return")
         return {str(step): value for step, value in rows.select("step", "value").iter_rows()}
 

@@ -23,7 +23,7 @@ task's end. An alert worth having would, with a threshold from one problem, hit 
 other problems, with false alarms in at most 10 % of the runs that keep their accuracy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -84,11 +84,11 @@ class EarlyWarning:
 
     def __call__(self) -> None:
         use_threads(1)
+        self.out.mkdir(parents=True, exist_ok=True)
         initial = self.out / "initial.parquet"
-        if not initial.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
-            measured_before_training(self.results).write_parquet(initial)
-        before = pl.read_parquet(initial)
+        known = [pl.read_parquet(initial)] if initial.exists() else []
+        before = pl.concat([*known, *measured_before_training(self.results, known)], how="vertical")
+        before.write_parquet(initial)
         tasks = pl.concat([by_task(self.results, title, before) for title in PROBLEMS], how="diagonal")
         pairs, lost = tasks.filter(pl.col("next").is_not_null()), events(tasks)
         tables = {
@@ -111,14 +111,21 @@ def rows_of(results: Path, title: str) -> pl.DataFrame:
     return rows.with_columns(problem=pl.lit(title), run=pl.concat_str(settings, separator=" "))
 
 
-def measured_before_training(results: Path) -> pl.DataFrame:
-    """The diagnostics of all runs' networks before the first task; methods that share a network share the values."""
-    frames, of_network = [], dict[Any, dict[str, float]]()
+def measured_before_training(results: Path, known: Sequence[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The diagnostics before the first task of those runs' networks that are not known.
+
+    Methods that share a network share the values.
+    """
+    index = ("title", "method", "seed")
+    measured = {key for rows in known for key in rows.select(index).iter_rows()}
+    of_network = dict[Any, dict[str, float]]()
     for title, (file, chosen) in track(PROBLEMS.items(), "networks before training"):
         if file.startswith("early-warning"):
             continue  # has its own
         columns = ["problem", "scale", "model", "method", "seed"]
         for row in pl.read_parquet(results / f"{file}.parquet").filter(chosen).select(columns).unique().to_dicts():
+            if (title, row["method"], row["seed"]) in measured:
+                continue
             method = row["method"] if METHODS[row["method"]].network else "none"
             key = (row["problem"], row["scale"], row["model"], method, row["seed"])
             if key not in of_network:
@@ -126,8 +133,7 @@ def measured_before_training(results: Path) -> pl.DataFrame:
                 values = Trainer(run, compiled=False).probe.measure()
                 of_network[key] = {name: value.item() for name, value in values.items()}
             values = {"title": title, "method": row["method"], "seed": row["seed"], **of_network[key]}
-            frames.append(pl.DataFrame([values]))
-    return pl.concat(frames, how="diagonal").unpivot(index=["title", "method", "seed"], variable_name="metric")
+            yield pl.DataFrame([values]).unpivot(index=index, variable_name="metric")
 
 
 def by_task(results: Path, title: str, before: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,7 @@ import polars as pl
 
 from supple.runs import charts
 
-SURE, UNSURE = "its 95 % interval leaves out 0", "the interval contains 0"
+SURE, UNSURE = "its 95 % interval excludes 0", "the interval contains 0"
 
 
 def chart(rows: pl.DataFrame, names: Sequence[str]) -> alt.FacetChart:

@@ -136,7 +136,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """As the laboratory's, but without what it needs; and the GPU."""
+    """As the laboratory's, without the facts that need its packages; and the GPU."""
     import torch
 
     import supple

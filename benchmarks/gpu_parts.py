@@ -42,7 +42,7 @@ TESTS = ("mitigators", "network", "diagnostics", "lab/test_trainer.py", "rl/test
 
 
 def waits(setting: Setting, record: Record) -> None:
-    """Long enough for methods that act rarely; the first steps may look whether the method sees anything at all."""
+    """Long enough for methods that act rarely; the first steps may check whether the method sees any activations."""
     for kind, (name, method) in itertools.product(("network", "population"), METHODS.items()):
         if not method.has_strength:
             continue
@@ -211,7 +211,7 @@ def resnet18(setting: Setting, record: Record) -> None:
 
 
 def memory(setting: Setting, record: Record) -> None:
-    """Bytes at the peak of a step beyond those of a step without the method."""
+    """Peak memory of a step with each method."""
     for name in ("resnet18", "gpt2") if not setting.tiny else ("mlp",):
         for form in FORMS:
             step = eager_step(setting, name, form)

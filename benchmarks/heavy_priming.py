@@ -92,6 +92,7 @@ class Tables:
             return
         labels = {run.folder(self.runs_in).name: name for run, name in names.items()}
         rows = with_steps(results(names, self.runs_in)).with_columns(setting=pl.col("run").replace_strict(labels))
+        self.out.mkdir(parents=True, exist_ok=True)
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs_in, {*labels})
         draw(rows).save(self.page.with_name(PICTURE), scale_factor=2)

@@ -60,7 +60,7 @@ TITLES = {
 }
 
 COLOURED = {"mnist-layer-norm": ("none", "spectral", "decoupled-spectral", "shrink-and-perturb")}
-"""The methods in colour where lines swing so much that few can be told apart, the best other one among them."""
+"""The methods in colour where lines swing so much that few can be told apart: the best one of others is among them."""
 
 OPTIMIZERS = {"adam": "Adam", "adam-equal-betas": "Adam, equal betas", "adam-restarted": "Adam restarted"}
 
@@ -95,7 +95,10 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """Write the rows of all results so far, draw them, and print tables."""
+    """Write the rows of all results so far, draw them, and print tables.
+
+    Of a study whose runs are not on this machine, the rows in the repository are drawn and printed.
+    """
 
     studies: tuple[str, ...] = tuple(STUDIES)
     """Studies to write; most take their strengths from the grid of ``mnist``."""
@@ -112,26 +115,24 @@ class Tables:
         console = Console()
         pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=120, float_precision=4, tbl_hide_column_data_types=True)
         for name in self.studies:
-            grid = GRIDS.get(name, [])
-            if not all(done(run) >= PIECE for run in grid or GRIDS["mnist"]) or not all(
-                map(done, runs := STUDIES[name]())
-            ):
+            metric, kept, grid = metric_of(name), self.out / f"{name}.parquet", GRIDS.get(name, [])
+            if all(done(run) >= PIECE for run in grid or GRIDS["mnist"]) and all(map(done, runs := STUDIES[name]())):
+                if grid:
+                    chosen = rows_of(grid, PIECE)
+                    chosen.write_parquet(self.out / f"tuning-{name}.parquet")
+                    console.print("For choosing the strength:", results_table(chosen, metric))
+                rows_of(runs).write_parquet(kept)
+                write_environment(self.out / name, ROOT, set(pl.read_parquet(kept)["run"]))
+            elif not kept.exists():
                 console.print(f"{name}: not all of it has been begun\n")
                 continue
-            metric = metric_of(name)
-            if grid:
-                chosen = rows_of(grid, PIECE)
-                chosen.write_parquet(self.out / f"tuning-{name}.parquet")
-                console.print("For choosing the strength:", results_table(chosen, metric))
-            rows = rows_of(runs)
-            rows.write_parquet(self.out / f"{name}.parquet")
-            write_environment(self.out / name, ROOT, set(rows["run"]))
+            rows = pl.read_parquet(kept)  # where its runs are not here, those of another machine
             if name == "continual-imagenet":  # its tasks differ so much that curves show nothing
                 put_into(self.page, name, table_in_tens(rows, metric))
             else:
                 draw(name, rows, self.charts)
             for first in sorted({min(PIECE, rows["tasks"][0]), rows["tasks"][0]}):  # of most studies, and of this one
-                part = rows_of(runs, first)
+                part = rows.filter(pl.col("task") < first).with_columns(tasks=pl.lit(first))
                 console.print(f"The first {first} tasks:", results_table(part, metric))
                 for compared in compare(name, part, metric):
                     print(compared)

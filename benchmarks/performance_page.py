@@ -19,11 +19,11 @@ machine is shared: the quartiles of "none again", a step against itself, show th
 
 ## The regularizer's share of a training step
 
-Time of a step with the regularizer, or with an alternative, over the same step without. *Timed within its steps* is the
-surest row: the regularizer's own seconds inside of each step, over the rest of that step, so that the differences
-between steps do not count. *A plain loop* is the same regularizer, written as a simple loop over the parameters. The
-MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained with Adam at batch 512 in float32; ViT-Tiny
-at batch 250 (`python benchmarks/overhead.py --rounds 15`, `--within` for the times within steps).
+Time of a step with the regularizer, or with an alternative, over the same step without. The rows *timed within its
+steps* are the most reliable: a whole step, divided by that same step without the regularizer's own seconds, so that
+differences between steps do not count. *A plain loop* is the same regularizer, written as a simple loop over the
+parameters. The MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained with Adam at batch 512 in
+float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py`, `--within` for the times within steps).
 
 {overhead}
 
@@ -54,9 +54,8 @@ stacks networks if one step of one takes less than {small_step:.0f} million oper
 {stacking}
 
 A step of the 4x256 MLP at batch 512 (Adam), as the laboratory takes it, against a plain loop: {big}; with
-`--matmul-precision medium` and this processor's bfloat16 units: {medium}.
-ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resnet}. The same step with
-`--autocast bfloat16` against itself in float32, on a processor {units} units for bfloat16: {autocast}.
+`--matmul-precision medium`, on a processor with units for bfloat16: {medium}.
+ResNet-18 on CIFAR-10 at batch 250 against a plain loop with a DataLoader: {resnet}. {autocast}
 
 ## The start
 
@@ -92,13 +91,11 @@ def page(measured: dict[str, Any]) -> str:
     """The tables of all measurements."""
     bandwidth, products = measured["machine"]["bandwidth"] / 1e9, measured["machine"]["multiply-adds"] / 1e9
     compiling = [row["compiling"] for row in measured["population"]]
-    (big, medium), (resnet,), (autocast,), (start,), (memory,) = (
-        measured[name] for name in ("big", "resnet", "precision", "start", "memory")
-    )
+    (big, medium), (resnet,), (start,), (memory,) = (measured[name] for name in ("big", "resnet", "start", "memory"))
     return PAGE.format(
         gpu=section(Path("results/gpu")),
         machine=f"Memory bandwidth {bandwidth:.1f} GB/s, {products:.0f} G multiply-adds a second.",
-        overhead=table("network | variant | ratio to none | quartiles", [*shares(), *shares_within()]),
+        overhead=table("network | variant | ratio to none | quartiles | rounds", [*shares(), *shares_within()]),
         alone=table(
             "network | bytes | share of the bandwidth",
             (f"{row['what']} | {row['bytes'] / 1e6:.0f} MB | {row['share']:.0%}" for row in measured["alone"]),
@@ -116,8 +113,7 @@ def page(measured: dict[str, Any]) -> str:
         big=faster(big),
         medium=faster(medium),
         resnet=faster(resnet),
-        autocast=faster(autocast),
-        units="with" if autocast["has bfloat16 units"] else "without",
+        autocast=autocast(*measured.get("precision", ())),
         start=f"{start['seconds']:.1f}",
         fastest=f"{start['fastest']:.1f}",
         memory=memory["what"],
@@ -140,18 +136,19 @@ def shares() -> Iterable[str]:
         for name, times in seconds.items():
             if name != "none":
                 of_none = spread(ratios(times, seconds["none"]))
-                yield f"{path.stem.removeprefix('share-')} | {name} | {of_none}"
+                yield f"{path.stem.removeprefix('share-')} | {name} | {of_none} | {len(times)}"
 
 
 def shares_within() -> Iterable[str]:
     """The regularizer's own time inside of steps, by network and form."""
     for path in sorted(Path("results/overhead").glob("within-*.json")):
-        by_form = json.loads(path.read_text())["ratios"]
+        measured = json.loads(path.read_text())
+        by_form, rounds = measured["ratios"], measured["config"]["rounds"]
         if not isinstance(by_form, dict):
             by_form = {"coupled": by_form}  # files from before the decoupled form was timed too
         for form, values in by_form.items():
             network = path.stem.removeprefix("within-")
-            yield f"{network} | spectral, {form}, timed within its steps | {spread(values)}"
+            yield f"{network} | spectral, {form}, timed within its steps | {spread(values)} | {rounds}"
 
 
 def spread(values: list[float]) -> str:
@@ -161,6 +158,17 @@ def spread(values: list[float]) -> str:
 
 def gain(row: dict[str, Any]) -> str:
     return f"{row['ratio']:.2f} | {row['low']:.2f} to {row['high']:.2f}"
+
+
+def autocast(row: dict[str, Any] | None = None) -> str:
+    """The sentence about autocast, if it was measured."""
+    if row is None:
+        return ""
+    units = "with" if row["has bfloat16 units"] else "without"
+    return (
+        "The same step with `--autocast bfloat16` against itself in float32, on a processor "
+        f"{units} units for bfloat16: {faster(row)}."
+    )
 
 
 def faster(row: dict[str, Any]) -> str:

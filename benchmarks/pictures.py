@@ -2,7 +2,9 @@
 
     python benchmarks/pictures.py
 
-The strip of an episode and the charts of a run that was not committed are not among them.
+The strip of an episode and the charts of a run that was not committed are not among them. Those of the README's first
+screen, the stream and norm control have more than one file, or need tuning's rows: `front_picture.py`, and `tables` of
+`stream.py`, `norm_control.py` and `control_forms.py`, draw them.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from measuring import write
+from measuring import use_threads, write
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -30,7 +30,7 @@ class PlainAdam:
     """The file for the accuracies: by variant, for each seed those of both tasks."""
 
     def __call__(self) -> None:
-        torch.set_num_threads(1)
+        use_threads(1)
         torch.set_float32_matmul_precision("medium")
         data = datasets.load("mnist")
         x = data.normalized(data.train.images).flatten(1)

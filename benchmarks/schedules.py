@@ -12,6 +12,7 @@ constant peak step size: it shows how well each network can still learn.
 
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,10 @@ class Schedules:
     def __call__(self) -> None:
         use_threads(1)
         began, rows = time.monotonic(), []
-        if self.out.exists() and (before := json.loads(self.out.read_text()))["config"] == settings(self):
+        if self.out.exists():
+            before = json.loads(self.out.read_text())
+            if before["config"] != settings(self):
+                sys.exit(f"expected {before['config']} as in {self.out}, got {settings(self)}: take another --out")
             rows, began = before["rows"], began - before["seconds"]
         table = Table("optimizer", "method", "last 5 tasks", "one more, constant", "spectral norm")
         for variant, method in track(SETTINGS, "training"):

@@ -3,7 +3,8 @@
     python benchmarks/situations.py       # ten minutes on one core; a table, and rows in results/situations/
 
 Twenty networks that have lost plasticity, twenty whose optimizer stalls, twenty with which nothing is wrong: five
-causes each, with four networks and data sets. Rules and situations were settled on other seeds than the reported ones.
+causes each, in four networks with three kinds of data; *many tasks* is always the ReLU network on random labels. Rules
+and situations were settled on other seeds than the reported ones.
 """
 
 import itertools
@@ -161,7 +162,7 @@ def many_tasks(one: Situation) -> None:
 
 
 def rescaled_loss(one: Situation) -> None:
-    """The loss was a thousand times larger, as when rewards are rescaled."""
+    """The loss was 3,000 times larger, as when rewards are rescaled."""
     one.learn(1)
     one.learn(1, epochs=4, scale=3000.0)
 
