@@ -7,6 +7,7 @@ import torch
 from supple.rl.methods import find, mitigator_for
 from supple.rl.run import Run
 from supple.rl.sac import SAC
+from supple.training.compiled_code import on_sound_code
 
 COMPILE_FROM = 20_000
 """Compiling pays from this many member-updates in a run: it costs 20 to 60 s and saves about 3 ms per update."""
@@ -37,7 +38,7 @@ def should_compile(run: Run, device: str) -> bool:
 def can_compile(device: str) -> bool:
     """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
     try:
-        torch.compile(lambda tensor: tensor + 1)(torch.zeros(1, device=device))
+        on_sound_code(torch.compile(lambda tensor: tensor + 1))(torch.zeros(1, device=device))
     except Exception:  # whatever is missing, training works without compiling
         return False
     return True
