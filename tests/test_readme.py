@@ -12,8 +12,8 @@ DOCS = README.parent / "docs"
 GUIDES = [DOCS / f"{name}.md" for name in ("tutorial", "losing-plasticity", "fine-tuning")]
 
 
-SHORTER = {"steps=200": "steps=3", "30 * new_task()": "new_task()"}
-"""Trainings of the page about losing plasticity, which show something only if they are long."""
+SHORTER = {"steps=200": "steps=3", "30 * new_task()": "new_task()", "for _ in range(20)]": "for _ in range(1)]"}
+"""Trainings of the pages, which show something only if they are long."""
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)

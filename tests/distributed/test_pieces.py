@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -146,7 +147,7 @@ def check_half_and_single_precision(folder: Path) -> None:
 
 
 def check_penalties_and_their_gradients(folder: Path) -> None:
-    for mesh, placements in meshes():
+    for mesh, placements in islice(meshes(), 2):  # by rows, by columns
         network = zoo(torch.float64)
         networks = (network, sharded(network, mesh, placements))
         pairs = [

@@ -56,10 +56,10 @@ def test_paper_scale_is_the_published_protocol(number):
 @pytest.mark.parametrize("number", TRAINED)
 def test_a_figure_is_drawn_from_the_store(number, tmp_path):
     figure = figures.find(number)
-    runs = figure.runs("quick", 2)
-    panels = [panel for row in figure.panels("quick", 2) for panel in row]
+    runs = figure.runs("quick", 1)
+    panels = [panel for row in figure.panels("quick", 1) for panel in row]
     store(tmp_path, runs, {panel.metric for panel in panels}, measure)
-    chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "quick", 2).to_dict()
+    chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "quick", 1).to_dict()
     drawn = [axes for row in chart["vconcat"] for axes in row["hconcat"]]
     assert len(drawn) == len(panels)
     assert "quick scale" in chart["title"]["subtitle"][0]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from supple.kernels.power_iteration import power_iteration, spectral_norm
 
-SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (64, 64), (512, 2048), (2, 4, 6), (2, 3, 5, 4)]
+SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (64, 64), (256, 1024), (2, 4, 6), (2, 3, 5, 4)]
 
 
 def directions(weight: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -102,12 +102,12 @@ def test_extreme_scales_neither_underflow_to_nonsense_nor_overflow(scale):
     assert v.norm() <= 1 + 1e-5
 
 
-@pytest.mark.parametrize("swap", [(3.0, 1.0), (2.0, 1.999)], ids=str)
+@pytest.mark.parametrize("swap", [(3.0, 1.0), (2.0, 1.99)], ids=str)
 def test_a_diagonal_whose_largest_entry_changes_place_is_found_again(swap):
     large, small = swap
     weight = torch.diag(torch.tensor([large, small, 0.5]))
     v, restart = directions(weight)
-    v = power_iteration(weight, v, restart, 20_000 if small > 1.9 else 500).v
+    v = power_iteration(weight, v, restart, 2_000 if small > 1.9 else 500).v
     moved = torch.diag(torch.tensor([0.5, 0.6, 1.4]))
     for _ in range(60):
         sigma, u, v = power_iteration(moved, v, restart)

@@ -310,8 +310,10 @@ def test_muon_trains_as_by_hand(method, epochs, monkeypatch):
         assert_same(of_member(rows, member), found)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].strength])  # others: in the next test
+@pytest.mark.parametrize(  # methods with a strength: in the next test
+    ("method", "path"),
+    [("none", "one by one"), *((name, "vectorized") for name in METHODS if not METHODS[name].strength)],
+)
 def test_a_population_is_its_members_trained_alone(method, path, monkeypatch):
     together = trainer_of(run_of(method, seeds=(4, 0)), path, monkeypatch)
     rows = learned(together)
@@ -321,8 +323,10 @@ def test_a_population_is_its_members_trained_alone(method, path, monkeypatch):
         assert_same(tensors(together.population.member(index)), tensors(alone.population.member(0)))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].strength])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("spectral", "one by one"), *((name, "vectorized") for name in METHODS if METHODS[name].strength)],
+)
 def test_members_may_have_strengths_of_their_own(method, path, monkeypatch):
     strongest = METHODS[method].strength
     strengths = (strongest, 0.0, strongest / 7)
@@ -531,7 +535,7 @@ def test_every_run_of_a_process_is_compiled(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
     with torch._dynamo.config.patch(recompile_limit=1):  # 8 otherwise: then torch goes on without compiling
-        for count in (1, 2, 3):
+        for count in (1, 2):
             learned(Trainer(run_of("none", tasks=1, epochs=1), compiled=True))
             assert len(graphs) == count
 

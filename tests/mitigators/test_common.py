@@ -293,8 +293,10 @@ def test_a_population_knows_its_own_random_numbers(case, device):
 # On anyone's optimizer.
 
 
-@every_case
-@pytest.mark.parametrize("built_on_the_compiled", [False, True])
+@pytest.mark.parametrize(
+    ("case", "built_on_the_compiled"),
+    [*((case, True) for case in CASES), *((case, False) for case, (method, _) in CASES.items() if method.observes)],
+)
 def test_compiled_networks(case, built_on_the_compiled, make):
     torch.compiler.reset()
     plain, network = make("mlp"), make("mlp")
@@ -507,8 +509,9 @@ def test_a_network_that_holds_its_method_can_be_copied(case, duplicate, make):
 
 
 @every_case_that_acts_in_steps
-@every_network
-@pytest.mark.parametrize("there", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "there"), [("mlp", torch.float64), ("conv", torch.bfloat16), ("transformer", torch.bfloat16)]
+)
 def test_the_type_may_change_in_mid_run(case, kind, there, make):
     """Forth and back; it acts in each."""
     network = make(kind)

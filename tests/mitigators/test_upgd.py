@@ -41,8 +41,7 @@ class Oracle:
         return (self.first[name] / (1 - 0.9**number)) / ((self.second[name] / (1 - 0.999**number)).sqrt() + 1e-8)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("decay", "weight_decay"), [(0.0, 0.0), (0.9, 0.1), (0.999, 0.1)])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("corrected", [True, False])
 def test_twenty_steps_are_the_published_ones(decay, weight_decay, optimizer, corrected, small_network):

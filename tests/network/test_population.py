@@ -121,14 +121,14 @@ def train(network, optimizer, x, y):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("make_model", MODELS)
-def test_members_follow_lone_networks_on_the_cpu_for_50_steps(make_model, optimizer, device):
+def test_members_follow_lone_networks_on_the_cpu_for_20_steps(make_model, optimizer, device):
     if make_model is not mlp and optimizer not in ("adam", "sgd"):
         pytest.skip("what the optimizers differ in does not depend on the network")
     population, networks = Population(make_model, SEEDS).to(device), [lone(make_model, seed) for seed in SEEDS]
     start = copy.deepcopy(population)
     optimizers = [OPTIMIZERS[optimizer](network.parameters()) for network in networks]
     together = OPTIMIZERS[optimizer](population.parameters())
-    for x, y in batches(make_model):
+    for x, y in batches(make_model, steps=20):
         train(population, together, x.to(device), y.to(device))
         for index, network in enumerate(networks):
             train(network, optimizers[index], x[index], y[index])

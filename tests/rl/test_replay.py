@@ -37,9 +37,9 @@ def generators(seed=0):
 def test_what_comes_out_went_in(count, spare):
     replay = filled(count, spare=spare)
     assert len(replay) == min(count, 5)
-    batch = replay.sample(generators(), updates=20, size=10)
-    assert batch.observation.shape == (20, 2, 10, 2)
-    assert batch.reward.shape == (20, 2, 10)
+    batch = replay.sample(generators(), updates=4, size=10)
+    assert batch.observation.shape == (4, 2, 10, 2)
+    assert batch.reward.shape == (4, 2, 10)
     for member in range(2):
         steps = batch.observation[:, member, :, 0].flatten().numpy() - 1000 * member
         assert set(steps) == set(range(max(0, count - 5), count)), "all of the last five and no others"

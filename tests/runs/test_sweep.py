@@ -2,6 +2,7 @@
 
 import ast
 import io
+import multiprocessing
 import os
 import re
 import signal
@@ -20,6 +21,14 @@ from supple.runs.sweep import available_cores, work_through
 from support import worker_jobs
 
 
+@pytest.fixture
+def quick_workers(monkeypatch):
+    """Workers that are forks of a process with torch, which start faster; the pool treats them as any others."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["supple.runs.sweep"])
+    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda method: context)
+
+
 def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.setenv("MALLOC_TOP_PAD_", "4096")  # what the user has set stays
@@ -36,6 +45,7 @@ def test_work_is_done_and_progress_arrives(tmp_path, monkeypatch):
         assert (threads, trim, pad) == (1, "1073741824", "4096")
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_job_of_which_more_is_left_goes_on(tmp_path):
     done = {(str(tmp_path), str(number)): 0.0 for number in range(3)}
     work_through(done, worker_jobs.in_pieces, workers=2, report=done.__setitem__)
@@ -43,10 +53,12 @@ def test_a_job_of_which_more_is_left_goes_on(tmp_path):
     assert {path.read_text().count("piece") for path in tmp_path.iterdir()} == {3}
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_the_memory_of_a_job_is_free_for_the_next():
     work_through([1, 2], worker_jobs.leave_a_cycle, workers=1, report=lambda job, done: None)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_an_error_arrives_in_a_sentence_and_stops_the_rest(tmp_path):
     environment = dict(os.environ)
     jobs = [(str(tmp_path), str(number)) for number in range(9)]
@@ -123,6 +135,7 @@ def alive(process):
 # Workers that are lost.
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_job_whose_worker_dies_is_begun_again(tmp_path):
     reports = {}
     jobs = [(str(tmp_path), "0"), (str(tmp_path), "1")]
@@ -132,6 +145,7 @@ def test_a_job_whose_worker_dies_is_begun_again(tmp_path):
     assert [reports[job][-1] for job in jobs] == [1.0, 1.0]
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_that_die_one_after_the_other_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "RETRIES", 1)
     with pytest.raises(LostWorkersError, match="but 2 died one after the other with 1 jobs left"):
@@ -139,6 +153,7 @@ def test_workers_that_die_one_after_the_other_are_an_error(tmp_path, monkeypatch
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_may_die_as_often_as_they_like_where_work_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "RETRIES", 0)
     done = {(str(tmp_path), "0"): 0.0}
