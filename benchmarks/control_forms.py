@@ -8,7 +8,7 @@ are exempt. Every run measures its inside, above all the effective step sizes. N
 usually are, which makes a run three times as fast, and the seeds of a setting are one population.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """In the order of training."""
 COLOURS = dict(zip(SETTINGS, ["#0072B2", "#E69F00", "#D55E00", "#000000", "#CC79A7", "#882255"], strict=True))
 
+PICTURE = "control-forms.png"
 DRAWN = ("return", "critic_effective_step_size", "actor_effective_step_size")
 """The metrics in the picture, one below the other."""
 
@@ -97,24 +98,36 @@ class Tables(Study):
 
     runs_in: str = "results/control-forms/runs"
     """The folder that was trained into."""
-    out: Path = Path("results/control")
+    out: Path = Path("results/control-forms")
     """Folder for the rows."""
     page: Path = Path("docs/control.md")
     """The page with the table; the picture lies beside it."""
 
     def __call__(self) -> None:
-        names = {run: name for run, name in self.runs().items() if run.folder(self.runs_in).finished(run.evaluations)}
-        print(f"{len(names)} of {len(self.runs())} runs are finished")
-        if not names:
-            return
-        labels = {run.folder(self.runs_in).name: name for run, name in names.items()}
-        rows = with_steps(results(names, self.runs_in)).with_columns(setting=pl.col("run").replace_strict(labels))
-        self.out.mkdir(parents=True, exist_ok=True)
-        rows.write_parquet(self.out / "forms.parquet")
-        write_environment(self.out / "forms", self.runs_in, {*labels})
-        draw(rows).save(self.page.parent / "control-forms.png", scale_factor=2)
-        picture = "![Returns and effective step sizes of each form over the environment's steps](control-forms.png)"
-        put_into(self.page, "forms", [*table(rows), "", picture])
+        rows = rows_so_far(self.runs(), self.runs_in, self.out)
+        if rows is not None:
+            draw(rows).save(self.page.with_name(PICTURE), scale_factor=2)
+            picture = f"![Returns and effective step sizes of each form over the environment's steps]({PICTURE})"
+            put_into(self.page, "forms", [*table(rows), "", picture])
+
+
+def rows_so_far(planned: Mapping[Run, str], runs_in: str, out: Path) -> pl.DataFrame | None:
+    """The rows of the finished runs with the names of their settings, also written to a folder; None if there are none.
+
+    Args:
+        planned: all runs, with their settings' names.
+        runs_in: the folder that was trained into.
+        out: folder for the rows and the environment.
+    """
+    names = {run: name for run, name in planned.items() if run.folder(runs_in).finished(run.evaluations)}
+    print(f"{len(names)} of {len(planned)} runs are finished")
+    if not names:
+        return None
+    labels = {run.folder(runs_in).name: name for run, name in names.items()}
+    rows = with_steps(results(names, runs_in)).with_columns(setting=pl.col("run").replace_strict(labels))
+    write_environment(out, runs_in, {*labels})
+    rows.write_parquet(out / "rows.parquet")
+    return rows
 
 
 def table(rows: pl.DataFrame) -> Iterator[str]:

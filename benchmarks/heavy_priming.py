@@ -15,12 +15,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 import tyro
-from control_forms import mean_and_error, panel
-from measuring import put_into, write_environment
+from control_forms import mean_and_error, panel, rows_so_far
+from measuring import put_into
 
 from supple.cli.options import Engine
-from supple.rl.charts import with_steps
-from supple.rl.run import Run, results
+from supple.rl.run import Run
 from supple.runs.charts import configured
 from supple.runs.stats import MEAN_AND_ERROR, with_band
 
@@ -85,19 +84,11 @@ class Tables:
     """The page with the table; the picture lies beside it."""
 
     def __call__(self) -> None:
-        planned = runs(self.seeds)
-        names = {run: name for run, name in planned.items() if run.folder(self.runs_in).finished(run.evaluations)}
-        print(f"{len(names)} of {len(planned)} runs are finished")
-        if not names:
-            return
-        labels = {run.folder(self.runs_in).name: name for run, name in names.items()}
-        rows = with_steps(results(names, self.runs_in)).with_columns(setting=pl.col("run").replace_strict(labels))
-        self.out.mkdir(parents=True, exist_ok=True)
-        rows.write_parquet(self.out / "rows.parquet")
-        write_environment(self.out, self.runs_in, {*labels})
-        draw(rows).save(self.page.with_name(PICTURE), scale_factor=2)
-        picture = f"![Returns and overestimation of primed agents over the environment's steps]({PICTURE})"
-        put_into(self.page, "heavy priming", [*table(rows), "", picture])
+        rows = rows_so_far(runs(self.seeds), self.runs_in, self.out)
+        if rows is not None:
+            draw(rows).save(self.page.with_name(PICTURE), scale_factor=2)
+            picture = f"![Returns and overestimation of primed agents over the environment's steps]({PICTURE})"
+            put_into(self.page, "heavy priming", [*table(rows), "", picture])
 
 
 def table(rows: pl.DataFrame) -> list[str]:
