@@ -4,7 +4,11 @@ import gc
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+# How fast an example is depends on what else the machine does.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 torch.set_num_threads(1)  # the tensors are small, and two threads collapse where others use the cores too
 torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU as exact as on the CPU, which they are compared with
 torch.backends.cudnn.deterministic = True  # many tests need two computations to agree exactly

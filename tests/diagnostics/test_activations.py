@@ -211,7 +211,7 @@ hidden = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hidden, st.sampled_from([0.0, 0.025, 0.1, 0.5]))
 def test_dormant_and_dead_units(device, h, threshold):
     arrays = {name: each.numpy() for name, each in h.items()}
@@ -248,7 +248,7 @@ def test_dormant_units_are_those_that_redo_recycles(device):
     assert {name: value.item() for name, value in found.items() if name} == pytest.approx(shares)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 3), st.integers(0, 999))
 def test_feature_rank(device, rows, units, decay, seed):
     random = torch.Generator().manual_seed(seed)

@@ -71,7 +71,7 @@ def test_the_oracle_is_what_vmap_says_too():
         torch.testing.assert_close(stacked[name].flatten(1), gradients, rtol=1e-3, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from([1, 2, 3]),
     st.integers(1, 3),

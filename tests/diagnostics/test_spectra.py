@@ -39,7 +39,7 @@ matrices = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(matrices)
 def test_against_numpy(device, matrix):
     values = singular_values(matrix.to(device)).cpu()

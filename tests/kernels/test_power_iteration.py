@@ -86,7 +86,7 @@ matrices = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(matrices, st.integers(1, 5))
 def test_never_above_the_true_value(weight, iterations):
     sigma = power_iteration(weight, *directions(weight), iterations).sigma.double()

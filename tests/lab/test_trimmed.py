@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,7 +30,6 @@ def output_and_gradients(layer, x):
     return output, x.grad, *(parameter.grad for parameter in layer.parameters())
 
 
-@settings(deadline=None)
 @given(layers())
 def test_the_same_function(given_layer):
     layer, x = given_layer

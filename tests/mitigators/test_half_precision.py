@@ -14,7 +14,7 @@ from support.resting import resting
 HALVES = [torch.bfloat16, torch.float16]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     dtype=st.sampled_from(HALVES),
     value=st.floats(-60000, 60000, width=32) | st.floats(-(2.0**-13), 2.0**-13, width=32),

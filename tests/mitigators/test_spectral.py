@@ -494,7 +494,7 @@ def test_decoupled_with_other_exponents_and_targets(exponent, target, strength, 
         assert error <= 1e-6, name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     out=st.integers(1, 8),
     width=st.integers(1, 8),
@@ -649,7 +649,7 @@ def test_defaults_are_the_papers():
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     out=st.integers(1, 10),
     width=st.integers(1, 10),

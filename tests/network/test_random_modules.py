@@ -52,7 +52,7 @@ options = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**options)
 def test_penalty_and_gradient_of_a_network(tree, shared, dtype, exponent, target, seed):
     torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def test_penalty_and_gradient_of_a_network(tree, shared, dtype, exponent, target
         assert error <= PRECISION[dtype] * gradient.norm() + 1e-3 * PRECISION[dtype] * largest, name
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(**{name: options[name] for name in ("tree", "shared", "exponent", "target", "seed")})
 def test_the_gradient_is_a_finite_difference(tree, shared, exponent, target, seed):
     """Of the oracle's penalty along a random direction."""
@@ -90,7 +90,7 @@ def test_the_gradient_is_a_finite_difference(tree, shared, exponent, target, see
     assert abs((there[0] - there[1]) / (2 * width) - slope) <= 1e-5 * size + 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(**options, members=st.integers(1, 3))
 def test_penalty_and_gradient_of_a_population(tree, shared, dtype, exponent, target, seed, members):
     seeds = [(seed + member) % 2**32 for member in range(members)]

@@ -58,7 +58,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min
 numbers = st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=40, deadline=None)  # a first call imports, and machines are loaded
+@settings(max_examples=40)
 @given(
     changes=st.fixed_dictionaries(
         {},

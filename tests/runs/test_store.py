@@ -261,7 +261,7 @@ def test_a_file_that_is_missing_is_written_again(name, root):
     mends(folder, root, name)
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_bit_that_changes_is_noticed_or_does_not_matter(name, place, bit, tmp_path_factory):
     root = tmp_path_factory.mktemp("flipped")
@@ -273,7 +273,7 @@ def test_any_bit_that_changes_is_noticed_or_does_not_matter(name, place, bit, tm
     mends(folder, str(root), name)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True))
 def test_a_file_that_was_cut_off_is_mended(name, share, tmp_path_factory):
     root = tmp_path_factory.mktemp("cut")
