@@ -9,7 +9,7 @@ python benchmarks/methods_page.py       # at once
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import polars as pl
 import tyro
 from measuring import ratios
-from overhead import NETWORKS
+from networks import NETWORKS
 from rotations import summary
 
 from supple.runs.stats import last_tasks
-from supple.training.methods import METHODS
+from supple.training.methods import METHODS, title_of
 
 RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset", "hare-and-tortoise")
 """Methods that act only every many steps: their cost is the ratio of all steps together, not of the median step."""
@@ -38,10 +38,11 @@ methods` names their options; `help(supple.ContinualBackprop)` in Python, say, e
 - *digits*: training accuracy on random labels of 1,797 digits, mean of the last 5 of 30 tasks, ± standard error over
   {seeds} seeds. A **quick** result of one small problem, which is no ranking.
 - *strength*: the best on another seed of those in `results/digits/tuning.parquet`: 1e-2, 1e-3 and 1e-4, or others where
-  a strength means something else. For L2, self-normalized resets, weight clipping and Wasserstein the best is at the
-  end of what was tried. Not tuned: FIRE, hare and tortoise, network reset, normalize and project, UPGD (its noise is
-  the middle of its authors' range). The command's default for `continual-backprop` is 0.001: for this row give it
-  `--strength 0.01`. [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
+  a strength means something else. The best is at an end of what was tried for:
+  {at_an_end}.
+  Not tuned: FIRE, hare and tortoise, network reset, normalize and project, UPGD (its noise is the middle of its
+  authors' range). The command's default for `continual-backprop` is 0.001: for this row give it `--strength 0.01`.
+  [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
 - *step*: time of a training step divided by that without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;
   steps with and without the method take turns, and the median over rounds is shown. Methods that act rarely have the
@@ -97,6 +98,7 @@ class MethodsPage:
             seeds=max(row["seeds"] for row in digits.values()),
             steps=mlp_steps,
             conv_steps=conv_steps,
+            at_an_end=", ".join(at_an_end(pl.read_parquet("results/digits/tuning.parquet"))),
             normal=f"{mlp_cost['a normal number a parameter']:.2f}",
             spectra=spectra(digits),
         )
@@ -112,6 +114,15 @@ def cost(network: str) -> tuple[dict[str, float], int]:
         for name, times in seconds.items()
     }
     return costs, config["rounds"] * config["steps"]
+
+
+def at_an_end(tuned: pl.DataFrame) -> Iterator[str]:
+    """The methods, by title, whose best strength is the smallest or the largest that was tried."""
+    for (method,), tried in tuned.sort("strength").group_by("method", maintain_order=True):
+        strengths = tried["strength"].to_list()
+        best = tried.sort("mean")["strength"][-1]
+        if len(strengths) > 1 and best in (strengths[0], strengths[-1]):
+            yield title_of(str(method))
 
 
 def row_of(name: str, costs: Iterable[Mapping[str, float]], digits: Mapping[str, Mapping[str, Any]]) -> str:
