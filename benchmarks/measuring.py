@@ -91,10 +91,8 @@ def with_error(mean: float, error: float | None, digits: int = 3) -> str:
 
 
 def with_interval(compared: Mapping[str, Any], digits: int = 3) -> str:
-    """A row of :func:`supple.runs.stats.paired` as text: the difference, if there is one, and its interval."""
+    """A row of :func:`supple.runs.stats.paired` as text: the difference, with its interval if there is one."""
     difference, low, high = (compared[name] for name in ("difference", "low", "high"))
-    if difference is None:  # the reference has not run
-        return ""
     interval = "" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})"
     return _with_minus(f"{difference:+.{digits}f}{interval}")
 

@@ -165,7 +165,7 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
         strength = f"{row['strength']:g}" if len(FORMS[form].strengths) > 1 else ""
         yield (
             f"| {form} | {row['step_size']:g} | {strength} | {first[form]:.3f} | {last[form]:.3f} "
-            f"| {with_error(row['mean'], row['error'])} | {differences[form]} |"
+            f"| {with_error(row['mean'], row['error'])} | {differences.get(form, '')} |"
         )
 
 

@@ -42,6 +42,12 @@ def test_by_hand():
     }
 
 
+def test_all_tasks_count_if_no_number_is_given():
+    rows = {0: [9, 4, 5], 1: [9, 2, 4]}, {0: [7, 0, 2], 1: [7, 0, 5]}
+    (found,) = paired(*(frame(values, tasks=3) for values in rows), "loss", None).to_dicts()
+    assert (found["difference"], found["wins"]) == (2, 2)  # 6 - 3 and 5 - 4
+
+
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=8))
 def test_the_interval_is_that_of_the_paired_t_test(pairs):
     mine, theirs = zip(*pairs, strict=True)
