@@ -311,6 +311,16 @@ def test_priming_is_so_many_updates_on_the_first_transitions(monkeypatch):
     assert training.step == len(training.replay) == 10
 
 
+def test_priming_is_part_of_the_progress():
+    config = run(prime=6, steps=120, capacity=120, random_steps=110, evaluate_every=120, episodes=1)
+    done = []
+    Training(config).learn(0, done.append)
+    ratio = config.constants.replay_ratio
+    assert done == sorted(done)
+    assert (done[98], done[-1]) == (99, 120 + 6 / ratio)
+    assert set(done) >= {99 + 1 + block for block in range(6 // ratio)}
+
+
 # Resets.
 
 

@@ -98,7 +98,7 @@ class Engine:
         missing = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
         for run in {(run.problem, run.method, run.options): run for run in missing}.values():
             rehearse(run, root=self.out, device=device)
-        lengths = {run: (title_of(run.method), run.steps) for run in missing}
+        lengths = {run: (title_of(run.method), run.work_until(run.steps)) for run in missing}
         work = partial(train, root=self.out, device=device)
         self.work_through(lengths, work, done=len(runs) - len(missing), wanted=len(runs))
         rows = with_steps(results(runs, self.out))

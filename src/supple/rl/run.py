@@ -235,6 +235,10 @@ class Run(BaseRun):
         """Updates of each agent in the whole run, if no reset drops the buffer."""
         return self._updates_until(self.steps)
 
+    def work_until(self, step: int) -> float:
+        """The work of so many steps, in steps: priming counts as the steps that take as many updates."""
+        return step + (self.prime / self.constants.replay_ratio if step >= PRIMED_ON else 0)
+
     @property
     def is_reset(self) -> bool:
         """Whether the run contains a reset: one after an evaluation that is not the last."""

@@ -85,7 +85,7 @@ class Training:
         end = min((part + 1) * self.run.evaluate_every, self.run.steps)
         while self.step < end:
             self.advance(report)
-            report(self.step)
+            report(self.run.work_until(self.step))
         rows = self.measure()
         if self.step < self.run.steps:  # the agent at the end is the one that was evaluated
             self.reset_if_due()
@@ -226,7 +226,7 @@ class Training:
         ratio = self.run.constants.replay_ratio
         for block, done in enumerate(range(0, self.run.prime, ratio)):
             self._learn(self._generators(Stream.PRIMING, block), min(ratio, self.run.prime - done))
-            report(self.step)
+            report(self.step + block)
 
     def _evaluate(self) -> np.ndarray:
         """Returns ``(members, episodes)`` of the policies' means, in separate environments that step together."""
@@ -286,7 +286,7 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
 
     Args:
         run: what to train.
-        report: called after each step with the number of steps done.
+        report: called after each step with the work done, in steps (:meth:`Run.work_until`).
         root: the folder of all runs, on a local disk, because the buffer is a memory-mapped file.
         device: of the agents.
     """
@@ -297,5 +297,5 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
         run.evaluations,
         lambda: Training(run, buffer=Path(folder.path) / "replay.bin", device=device),
         report,
-        amount=lambda parts: min(parts * run.evaluate_every, run.steps),
+        amount=lambda parts: run.work_until(min(parts * run.evaluate_every, run.steps)),
     )
