@@ -30,8 +30,8 @@ float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py`, `--within` for 
 ## Diagnostics
 
 All diagnostics of a `PlasticityMonitor` together, on 256 examples and one thread, take 0.07 s for the MLP (0.7 % of a
-task of 1,000 steps) and 4.7 s for ResNet-18 (0.2 % of a task of 4,000 steps; `python benchmarks/diagnostics.py`).
-Between measurements the monitor costs nothing.
+task of 1,000 steps) and 4.7 s for ResNet-18 (0.2 % of a task of 4,000 steps; `python benchmarks/diagnostics.py`, whose
+ResNet-18 had ImageNet's stem then; it now is the laboratory's). Between measurements the monitor costs nothing.
 
 ## The regularizer alone
 

@@ -30,7 +30,7 @@ _KEEP_WHAT_IS_REUSED: dict[str, str | int | bool | Callable[..., Any]] = {
 """Compiler options. Without them, the compiled code recomputes Adam's new weights of a layer with one output for each
 row of the batch that is multiplied by them."""
 _CALL_FROM_C = {"cpp_wrapper": True}
-"""Compiler options for a CPU: an update calls about fifty kernels, and Python would take 4% of its time for that."""
+"""Compiler options for a CPU: an update calls about fifty kernels, which takes a few percent of its time in Python."""
 
 
 class Batch(NamedTuple):

@@ -41,8 +41,9 @@ def on_sound_code(work: Callable[P, Result]) -> Callable[P, Result]:
 
 def _damaged(error: Exception) -> Path | None:
     """The file of compiled code that the error is about, if it is about one."""
+    if not (found := UNLOADABLE.search(str(error))):
+        return None
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # costs seconds, and only this needs it
 
-    found = UNLOADABLE.search(str(error))
-    path = Path(found[1]) if found else None
-    return path if path and path.is_relative_to(cache_dir()) else None
+    path = Path(found[1])
+    return path if path.is_relative_to(cache_dir()) else None
