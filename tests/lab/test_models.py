@@ -86,14 +86,16 @@ def test_a_leaky_network_takes_no_other_activation():
 
 MLP_BLOCK = 192 * 768 + 768 + 768 * 192 + 192
 ATTENTION = 4 * (192 * 192 + 192)
-STAGES = [(64, 64), (64, 128), (128, 256), (256, 512)]  # two blocks of two convolutions; three times a shortcut
-RESNET = (
-    64 * 49 * 3
-    + 2 * 64
-    + sum(9 * b * a + 3 * 9 * b * b + 4 * 2 * b + (a != b) * (a * b + 2 * b) for a, b in STAGES)
-    + 512 * 10
-    + 10
-)
+
+
+def resnet_size(width):
+    """Four stages of two blocks of two convolutions; the first block of the last three has a shortcut."""
+    stages = [(width, width), (width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)]
+    body = sum(9 * b * a + 3 * 9 * b * b + 4 * 2 * b + (a != b) * (a * b + 2 * b) for a, b in stages)
+    return width * 49 * 3 + 2 * width + body + 8 * width * 10 + 10
+
+
+RESNET = resnet_size(64)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,7 @@ RESNET = (
         ("conv", (1, 28, 28), 10, 26 * 16 + 401 * 16 + 257 * 100 + 101 * 100 + 101 * 10),
         ("resnet18", (3, 32, 32), 10, RESNET),
         ("resnet18", (3, 64, 64), 10, RESNET),
+        ("resnet18-narrow", (3, 32, 32), 10, resnet_size(16)),
         ("vit-tiny", (3, 32, 32), 10, (49 + 1 + 65) * 192 + 12 * (ATTENTION + MLP_BLOCK + 768) + 384 + 1930),
         ("vit-tiny", (3, 64, 64), 10, (193 + 1 + 65) * 192 + 12 * (ATTENTION + MLP_BLOCK + 768) + 384 + 1930),
         ("vit-tiny", (1, 28, 28), 10, (17 + 1 + 50) * 192 + 12 * (ATTENTION + MLP_BLOCK + 768) + 384 + 1930),

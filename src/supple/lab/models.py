@@ -119,7 +119,12 @@ def conv(
 
 
 def resnet18(
-    data: Dataset, *, layer_norm: bool = False, activation: Activation = "relu", spectral_normalization: bool = False
+    data: Dataset,
+    *,
+    width: int = 64,
+    layer_norm: bool = False,
+    activation: Activation = "relu",
+    spectral_normalization: bool = False,
 ) -> nn.Module:
     """ResNet-18 with batch norm (He et al., 2016), as implemented in ``transformers``.
 
@@ -129,6 +134,7 @@ def resnet18(
 
     Args:
         data: determines the size of the images and the number of classes.
+        width: channels of the first of the four stages; each further stage has twice as many.
         layer_norm: an error if true: this network has its own normalization.
         activation: only ``relu``.
         spectral_normalization: as in :func:`mlp`.
@@ -140,7 +146,8 @@ def resnet18(
     _refuse("resnet18", layer_norm, activation)
     config = ResNetConfig(
         num_channels=data.train.images.shape[1],
-        hidden_sizes=[64, 128, 256, 512],
+        embedding_size=width,
+        hidden_sizes=[width, 2 * width, 4 * width, 8 * width],
         depths=[2, 2, 2, 2],
         layer_type="basic",
     )
@@ -210,6 +217,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp-3x2000-kaiming": partial(mlp, width=2000, depth=3, linear=KaimingLinear),
     "conv": conv,
     "resnet18": resnet18,
+    "resnet18-narrow": partial(resnet18, width=16),
     "vit-tiny": vit_tiny,
 }
 

@@ -28,7 +28,7 @@ class Problem:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """The changes at quick scale, which takes minutes on two cores."""
     reduced: Mapping[str, Any] = field(default_factory=dict)
-    """The changes at reduced scale, which takes about half an hour of one core; a problem without them has no such
+    """The changes at reduced scale, which takes about six minutes of one core; a problem without them has no such
     scale."""
     published: bool = True
     """Whether there is a published protocol."""

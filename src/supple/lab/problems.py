@@ -13,7 +13,7 @@ _QUICK_LARGE: dict[str, Any] = {"examples": 400, "batch_size": 50, "epochs": 5, 
 
 def _reduced(epochs: int) -> dict[str, Any]:
     """Fewer images and tasks; a task takes 160 steps at batch 250. See docs/reduced.md for the reasons."""
-    return {"examples": 40_000 // epochs, "tasks": 10}
+    return {"model": "resnet18-narrow", "examples": 40_000 // epochs, "tasks": 10}
 
 
 def _mnist(dataset: str, **changes: Any) -> Problem:
@@ -105,7 +105,7 @@ PROBLEMS: dict[str, Problem] = {
         tasks=40,
         quick={"examples": None, "batch_size": 50, "epochs": 2, "tasks": 3},
         # 75 images of each class: the first task's five classes fill a batch.
-        reduced={"dataset": "imagenet32-75", "examples": None, "tasks": 10},
+        reduced={"model": "resnet18-narrow", "dataset": "imagenet32-75", "examples": None, "tasks": 10},
     ),
     "continual-imagenet": Problem(
         title="Continual ImageNet",
@@ -214,7 +214,7 @@ PROBLEMS: dict[str, Problem] = {
         "cifar10",
         "CIFAR-10",
         epochs=100,
-        reduced={"model": "resnet18", "examples": 10_000, "epochs": 25},
+        reduced={"model": "resnet18-narrow", "examples": 10_000, "epochs": 25},
     ),
     "ten-chunks-digits": _arriving("ten-chunks", "digits-1300", "1,300 scans of digits", epochs=40),
     "ten-chunks-mnist": _arriving("ten-chunks", "mnist-validated", "12,800 of MNIST", model="conv", epochs=20),
@@ -224,7 +224,7 @@ PROBLEMS: dict[str, Problem] = {
         "CIFAR-10",
         examples=10_000,
         epochs=100,
-        reduced={"model": "resnet18", "examples": 3_000, "epochs": 25},
+        reduced={"model": "resnet18-narrow", "examples": 3_000, "epochs": 25},
     ),
     "drifting-label-mnist": _mnist(
         "mnist",
