@@ -10,7 +10,7 @@ It is judged by the mean training accuracy of the last five tasks. The reported 
 ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,11 @@ from typing import Any, Literal
 import altair as alt
 import polars as pl
 import tyro
-from forms import Form
+from forms import Comparison, Form
 from measuring import plateau, put_into, with_error, write_environment
 
 from supple.cli.options import Engine
-from supple.lab.grid import TUNING_SEEDS, finished, results
 from supple.lab.problems import title_of
-from supple.lab.run import Run
 from supple.runs import charts
 from supple.runs.lines import LABEL_HEIGHT, spaced
 from supple.runs.stats import last_tasks
@@ -74,26 +72,15 @@ class Problem:
     forms: tuple[str, ...] = tuple(FORMS)
     """The forms to compare."""
 
-    def run_of(self, form: Form, seed: int, strength: float | None) -> Run:
+    def comparison(self) -> Comparison:
         precision = "highest" if self.scale == "quick" else "medium"
-        return form.run(self.problem, seed, strength, scale=self.scale, matmul_precision=precision, diagnostics=())
-
-    def measured(
-        self, form: Form, rows_of: Callable[[list[Run]], pl.DataFrame]
-    ) -> tuple[pl.DataFrame | None, pl.DataFrame]:
-        """The rows of the strengths that are tried, if any, and of the reported seeds; ``rows_of`` trains or reads."""
-        tuned, best = None, None
-        if len(form.strengths) > 1:
-            grid = [self.run_of(form, TUNING_SEEDS, strength) for strength in form.strengths]
-            near = [float(f"{factor * best_strength(rows_of(grid)):.2g}") for factor in (0.3, 3)]
-            tuned = rows_of([*grid, *(self.run_of(form, TUNING_SEEDS, strength) for strength in near)])
-            best = best_strength(tuned)
-        return tuned, rows_of([self.run_of(form, seed, best) for seed in range(self.seeds)])
-
-
-def best_strength(tuned: pl.DataFrame) -> float:
-    best: float = last_tasks(tuned, METRIC).sort("mean")["strength"][-1]
-    return best
+        return Comparison(
+            problem=self.problem,
+            forms={name: FORMS[name] for name in self.forms},
+            metric=METRIC,
+            around=(0.3, 3),
+            protocol={"scale": self.scale, "matmul_precision": precision, "diagnostics": ()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +94,7 @@ class Train(Problem, Engine):
 
     def __call__(self) -> None:
         for name in self.forms:
-            self.measured(FORMS[name], self.train)
+            self.comparison().measured(name, self.seeds, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,34 +109,16 @@ class Tables(Problem):
     """The page with the table; the chart lies beside it, as PNG."""
 
     def __call__(self) -> None:
-        complete = list(self.complete())
-        if not complete:
+        complete = self.comparison().complete(self.seeds, self.runs)
+        if complete is None:
             return
-        grid, rows = (pl.concat(parts) for parts in zip(*complete, strict=True))
+        grid, rows = complete
         self.out.mkdir(parents=True, exist_ok=True)
         grid.write_parquet(self.out / "tuning.parquet")
         rows.write_parquet(self.out / "rows.parquet")
         write_environment(self.out, self.runs, {*grid["run"], *rows["run"]})
         draw(grid, rows, self.problem).save(self.page.with_suffix(".png"), scale_factor=2)
         put_into(self.page, "table", table(grid, rows))
-
-    def complete(self) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        """The measurements of the grid and of the reported seeds, for each form that has them all."""
-        for name in self.forms:
-            label = pl.lit(name).alias("form")
-            try:
-                tuned, rows = self.measured(FORMS[name], self.read)
-            except FileNotFoundError as error:
-                print(f"{name} is left out: {error}")
-            else:
-                yield (rows.clear() if tuned is None else tuned).with_columns(label), rows.with_columns(label)
-
-    def read(self, wanted: list[Run]) -> pl.DataFrame:
-        done = finished(self.runs)
-        left = [run for run in wanted if run not in done]
-        if left:
-            raise FileNotFoundError(f"expected {len(wanted)} finished runs, got {len(wanted) - len(left)}: train them")
-        return results(wanted, self.runs)
 
 
 def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:

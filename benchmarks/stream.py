@@ -11,29 +11,24 @@ seeds are other ones.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import altair as alt
 import polars as pl
 import tyro
-from forms import Form
+from forms import Comparison, Form
 from front_picture import save_light_and_dark
 from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
-from supple.lab.grid import TUNING_SEEDS, finished, results
-from supple.lab.run import Run
 from supple.runs import charts
 from supple.runs.colours import on_light
 from supple.runs.lines import LABEL_HEIGHT, spaced
 from supple.runs.stats import over_tasks, paired
 from supple.training.methods import METHODS
 
-PROBLEM = "label-permuted-emnist"
 TASKS = 200
 METRIC = "online_accuracy"
-STEP_SIZES = (3e-3, 1e-3, 3e-4)
 HEIGHT = 360
 AGAIN = "start again"
 OWN_COLOURS = {"Adam restarted": "#777777", AGAIN: "#8C564B"}
@@ -64,25 +59,19 @@ FORMS: dict[str, Form] = {
     "Parseval": Form(method="parseval", strengths=(1.0, 0.1, 1e-2)),
     "weight clipping": Form(method="weight-clipping", strengths=(1.0, 0.5, 0.2)),
 }
-"""In the order of training."""
-
-
-def run_of(form: Form, seed: int, strength: float | None, step_size: float) -> Run:
-    return form.run(
-        PROBLEM,
-        seed,
-        strength,
-        scale="paper",
-        tasks=TASKS,
-        batch_size=16,
-        step_size=step_size,
-        diagnostics=("weight_norm", "spectral_norm", "dead_units"),
-    )
-
-
-def tried(form: Form) -> list[Run]:
-    """The runs from which strength and step size are chosen."""
-    return [run_of(form, TUNING_SEEDS, *values) for values in product(form.strengths, STEP_SIZES)]
+COMPARISON = Comparison(
+    problem="label-permuted-emnist",
+    forms=FORMS,
+    metric=METRIC,
+    last=None,
+    step_sizes=(3e-3, 1e-3, 3e-4),
+    protocol={
+        "scale": "paper",
+        "tasks": TASKS,
+        "batch_size": 16,
+        "diagnostics": ("weight_norm", "spectral_norm", "dead_units"),
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +86,8 @@ class Train(Engine):
     """Folder for the runs. Those in the repository are finished: any machine goes on from them."""
 
     def __call__(self) -> None:
-        for name in self.forms:
-            form = FORMS[name]
-            best = chosen(self.train(tried(form)))
-            self.train([run_of(form, seed, **best) for seed in range(self.seeds)])
-
-
-def chosen(rows: pl.DataFrame) -> dict[str, float]:
-    """The strength and the step size with the best mean over the whole stream."""
-    means = rows.filter(metric=METRIC).group_by("strength", "step_size").agg(pl.mean("value"))
-    ordered = means.sort("value", "strength", "step_size")  # of equals the largest
-    best: dict[str, float] = ordered.select("strength", "step_size").row(-1, named=True)
-    return best
+        for form in self.forms:
+            COMPARISON.measured(form, self.seeds, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,29 +104,16 @@ class Tables:
     """The page with the table; the chart lies beside it, as PNG."""
 
     def __call__(self) -> None:
-        complete = dict(self.complete())
-        tuned, rows = (
-            pl.concat([parts[index].with_columns(form=pl.lit(name)) for name, parts in complete.items()])
-            for index in (0, 1)
-        )
+        complete = COMPARISON.complete(self.seeds, self.runs)
+        if complete is None:
+            return
+        tried, rows = complete
         self.out.mkdir(parents=True, exist_ok=True)
-        tuned.filter(metric=METRIC).write_parquet(self.out / "tuning.parquet")
+        tried.filter(metric=METRIC).write_parquet(self.out / "tuning.parquet")
         rows.write_parquet(self.out / "rows.parquet")
-        write_environment(self.out, self.runs, {*tuned["run"], *rows["run"]})
+        write_environment(self.out, self.runs, {*tried["run"], *rows["run"]})
         save_light_and_dark(picture(rows), self.page.with_suffix(".png"), map(colour_of, rows["form"].unique()))
         put_into(self.page, "table", table(rows))
-
-    def complete(self) -> Iterator[tuple[str, tuple[pl.DataFrame, pl.DataFrame]]]:
-        """Each form that is trained, with the rows of its tuning and of its reported seeds."""
-        done = finished(self.runs)
-        for name, form in FORMS.items():
-            if done.keys() >= set(tuning := tried(form)):
-                rows = results(tuning, self.runs)
-                reported = [run_of(form, seed, **chosen(rows)) for seed in range(self.seeds)]
-                if done.keys() >= set(reported):
-                    yield name, (rows, results(reported, self.runs))
-                    continue
-            print(f"{name} is left out: train it first")
 
 
 def table(rows: pl.DataFrame) -> Iterator[str]:

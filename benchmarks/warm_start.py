@@ -16,12 +16,10 @@ from pathlib import Path
 
 import polars as pl
 import tyro
-from forms import Form
+from forms import Comparison, Form
 from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
-from supple.lab.grid import TUNING_SEEDS, finished, results
-from supple.lab.run import Run
 from supple.runs.stats import last_tasks, paired, ranking
 
 METRIC, CHOSEN_BY = "test_accuracy", "validation_accuracy"
@@ -44,25 +42,15 @@ FORMS: dict[str, Form] = {
     "L2": restarted(method="l2", strengths=DECAY),
     "L2 init": restarted(method="l2-init", strengths=DECAY),
 }
-"""In the order of training."""
-
-
-def run_of(form: Form, problem: str, seed: int, strength: float | None) -> Run:
-    return form.run(problem, seed, strength, scale="quick", diagnostics=("weight_norm", "spectral_norm"))
-
-
-def tuning(form: Form, problem: str) -> list[Run]:
-    """The runs from which the strength is chosen; none where there is one strength alone."""
-    if len(form.strengths) == 1:
-        return []
-    return [run_of(form, problem, TUNING_SEEDS, strength) for strength in form.strengths]
-
-
-def best(form: Form, tuned: pl.DataFrame | None) -> float | None:
-    """The strength with the best validation accuracy, of equals the smallest; the only one if nothing was tuned."""
-    if tuned is None:
-        return form.strengths[0]
-    return ranking(tuned, CHOSEN_BY).sort("mean", "strength", descending=[True, False])["strength"][0]
+COMPARISONS = {
+    problem: Comparison(
+        problem=problem,
+        forms=FORMS,
+        metric=CHOSEN_BY,
+        protocol={"scale": "quick", "diagnostics": ("weight_norm", "spectral_norm")},
+    )
+    for problem in PROBLEMS
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +68,8 @@ class Train(Engine):
 
     def __call__(self) -> None:
         for problem in self.problems:
-            for form in map(FORMS.__getitem__, self.forms):
-                runs = tuning(form, problem)
-                strength = best(form, self.train(runs) if runs else None)
-                self.train([run_of(form, problem, seed, strength) for seed in range(self.seeds)])
+            for form in self.forms:
+                COMPARISONS[problem].measured(form, self.seeds, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,32 +88,18 @@ class Tables:
     def __call__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         trained = set[str]()
-        for problem in PROBLEMS:
-            parts = list(self.complete(problem))
-            if not parts:
+        for problem, comparison in COMPARISONS.items():
+            complete = comparison.complete(self.seeds, self.runs)
+            if complete is None:
                 put_into(self.page, problem, ["Not run yet."])
                 continue
-            rows = pl.concat([reported for _, reported in parts])
-            tuned = pl.concat([rows.clear(), *(tried for tried, _ in parts if tried is not None)])
-            if len(tuned):
-                tuned.filter(metric=CHOSEN_BY).write_parquet(self.out / f"tuning-{problem}.parquet")
+            tried, rows = complete
+            if len(tried):
+                tried.filter(metric=CHOSEN_BY).write_parquet(self.out / f"tuning-{problem}.parquet")
             rows.write_parquet(self.out / f"{problem}.parquet")
-            trained |= {*tuned["run"], *rows["run"]}
+            trained |= {*tried["run"], *rows["run"]}
             put_into(self.page, problem, table(rows))
         write_environment(self.out, self.runs, trained)
-
-    def complete(self, problem: str) -> Iterator[tuple[pl.DataFrame | None, pl.DataFrame]]:
-        """For each form that is trained: the rows of its tuning, if any, and of its reported seeds."""
-        done = finished(self.runs)
-        for name, form in FORMS.items():
-            label, runs = pl.lit(name).alias("form"), tuning(form, problem)
-            if done.keys() >= set(runs):
-                tuned = results(runs, self.runs).with_columns(label) if runs else None
-                reported = [run_of(form, problem, seed, best(form, tuned)) for seed in range(self.seeds)]
-                if done.keys() >= set(reported):
-                    yield tuned, results(reported, self.runs).with_columns(label)
-                    continue
-            print(f"{problem}, {name} is left out: train it first")
 
 
 def table(rows: pl.DataFrame) -> Iterator[str]:

@@ -76,8 +76,8 @@ def last_count(tasks: int, most: int = 5) -> int:
     return max(1, min(most, tasks - 1))
 
 
-def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
-    """The mean of ``metric`` over the last ``count`` tasks for each setting, over seeds.
+def last_tasks(rows: pl.DataFrame, metric: str, count: int | None = 5) -> pl.DataFrame:
+    """The mean of ``metric`` over the last ``count`` tasks (None: all) for each setting, over seeds.
 
     In a short run the first task is left out (:func:`last_count`), as in all functions here that take a count.
 
@@ -114,7 +114,7 @@ def last_tasks(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
     )
 
 
-def ranking(rows: pl.DataFrame, metric: str, count: int = 5) -> pl.DataFrame:
+def ranking(rows: pl.DataFrame, metric: str, count: int | None = 5) -> pl.DataFrame:
     """:func:`last_tasks`, the best setting first (the lowest if less is better), with the ``first`` task's mean."""
     chosen = settings(rows)
     first = by_task(rows, metric).filter(pl.col("task") == 0).select(*chosen, first="mean")
