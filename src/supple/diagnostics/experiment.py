@@ -105,42 +105,13 @@ def plasticity_test(
     optimizer: no copy learns, and the verdict is "undecided". State that a third-party optimizer keeps outside its
     ``state`` is not renewed.
     """
-    if isinstance(unwrapped(network), Population):
-        raise TypeError("expected one network, got a Population: test population.member(0), and so on")
-    if isinstance(batches, Iterator):
-        raise TypeError(
-            f"expected batches that can be read again, got a {type(batches).__name__}: pass a list, a DataLoader, or a "
-            "function that returns an iterable"
-        )
-    if steps < 1 or repeats < 2:
-        raise ValueError(f"expected at least 1 step and 2 repeats, got {steps} and {repeats}: 500 and 5 are usual")
-    if not margin >= 0:
-        raise ValueError(f"expected a margin of at least 0, got {margin}: 0.05 is usual")
-    if (loss is None) == (step is None):
-        raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
     optimizers = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-    inside = [inner_optimizers(one) for one in optimizers]
-    parameters = {id(parameter) for parameter in network.parameters()}
-    if not any(held_by(one) & parameters for one in chain(*inside)):
-        raise ValueError(
-            "expected an optimizer of this network's parameters, got one of others: pass the optimizer that trains it"
-        )
-    for name in remedies or ():
-        if name in RESERVED:
-            raise ValueError(
-                f"expected a name of its own for each remedy, got {name!r}, which the result has: rename it"
-            )
-    for one, held in zip(optimizers, inside, strict=True):
-        if (step or remedies) and held != [one]:
-            kinds = ", ".join(type(inner).__name__ for inner in held)
-            raise ValueError(
-                f"expected optimizers that hold no others for step= and remedies=, got a {type(one).__name__} that "
-                f"holds {kinds}: pass a list of optimizers, those inside it"
-            )
-    live = Trained(
-        unwrapped(network), tuple(chain(*inside)), tuple(schedulers), scaler, isinstance(optimizer, list | tuple)
-    )
-    arms = dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)) | dict(remedies or {})
+    remedies = dict(remedies or {})
+    _check_data(network, batches, steps, repeats, margin)
+    _check_training(network, optimizers, loss, step, remedies)
+    inside = tuple(chain.from_iterable(map(inner_optimizers, optimizers)))
+    live = Trained(unwrapped(network), inside, tuple(schedulers), scaler, isinstance(optimizer, list | tuple))
+    arms = dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)) | remedies
     curves: dict[str, list[Tensor]] = {name: [] for name in arms}
     report = _Report(len(arms) * repeats * steps, progress)
 
@@ -166,6 +137,50 @@ def plasticity_test(
             break
     report.end()
     return result
+
+
+def _check_data(
+    network: nn.Module, batches: Iterable[Any] | Callable[[], Iterable[Any]], steps: int, repeats: int, margin: float
+) -> None:
+    if isinstance(unwrapped(network), Population):
+        raise TypeError("expected one network, got a Population: test population.member(0), and so on")
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            f"expected batches that can be read again, got a {type(batches).__name__}: pass a list, a DataLoader, or a "
+            "function that returns an iterable"
+        )
+    if steps < 1 or repeats < 2:
+        raise ValueError(f"expected at least 1 step and 2 repeats, got {steps} and {repeats}: 500 and 5 are usual")
+    if not margin >= 0:
+        raise ValueError(f"expected a margin of at least 0, got {margin}: 0.05 is usual")
+
+
+def _check_training(
+    network: nn.Module,
+    optimizers: tuple[Any, ...],
+    loss: Loss | None,
+    step: Step | None,
+    remedies: Mapping[str, Callable[[nn.Module, Any], object]],
+) -> None:
+    if (loss is None) == (step is None):
+        raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
+    inside = [inner_optimizers(one) for one in optimizers]
+    parameters = {id(parameter) for parameter in network.parameters()}
+    if not any(held_by(one) & parameters for one in chain(*inside)):
+        raise ValueError(
+            "expected an optimizer of this network's parameters, got one of others: pass the optimizer that trains it"
+        )
+    if taken := [name for name in remedies if name in RESERVED]:
+        raise ValueError(
+            f"expected a name of its own for each remedy, got {taken[0]!r}, which the result has: rename it"
+        )
+    for one, held in zip(optimizers, inside, strict=True):
+        if (step or remedies) and held != [one]:
+            kinds = ", ".join(type(inner).__name__ for inner in held)
+            raise ValueError(
+                f"expected optimizers that hold no others for step= and remedies=, got a {type(one).__name__} that "
+                f"holds {kinds}: pass a list of optimizers, those inside it"
+            )
 
 
 def _prepare(
