@@ -130,7 +130,8 @@ def test_a_reduced_problem_has_fewer_images_and_tasks_and_is_stamped(name):
     reduced, paper = (dataclasses.asdict(Run.of(name, "none", [0], scale=scale)) for scale in ("reduced", "paper"))
     assert (reduced["model"], paper["model"]) == ("resnet18-narrow", "resnet18")
     different = {key for key in paper if reduced[key] != paper[key]}
-    assert different <= {"scale", "model", "dataset", "examples", "tasks"}
+    assert different <= {"scale", "model", "dataset", "examples", "epochs", "tasks"}
+    assert reduced["epochs"] == paper["epochs"] // (2 if reduced["shift"] == "random-labels" else 1)
     assert different >= {"scale", "tasks"}
     assert different & {"examples", "dataset"}
     assert title_with_scale(pl.DataFrame({"scale": ["reduced"], "subset": [False]}), name) == f"{name} (reduced scale)"
