@@ -131,4 +131,4 @@ def test_it_works_with_torch_alone(empty):
     )
     assert "0.weight" in done.stdout, done.stderr
     assert done.returncode == 1
-    assert "pip install 'supple[lab]'" in done.stderr, "the command needs more"
+    assert "pip install '.[lab]'" in done.stderr, "the command needs more"

@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "tyro":
         raise
-    raise SystemExit("expected the laboratory, got the library alone: pip install 'supple[lab]'") from error
+    raise SystemExit("expected the laboratory, got the library alone: pip install '.[lab]' in the clone") from error
 
 from supple import figures
 from supple.cli.control import MAX_SEEDS, Control

@@ -91,7 +91,8 @@ class Control(Engine):
     video: bool = False
     """At the end, save an episode of the first method's first agent as a strip of images; needs a GL library."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/rl"
-    """Folder for results, checkpoints and charts, on a local disk, because replay buffers are memory-mapped files."""
+    """Folder for results, checkpoints and charts, on a file system (a local disk is fastest): replay buffers are
+    memory-mapped files."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
     """Device of the agents. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
 

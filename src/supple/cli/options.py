@@ -40,7 +40,7 @@ class Engine:
     """Where results and charts go: a folder, or any address that fsspec understands (`s3://bucket/runs`). Finished runs
     there are not trained again; an interrupted run resumes after its last finished task."""
     engine: Literal["local", "ray"] = "local"
-    """Processes on this machine, or tasks on a Ray cluster (needs the extra `supple[ray]`)."""
+    """Processes on this machine, or tasks on a Ray cluster (needs the extra `ray`)."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """Address of an existing Ray cluster, such as `auto`; a local one is started when left out."""
     gpus: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0

@@ -149,7 +149,7 @@ class PlasticityTest:
         """The mean loss of each copy while it trains, as an Altair chart.
 
         Raises:
-            ImportError: without Altair, which ``pip install 'supple[lab]'`` brings.
+            ImportError: without Altair, which ``pip install '.[lab]'`` in the clone brings.
         """
         import altair as alt
 

@@ -267,7 +267,9 @@ def make(name: str, *, limited: bool = False) -> Environment:
     try:
         import gymnasium
     except ModuleNotFoundError as error:
-        raise ValueError(f"expected the packages of control, found no {error.name}: pip install 'supple[rl]'") from None
+        raise ValueError(
+            f"expected the packages of control, found no {error.name}: pip install '.[rl]' in the clone"
+        ) from None
     if name in gymnasium.registry or re.fullmatch(r"[\w.]+:[^:]+", name):
         return Gymnasium(name, limited=limited)
     table = tasks()

@@ -287,7 +287,8 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
     Args:
         run: what to train.
         report: called after each step with the work done, in steps (:meth:`Run.work_until`).
-        root: the folder of all runs, on a local disk, because the buffer is a memory-mapped file.
+        root: the folder of all runs, on a file system (a local disk is fastest): the buffer is a memory-mapped
+            file.
         device: of the agents.
     """
     rehearse(run, root=root, device=device)

@@ -105,7 +105,7 @@ def check(gpus: float, address: str | None) -> None:
         ValueError: otherwise.
     """
     if find_spec("ray") is None:
-        raise ValueError("expected Ray, got no such package: pip install 'supple[ray]'")
+        raise ValueError("expected Ray, got no such package: pip install '.[ray]' in the clone")
     if not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
         raise ValueError(f"expected a share of a GPU from 0 to 1, or a whole number of them, got {gpus}: choose --gpus")
     if address is None:
