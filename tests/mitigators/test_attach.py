@@ -327,6 +327,12 @@ def test_clipping_before_the_step_clips_the_loss_alone(network, x):
     assert (moved + pull).norm() <= 0.1 * 1.01e-4 + 1e-6 * pull.norm()
 
 
+def test_an_optimizer_of_another_network_is_refused_also_after_a_step(network):
+    other = torch.optim.SGD(copy.deepcopy(network).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="expected an optimizer of this network's parameters"):
+        spectral(network, decoupled=True).after_step(other)
+
+
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_a_parameter_without_a_gradient_gets_none_and_is_left_alone(network, x, decoupled):
     """As torch's optimizers leave it."""

@@ -42,7 +42,6 @@ LAYERS = {
     "lstm": lambda: nn.LSTM(3, 4),
     "nested": lambda: nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))),
     "zero-head": ZeroHead,
-    "tied": Tied,
 }
 
 
@@ -156,3 +155,17 @@ def test_modules_that_another_one_initializes_are_told_how_unless_they_know():
         module.reset_parameters = partial(network._init_weights, module)
     drawn = fresh(network).draw(generators(0))
     assert drawn["embeddings.word_embeddings.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_parameter_that_two_kinds_of_modules_draw_is_named_unless_they_agree_or_it_is_left_out():
+    network = Tied()
+    with pytest.raises(ValueError, match=r"one initialization.*Embedding and Linear, which share 'weight'.*leave"):
+        fresh(network)
+    assert FreshParameters(network, ["head.bias"]).draw(generators(0)).keys() == {"head.bias"}
+    bare = nn.ModuleList([nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)])
+    bare[0].weight = bare[1].weight
+    bare[0].reset_parameters = bare[1].reset_parameters
+    assert fresh(bare).draw(generators(0))["0.weight"].abs().max() <= 0.5
+    same = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
+    same[1].weight = same[0].weight
+    assert fresh(same).draw(generators(0)).keys() == {"0.weight"}

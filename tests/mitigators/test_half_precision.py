@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from supple import NormalizeAndProject, ShrinkAndPerturb, SpectralRegularizer
+from supple import L2Regularizer, NormalizeAndProject, ParsevalRegularizer, ShrinkAndPerturb, SpectralRegularizer
 from supple.mitigators.rounding import rounded_at_random
 from support.method_cases import build, every_case
 from support.resting import resting
@@ -80,6 +80,26 @@ def test_so_do_other_small_changes(method, dtype):
     exact = way(method, torch.float32)
     assert exact < -1e-3
     assert way(method, dtype) == pytest.approx(exact, rel=0.3)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("method", [L2Regularizer, ParsevalRegularizer, SpectralRegularizer])
+def test_additions_to_gradients_that_are_far_larger_are_right_on_average(method, dtype):
+    added = {}
+    for kind in (torch.float32, dtype):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 1, bias=False)).to(kind)
+        regularizer = method(network, 1e-5)
+        total = torch.zeros(64, 64, dtype=torch.float64)
+        for _ in range(200):
+            network[0].weight.grad = torch.full((64, 64), 0.1).to(kind)
+            start = network[0].weight.grad.double()
+            regularizer.before_step()
+            total += network[0].weight.grad.double() - start
+        added[kind] = total / 200
+    exact = added[torch.float32]
+    assert exact.norm() > 0
+    assert (added[dtype] * exact).sum() / exact.square().sum() == pytest.approx(1, abs=0.35)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from oracles.regularizers import parameters64
 from oracles.training import LR, assert_follows
@@ -118,3 +119,32 @@ def test_buffers_of_real_numbers_are_averaged_and_returned():
         slow = 0.9 * slow + 0.1 * fast
         torch.testing.assert_close(statistics, fast if step % 3 else slow)
     assert network[1].num_batches_tracked == 6
+
+
+@pytest.mark.parametrize("absent", ["frozen", "in no optimizer"])
+def test_buffers_are_averaged_also_where_the_first_parameter_is_not_trained(absent):
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    network[0].requires_grad_(absent != "frozen")
+    statistics = network[1].running_mean
+    optimizer = torch.optim.SGD(network[1].parameters(), lr=0.1)
+    method = HareAndTortoise(network, decay=0.9, every=3).attach(optimizer)
+    slow = statistics.clone()
+    for _ in range(3):
+        network(torch.randn(8, 3) + 2).square().sum().backward()
+        slow = 0.9 * slow + 0.1 * statistics
+        optimizer.step()
+        torch.testing.assert_close(method.state["1.running_mean"]["slow"], slow)
+    torch.testing.assert_close(statistics, slow)
+
+
+def test_pruning_masks_are_not_averaged():
+    network = nn.Linear(4, 4)
+    prune.random_unstructured(network, "weight", 0.25)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    HareAndTortoise(network, decay=0.9, every=2).attach(optimizer)
+    prune.random_unstructured(network, "weight", 0.5)
+    mask = network.weight_mask.clone()
+    for _ in range(2):
+        network(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    assert torch.equal(network.weight_mask, mask)

@@ -231,3 +231,19 @@ def test_counts_in_python_restart_only_with_the_whole_network(strength, count):
     for _ in range(3):
         optimizer.step()
     assert {state["step"] for state in optimizer.state.values()} == {count}
+
+
+@pytest.mark.parametrize("absent", ["frozen", "left out"])
+def test_the_statistics_of_a_backbone_that_is_not_trained_stay(absent):
+    backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    network = nn.Sequential(backbone, nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network(torch.randn(8, 3) + 2)
+    roles = {f"0.{name}": None for name, _ in backbone.named_parameters()} if absent == "left out" else {}
+    backbone.requires_grad_(absent == "left out").eval()
+    statistics = backbone[1].running_mean.clone()
+    optimizer = torch.optim.Adam([parameter for parameter in network.parameters() if parameter.requires_grad])
+    NetworkReset(network, every=1, roles=roles).attach(optimizer)
+    network(torch.randn(8, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(backbone[1].running_mean, statistics)
+    assert not network[1].running_mean.any(), "that of the trained part starts anew"

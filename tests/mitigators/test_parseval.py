@@ -1,4 +1,4 @@
-"""Parseval regularization against (64/n)² ‖W Wᵀ − s I‖² differentiated in float64, for every layout of a weight."""
+"""Parseval regularization against min(1, 64/n)² ‖W Wᵀ − s I‖², differentiated in float64, for every layout."""
 
 import pytest
 import torch
@@ -32,12 +32,12 @@ LAYERS = {
 
 
 def oracle(network, parameters, scale=2.0, skip=()):
-    """Σ over matrices of (64/n)² ‖W Wᵀ − s I‖²_F, as the authors' code has it: with W Wᵀ also where Wᵀ W is smaller."""
+    """Σ over matrices of min(1, 64/n)² ‖W Wᵀ − s I‖²_F: with W Wᵀ also where Wᵀ W is smaller."""
     total = torch.zeros((), dtype=torch.float64)
     for full_name, module, name, original in owned(network):
         if kind(module, name, original) == "matrix" and full_name not in skip:
             for matrix in matrices(module, name, parameters[full_name]):
-                width_factor = (64 / len(matrix)) ** 2
+                width_factor = min(1.0, 64 / len(matrix)) ** 2
                 total = total + width_factor * ((matrix @ matrix.T - scale * torch.eye(len(matrix))) ** 2).sum()
     return total
 
@@ -73,7 +73,7 @@ def test_twenty_steps_are_the_oracles(small_network):
 def test_every_singular_value_goes_to_the_root_of_the_scale(shape, scale, decoupled):
     network = nn.Linear(*shape, bias=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
-    options = {"strength": 0.5 * (shape[1] / 64) ** 2, "roles": {"weight": "matrix"}}
+    options = {"strength": 0.5, "roles": {"weight": "matrix"}}
     ParsevalRegularizer(network, scale=scale, decoupled=decoupled, **options).attach(optimizer)
     for _ in range(400):
         optimizer.zero_grad()
@@ -143,3 +143,34 @@ def test_an_output_layer_that_roles_leave_out_takes_no_hidden_one_with_it():
     network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
     usual, named = (ParsevalRegularizer(network, roles=roles) for roles in (None, {"4.weight": None}))
     assert list(usual.parameters) == list(named.parameters) == ["0.weight", "2.weight"]
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e6])
+@pytest.mark.parametrize(("layer", "lr"), [("depthwise", 1e-3), ("narrow", 1e-3), ("narrow", 1.0), ("wide", 0.1)])
+def test_the_decoupled_form_crosses_the_root_of_the_scale_at_no_strength(layer, lr, strength):
+    layers = {
+        "depthwise": lambda: nn.Conv2d(8, 8, 3, groups=8, bias=False),
+        "narrow": lambda: nn.Linear(64, 4, bias=False),
+        "wide": lambda: nn.Linear(5, 100, bias=False),
+    }
+    network = layers[layer]()
+    with torch.no_grad():
+        network.weight.mul_(10)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    ParsevalRegularizer(network, strength, decoupled=True, roles={"weight": "matrix"}).attach(optimizer)
+    root = 2**0.5
+    before = torch.linalg.svdvals(network.weight.detach().flatten(1 if layer != "depthwise" else 2))
+    for _ in range(50):
+        resting(network)
+        optimizer.step()
+        now = torch.linalg.svdvals(network.weight.detach().flatten(1 if layer != "depthwise" else 2))
+        assert ((now - root) * (before - root) >= -1e-5).all()
+        assert ((now - root).abs() <= (before - root).abs() + 1e-5).all()
+        before = now
+
+
+def test_a_narrow_layer_is_not_pulled_more_strongly_than_one_of_64_units():
+    network = nn.Conv2d(4, 4, 1, groups=4, bias=False)  # four matrices of one row: (64 / 1)² would be 4096
+    nn.init.constant_(network.weight, 3.0)
+    roles = {"weight": "matrix"}
+    assert ParsevalRegularizer(network, 1.0, roles=roles).penalty().item() == pytest.approx(4 * (9 - 2) ** 2)

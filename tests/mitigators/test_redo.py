@@ -328,3 +328,21 @@ def test_a_step_that_saw_an_overflow_only_is_none(kind, options):
     for group in ("0", "2"):
         for key in {"silent", "utility", "mean"} & state.get(group, {}).keys():
             assert torch.equal(method.state[group][key], state[group][key])
+
+
+def test_a_reset_that_a_skipped_step_missed_comes_in_the_next_one():
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        network[0].weight[0] = -1.0
+        network[0].bias[0] = -100.0  # a dormant unit
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
+    ReDo(network, every=2).attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    biases = []
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        scaler.scale(network(torch.rand(8, 4)).sum() * (math.inf if step == 2 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        biases.append(network[0].bias[0].item())
+    assert biases == [-100.0, -100.0, 0.0]

@@ -120,6 +120,7 @@ def test_a_task_starts_only_when_told():
     method = ShrinkAndPerturb(network, strength=0.5, variant="task").attach(optimizer)
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(start, network.parameters(), strict=True))
+    assert method.steps == (0,), "it acts in no step"
     method.start_task()
     assert not any(torch.equal(a, b) for a, b in zip(start, network.parameters(), strict=True))
 

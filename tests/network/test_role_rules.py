@@ -114,6 +114,24 @@ def test_what_is_known_by_the_types_name(name, expected):
     assert kinds(nn.Sequential(network)) == {f"0.{parameter}": kind for parameter, kind in expected.items()}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["relative_attention_bias", "global_relative_attention_bias", "rel_pos_bias", "rel_pos_x_bias", "rel_attn_embed"],
+)
+def test_what_is_added_to_attention_scores_is_no_map_in_any_class(name):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Linear(4, 4)
+            setattr(self, name, nn.Embedding(8, 2))
+
+    assert kinds(nn.Sequential(Encoder())) == {
+        "0.dense.weight": "matrix",
+        "0.dense.bias": "vector",
+        f"0.{name}.weight": "other",
+    }
+
+
 def test_parts_of_mamba_and_t5_that_are_no_maps():
     found = kinds(Known.MambaMixer())
     assert {name for name, kind in found.items() if kind == "unknown"} == {"A_log", "D"}

@@ -317,3 +317,18 @@ def test_an_unknown_optimizer_state_is_named():
     for state in ({"row_var": torch.zeros(3, 1)}, {"z": torch.zeros(3, 2)}, {"exp_avg": torch.zeros(6)}):
         with pytest.raises(ValueError, match=f"{next(iter(state))!r} of shape .* for 'weight'"):
             check_moments({"weight": state}, {"weight": weight})
+
+
+def test_units_are_those_of_the_network_in_training_also_if_it_is_built_in_evaluation():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.aux = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return (self.b(h), self.aux(h)) if self.training else self.b(h)
+
+    network = Auxiliary().eval()
+    assert found(network)[0] == {"a": ("b", "aux")}
+    assert not any(module.training for module in network.modules())

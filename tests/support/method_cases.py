@@ -21,7 +21,7 @@ OPTIONS = {  # so that each acts within few steps
     "ContinualBackprop": {"strength": 0.1, "maturity": 2},
     "HareAndTortoise": {"every": 4, "decay": 0.9, "strength": 0.9},
     "NetworkReset": {"every": 4, "strength": 0.5},
-    "ParsevalRegularizer": {"strength": 1e-4},  # times (64 / n)², where n is about 6 here
+    "ParsevalRegularizer": {"strength": 1e-2},
     "ReDo": {"every": 4, "strength": 0.9},
     "SelfNormalizedResets": {"every": 1, "patience": 1, "quiet": 0.9, "strength": 0.2, "refresh": 3},
     "StreamingEWC": {"strength": 1.0, "decay": 0.9},
@@ -39,7 +39,7 @@ CASES = {name: (method, OPTIONS.get(name, {})) for name, method in CLASSES.items
         CLASSES["SpectralRegularizer"],
         {"target": "initial", "decoupled": True},
     ),
-    "ParsevalRegularizer-decoupled": (CLASSES["ParsevalRegularizer"], {"decoupled": True, "strength": 1e-3}),
+    "ParsevalRegularizer-decoupled": (CLASSES["ParsevalRegularizer"], {"decoupled": True}),
     "ShrinkAndPerturb-step-noise": (CLASSES["ShrinkAndPerturb"], {"variant": "step-noise"}),
     "WassersteinRegularizer-mean": (CLASSES["WassersteinRegularizer"], {"reduction": "mean"}),
 }

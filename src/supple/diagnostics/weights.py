@@ -2,7 +2,7 @@
 
 Each takes a quantity by layer and returns its values by layer, with the whole network's under ``""``. A layer's value
 is the mean over the matrices in its tensor (one, or q, k and v, or gates, or groups). The network's value is the mean
-over all matrices that spectral regularization acts on.
+over all its matrices, also those that are frozen.
 """
 
 from collections.abc import Callable

@@ -33,7 +33,7 @@ def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
     optimizers = [inner for inner in optimizers if held_by(inner) & ours] or optimizers[:1]
     held = set[int]().union(*map(held_by, optimizers))
     for inner in optimizers:
-        _check_parameters(method, held_by(inner), (parameters_in(optimizer) & ours) - held)
+        check_parameters(method, held_by(inner), (parameters_in(optimizer) & ours) - held)
         if any(group.get("maximize") for group in inner.param_groups):
             raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
         check_step_sizes(method, inner)
@@ -50,7 +50,7 @@ def check_held(method: Kernels, optimizer: Optimizer, before: set[int]) -> None:
     """
     held = held_by(optimizer)
     copies = held - before - {id(parameter) for _, parameter, _ in owned_parameters(method._network)}
-    _check_parameters(method, held, (before - held) & _identities(method) if copies else set())
+    check_parameters(method, held, (before - held) & _identities(method) if copies else set())
     check_step_sizes(method, optimizer)
 
 
@@ -58,7 +58,7 @@ def _identities(method: Kernels) -> set[int]:
     return {id(parameter) for parameter in method.parameters.values()}
 
 
-def _check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
+def check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
     """Check that the optimizer holds the network's parameters, and the ones that the method was built with.
 
     ``lost`` are parameters that the optimizer was given but does not update itself.

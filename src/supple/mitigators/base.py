@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from supple.kernels.power_iteration import without_autocast
-from supple.mitigators.attaching import check_held, check_step_sizes, fitting
+from supple.mitigators.attaching import check_held, check_parameters, check_step_sizes, fitting
 from supple.mitigators.hooks import StepHooks, all_on
 from supple.mitigators.kernel_runner import KernelRunner, with_gradients
 from supple.mitigators.kernels import Strength
@@ -79,16 +79,27 @@ class Mitigator(KernelRunner):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Add the gradient of :meth:`penalty` to each ``.grad`` that is not None, in a loop without ``attach``."""
+        """Add the gradient of :meth:`penalty` to each ``.grad`` that is not None, in a loop without ``attach``.
+
+        With a GradScaler call its ``unscale_(optimizer)`` first: the gradient that is added is not scaled.
+        """
         self._add_to_gradients(self._trainable())
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``.
 
-        Call it before ``optimizer.zero_grad()``: it skips parameters without a gradient, as the optimizer did.
+        Call it before ``optimizer.zero_grad()``: it skips parameters without a gradient, as the optimizer did. If a
+        GradScaler skipped the step, do not call it.
+
+        Raises:
+            ValueError: if the optimizer holds none of the network's parameters.
         """
-        for inner in inner_optimizers(optimizer):
+        inside = inner_optimizers(optimizer)
+        held = set[int]().union(*map(held_by, inside))
+        if held.isdisjoint(map(id, self.parameters.values())):
+            check_parameters(self, held, set())
+        for inner in inside:
             check_step_sizes(self, inner)
             self._act_after_step(inner, self._select(held_by(inner)))
 

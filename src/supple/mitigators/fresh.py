@@ -26,7 +26,8 @@ class FreshParameters:
             65,536 equally spaced values, in a third of the time.
 
     Raises:
-        ValueError: if a module has no ``reset_parameters()``, or its ``reset_parameters()`` does not write a parameter
+        ValueError: if a parameter is tied between modules that draw it differently, a module has no
+            ``reset_parameters()``, or its ``reset_parameters()`` does not write a parameter
             (as with ``torch.nn.utils.spectral_norm``); the message names the first one. Also for models of
             ``transformers``, whose modules have other initial values than by themselves.
     """
@@ -38,6 +39,7 @@ class FreshParameters:
         self._resets = []
         self._bounds: dict[str, float] = {}
         self._check_initializers()
+        self._check_tied()
         # A module that has children may also write to their parameters.
         coarse = coarse and not any(_reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
@@ -78,6 +80,21 @@ class FreshParameters:
                     "its own way: first say, for each module of network.modules(), module.reset_parameters = "
                     f"functools.partial(network._init_weights, module), where network is the {kind}"
                 )
+
+    def _check_tied(self) -> None:
+        """Check that tied parameters are drawn in one way: an embedding draws far larger values than a linear layer."""
+        drawn = {parameter for name, parameter in self._template.named_parameters() if name in self._names}
+        owners: dict[Tensor, nn.Module] = {}
+        for module in self._template.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                first = owners.setdefault(parameter, module)
+                kinds = {getattr(_reset_of(one), "__func__", None) for one in (first, module)}  # None: your own
+                if parameter in drawn and len(kinds - {None}) > 1:
+                    raise ValueError(
+                        f"expected one initialization for each parameter, got those of {type(first).__name__} and "
+                        f"{type(module).__name__}, which share {name!r}: give both modules the same reset_parameters, "
+                        "as in head.reset_parameters = embedding.reset_parameters, or leave it out with roles"
+                    )
 
     @torch.no_grad()
     def _check_written(self) -> None:

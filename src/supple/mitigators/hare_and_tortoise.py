@@ -7,6 +7,7 @@ from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, is_due, move_towards
 from supple.mitigators.states import GLOBAL, State, Tensors
+from supple.network.find_roles import masks
 from supple.network.population import Population
 from supple.network.roles import Overrides
 
@@ -62,22 +63,26 @@ class HareAndTortoise(Mitigator):
             name: {"slow": parameter.detach().to(working_dtype(parameter), copy=True)}
             for name, parameter in self.parameters.items()
         }
-        buffers = dict(self._module.named_buffers()).items()
-        self._buffers = [name for name, buffer in buffers if buffer.is_floating_point()]
-        self.state |= {
-            name: {"slow": buffer.to(working_dtype(buffer), copy=True)}
-            for name, buffer in buffers
-            if name in self._buffers
+        pruning = {id(mask) for mask in masks(network).values()}
+        averaged = {
+            name: buffer
+            for name, buffer in self._module.named_buffers()
+            if buffer.is_floating_point() and id(buffer) not in pruning
         }
+        self._buffers = list(averaged)
+        self.state |= {name: {"slow": buffer.to(working_dtype(buffer), copy=True)} for name, buffer in averaged.items()}
         # One count per parameter: the parameters may be split between optimizers.
         self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        for name, parameter in {**parameters, **update.idle}.items():
+        counted, steps = {**parameters, **update.idle}, state[GLOBAL]
+        # Buffers belong to no optimizer: they go with the first parameter that any optimizer trains.
+        leader = next((name for name in self.parameters if name in counted or steps[name] > 0), None)
+        for name, parameter in counted.items():
             tensors = {name: parameter}
-            if name == next(iter(self.parameters)):
+            if name == leader:
                 tensors |= {buffer: self._module.get_buffer(buffer) for buffer in self._buffers}
-            is_back = is_due(state[GLOBAL][name], self.every, update)
+            is_back = is_due(steps[name], self.every, update)
             for tensor_name, fast in tensors.items():
                 slow = state[tensor_name]["slow"]
                 slow.lerp_(fast.to(slow.dtype), 1 - self.decay)

@@ -73,13 +73,24 @@ class KernelRunner(Kernels):
         return True
 
     def _add_to(self, gradients: Tensors, parameters: Tensors, step_sizes: Mapping[str, StepSize | None]) -> None:
-        """Run ``add_gradients``, which reads pruned entries as zero; the gradients of these entries do not change."""
+        """Run ``add_gradients``, which reads pruned entries as zero; the gradients of these entries do not change.
+
+        It gets tensors of half precision in float32, and the sums are rounded without bias: plain rounding would lose
+        additions that are small beside the gradient.
+        """
         options = {"step_sizes": step_sizes} if self.takes_step_sizes else {}
         pruned = self._masks_of(parameters)
-        into = gradients | {name: torch.zeros_like(gradients[name]) for name in pruned}
-        self.add_gradients(self._unpruned(parameters), into, self._local_state(), self.strength, **options)
-        for name, mask in pruned.items():
-            gradients[name].addcmul_(into[name], mask.to(into[name].dtype))
+        halves = [name for name, gradient in gradients.items() if gradient.dtype in HALF]
+        wide = parameters | {name: parameters[name].float() for name in halves}
+        into = gradients | {name: gradients[name].clone() for name in pruned}
+        into |= {name: gradients[name].float() for name in halves}
+        self.add_gradients(self._unpruned(wide), into, self._local_state(), self.strength, **options)
+        randoms = self._rounding_generators(gradients[name].device for name in halves)
+        for name in dict.fromkeys((*halves, *pruned)):
+            gradient, new = gradients[name], into[name]
+            if name in halves:
+                new = rounded_at_random(new, gradient.dtype, randoms[gradient.device])
+            gradient.copy_(torch.where(pruned[name].bool(), new, gradient) if name in pruned else new)
 
     def _act_after_step(self, optimizer: Optimizer, parameters: Tensors) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # 1 if GradScaler made a fused optimizer skip this step

@@ -42,7 +42,8 @@ class NetworkReset(Mitigator):
             for an optimizer whose state cannot be reset entry by entry.
 
     Fresh values come from each module's own ``reset_parameters()``; an initialization that your code applied afterwards
-    is not repeated. Batch-norm statistics are reset too. For s below 1, which is not in the sources, the optimizer's
+    is not repeated. Batch-norm statistics are reset too, except in modules whose parameters are
+    frozen or left out. For s below 1, which is not in the sources, the optimizer's
     state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue. Members of a population share these
     counters: they restart only if all members are reset with s = 1.
 
@@ -85,8 +86,13 @@ class NetworkReset(Mitigator):
         self._names = [name for name in self.parameters if name.rpartition(".")[0] in chosen]
         if not self._names:
             raise ValueError(f"expected layers with parameters, got none among layers={layers!r}: name other modules")
-        buffers = (name for name, _ in self._module.named_buffers() if name.rpartition(".")[0] in chosen)
-        self._buffers = [name for name in buffers if hasattr(self._owner(name), "reset_parameters")]
+        taken = {name.rpartition(".")[0] for name in self._names}
+        self._buffers = []
+        for name, _ in self._module.named_buffers():
+            path, owner = name.rpartition(".")[0], self._owner(name)
+            owns_parameters = any(True for _ in owner.parameters(recurse=False))
+            if path in (taken if owns_parameters else chosen) and hasattr(owner, "reset_parameters"):
+                self._buffers.append(name)
         self._fresh = FreshParameters(network, [*self._names, *self._buffers])
         self._seed(seed)
         # One counter per parameter, on the host: the parameters may be split between optimizers.
@@ -97,8 +103,9 @@ class NetworkReset(Mitigator):
         check_moments(update.moments, held)
         steps = state[GLOBAL]["steps"]
         furthest = int(steps.max())
+        of = dict(zip(self._names, steps, strict=True))  # each a part of steps
         counted = [name for name in self._names if name in parameters or name in update.idle]
-        due = [name for name in counted if is_due(steps[self._names.index(name)], self.every, update)]
+        due = [name for name in counted if is_due(of[name], self.every, update)]
         due = [name for name in due if name in held]
         if not due or (not isinstance(self.strength, Tensor) and self.strength == 0):
             return
@@ -116,9 +123,11 @@ class NetworkReset(Mitigator):
                 if isinstance(number, int | float) and whole:
                     memory[key] = type(number)(_FIRST.get(key, 0))
         # Buffers belong to no optimizer. They are reset once, with the parameters that have taken the most steps.
-        if any(steps[self._names.index(name)] > furthest for name in due):
+        if any(of[name] > furthest for name in due):
             for name in self._buffers:
-                _move(self._module.get_buffer(name), fresh[name], strength)
+                own = [*self._owner(name).parameters(recurse=False)]
+                if not own or any(parameter.requires_grad for parameter in own):
+                    _move(self._module.get_buffer(name), fresh[name], strength)
 
     def _owner(self, name: str) -> nn.Module:
         return self._module.get_submodule(name.rpartition(".")[0])

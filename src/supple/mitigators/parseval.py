@@ -13,11 +13,11 @@ from supple.network.roles import Overrides
 class ParsevalRegularizer(Mitigator):
     r"""Keep the hidden weights orthogonal.
 
-    .. math:: R(\theta) = \sum_W \left(\tfrac{64}{n}\right)^2 \lVert W W^\top - s I \rVert_F^2
+    .. math:: R(\theta) = \sum_W a^2 \lVert W W^\top - s I \rVert_F^2, \quad a = \min\left(1, \tfrac{64}{n}\right)
               \qquad \text{for } W \text{ with } n \text{ rows}
 
     Every singular value of W is pulled to √s; :class:`SpectralRegularizer` pulls only the largest one. The gradient is
-    :math:`4 (64 / n)^2 (W W^\top - s I) W`; if W has more rows than columns, it is computed from the smaller WᵀW. Each
+    :math:`4 a^2 (W W^\top - s I) W`; if W has more rows than columns, it is computed from the smaller WᵀW. Each
     step costs two matrix products per matrix, as much as a forward pass of twice as many examples as W has rows.
 
     Args:
@@ -26,7 +26,8 @@ class ParsevalRegularizer(Mitigator):
         scale: s, the squared gain of the initialization. 2 is the authors' default, for ReLU and orthogonal weights of
             gain √2; 1 keeps the length of a layer's inputs.
         decoupled: subtract step size times gradient from the weights after the optimizer's step, as AdamW does with
-            weight decay. That is not in the source; AdamO (arXiv 2606.09762) does so with the same penalty.
+            weight decay. That is not in the source; AdamO (arXiv 2606.09762) does so with the same penalty. The
+            gradient's factor is at most ½ / (s + ‖W Wᵀ − s I‖∞), so that no singular value crosses √s.
         roles: parameter name to role. All matrices are regularized except the last one, which is assumed to be the
             output layer; an override that says ``"matrix"`` includes it.
 
@@ -34,7 +35,8 @@ class ParsevalRegularizer(Mitigator):
         ValueError: when there is no hidden matrix; when attached in the decoupled form, if the optimizer does not give
             its step size.
 
-    The authors' networks have one width; here n is each layer's own. They tuned λ for 64 units, hence the factor.
+    The authors' networks have one width; here n is each layer's own. They tuned λ for 64 units, hence the factor a. It
+    stays 1 in narrower layers, where (64 / n)² lets weights diverge: it is 4096 for a depthwise convolution's groups.
 
     Source: Chung, Cherif, Meger & Precup, *Parseval Regularization for Continual Reinforcement Learning*, 2024.
 
@@ -70,27 +72,28 @@ class ParsevalRegularizer(Mitigator):
         self._act_on(hidden, "a hidden weight matrix")
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
-        if self.acts_on_gradients:
-            for name, gradient in gradients.items():
-                self._add_slope(name, parameters[name], gradient, strength)
+        if not self.acts_on_gradients:
+            return
+        for name, gradient in gradients.items():
+            weight = self.roles[name].matrices(parameters[name])
+            excess, wide = self._excess(weight)
+            excess.mul_(per_member(4 * _share(weight) * strength, excess.ndim))
+            first, second = (excess, weight) if wide else (weight, excess)
+            if weight is parameters[name] and weight.ndim <= 3:  # added by the product itself
+                (gradient.addmm_ if weight.ndim == 2 else gradient.baddbmm_)(first, second)
+            else:
+                gradient.add_(self.roles[name].fold(first @ second, gradient))
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
-        if self.acts_on_parameters:
-            for name, parameter in parameters.items():
-                self._add_slope(name, parameter, parameter, -update.step_sizes[name], strength)
-
-    def _add_slope(self, name: str, parameter: Tensor, into: Tensor, *factors: Strength) -> None:
-        """Add the gradient of R, times these factors, to ``into``, which may be the parameter itself."""
-        role = self.roles[name]
-        weight = role.matrices(parameter)
-        excess, wide = self._excess(weight)
-        for factor in (4 * _share(weight) * factors[0], *factors[1:]):
-            excess.mul_(per_member(factor, excess.ndim))
-        first, second = (excess, weight) if wide else (weight, excess)
-        if weight is parameter and into is not parameter and weight.ndim <= 3:  # added by the product itself
-            (into.addmm_ if weight.ndim == 2 else into.baddbmm_)(first, second)
-        else:
-            into.add_(role.fold(first @ second, into))
+        if not self.acts_on_parameters:
+            return
+        for name, parameter in parameters.items():
+            weight = self.roles[name].matrices(parameter)
+            excess, wide = self._excess(weight)
+            most = 0.5 / (self.scale + excess.abs().sum(-1, keepdim=True).amax(-2, keepdim=True))
+            step = per_member(excess.new_full((), 4 * _share(weight)) * strength * update.step_sizes[name], excess.ndim)
+            excess.mul_(most.clamp(max=step))
+            parameter.sub_(self.roles[name].fold(excess @ weight if wide else weight @ excess, parameter))
 
     def _penalty(self, parameters: Tensors) -> Tensor:
         total = super()._penalty(parameters)
@@ -110,4 +113,4 @@ class ParsevalRegularizer(Mitigator):
 
 
 def _share(weight: Tensor) -> float:
-    return (64 / weight.shape[-2]) ** 2
+    return min(1.0, 64 / weight.shape[-2]) ** 2

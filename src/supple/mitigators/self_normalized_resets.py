@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from supple.mitigators.kernels import Strength
+from supple.mitigators.kernels import Strength, per_member
 from supple.mitigators.states import State, Tensors
 from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
 from supple.network.population import Population
@@ -124,7 +124,9 @@ class SelfNormalizedResets(UnitResets):
         count.add_(ended)
         silent.masked_fill_(ended, 0.0)
         if step % self.refresh == 0:
-            threshold.copy_(self._quantile(times, count, strength))
+            threshold.copy_(
+                self._quantile(times, count, per_member(self.strength, count.ndim))
+            )  # also if it was skipped
         return choice
 
     def _quantile(self, times: Tensor, count: Tensor, strength: Strength) -> Tensor:

@@ -72,6 +72,7 @@ class ShrinkAndPerturb(Mitigator):
         super().__init__(network, strength, roles=roles)
         self._fresh, self.needs_step_sizes = None, variant == "step-noise"
         self.acts_at_task_start = variant == "task"
+        self.acts_on_parameters = variant != "task"
         if variant != "step-noise":
             self._fresh = FreshParameters(network, list(self.parameters), coarse=variant == "step-fresh")
         self._seed(seed)

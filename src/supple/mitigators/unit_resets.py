@@ -168,6 +168,12 @@ class UnitResets(Mitigator):
         check_moments(update.moments, {name: parameters[name] for name in touched if name in parameters})
         due = {group.name: step for group in groups if self._needs_activations(step := self._tick(group, state))}
         groups = [group for group in groups if group.name in due]
+        if due and self.scheduled and update.skipped is not None and bool(update.skipped):
+            for group in groups:  # the next step is due instead; what was seen may not be finite
+                self._tick(group, state, -1)
+                torch._foreach_zero_(list(state[_activity(group)].values()))
+            self._listen()
+            return
         if self._wrapper is not None:
             seen = [tensor for group in groups for tensor in state[_activity(group)].values()]
             sum_over_ranks([(tensor, [ranks_of(self._wrapper.process_group, tensor.device.type)]) for tensor in seen])
@@ -220,9 +226,9 @@ class UnitResets(Mitigator):
             )
         return not absent
 
-    def _tick(self, group: UnitGroup, state: State) -> int:
+    def _tick(self, group: UnitGroup, state: State, count: int = 1) -> int:
         # One counter per group, on the host: a network's groups may be split between optimizers.
-        return int(state[GLOBAL]["steps"][self.groups.index(group)].add_(1))
+        return int(state[GLOBAL]["steps"][self.groups.index(group)].add_(count))
 
     def _listen(self) -> None:
         steps = dict(zip((group.name for group in self.groups), self.state[GLOBAL]["steps"].tolist(), strict=True))

@@ -25,7 +25,8 @@ class UPGD(Mitigator):
     Args:
         network: a module or a :class:`Population`.
         strength: from 0 (the optimizer's step unchanged) to 1 (the published method).
-        noise: standard deviation of ξ; 1e-3 is the middle of the range that the source searches.
+        noise: standard deviation of ξ; 1e-3 is the middle of the range that the source searches. It also enters an
+            embedding's ``padding_idx`` row, which has no gradient: leave that embedding out with ``roles``.
         decay: the decay of the moving average, 0.999.
         weight_decay: λ; it is not gated. An optimizer's own weight decay is part of Δ.
         corrected_maximum: divide by max û, as in the paper. False divides by max u, as in the authors' code: then gates

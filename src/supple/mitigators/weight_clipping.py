@@ -23,8 +23,8 @@ class WeightClipping(Mitigator):
     Args:
         network: a module or a :class:`Population`.
         strength: 1/ζ: a larger value clips more tightly, and 0 clips nothing. The source tries ζ from 1 to 5. torch's
-            default initialization of linear layers and convolutions lies within ζ = 1, that of embeddings and
-            attention does not.
+            default initialization of linear layers and convolutions lies within ζ = 1, that of embeddings,
+            attention and transposed convolutions does not.
         roles: parameter name to role. Matrices are clipped, and so are the vectors of a module that owns a matrix, with
             that matrix's fan-in; other parameters are not changed.
 

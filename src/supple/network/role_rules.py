@@ -200,8 +200,9 @@ _TABLE: list[tuple[type | str, Mapping[str, _Found]]] = [
     ("MiniMaxLightningAttention", {"qkv_proj.weight": _found_by("matrix")}),
     # peft's rotations, stored as the entries above the diagonal of skew-symmetric matrices.
     ("OFTRotationModule", {"*": _found_by(None)}),
-    # T5 and similar: numbers that are added to attention scores, by distance and head.
-    ("*Attention", {"relative_attention_bias.weight": _found_by(None)}),
+    # T5, LayoutLM, WavLM and similar: numbers that are added to attention scores, by distance and head.
+    ("*", {"*relative_attention_bias.weight": _found_by(None)}),
+    ("*", {"rel_pos*_bias.weight": _found_by(None), "rel_attn_embed.weight": _found_by(None)}),
     # Vision transformers in transformers, timm and torchvision.
     ("*Embeddings", _TOKENS),
     ("VisionTransformer", _TOKENS),

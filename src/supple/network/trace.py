@@ -10,6 +10,8 @@ from torch import fx, nn
 class Trace:
     """The operations of a network's forward pass in training mode, with torch's own modules as single steps.
 
+    Arguments that have a default keep it.
+
     Raises:
         ValueError: when ``torch.fx`` cannot trace the network's own forward pass.
     """
@@ -33,6 +35,7 @@ class Trace:
     def _trace(self, network: nn.Module) -> None:
         # Trace a copy, because forward passes may set attributes and update buffers. It shares the parameters.
         shell = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+        shell.train()
         for module in shell.modules():
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
