@@ -87,7 +87,7 @@ METHODS: dict[str, tuple[Callable[[nn.Module], Mitigator], int]] = {
     "Wasserstein": (WassersteinRegularizer, 100),
     "spectral norm": (SpectralNormRegularizer, 46),
     "Parseval": (ParsevalRegularizer, 16),
-    "Parseval, decoupled": (partial(ParsevalRegularizer, decoupled=True), 25),
+    "Parseval, decoupled": (partial(ParsevalRegularizer, decoupled=True), 56),
     "streaming EWC": (StreamingEWC, 10),
     "shrink and perturb": (ShrinkAndPerturb, 60),
     "shrink and perturb with noise": (partial(ShrinkAndPerturb, variant="step-noise"), 70),

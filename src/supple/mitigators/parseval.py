@@ -1,5 +1,6 @@
 """Parseval regularization (Chung et al., 2024): pulls all singular values of the hidden weights together."""
 
+import torch
 from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator
@@ -90,9 +91,9 @@ class ParsevalRegularizer(Mitigator):
         for name, parameter in parameters.items():
             weight = self.roles[name].matrices(parameter)
             excess, wide = self._excess(weight)
-            most = 0.5 / (self.scale + excess.abs().sum(-1, keepdim=True).amax(-2, keepdim=True))
+            largest = torch.linalg.vector_norm(excess, 1, -1, keepdim=True).amax(-2, keepdim=True)
             step = per_member(excess.new_full((), 4 * _share(weight)) * strength * update.step_sizes[name], excess.ndim)
-            excess.mul_(most.clamp(max=step))
+            excess.mul_((0.5 / (self.scale + largest)).clamp(max=step))
             parameter.sub_(self.roles[name].fold(excess @ weight if wide else weight @ excess, parameter))
 
     def _penalty(self, parameters: Tensors) -> Tensor:
