@@ -30,7 +30,7 @@ class L2InitRegularizer(SquaredDistance):
         roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
-        self.state = self._initial()
+        self.state = {name: {"initial": parameter.detach().clone()} for name, parameter in self.parameters.items()}
 
     def _deviation(self, name: str, parameter: Tensor, state: State) -> Tensor:
         return parameter - state[name]["initial"]

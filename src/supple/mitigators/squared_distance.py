@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from supple.mitigators.base import Mitigator
@@ -51,8 +50,3 @@ class SquaredDistance(Mitigator):
             deviation = self.roles[name].vector(self._deviation(name, parameter, state))
             sums[name] = self._weight(name) * deviation.square().sum(-1)
         return sum(self._sum_over_ranks(sums).values(), super()._penalty(parameters))
-
-    def _initial(self) -> State:
-        """A copy of the parameters as they are now."""
-        with torch.no_grad():
-            return {name: {"initial": parameter.clone()} for name, parameter in self.parameters.items()}
