@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -63,10 +62,18 @@ class Comparison:
 
         Names the forms that are left out.
         """
-        parts = []
+        done, parts = finished(root), []
+
+        def read(wanted: list[Run]) -> pl.DataFrame:
+            if left := set(wanted) - done.keys():
+                raise FileNotFoundError(
+                    f"{len(wanted) - len(left)} of {len(wanted)} runs are finished: train the others"
+                )
+            return results(wanted, root)
+
         for name in self.forms:
             try:
-                tried, rows = self.measured(name, seeds, partial(_read, root=root))
+                tried, rows = self.measured(name, seeds, read)
             except FileNotFoundError as error:
                 print(f"{self.problem}, {name} is left out: {error}")
             else:
@@ -93,15 +100,3 @@ class Comparison:
         ranked = ranking(tried, self.metric, self.last)
         best = ranked.filter(pl.col("mean") == ranked["mean"][0]).select("strength", "step_size")
         return best.sort("strength", "step_size").row(0)
-
-
-def _read(wanted: list[Run], root: str) -> pl.DataFrame:
-    """The rows of runs in a folder.
-
-    Raises:
-        FileNotFoundError: if not all of them are finished.
-    """
-    left = set(wanted) - finished(root).keys()
-    if left:
-        raise FileNotFoundError(f"{len(wanted) - len(left)} of {len(wanted)} runs are finished: train the others")
-    return results(wanted, root)

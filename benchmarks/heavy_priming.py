@@ -87,7 +87,7 @@ class Tables:
         rows = rows_so_far(runs(self.seeds), self.runs_in, self.out)
         if rows is not None:
             draw(rows).save(self.page.with_name(PICTURE), scale_factor=2)
-            picture = f"![Returns and overestimation of primed agents over the environment's steps]({PICTURE})"
+            picture = f"![Returns and effective rank of the critic's features over the environment's steps]({PICTURE})"
             put_into(self.page, "heavy priming", [*table(rows), "", picture])
 
 
@@ -114,14 +114,14 @@ def table(rows: pl.DataFrame) -> list[str]:
 
 
 def draw(rows: pl.DataFrame) -> alt.HConcatChart:
-    """Returns and overestimation side by side."""
-    drawn = ("return", "overestimation")
+    """Returns and the critic's effective rank side by side."""
+    drawn = {"return": "quadruped-run, primed", "critic_effective_rank": ""}
     points = with_band(
-        rows.filter(pl.col("metric").is_in(drawn))
+        rows.filter(pl.col("metric").is_in([*drawn]))
         .group_by("setting", "metric", "step", maintain_order=True)
         .agg(**MEAN_AND_ERROR)
     )
-    panels = [panel(points.filter(metric=metric), metric, "quadruped-run, primed", COLOURS) for metric in drawn]
+    panels = [panel(points.filter(metric=metric), metric, title, COLOURS) for metric, title in drawn.items()]
     chart: alt.HConcatChart = configured(alt.hconcat(*panels))
     return chart
 

@@ -1,8 +1,10 @@
-"""A narrow ResNet-18 and the shifts of the paper's large networks: the runs that docs/reduced.md plans.
+"""A narrow ResNet-18 on the shifts of the paper's large networks: what is lost, and which method keeps it?
 
-python benchmarks/reduced.py train                                    # hours on one core; resumes where it stopped
-python benchmarks/reduced.py train --problems random-label-cifar10    # one problem
-python benchmarks/reduced.py tables    # rows to results/reduced, and the tables and charts in docs/reduced.md
+    python benchmarks/reduced.py pilot --tasks 20    # is anything lost without mitigation?
+    python benchmarks/reduced.py train               # hours on one core; resumes where it stopped
+    python benchmarks/reduced.py tables              # rows to results/reduced, tables and charts to docs/reduced.md
+
+docs/reduced.md says what is planned, and why. It was written before the runs.
 """
 
 from collections.abc import Iterator
