@@ -132,21 +132,24 @@ class Tables:
             trained |= {*tried["run"], *rows["run"]}
             metric, picture = REPORTED[comparison.metric], f"reduced-{problem}.png"
             draw(rows, metric).save(self.page.with_name(picture), scale_factor=2)
-            alt_text = f"{title_of(problem)}, reduced scale: accuracy at the end of each task, a line for each form"
+            alt_text = (
+                f"{title_of(problem)}, reduced scale: {metric.replace('_', ' ')} of each task, a line for each form"
+            )
             put_into(self.page, problem, [*table(rows, metric), "", f"![{alt_text}]({picture})"])
         write_environment(self.out, self.runs, trained)
 
 
 def pilots_table(rows: pl.DataFrame) -> Iterator[str]:
     """The lines of the pilots' table: the measure of each problem, and how fast each task is learned."""
-    yield "| problem | epochs | tasks | accuracy, first task | last three | online accuracy, first task | last three |"
+    yield "| problem | epochs | tasks | at the end: first task | last three | online: first task | last three |"
     yield "|---" * 7 + "|"
     for _, run in rows.sort("problem", "epochs", "tasks", descending=[True, True, False]).group_by(
         "run", maintain_order=True
     ):
         problem = run["problem"][0]
         cells = [problem, str(run["epochs"][0]), str(run["tasks"][0])]
-        for metric in (REPORTED[COMPARISONS[problem].metric], "online_accuracy"):
+        at_the_end = "test_accuracy" if "test_accuracy" in run["metric"] else "train_accuracy"
+        for metric in (at_the_end, "online_accuracy"):
             values = run.filter(metric=metric).sort("task")["value"]
             cells += [f"{values[0]:.3f}", f"{values[-3:].mean():.3f}"]
         yield f"| {' | '.join(cells)} |"
@@ -154,13 +157,13 @@ def pilots_table(rows: pl.DataFrame) -> Iterator[str]:
 
 def table(rows: pl.DataFrame, metric: str) -> Iterator[str]:
     """The lines of a problem's table, the best form first; the last column compares with no mitigation."""
-    yield "| | strength | first task | last five tasks | σ₁ | dead units | minus no mitigation, 95 % |"
+    yield "| | strength | first task | last five tasks | training accuracy | σ₁ | minus no mitigation, 95 % |"
     yield "|---" * 7 + "|"
     differences = paired(rows, rows.filter(form=NONE), metric)
     above = {row["form"]: with_interval(row) for row in differences.iter_rows(named=True)} | {NONE: ""}
-    sigma, dead = (
-        dict(last_tasks(rows, diagnostic).select("form", "mean").iter_rows())
-        for diagnostic in ("spectral_norm", "dead_units")
+    learned, sigma = (
+        dict(last_tasks(rows, other).select("form", "mean").iter_rows())
+        for other in ("train_accuracy", "spectral_norm")
     )
     for row in ranking(rows, metric).iter_rows(named=True):
         form = row["form"]
@@ -168,7 +171,7 @@ def table(rows: pl.DataFrame, metric: str) -> Iterator[str]:
         accuracy = with_error(row["mean"], row["error"])
         yield (
             f"| {form} | {strength} | {row['first']:.3f} | {accuracy} "
-            f"| {sigma[form]:.2f} | {dead[form]:.3f} | {above[form]} |"
+            f"| {learned[form]:.3f} | {sigma[form]:.2f} | {above[form]} |"
         )
 
 
