@@ -51,10 +51,10 @@ class Comparison:
             grid = [self.run(form, TUNING_SEEDS, *values) for values in product(strengths, self.step_sizes)]
             tried = rows_of(grid)
             if len(strengths) > 1 and self.around:
-                strength, step_size = self._best(tried)
+                strength, step_size = self.best(tried)
                 near = [float(f"{factor * strength:.2g}") for factor in self.around]
                 tried = rows_of([*grid, *(self.run(form, TUNING_SEEDS, value, step_size) for value in near)])
-            chosen = self._best(tried)
+            chosen = self.best(tried)
         return tried, rows_of([self.run(form, seed, *chosen) for seed in range(seeds)])
 
     def complete(self, seeds: int, root: str) -> tuple[pl.DataFrame, pl.DataFrame] | None:
@@ -95,7 +95,7 @@ class Comparison:
             **self.protocol,
         )
 
-    def _best(self, tried: pl.DataFrame) -> tuple[float, float]:
+    def best(self, tried: pl.DataFrame) -> tuple[float, float]:
         """The best strength and step size."""
         ranked = ranking(tried, self.metric, self.last)
         best = ranked.filter(pl.col("mean") == ranked["mean"][0]).select("strength", "step_size")
