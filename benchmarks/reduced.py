@@ -124,7 +124,7 @@ class Tables:
         for problem, comparison in COMPARISONS.items():
             complete = comparison.complete(self.seeds, self.runs)
             if complete is None:
-                put_into(self.page, problem, ["Not run yet."])
+                put_into(self.page, problem, ["Not run."])
                 continue
             tried, rows = complete
             tried.write_parquet(self.out / f"tuning-{problem}.parquet")
