@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from supple.lab.rehearsal import rehearse
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer
 from supple.training.methods import METHODS
@@ -90,3 +91,12 @@ def test_a_method_of_task_starts_acts_before_every_task_but_the_first(name, opti
     for task in range(3):
         trainer.learn(task)
     assert starts == ([] if name == "l2" else [1, 2])
+
+
+@pytest.mark.parametrize(("tasks", "told"), [(1, True), (2, False)])
+def test_a_method_whose_period_is_longer_than_the_run_is_named(tasks, told, caplog):
+    options = {"every": 100}  # an epoch has about 7 steps: 1,797 images in batches of 256
+    run = Run.of("random-label-digits", "redo", [0], tasks=tasks, epochs=9, options=options, diagnostics=())
+    rehearse([run])
+    message = "redo acts every 100 steps, but random-label-digits has"
+    assert (message in caplog.text) == told, caplog.text

@@ -1,5 +1,6 @@
 """Detect mistakes in runs before anything is written and any process is started."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,14 +11,23 @@ from supple.lab.trainer import Trainer
 def rehearse(runs: Iterable[Run]) -> None:
     """For each kind of run, build everything and take a step on two images.
 
+    A log message names methods that would never act, because the runs are shorter than their period.
+
     Raises:
         ValueError: if data set, shift, network and method don't fit together.
         Exception: any exception from the user's own code.
     """
-    kinds: dict[Run, Run] = {}
+    kinds: dict[Run, tuple[Run, int]] = {}
     for run in runs:
         first = replace(run, epochs=1, diagnostics=(), seeds=run.seeds[:1], strengths=run.strengths[:1])
-        kinds.setdefault(replace(first, seeds=(), strengths=(), step_size=0.0), first)
-    for run in kinds.values():
+        kinds.setdefault(replace(first, seeds=(), strengths=(), step_size=0.0), (first, run.epochs))
+    for run, epochs in kinds.values():
         with run.naming_own_parts():
-            Trainer(run, compiled=False, device="cpu").rehearse()
+            trainer = Trainer(run, compiled=False, device="cpu")
+            steps = trainer.rehearse() * epochs * run.tasks
+        every = getattr(trainer.learner.mitigator, "every", 0)
+        if trainer.learner.mitigator.scheduled and steps < every:
+            logging.getLogger("supple").warning(
+                f"{run.method} acts every {every:,} steps, but {run.problem} has {steps:,} in all: it would never act. "
+                "Give it a shorter period, as in --option every 100"
+            )
