@@ -28,13 +28,12 @@ from supple.runs.tables import title_with_scale
 RUNS = "results/reduced/runs"
 NONE = "no mitigation"
 DECAY = (1e-2, 1e-3, 1e-4)
-CEILING = Form(method="spectral", strengths=DECAY, options={"target": "initial"})
 FORMS = {
     NONE: Form(),
     "L2 init": Form(method="l2-init", strengths=DECAY),
     "spectral": Form(method="spectral", strengths=DECAY),
     "spectral, decoupled": Form(method="decoupled-spectral", strengths=(0.3, 1.0, 3.0)),
-    "spectral, ceiling": CEILING,
+    "spectral, ceiling": Form(method="spectral", strengths=DECAY, options={"target": "initial"}),
     "L2": Form(method="l2", strengths=DECAY),
     "shrink and perturb": Form(method="shrink-and-perturb", strengths=(1e-3, 1e-4, 1e-5)),
     "ReDo": Form(method="redo"),

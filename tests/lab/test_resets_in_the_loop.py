@@ -98,5 +98,5 @@ def test_a_method_whose_period_is_longer_than_the_run_is_named(tasks, told, capl
     options = {"every": 100}  # an epoch has about 7 steps: 1,797 images in batches of 256
     run = Run.of("random-label-digits", "redo", [0], tasks=tasks, epochs=9, options=options, diagnostics=())
     rehearse([run])
-    message = "redo acts every 100 steps, but random-label-digits has"
+    message = "redo acts every 100 steps, but a run has at most 72"
     assert (message in caplog.text) == told, caplog.text

@@ -246,4 +246,4 @@ def test_the_statistics_of_a_backbone_that_is_not_trained_stay(absent):
     network(torch.randn(8, 3)).sum().backward()
     optimizer.step()
     assert torch.equal(backbone[1].running_mean, statistics)
-    assert not network[1].running_mean.any(), "that of the trained part starts anew"
+    assert not network[1].running_mean.any(), "a trained batch norm starts again from zero"

@@ -24,10 +24,11 @@ def rehearse(runs: Iterable[Run]) -> None:
     for run, epochs in kinds.values():
         with run.naming_own_parts():
             trainer = Trainer(run, compiled=False, device="cpu")
-            steps = trainer.rehearse() * epochs * run.tasks
-        every = getattr(trainer.learner.mitigator, "every", 0)
-        if trainer.learner.mitigator.scheduled and steps < every:
+            trainer.rehearse()
+        method = trainer.learner.mitigator
+        most = -(-len(trainer.data.train.labels) // run.batch_size) * epochs * run.tasks  # a task may have fewer images
+        if method.scheduled and most < (every := getattr(method, "every", 0)):
             logging.getLogger("supple").warning(
-                f"{run.method} acts every {every:,} steps, but {run.problem} has {steps:,} in all: it would never act. "
-                "Give it a shorter period, as in --option every 100"
+                f"{run.method} acts every {every:,} steps, but a run has at most {most:,}: it would never act. Give it "
+                "a shorter period, as in --option every 100"
             )

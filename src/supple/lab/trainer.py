@@ -174,15 +174,14 @@ class Trainer:
     def _is_cuda(self) -> bool:
         return torch.device(self.device).type == "cuda"
 
-    def rehearse(self) -> int:
-        """Take one step on two images of the first task; return the number of the task's steps."""
+    def rehearse(self) -> None:
+        """Take one step on two images of the first task."""
         _, labels, batches, pixels = self._begin(0)
         batch = batches[0, :, :2]
         inputs = self._inputs(batch, pixels)
         for member, images in zip(self.learner.members, inputs, strict=True):
             models.check_outputs(member(images), len(images), self._classes, self.run.model)
         self._step(inputs, labels.gather(1, batch))
-        return len(batches)
 
     def _begin(self, task: int) -> tuple[list[Task], Tensor, Tensor, Tensor | None]:
         """Every member's task, labels and batches (as in :meth:`_batches`) and pixels ``(members, positions)``."""
