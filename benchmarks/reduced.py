@@ -18,6 +18,7 @@ from forms import Comparison, Form
 from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
+from supple.figures.figure import REDUCED_DIAGNOSTICS
 from supple.lab.grid import TUNING_SEEDS, finished, results
 from supple.lab.problems import title_of
 from supple.lab.run import Run
@@ -40,15 +41,7 @@ FORMS = {
 }
 """In the order of training."""
 FOUR = {name: FORMS[name] for name in (NONE, "L2 init", "spectral", "spectral, ceiling")}
-DIAGNOSTICS = (
-    "spectral_norm",
-    "smallest_singular_value",
-    "weight_norm",
-    "stable_rank",
-    "dead_units",
-    "representation_change",
-)
-PROTOCOL = {"scale": "reduced", "diagnostics": DIAGNOSTICS}
+PROTOCOL = {"scale": "reduced", "diagnostics": REDUCED_DIAGNOSTICS}
 COMPARISONS = {
     "random-label-cifar10": Comparison(
         problem="random-label-cifar10", forms=FORMS, metric="online_accuracy", protocol=PROTOCOL

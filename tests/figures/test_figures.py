@@ -3,7 +3,9 @@
 import re
 import sys
 import zlib
+from pathlib import Path
 
+import polars as pl
 import pytest
 
 from supple import cli, figures
@@ -20,6 +22,7 @@ from support.stores import store
 
 SCALES = ("quick", "paper")
 TRAINED = [number for number in figures.FILES if isinstance(figures.find(number), Figure)]
+AT_SCALES = [(number, scale) for number in TRAINED for scale in figures.find(number).scales]
 CONTROL = [number for number in figures.FILES if isinstance(figures.find(number), ControlFigure)]
 
 
@@ -28,8 +31,7 @@ def measure(run, member, task, metric):
     return zlib.crc32(f"{run.method}{member}{task}{metric}".encode()) / 2**32
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("number", TRAINED)
+@pytest.mark.parametrize(("number", "scale"), AT_SCALES)
 def test_runs_are_of_known_problems_and_measure_what_is_drawn(number, scale):
     figure = figures.find(number)
     runs = figure.runs(scale, 2)
@@ -53,16 +55,35 @@ def test_paper_scale_is_the_published_protocol(number):
         assert all(getattr(run, name) == value for name, value in protocol.items() if name not in free)
 
 
-@pytest.mark.parametrize("number", TRAINED)
-def test_a_figure_is_drawn_from_the_store(number, tmp_path):
+@pytest.mark.parametrize(("number", "scale"), [at for at in AT_SCALES if at[1] != "paper"])
+def test_a_figure_is_drawn_from_the_store(number, scale, tmp_path):
     figure = figures.find(number)
-    runs = figure.runs("quick", 1)
-    panels = [panel for row in figure.panels("quick", 1) for panel in row]
+    runs = figure.runs(scale, 1)
+    panels = [panel for row in figure.panels(scale, 1) for panel in row]
     store(tmp_path, runs, {panel.metric for panel in panels}, measure)
-    chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "quick", 1).to_dict()
+    chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), scale, 1).to_dict()
     drawn = [axes for row in chart["vconcat"] for axes in row["hconcat"]]
     assert len(drawn) == len(panels)
-    assert "quick scale" in chart["title"]["subtitle"][0]
+    assert f"{scale} scale" in chart["title"]["subtitle"][0]
+
+
+def test_figures_with_a_large_network_have_a_reduced_scale_with_the_strengths_chosen_there(tmp_path):
+    assert {number for number, scale in AT_SCALES if scale == "reduced"} == {1, 2, 3, 13, 14}
+    assert {run.model for number in (1, 2, 3, 13, 14) for run in figures.find(number).runs("reduced", 1)} == {
+        "resnet18-narrow"
+    }
+    with pytest.raises(ValueError, match="expected figure 7 at scale quick or paper, got reduced"):
+        cli.FigureCommand(number=7, scale="reduced", out=str(tmp_path))()
+
+
+@pytest.mark.parametrize(("number", "problem"), [(3, "random-label-cifar10")])
+def test_a_reduced_figure_shares_the_reported_runs(number, problem):
+    """`results/reduced` has them: strengths and diagnostics are the same."""
+    reported = pl.read_parquet(Path(__file__).parents[2] / f"results/reduced/{problem}.parquet")
+    kept = set(reported.select("method", "strength", "seed").unique().rows())
+    runs = [run for run in figures.find(number).runs("reduced", 3) if run.problem == problem]
+    assert {(run.method, run.strengths[0], run.seeds[0]) for run in runs} <= kept
+    assert {run.folder("x").name for run in runs} <= set(reported["run"])
 
 
 def test_lines_of_other_settings_than_methods_are_in_colour(tmp_path):

@@ -1,6 +1,6 @@
 """The parts of the figures about reinforcement learning: agents on several tasks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,8 @@ class ControlFigure:
     """The rows of charts."""
     note: str
     """Differences from the paper, and choices that the paper does not state."""
+    scales: Sequence[Scale] = ("quick", "paper")
+    """The scales at which it can be drawn."""
 
     def draw(self, rows_of: RowsOf, scale: Scale, seeds: int) -> alt.VConcatChart:
         """The chart; ``rows_of`` returns the measurements of runs."""

@@ -29,6 +29,22 @@ METHODS = (
 REGULARIZERS = ("l2", "l2-init", "wasserstein", "streaming-ewc", "spectral")
 """The regularizers whose strength the paper swept."""
 
+TUNED: dict[str, dict[str, float | None]] = {
+    "random-labels": {"none": None, "l2-init": 1e-2, "spectral": 1e-3, "decoupled-spectral": 3.0},
+    "other": {"none": None, "l2-init": 1e-2, "spectral": 1e-3},
+}
+"""At reduced scale, the methods and their strengths, chosen on random labels and pixel permutation of CIFAR-10."""
+
+REDUCED_DIAGNOSTICS = (
+    "spectral_norm",
+    "smallest_singular_value",
+    "weight_norm",
+    "stable_rank",
+    "dead_units",
+    "representation_change",
+)
+"""What all runs of a ResNet-18 at reduced scale measure; gradients of each example would take too much memory."""
+
 EPOCHS: dict[Scale, tuple[int, ...]] = {"paper": (40, 80, 120), "quick": (20, 40)}
 """Epochs per task of the MLP, by scale."""
 
@@ -57,6 +73,8 @@ class Figure:
     """Makes the rows of panels from the scale and the number of seeds."""
     note: str = ""
     """Differences from the paper, and choices that the paper does not state."""
+    scales: Sequence[Scale] = ("quick", "paper")
+    """The scales at which it can be drawn."""
 
     def runs(self, scale: Scale, seeds: int) -> list[Run]:
         """All runs that the figure needs, without duplicates."""
@@ -96,12 +114,17 @@ def sensitivity(problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel
 
 
 def networks(scale: Scale) -> dict[str, str]:
-    """The two large networks by their names in the paper; at quick scale no vision transformer, too slow on a CPU."""
-    return {"ResNet-18": "resnet18", **({"Vision Transformer": "vit-tiny"} if scale == "paper" else {})}
+    """The two large networks by their names in the paper; at other scales no vision transformer, too slow on a CPU."""
+    return {
+        "quick": {"ResNet-18": "resnet18"},
+        "reduced": {"narrow ResNet-18": "resnet18-narrow"},
+        "paper": {"ResNet-18": "resnet18", "Vision Transformer": "vit-tiny"},
+    }[scale]
 
 
 DEFAULT_STRENGTHS = "every method at its default strength, the best on digits; the paper tuned them, as a sweep does"
-QUICK_NOTE = "at quick scale without the vision transformer, which takes seconds a step on a CPU"
+ALL_SCALES: Sequence[Scale] = ("quick", "reduced", "paper")
+SMALLER_NOTE = "below paper scale without the vision transformer, which takes seconds a step on a CPU"
 
 
 def compared(
@@ -114,17 +137,27 @@ def compared(
     diagnostics: Sequence[str] = (),
     **changes: Any,
 ) -> list[Run]:
-    """The paper's methods on a problem; at quick scale only three of them.
+    """The paper's methods on a problem; at the smaller scales only some of them.
 
     Args:
         problem: its name.
         scale: of the protocol.
         seeds: number of seeds, from 0.
         model: the problem's when left out. Off-the-shelf networks have no CReLU variant.
-        strengths: of the regularizers; each method's default when left out.
-        diagnostics: those that are drawn; at paper scale the usual ones are measured, so that figures share runs.
+        strengths: of the regularizers, except at reduced scale, which has those that were chosen there; each method's
+            default when left out.
+        diagnostics: those that are drawn; at the larger scales the same ones are measured everywhere, so that figures
+            share runs.
         changes: to the protocol.
     """
+    if scale == "reduced":
+        tuned = TUNED["random-labels" if problem.startswith("random-label") else "other"]
+        changes |= {"scale": scale, "model": model, "diagnostics": REDUCED_DIAGNOSTICS}
+        return [
+            Run.of(problem, method, [seed], strength=strength, **changes)
+            for method, strength in tuned.items()
+            for seed in range(seeds)
+        ]
     methods = METHODS if scale == "paper" else ("none", "l2-init", "spectral")
     off_the_shelf = (model or problems.find(problem).model) in ("resnet18", "vit-tiny")
     return [

@@ -1,9 +1,11 @@
 """Figure 1: generalization under three kinds of change on tiny-ImageNet, with a ResNet-18 and a vision transformer."""
 
-from supple.figures.figure import QUICK_NOTE, Figure, Panel, compared, networks
+from supple.figures.figure import ALL_SCALES, SMALLER_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale, title_of
 
 PROBLEMS = ("class-incremental-tiny-imagenet", "label-flip-tiny-imagenet", "pixel-permutation-tiny-imagenet")
+REDUCED = PROBLEMS[:2]
+"""At reduced scale, pixels are permuted on the sets of Figure 2 alone."""
 
 
 def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
@@ -14,7 +16,7 @@ def panels(scale: Scale, seeds: int) -> list[list[Panel]]:
                 compared(problem, scale, seeds, strengths=[1e-4], model=model),
                 "test_accuracy",
             )
-            for problem in PROBLEMS
+            for problem in (REDUCED if scale == "reduced" else PROBLEMS)
         ]
         for name, model in networks(scale).items()
     ]
@@ -24,5 +26,6 @@ FIGURE = Figure(
     title="Figure 1: generalization on tiny-ImageNet under three kinds of change",
     claim="Spectral regularization is consistently among the best-performing methods.",
     panels=panels,
-    note=QUICK_NOTE,
+    note=SMALLER_NOTE,
+    scales=ALL_SCALES,
 )

@@ -1,7 +1,7 @@
 """Figure 6: badly scaled weights of two units impede learning; exact, with the example of §3.2."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import altair as alt
 import polars as pl
@@ -89,6 +89,7 @@ class Example:
 
     title = "Figure 6: a large spectral norm impedes learning in a network of two units"
     claim = "A lower spectral norm is more trainable across different step sizes."
+    scales: Sequence[Scale] = ("quick", "paper")
 
     def runs(self, scale: Scale, seeds: int) -> list[Run]:
         """No runs."""
