@@ -1,10 +1,11 @@
-"""Compiled code that a killed process left half-written is built again."""
+"""Compiled code that a killed process left half-written is built again; a machine that can't build any is found."""
 
 import ctypes
 
 import pytest
+import torch
 
-from supple.training.compiled_code import on_sound_code
+from supple.training.compiled_code import can_compile, on_sound_code
 
 
 @pytest.fixture
@@ -57,3 +58,16 @@ def test_other_files_and_other_errors_are_left_alone(cache, tmp_path):
     assert own.exists()
     with pytest.raises(ZeroDivisionError):
         on_sound_code(lambda: 1 / 0)()
+
+
+def test_a_machine_that_cannot_compile_is_found(monkeypatch):
+    def fails(work):
+        def call(*args):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", lambda work: work)
+    assert can_compile("cpu")
+    monkeypatch.setattr(torch, "compile", fails)
+    assert not can_compile("cpu")

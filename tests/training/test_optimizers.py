@@ -11,8 +11,8 @@ from supple.training.optimizers import OPTIMIZERS, NetworkOptimizer, written_out
 from support.modules import module_at
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,), "kernel": (3, 2, 3, 3), "middle": (9, 7), "head": (4, 9)}
-HIDDEN = ("weight", "middle")
-"""What Muon is for: all matrices but the head."""
+HIDDEN = ("weight", "kernel", "middle")
+"""What Muon is for: all matrices but the head, and kernels of convolutions."""
 STEPS = 20
 MEMBERS = 3
 
@@ -57,15 +57,18 @@ def torchs(name, parameters, step_size, fused):
 
 
 def stepped_by_torch(name, start, gradients, member, step_size=1e-2, fused=True):
-    """One member, by torch's own classes."""
-    parameters = {key: value[member].clone().requires_grad_() for key, value in start.items()}
+    """One member, by torch's own classes; a kernel as a matrix with a row for each output channel."""
+    parameters = {
+        key: value[member].clone().view(len(value[member]), -1).squeeze(-1).requires_grad_()
+        for key, value in start.items()
+    }
     optimizers = torchs(name, parameters, step_size, fused)
     for each in gradients:
         for key, parameter in parameters.items():
-            parameter.grad = each[key][member].clone()
+            parameter.grad = each[key][member].reshape(parameter.shape).clone()
         for optimizer in optimizers:
             optimizer.step()
-    return {key: value.detach() for key, value in parameters.items()}
+    return {key: value.detach().view(SHAPES[key]) for key, value in parameters.items()}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -156,6 +159,11 @@ def test_muon_remembers_momentum_of_hidden_matrices_alone():
     moments = OPTIMIZERS["muon"].moments(tensors())
     assert {key for key, entry in moments.items() if entry.keys() == {"momentum_buffer"}} == set(HIDDEN)
     assert {key for key, entry in moments.items() if "exp_avg" in entry} == SHAPES.keys() - set(HIDDEN)
+
+
+def test_muon_refuses_a_network_without_hidden_matrices():
+    with pytest.raises(ValueError, match="expected a network with hidden weight matrices for the optimizer muon"):
+        OPTIMIZERS["muon"].moments({key: tensors()[key] for key in ("bias", "head")})
 
 
 def test_a_torch_without_a_function_for_muon_has_the_other_optimizers(monkeypatch, gradients):

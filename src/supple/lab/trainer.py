@@ -20,6 +20,7 @@ from supple.network.population import Population
 from supple.runs.resume import ChangedDataError, Report, work_on
 from supple.runs.store import SCHEMA
 from supple.training import methods
+from supple.training.compiled_code import can_compile
 from supple.training.learner import Learner, copy_into
 from supple.training.optimizers import OPTIMIZERS
 from supple.training.precision import matmul_precision
@@ -75,7 +76,7 @@ class Trainer:
             steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
             long = steps * len(run.seeds) >= COMPILE_FROM
             pays = self.device != "cpu" or (operations(run) <= COMPILE_TO and not convolves)
-            compiled = long and pays and run.autocast is None
+            compiled = long and pays and run.autocast is None and can_compile(self.device)
         if mitigator.observes:
             compiled = False  # the method can't observe the members' activations in a compiled step
         if compiled and run.autocast:

@@ -2,12 +2,10 @@
 
 import json
 
-import torch
-
 from supple.rl.methods import find, mitigator_for
 from supple.rl.run import Run
 from supple.rl.sac import SAC
-from supple.training.compiled_code import on_sound_code
+from supple.training.compiled_code import can_compile
 
 COMPILE_FROM = 20_000
 """Compiling pays from this many member-updates in a run: it costs 20 to 60 s and saves about 3 ms per update."""
@@ -33,12 +31,3 @@ def should_compile(run: Run, device: str) -> bool:
     """Whether to compile the update: if the run is long, and its method and this machine allow it."""
     is_long = run.updates * len(run.seeds) >= COMPILE_FROM
     return is_long and not getattr(find(run.method).mitigator, "observes", False) and can_compile(device)
-
-
-def can_compile(device: str) -> bool:
-    """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
-    try:
-        on_sound_code(torch.compile(lambda tensor: tensor + 1))(torch.zeros(1, device=device))
-    except Exception:  # whatever is missing, training works without compiling
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Compiled code that a killed process left half-written would stop every later run: it is removed and built again."""
+"""Compiled code: whether this machine can build it, and the removal of what a killed process left half-written."""
 
 import re
 from collections.abc import Callable
@@ -37,6 +37,15 @@ def on_sound_code(work: Callable[P, Result]) -> Callable[P, Result]:
             torch.compiler.reset()
 
     return repeated
+
+
+def can_compile(device: str) -> bool:
+    """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
+    try:
+        on_sound_code(torch.compile(lambda tensor: tensor + 1))(torch.zeros(1, device=device))
+    except Exception:  # whatever is missing, training works without compiling
+        return False
+    return True
 
 
 def _damaged(error: Exception) -> Path | None:

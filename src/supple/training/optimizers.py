@@ -115,7 +115,8 @@ def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
     """The state before the first step: Muon's for hidden matrices, Adam's for everything else.
 
     Raises:
-        ValueError: this PyTorch has no ``torch.optim._muon``, in which a step of Muon is a function.
+        ValueError: this PyTorch has no ``torch.optim._muon``, in which a step of Muon is a function; or the network has
+            one weight matrix at most, which is its last.
     """
     if functional_muon is None:
         raise ValueError(
@@ -123,6 +124,11 @@ def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
             "is missing: install a newer one, or take another optimizer"
         )
     hidden = _hidden_matrices(parameters)
+    if not hidden:
+        raise ValueError(
+            "expected a network with hidden weight matrices for the optimizer muon, got one without, which Muon would "
+            "leave to Adam: take adam"
+        )
     return {
         name: {"momentum_buffer": torch.zeros_like(parameter)}
         if name in hidden
@@ -135,13 +141,14 @@ def muon(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
     """One step of Muon (Jordan et al., 2024) for hidden matrices and of Adam for everything else, in place.
 
     Equal to ``torch.optim.Muon`` without weight decay, with steps scaled to the size of Adam's (Liu et al., 2025), so
-    one step size suits both. Tensors are stacked: ``(members, ...)``.
+    one step size suits both. The kernel of a convolution counts as a matrix with a row for each output channel, as its
+    authors have it. Tensors are stacked: ``(members, ...)``.
     """
     hidden = _hidden_matrices(parameters)
     functional_muon(
-        [matrix for name in hidden for matrix in parameters[name].unbind()],
-        [matrix for name in hidden for matrix in gradients[name].unbind()],
-        [matrix for name in hidden for matrix in moments[name]["momentum_buffer"].unbind()],
+        [kernel.view(len(kernel), -1) for name in hidden for kernel in parameters[name].unbind()],
+        [kernel.reshape(len(kernel), -1) for name in hidden for kernel in gradients[name].unbind()],
+        [kernel.view(len(kernel), -1) for name in hidden for kernel in moments[name]["momentum_buffer"].unbind()],
         lr=step_size,
         weight_decay=0.0,
         momentum=0.95,
@@ -158,8 +165,8 @@ def muon(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], mome
 
 
 def _hidden_matrices(parameters: Mapping[str, Tensor]) -> list[str]:
-    """The names of all weight matrices except the last one."""
-    return [name for name, parameter in parameters.items() if parameter.ndim == 3][:-1]
+    """The names of all weight matrices and kernels of 2-D convolutions, except the last one."""
+    return [name for name, parameter in parameters.items() if parameter.ndim in (3, 5)][:-1]
 
 
 class Optimizer(NamedTuple):
