@@ -277,7 +277,11 @@ def test_results_leave_out_what_was_chosen_by(supple, tmp_path, capsys):
         runs = [Run.of(DIGITS, "none", [seed]) for each in values for seed in seeds[each]]
         store(tmp_path / part, runs, ["train_accuracy"], plausible)
         supple("results", tmp_path / part)
-        assert capsys.readouterr().out.split()[-1] == str(2 if part == "both" else 3), "so many seeds"
+        output = capsys.readouterr().out
+        assert output.split()[-1] == str(2 if part == "both" else 3), "so many seeds"
+        assert output.startswith(
+            "Tuning: Training accuracy: Random" if part == "tuning" else "Training accuracy: Random"
+        )
     other = [Run.of("random-label-mnist", "none", [TUNING_SEEDS + seed]) for seed in range(4)]
     store(tmp_path / "both", other, ["train_accuracy"], plausible)
     supple("results", tmp_path / "both")
@@ -314,6 +318,18 @@ def test_results_of_several_sweeps_have_one_chart(supple, tmp_path, capsys):
         assert words in (tmp_path / f"{name}.svg").read_text()
     supple("results", tmp_path, "--chart", "--metric", "return")
     assert f"chart: {tmp_path / 'results-Pendulum-v1-quick-return'}.png" in capsys.readouterr().out
+
+
+def test_a_chart_says_how_many_seeds_its_lines_have_and_options_that_all_have(supple, tmp_path):
+    target = {"options": {"target": "initial"}}
+    runs = [
+        Run.of(DIGITS, "spectral", range(seeds), strength=strength, **target) for strength, seeds in ((1, 2), (2, 3))
+    ]
+    store(tmp_path, runs, ["train_accuracy"], plausible)
+    supple("results", tmp_path, "--chart")
+    svg = (tmp_path / f"results-{DIGITS}-quick.svg").read_text()
+    assert "over 2 to 3 seeds" in svg
+    assert "target: initial" in svg
 
 
 def test_agents_of_different_settings_have_lines_of_their_own(supple, tmp_path, capsys):

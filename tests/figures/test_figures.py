@@ -1,5 +1,6 @@
 """The paper's figures: which runs they need, and that they can be drawn from what those leave behind."""
 
+import json
 import re
 import sys
 import zlib
@@ -18,6 +19,7 @@ from supple.lab.problems import PROBLEMS, title_of
 from supple.rl import train
 from supple.rl.charts import INSIDE
 from supple.runs import charts, sweep
+from supple.runs.colours import COLOURS, GREY
 from support.stores import store
 
 SCALES = ("quick", "paper")
@@ -84,6 +86,20 @@ def test_a_reduced_figure_shares_the_reported_runs(number, problem):
     runs = [run for run in figures.find(number).runs("reduced", 3) if run.problem == problem]
     assert {(run.method, run.strengths[0], run.seeds[0]) for run in runs} <= kept
     assert {run.folder("x").name for run in runs} <= set(reported["run"])
+
+
+def test_the_librarys_own_method_is_in_colour_and_other_data_are_named(tmp_path):
+    for number in (1, 3):
+        figure = figures.find(number)
+        runs = figure.runs("reduced", 2)
+        store(tmp_path, runs, {panel.metric for row in figure.panels("reduced", 2) for panel in row}, measure)
+        chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), "reduced", 2)
+        drawn = json.dumps(chart.to_dict())
+        if number == 1:
+            assert "data imagenet32-75" in drawn
+        else:
+            assert COLOURS["decoupled-spectral"] in drawn
+            assert GREY not in drawn
 
 
 def test_lines_of_other_settings_than_methods_are_in_colour(tmp_path):

@@ -180,6 +180,20 @@ def test_tuning_takes_the_best_of_each_method(judge, tmp_path):
     assert tuned(results(tried, str(tmp_path))) == {(method, *setting) for method, setting in best.items()}
 
 
+def test_tuning_goes_by_online_accuracy_where_the_problems_authors_do(tmp_path):
+    tried = product("permuted-mnist-kumar", ["l2"], [TUNING_SEEDS], tasks=2, strengths=(0.1, 0.2))
+    metrics = ("train_accuracy", "validation_accuracy", "online_accuracy", "diverged")
+    planted(
+        tmp_path,
+        tried,
+        lambda run, member, task, metric: (
+            0.5 + (run.strengths[0] if metric == "online_accuracy" else -run.strengths[0])
+        ),
+        metrics=metrics,
+    )
+    assert tuned(results(tried, str(tmp_path))) == {("l2", 0.2, 0.01)}
+
+
 def test_a_method_of_ones_own_takes_strengths():
     found = members(["none", "support.extensions:Bare", "layer-norm"], [0], strengths=(0.1, 0.5))
     assert [(run.method, run.strengths[0]) for run in found] == [

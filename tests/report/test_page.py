@@ -307,8 +307,9 @@ def test_a_world_that_changes_has_a_section_of_its_own(tmp_path):
     for run in runs:
         store(tmp_path, [run], ["return"], lambda run, member, task, metric: task + 1.25, done=run.evaluations)
     text = page(str(tmp_path))
-    assert "<h2>Pendulum-v1 (quick scale)</h2>" in text
-    assert "<h2>Pendulum-v1 (quick scale, new actions every 200 steps)</h2>" in text
+    agents = "400 steps, preset paper, replay ratio 16"
+    assert f"<h2>Pendulum-v1 ({agents})</h2>" in text
+    assert f"<h2>Pendulum-v1 ({agents}, new actions every 200 steps)</h2>" in text
     assert text.count("which come after the evaluation there: new actions every 200 steps.") == 1
     assert "<span>--change actions</span> <span>--change-every 200</span>" in text
     rankings = re.findall(r'(?s)<table class="ranking">.*?</table>', text)

@@ -107,17 +107,18 @@ def test_its_runs_lie_beside_those_of_the_laboratory(supple, tmp_path, capsys):
     capsys.readouterr()
     cli.Results(runs=str(tmp_path))()
     printed = capsys.readouterr().out
-    assert "Pendulum-v1 (quick scale)" in printed
+    agents = "Pendulum-v1 (20 steps, preset paper, replay ratio 1"
+    assert agents in " ".join(printed.split())
     assert "Random labels, digits (quick scale, shortened to 2 of 30 tasks" in " ".join(printed.split())
     for method, title in {"none": "no mitigation", "resets": "resets", "spectral": "spectral"}.items():
         (line,) = (line for line in printed.splitlines() if line.strip().startswith(title) and "-1" in line)
         assert f"{ends[method]:.1f}" in line
-    assert "Pendulum-v1 (quick scale); the last at 20 steps" in " ".join(printed.split())
+    assert f"{agents}); the last at 20 steps" in " ".join(printed.split())
     cli.Results(runs=str(tmp_path), metric="return")()
     assert "Random labels, digits" not in capsys.readouterr().out, "it has no such thing"
     write_page(str(tmp_path))
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<h2>Pendulum-v1 (quick scale)</h2>") == 1, "one protocol, whatever the method"
+    assert page.count(f"<h2>{agents})</h2>") == 1, "one protocol, whatever the method"
     assert all(f"{ends[method]:.3f}" in page for method in ends)
     assert page.count("supple rl Pendulum-v1") == 3
     assert "made in Python" not in page, "each setting has its command"
@@ -247,6 +248,22 @@ def test_aggregates_over_tasks():
     middle = shown(charts.aggregate(rows, "title"))["no mitigation"]
     assert middle["mean"] == pytest.approx(6)
     assert middle["low"] < 6 < middle["high"]
+
+
+def test_sensitivity_has_the_error_over_seeds_and_not_over_tasks():
+    rows = [
+        ("return", "spectral", problem, seed, strength, 3, level + seed)
+        for problem, level in (("a", 100.0), ("b", 500.0), ("c", 900.0))
+        for seed in (0, 2)
+        for strength in (1e-4, 1e-3)
+    ]
+    columns = ["metric", "method", "problem", "seed", "strength", "task", "value"]
+    rows = pl.DataFrame(rows, schema=columns, orient="row").with_columns(
+        run=pl.col("problem") + pl.col("seed").cast(str)
+    )
+    chart = charts.sensitivity(rows, "strength", "strength").to_dict()
+    (points,) = chart["datasets"].values()
+    assert [(point["mean"], point["error"], point["seeds"]) for point in points] == [(501, pytest.approx(1), 2)] * 2
 
 
 def test_a_method_of_ones_own_and_its_events(supple, tmp_path):

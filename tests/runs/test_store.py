@@ -479,6 +479,22 @@ def test_load_goes_by_the_names_of_the_folders(tmp_path):
     assert load(str(tmp_path))["run"].unique(maintain_order=True).to_list() == sorted(names)
 
 
+def test_runs_on_other_data_of_one_name_are_named(tmp_path):
+    """Those on another data set, or from before the fingerprint was written, are not."""
+    kept = [("moons", "4 1.5 6"), ("moons", "4 1.5 6"), ("digits", "9 1 2"), ("moons", None)]
+    for number, (dataset, data) in enumerate([*kept, ("moons", "4 2.5 6")]):
+        if number == len(kept):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                load(str(tmp_path))
+        folder = RunFolder(str(tmp_path), CONFIG | {"dataset": dataset, "number": number})
+        with folder.locked():
+            folder.begin(**({"data": data} if data else {}))
+            folder.save(checkpoint_of(2))
+    with pytest.warns(UserWarning, match=r"was trained on other data than .*, both called moons: compare them in"):
+        load(str(tmp_path))
+
+
 def test_runs_of_another_kind_are_left_out(tmp_path):
     saved(tmp_path)
     other = RunFolder(str(tmp_path), {"problem": "quadruped-run", "method": "spectral", "horizon": [1, 2]})

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from supple.lab.problems import protocol_of, title_of
 from supple.runs.tables import results_table, title_with_scale
 from supple.training.methods import METHODS
 
@@ -109,10 +110,10 @@ def test_agents_show_the_steps_of_the_environment():
 
 def test_the_title_says_the_steps_that_all_agents_have():
     agents = pl.concat(
-        [frame([900, 1000.25, 1000.75], method=name, evaluate_every=100, steps=300) for name in ("none", "l2")]
+        [frame([900, 1000.25, 1000.75], method=name, evaluate_every=100, steps=3000) for name in ("none", "l2")]
     )
     title, (headings, row, _) = shown(agents)
-    assert title == "Training accuracy: p (quick scale); the last 2 at 200–300 steps"
+    assert title == "Training accuracy: p (3,000 steps); the last 2 at 200–300 steps"
     assert "at steps" not in headings
     assert row == ["no mitigation", "-", "900.5", "1001.0 ± 0.5", "2"]
     assert shown(agents, count=1)[0].endswith("; the last at 300 steps")
@@ -132,10 +133,28 @@ def test_what_is_not_a_number_is_not_the_best():
     assert lines[1][3] == "nan ± nan"
 
 
+def test_options_that_are_not_the_defaults_have_a_column_although_all_have_them():
+    rows = frame([1, 2], method="spectral", strength=1e-3, options='{"target": "initial"}')
+    _, (headings, row) = shown(rows)
+    assert headings[1:3] == ["strength", "options"]
+    assert row[:3] == ["spectral", "0.001", "target: initial"]
+    assert "options" not in shown(rows.with_columns(options=pl.lit("{}")))[1][0]
+
+
+AGENT = {"evaluate_every": 100, "steps": 500_000, "preset": "sb3", "replay_ratio": 1}
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
         ({}, "p (quick scale)"),
+        (AGENT, "p (500,000 steps, preset sb3, replay ratio 1)"),
+        (AGENT | {"scale": "paper"}, "p (paper scale)"),
+        (
+            {"matmul_precision": "medium", "autocast": "bfloat16"},
+            "p (quick scale, matmul precision medium, autocast bfloat16)",
+        ),
+        ({"matmul_precision": "highest", "autocast": None}, "p (quick scale)"),
         ({"scale": "paper"}, "p (paper scale)"),
         ({"subset": True}, "p (quick scale, part of the data set)"),
         ({"scale": "paper", "subset": True}, "p (paper scale, part of the data set)"),
@@ -144,7 +163,7 @@ def test_what_is_not_a_number_is_not_the_best():
 def test_stamps(setting, expected):
     rows = frame([1, 2], **setting)
     assert title_with_scale(rows) == expected
-    assert shown(rows)[0] == f"Training accuracy: {expected}"
+    assert shown(rows)[0].startswith(f"Training accuracy: {expected}")
     assert title_with_scale(rows, "Problem for people") == expected.replace("p", "Problem for people", 1)
 
 
@@ -157,6 +176,23 @@ def test_a_shortened_run_says_so():
     assert title_with_scale(rows, "P", {"tasks": 2}) == "P (paper scale)"
     protocol |= {"tasks": 2, "examples": None}
     assert title_with_scale(rows, "P", protocol) == "P (paper scale, shortened to 100 examples)"
+
+
+def test_a_longer_run_says_so():
+    rows = frame([1, 2], epochs=20, examples=800)
+    protocol = {"tasks": 2, "epochs": 10, "examples": 400}
+    assert (
+        title_with_scale(rows, "P", protocol) == "P (quick scale, 20 instead of 10 epochs, 800 instead of 400 examples)"
+    )
+
+
+def test_at_a_scale_with_other_data_than_the_title_has_they_are_named():
+    problem = "class-incremental-tiny-imagenet"
+    rows = frame([1] * 10, problem=problem, scale="reduced", dataset="imagenet32-75")
+    assert (
+        title_with_scale(rows, title_of(problem), protocol_of(problem, "reduced"))
+        == "Class-incremental, tiny-ImageNet (reduced scale, data imagenet32-75)"
+    )
 
 
 def test_one_short_run_among_whole_ones_shortens_nothing():

@@ -31,10 +31,17 @@ class Results:
     def __call__(self) -> None:
         import polars as pl
 
+        from supple.lab.grid import TUNING_SEEDS
         from supple.lab.problems import title_of
         from supple.runs.store import load
 
-        problems = [_reported(rows) for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)]
+        tuning = pl.col("seed") >= TUNING_SEEDS
+        problems = [
+            part
+            for rows in load(self.runs).partition_by("problem", "scale", maintain_order=True)
+            for part in (_reported(rows).filter(~tuning), _reported(rows).filter(tuning))
+            if not part.is_empty()
+        ]
         if self.metric is not None:
             known(self.metric, sorted(pl.concat(problems)["metric"].unique()), "metric")
         for rows in problems:
@@ -42,10 +49,11 @@ class Results:
                 continue
             ended = rows.filter(pl.col("task").max().over("run", "member") == pl.col("tasks") - 1)
             if not ended.is_empty() and self.metric in (None, *ended["metric"].unique()):
-                metric = print_tables(ended, self.metric)
+                name, before = ("tuning", "Tuning: ") if rows["seed"][0] >= TUNING_SEEDS else ("results", "")
+                metric = print_tables(ended, self.metric, before)
                 if self.chart:
                     shown = f"-{metric}" if self.metric else ""
-                    draw(ended, metric, self.runs, f"results-{rows['problem'][0]}-{rows['scale'][0]}{shown}")
+                    draw(ended, metric, self.runs, f"{name}-{rows['problem'][0]}-{rows['scale'][0]}{shown}", before)
             networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
             if left := networks - len(ended.unique(["run", "member"])):
                 print(

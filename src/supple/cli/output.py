@@ -19,7 +19,8 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
 
     ending = digest(" ".join(sorted(run.folder(out).name for run in members)))
     file = f"{name}-{rows['problem'][0]}-{ending}"
-    draw(rows, print_tables(rows), out, file, "" if name == "chart" else f"{name.capitalize()}: ")
+    before = "" if name == "chart" else f"{name.capitalize()}: "
+    draw(rows, print_tables(rows, before=before), out, file, before)
     if name == "chart":
         print_ending(out)
 
@@ -32,15 +33,23 @@ def print_ending(out: str) -> None:
 
 def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "") -> None:
     """Draw the curves of one problem, agents' over steps, into the file ``name``; ``before`` begins the title."""
+    import polars as pl
+
     from supple.lab.problems import protocol_of, title_of
     from supple.rl.charts import over_steps
     from supple.runs.changes import is_control
     from supple.runs.charts import learning_curves, over_seeds, save
+    from supple.runs.stats import settings
     from supple.runs.store import file_name
     from supple.runs.tables import title_with_scale
+    from supple.training.methods import options_text
 
-    problem, subtitle = rows["problem"][0], over_seeds(rows.filter(metric=metric)["seed"].n_unique())
+    problem = rows["problem"][0]
+    seeds = rows.filter(metric=metric).group_by(settings(rows)).agg(pl.col("seed").n_unique())["seed"]
     title = before + title_with_scale(rows, title_of(problem), protocol_of(problem, rows["scale"][0]))
+    if rows["options"].n_unique() == 1 and (options := options_text(rows["options"][0])):
+        title += f", {options}"
+    subtitle = over_seeds(min(seeds), max(seeds))
     chart = (over_steps if is_control(rows) else learning_curves)(rows, metric, title, subtitle)
     for path in save(chart, out, file_name(name)):
         print(f"chart: {path}")
@@ -65,17 +74,26 @@ def choices(best: "set[tuple[str, float, float]]", candidates: "list[Run]") -> "
             yield f"chosen for {method}: {', '.join(parts)}"
 
 
-def print_tables(rows: "pl.DataFrame", metric: str | None = None) -> str:
-    """Print the tables of one problem; return the metric of the last one that was measured in all runs, if any was."""
-    from supple.lab.problems import protocol_of, title_of
-    from supple.runs.metrics import HEADLINES
+def print_tables(rows: "pl.DataFrame", metric: str | None = None, before: str = "") -> str:
+    """Print the tables of one problem; return the metric of the last one that was measured in all runs, if any was.
+
+    Args:
+        rows: of one problem.
+        metric: what is shown; the problem's main metrics when left out.
+        before: begins the titles.
+    """
+    from supple.lab.problems import is_online, protocol_of, title_of
+    from supple.runs.metrics import headlines
     from supple.runs.tables import results_table
 
-    metrics = [metric] if metric else [name for name in HEADLINES if name in rows["metric"]] or [rows["metric"][0]]
+    problem = rows["problem"][0]
+    main = [name for name in headlines(is_online(problem)) if name in rows["metric"]]
+    metrics = [metric] if metric else main or [rows["metric"][0]]
     for metric in metrics:
-        problem = rows["problem"][0]
         protocol = protocol_of(problem, rows["scale"][0])
-        print_table(results_table(rows, metric, problem=title_of(problem), protocol=protocol))
+        numbers = results_table(rows, metric, problem=title_of(problem), protocol=protocol)
+        numbers.title = f"{before}{numbers.title}"
+        print_table(numbers)
     runs = rows["run"].n_unique()
     in_all = [metric for metric in metrics if rows.filter(metric=metric)["run"].n_unique() == runs]
     return (in_all or metrics)[-1]

@@ -1,5 +1,6 @@
 """The parts of a figure: panels in rows and columns, each with its runs and curves."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,9 @@ REDUCED_DIAGNOSTICS = (
     "representation_change",
 )
 """What all runs of a ResNet-18 at reduced scale measure; gradients of each example would take too much memory."""
+
+NOTE_WIDTH = 120
+"""The most characters in a line of a figure's subtitle."""
 
 EPOCHS: dict[Scale, tuple[int, ...]] = {"paper": (40, 80, 120), "quick": (20, 40)}
 """Epochs per task of the MLP, by scale."""
@@ -90,17 +94,20 @@ class Figure:
 
 
 def arranged(charts: Iterable[Sequence[alt.Chart | alt.LayerChart]], title: str, *subtitle: str) -> alt.VConcatChart:
-    """Rows of charts under one title; empty lines of the subtitle are left out."""
-    text = alt.Title(title, subtitle=[line for line in subtitle if line], anchor="start")
+    """Rows of charts under one title; the subtitle's long lines wrap, and empty ones are left out."""
+    lines = [line for text in subtitle for line in textwrap.wrap(text, NOTE_WIDTH)]
+    text = alt.Title(title, subtitle=lines, anchor="start")
     with shared_selections():
         return configured(alt.vconcat(*(alt.hconcat(*row) for row in charts)).properties(title=text))
 
 
 def _draw(panel: Panel, rows: pl.DataFrame) -> alt.LayerChart:
     draw = curves_of if panel.against == "task" else sensitivity_of
-    title = panel.title + (" (part of the data set)" if rows["subset"].any() else "")
+    data, usual = rows["dataset"][0], problems.find(rows["problem"][0]).dataset
+    title = panel.title + (f", data {data}" if data != usual else "")
+    title += " (part of the data set)" if rows["subset"].any() else ""
     # All methods in colour: panels of other runs share the legend, and must agree on which lines are grey.
-    coloured = METHODS if panel.series == "method" else None
+    coloured = (*METHODS, "decoupled-spectral") if panel.series == "method" else None
     return draw(rows, panel.metric, title, series=panel.series, width=240, height=180, coloured=coloured)
 
 
@@ -122,6 +129,10 @@ def networks(scale: Scale) -> dict[str, str]:
     }[scale]
 
 
+PAPERS_STRENGTHS = (
+    "regularizers at the paper's strength, other methods at their defaults, the best on digits; at reduced scale all "
+    "at the strength chosen there on CIFAR-10"
+)
 DEFAULT_STRENGTHS = "every method at its default strength, the best on digits; the paper tuned them, as a sweep does"
 ALL_SCALES: Sequence[Scale] = ("quick", "reduced", "paper")
 SMALLER_NOTE = "below paper scale without the vision transformer, which takes seconds a step on a CPU"

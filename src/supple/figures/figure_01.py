@@ -1,6 +1,6 @@
 """Figure 1: generalization under three kinds of change on tiny-ImageNet, with a ResNet-18 and a vision transformer."""
 
-from supple.figures.figure import ALL_SCALES, SMALLER_NOTE, Figure, Panel, compared, networks
+from supple.figures.figure import ALL_SCALES, PAPERS_STRENGTHS, SMALLER_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale, title_of
 
 PROBLEMS = ("class-incremental-tiny-imagenet", "label-flip-tiny-imagenet", "pixel-permutation-tiny-imagenet")
@@ -26,6 +26,6 @@ FIGURE = Figure(
     title="Figure 1: generalization on tiny-ImageNet under three kinds of change",
     claim="Spectral regularization is consistently among the best-performing methods.",
     panels=panels,
-    note=SMALLER_NOTE,
+    note=f"{SMALLER_NOTE}; {PAPERS_STRENGTHS}",
     scales=ALL_SCALES,
 )

@@ -1,6 +1,6 @@
 """Figure 2: generalization while the pixels are permuted, on SVHN, CIFAR-10 and CIFAR-100."""
 
-from supple.figures.figure import ALL_SCALES, SMALLER_NOTE, Figure, Panel, compared, networks
+from supple.figures.figure import ALL_SCALES, PAPERS_STRENGTHS, SMALLER_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale, title_of
 
 STRENGTHS = {"pixel-permutation-svhn": 1e-3, "pixel-permutation-cifar10": 1e-4, "pixel-permutation-cifar100": 1e-4}
@@ -27,6 +27,6 @@ FIGURE = Figure(
     claim="Spectral regularization is effective at maintaining test accuracy on new tasks; without any mitigator both "
     "networks lose test accuracy.",
     panels=panels,
-    note=SMALLER_NOTE + ", and without SVHN",
+    note=f"{SMALLER_NOTE}, and without SVHN; {PAPERS_STRENGTHS}",
     scales=ALL_SCALES,
 )

@@ -1,6 +1,6 @@
 """Figure 3: trainability, spectral norm and representation change of a ResNet-18 that memorizes random labels."""
 
-from supple.figures.figure import ALL_SCALES, Figure, Panel, compared
+from supple.figures.figure import ALL_SCALES, PAPERS_STRENGTHS, Figure, Panel, compared
 from supple.lab.problems import Scale, title_of
 
 METRICS = ("train_accuracy", "spectral_norm", "representation_change")
@@ -20,5 +20,6 @@ FIGURE = Figure(
     claim="Baselines that suffer from a loss of trainability also have an increasing average spectral norm and a "
     "decrease in their average representation change.",
     panels=panels,
+    note=PAPERS_STRENGTHS,
     scales=ALL_SCALES,
 )

@@ -1,6 +1,6 @@
 """Figure 9: a ResNet-18 and a vision transformer that memorize random labels of tiny-ImageNet."""
 
-from supple.figures.figure import SMALLER_NOTE, Figure, Panel, compared, networks
+from supple.figures.figure import PAPERS_STRENGTHS, SMALLER_NOTE, Figure, Panel, compared, networks
 from supple.lab.problems import Scale
 
 
@@ -17,5 +17,5 @@ FIGURE = Figure(
     title="Figure 9: random labels on tiny-ImageNet",
     claim="The vision transformer can't memorize random labels even of a single task.",
     panels=panels,
-    note=SMALLER_NOTE,
+    note=f"{SMALLER_NOTE}; {PAPERS_STRENGTHS}",
 )

@@ -1,6 +1,6 @@
 """Figure 13: how well a ResNet-18 fits one set of random labels, at the strengths that sustain plasticity."""
 
-from supple.figures.figure import ALL_SCALES, Figure, Panel, compared
+from supple.figures.figure import ALL_SCALES, PAPERS_STRENGTHS, Figure, Panel, compared
 from supple.lab.problems import Scale, title_of
 
 
@@ -33,6 +33,7 @@ FIGURE = Figure(
     title="Figure 13: capacity, one task of random labels, measured after each epoch (here called a task)",
     claim="Spectral regularization restricts the capacity of the network least of all regularizers.",
     panels=panels,
-    note="how long the paper trains is not in its text: 200 epochs here (15 at quick scale, 40 at reduced)",
+    note="how long the paper trains is not in its text: 200 epochs here (15 at quick scale, 40 at reduced); "
+    + PAPERS_STRENGTHS,
     scales=ALL_SCALES,
 )

@@ -1,6 +1,6 @@
 """Figure 14: diagnostics of a ResNet-18 that memorizes random labels."""
 
-from supple.figures.figure import ALL_SCALES, Figure, Panel, compared
+from supple.figures.figure import ALL_SCALES, PAPERS_STRENGTHS, Figure, Panel, compared
 from supple.lab.problems import Scale, title_of
 
 METRICS = (
@@ -29,5 +29,6 @@ FIGURE = Figure(
     title="Figure 14: singular values, weight norms, stable ranks and effective gradient diversity",
     claim="Spectral norm and weight norm grow without regularization; the smallest singular value hardly changes.",
     panels=panels,
+    note=PAPERS_STRENGTHS,
     scales=ALL_SCALES,
 )

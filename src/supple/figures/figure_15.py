@@ -1,6 +1,6 @@
 """Figure 15: generalization on Continual ImageNet, with two classes per task."""
 
-from supple.figures.figure import Figure, Panel
+from supple.figures.figure import DEFAULT_STRENGTHS, Figure, Panel
 from supple.lab.grid import product
 from supple.lab.problems import Scale, title_of
 
@@ -16,4 +16,5 @@ FIGURE = Figure(
     title="Figure 15: generalization on Continual ImageNet",
     claim="All regularizers achieve high generalization performance across tasks.",
     panels=panels,
+    note=DEFAULT_STRENGTHS,
 )

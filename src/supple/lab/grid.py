@@ -9,8 +9,9 @@ import polars as pl
 import torch
 
 from supple.lab.operations import equally_long, operations
+from supple.lab.problems import is_online
 from supple.lab.run import Run
-from supple.runs.metrics import JUDGES
+from supple.runs.metrics import judges
 from supple.runs.stats import ranking
 from supple.runs.store import configurations, load
 from supple.training.methods import find
@@ -138,10 +139,10 @@ def _runs_in(root: str) -> Iterator[tuple[str, Run]]:
 def tuned(rows: pl.DataFrame) -> set[tuple[str, float, float]]:
     """For each method, its best strength and step size in the last tasks: (method, strength, step size).
 
-    The criterion is validation accuracy if it was measured, otherwise (random labels) training accuracy. A setting with
-    fewer diverged networks is better than any with more.
+    The criterion is online accuracy if the problem's authors report that; else validation accuracy if it was measured,
+    otherwise (random labels) training accuracy. A setting with fewer diverged networks is better than any with more.
     """
-    metric = next(name for name in JUDGES if name in rows["metric"])
+    metric = next(name for name in judges(is_online(rows["problem"][0])) if name in rows["metric"])
     best = ranking(rows, metric).sort("diverged", maintain_order=True).unique("method", keep="first")
     return set(best.select("method", "strength", "step_size").rows())
 

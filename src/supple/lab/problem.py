@@ -30,13 +30,15 @@ class Problem:
     reduced: Mapping[str, Any] = field(default_factory=dict)
     """The changes at reduced scale, which takes about six minutes of one core; a problem without them has no such
     scale."""
+    online: bool = False
+    """Whether its authors report online accuracy: then this is shown too, and chooses strengths."""
     published: bool = True
     """Whether there is a published protocol."""
 
     def protocol(self, scale: Scale) -> dict[str, Any]:
         """The settings of the protocol at a scale: everything that determines a run's numbers."""
         protocol = asdict(self)
-        for name in ("title", "summary", "quick", "reduced", "published"):
+        for name in ("title", "summary", "quick", "reduced", "online", "published"):
             del protocol[name]
         changes: dict[Scale, Mapping[str, Any]] = {"quick": self.quick, "reduced": self.reduced, "paper": {}}
         return protocol | dict(changes[scale])

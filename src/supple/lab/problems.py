@@ -132,6 +132,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=16,
         epochs=1,
         tasks=500,
+        online=True,
         quick={"tasks": 50},
     ),
     "random-label-mnist-kumar": Problem(
@@ -144,6 +145,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=16,
         epochs=400,
         tasks=50,
+        online=True,
         quick={"epochs": 50, "tasks": 20},
     ),
     "online-permuted-mnist": Problem(
@@ -157,6 +159,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=1,
         epochs=1,
         tasks=800,
+        online=True,
         quick={"examples": 1_000, "tasks": 10},
     ),
     "random-label-mnist-lillo": Problem(
@@ -169,6 +172,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=16,
         epochs=400,
         tasks=50,
+        online=True,
         quick={"epochs": 50, "tasks": 20},
     ),
     "streamed-permuted-mnist": Problem(
@@ -181,6 +185,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=1,
         epochs=1,
         tasks=300,
+        online=True,
         quick={"shift": "pixel-permutation-of-5000", "tasks": 10},
     ),
     "input-permuted-mnist": Problem(
@@ -194,6 +199,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=1,
         epochs=1,
         tasks=200,
+        online=True,
         quick={"tasks": 20},
     ),
     "label-permuted-emnist": Problem(
@@ -207,6 +213,7 @@ PROBLEMS: dict[str, Problem] = {
         batch_size=1,
         epochs=1,
         tasks=400,
+        online=True,
         quick={"tasks": 20},
     ),
     "warm-start-digits": _arriving("warm-start", "digits-1300", "1,300 scans of digits", epochs=40),
@@ -264,9 +271,18 @@ def find(name: str) -> Problem:
 
 
 def protocol_of(name: str, scale: Scale) -> dict[str, Any]:
-    """The protocol of a problem at a scale; empty where the problem has no such scale, or is no longer there."""
+    """The protocol of a problem at a scale; empty where the problem has no such scale, or is no longer there.
+
+    The data set is that of the problem's title, also at a scale with a smaller one.
+    """
     problem = _present(name)
-    return problem.protocol(scale) if problem and scale in problem.scales else {}
+    return problem.protocol(scale) | {"dataset": problem.dataset} if problem and scale in problem.scales else {}
+
+
+def is_online(name: str) -> bool:
+    """Whether a problem's authors report online accuracy."""
+    problem = _present(name)
+    return bool(problem and problem.online)
 
 
 def title_of(name: str) -> str:

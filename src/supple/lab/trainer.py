@@ -147,7 +147,9 @@ class Trainer:
     @property
     def facts(self) -> dict[str, Any]:
         """What the numbers may depend on besides the configuration."""
-        return {"device": self.device, "subset": self.data.subset}
+        # Sums: on another machine they may differ in their last digits.
+        data = " ".join(f"{number:.9g}" for number in self._fingerprint)
+        return {"device": self.device, "subset": self.data.subset, "data": data}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned, into the same memory.

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from supple.lab.grid import TUNING_SEEDS
-from supple.lab.problems import protocol_of, title_of
+from supple.lab.problems import is_online, protocol_of, title_of
 from supple.report.commands import commands
 from supple.report.drawings import Drawings
 from supple.report.standings import TUNED, Standings, standings
@@ -72,7 +72,7 @@ def sections_of(
         differing = [name for name in protocol if name not in in_title and siblings[name].n_unique() > 1]
         title = title_with_scale(part, title_of(problem), protocol_of(problem, part["scale"][0]))
         values = {name: "all" if name == "examples" and part[name][0] is None else part[name][0] for name in differing}
-        shortened = {name for name in ("tasks", "epochs", "examples") if re.search(rf"\d {name}\b", title)}
+        shortened = {name for name in ("tasks", "epochs", "examples", "steps") if re.search(rf"\d {name}\b", title)}
         settings = [
             f"{CHANGED.get(name, words(name))} {value}"
             for name, value in values.items()
@@ -94,7 +94,9 @@ def sections_of(
                 members=len(part),
                 finished=int((part["done"] >= part["tasks"]).sum()),
                 seconds=float(part["seconds"].sum()),
-                standings=None if measured.is_empty() else standings(measured, drawings, evaluated, changes),
+                standings=None
+                if measured.is_empty()
+                else standings(measured, drawings, evaluated, changes, is_online(problem)),
                 settings=[_setting(setting, configs) for setting in part.partition_by(TUNED, maintain_order=True)],
                 tests=_tests_of(part, tests),
             )

@@ -10,8 +10,8 @@ from supple.report.drawings import ChartEntry, Drawings
 from supple.rl.charts import at_steps
 from supple.runs.changes import Changes
 from supple.runs.lines import lines_over_strengths, lines_over_tasks
-from supple.runs.metrics import HEADLINES, JUDGES, find
-from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, paired, ranking, settings
+from supple.runs.metrics import find, headlines, judges
+from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, paired, ranking, settings, telling
 from supple.runs.tables import capitalized
 
 TUNED = ("method", "options", "strength", "step_size")
@@ -73,6 +73,7 @@ def standings(
     drawings: Drawings,
     evaluated: tuple[int, int] | None = None,
     changes: Changes | None = None,
+    online: bool = False,
 ) -> Standings:
     """The results from the rows of one protocol.
 
@@ -81,11 +82,12 @@ def standings(
         drawings: the page's charts.
         evaluated: for agents, the environment steps between two evaluations, and all their steps.
         changes: how the world changes.
+        online: whether the problem's authors report online accuracy.
     """
     shown = reported(rows)
     metrics = shown["metric"].unique(maintain_order=True).to_list()
-    accuracies = [name for name in HEADLINES if name in metrics] or metrics[:1]
-    judge = next((name for name in JUDGES if name in metrics), accuracies[0])
+    accuracies = [name for name in headlines(online) if name in metrics] or metrics[:1]
+    judge = next((name for name in judges(online) if name in metrics), accuracies[0])
     tasks = 1 + max(shown["task"].to_list())
     last, window = last_count(tasks), -(-tasks // MAX_POINTS)
     best = _best(at_furthest_task(shown), judge, last, "method", "options")
@@ -125,7 +127,7 @@ def standings(
     return Standings(
         methods=best["method"].unique(maintain_order=True).to_list(),
         unit="evaluation" if evaluated else "task",
-        columns=[name for name in TUNED[1:] if best[name].n_unique() > 1],
+        columns=[name for name in TUNED[1:] if name in telling(best)],
         chosen_by=judge if several else None,
         last=last,
         window=window,

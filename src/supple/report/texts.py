@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from supple.training.methods import strength_text
+from supple.training.methods import options_text, strength_text
 
 __all__ = ["duration", "number", "plain", "ranges", "setting", "signed"]
 
@@ -30,7 +30,7 @@ def setting(row: Mapping[str, Any], name: str) -> str:
     """One of a row's settings; a dash if the method has no strength, or no options are given."""
     value = row[name]
     if name == "options":
-        return (value or "{}").strip("{}").replace('"', "") or "–"
+        return options_text(value or "") or "–"
     return strength_text(row["method"], value, "–") if name == "strength" else plain(value or None)
 
 

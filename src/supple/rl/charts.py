@@ -78,7 +78,7 @@ def with_periods(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
-    """The final return of one method against one of its settings: mean and standard error over tasks and seeds.
+    """The final return of one method against a setting: mean over tasks, then mean and standard error over seeds.
 
     Args:
         rows: stored rows of the method.
@@ -88,6 +88,8 @@ def sensitivity(rows: pl.DataFrame, dial: str, name: str) -> alt.LayerChart:
     method = rows["method"][0]
     ends = with_band(
         rows.filter((pl.col("metric") == "return") & (pl.col("task") == pl.col("task").max().over("run")))
+        .group_by(dial, "seed")
+        .agg(pl.col("value").mean())
         .group_by(dial)
         .agg(**MEAN_AND_ERROR)
     )
@@ -110,6 +112,6 @@ def _interquartile(rows: pl.DataFrame) -> pl.DataFrame:
         strata = [of_problem["value"].to_numpy() for _, of_problem in group.group_by("problem", maintain_order=True)]
         low, high = bootstrap_interval(strata)
         mean = interquartile_mean(np.concatenate(strata))
-        records.append((method, strength, step, mean, low, high, len(group)))
+        records.append((method, strength, step, mean, low, high, group["seed"].n_unique()))
     names = ["method", "strength", "step", "mean", "low", "high", "seeds"]
     return pl.DataFrame(records, schema=names, orient="row").sort("step", maintain_order=True)

@@ -40,9 +40,16 @@ def shared_selections() -> Iterator[None]:
         yield
 
 
-def over_seeds(count: int) -> str:
-    """What a line with its band shows, for a subtitle."""
-    return "one seed" if count == 1 else f"mean and standard error over {count} seeds"
+def over_seeds(count: int, most: int | None = None) -> str:
+    """What a line with its band shows, for a subtitle; where lines have different numbers of seeds, of fewest and most.
+
+    Args:
+        count: of the seeds of each line, or of the line with the fewest.
+        most: of the seeds of the line with the most; as many when left out.
+    """
+    if most is None or most == count:
+        return "one seed" if count == 1 else f"mean and standard error over {count} seeds"
+    return f"mean and standard error over {count} to {most} seeds"
 
 
 def curves_of(

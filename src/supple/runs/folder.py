@@ -161,8 +161,9 @@ class RunFolder:
         return checkpoint
 
     def forget(self) -> None:
-        """Remove the checkpoint of a run that can't be resumed and must restart."""
-        self._files.rm_file(f"{self.path}/checkpoint.pt")
+        """Remove the checkpoint and the measurements of a run that can't be resumed and must restart."""
+        for name in ("metrics.parquet", "checkpoint.pt"):
+            self._files.rm_file(f"{self.path}/{name}")
 
     def _write_environment(self, seconds: float) -> None:
         facts = self._facts | {"seconds": round(seconds, 1)}

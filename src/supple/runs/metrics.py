@@ -67,6 +67,16 @@ JUDGES = ("validation_accuracy", "train_accuracy")
 """The metrics that choose the best setting: the first that was measured does."""
 
 
+def headlines(online: bool) -> tuple[str, ...]:
+    """The main metrics of a problem, and the online accuracy of one whose authors report that."""
+    return (*HEADLINES, "online_accuracy") if online else HEADLINES
+
+
+def judges(online: bool) -> tuple[str, ...]:
+    """The metrics that choose the best setting; online accuracy first, where a problem's authors report that."""
+    return ("online_accuracy", *JUDGES) if online else JUDGES
+
+
 def find(name: str) -> Metric:
     """The facts of the metric with this name; a layer's value (``spectral_norm/0``) has the network's facts."""
     what, _, layer = name.partition("/")

@@ -33,6 +33,17 @@ def varying(rows: pl.DataFrame) -> list[str]:
     return [column for column in settings(rows) if rows[column].n_unique() > 1]
 
 
+def telling(rows: pl.DataFrame) -> list[str]:
+    """The settings that a reader must see: those in which the rows differ, and options that are not the defaults."""
+    different = varying(rows)
+    return [column for column in settings(rows) if column in different or (column == "options" and has_options(rows))]
+
+
+def has_options(rows: pl.DataFrame) -> bool:
+    """Whether any run has options that are not its method's defaults."""
+    return "options" in rows.columns and bool((rows["options"] != "{}").any())
+
+
 def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     """The mean of ``metric`` over seeds for each setting and task, with its standard error and the number of seeds.
 

@@ -71,8 +71,13 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
 
 
 def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
-    """Every measurement of these runs, each row with its member's and its run's configuration as columns."""
+    """Every measurement of these runs, each row with its member's and its run's configuration as columns.
+
+    Runs on a data set of one name but of other contents would be compared as if they were on the same: a warning names
+    them.
+    """
     frames = []
+    _warn_of_other_data(runs)
     for name, (config, facts, rows) in runs.items():
         if rows.is_empty():
             continue
@@ -86,6 +91,21 @@ def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
         columns = {**scalars, "subset": facts.get("subset", False), "run": name}
         frames.append(rows.with_columns(pl.lit(value).alias(key) for key, value in columns.items()))
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+
+
+def _warn_of_other_data(runs: Mapping[str, Stored]) -> None:
+    """Warn if runs with the same data settings were trained on different data, which a fingerprint tells."""
+    firsts: dict[tuple[Any, ...], tuple[str, str]] = {}
+    for name, (config, facts, _) in runs.items():
+        if found := facts.get("data"):  # the first versions did not write it
+            settings = (config.get("dataset"), config.get("examples"), facts.get("subset"))
+            first, expected = firsts.setdefault(settings, (name, found))
+            if found != expected:
+                warnings.warn(
+                    f"{name} was trained on other data than {first}, both called {settings[0]}: compare them in "
+                    "separate folders, or train one of them again",
+                    stacklevel=4,
+                )
 
 
 def _read_all(root: str, read_one: Callable[[Any, str], T], runs: Container[str] | None = None) -> dict[str, T]:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from supple.runs import metrics
 from supple.runs.changes import Changes, is_control
-from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, varying
-from supple.training.methods import strength_text, title_of
+from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, settings, telling
+from supple.training.methods import options_text, strength_text, title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
 CHANGED = {
@@ -21,8 +21,14 @@ CHANGED = {
     "optimizer": "optimizer",
     "step_size": "step size",
     "batch_size": "batch size",
+    "matmul_precision": "matmul precision",
+    "autocast": "autocast",
 }
-"""The settings of a protocol that a title names if they were changed, and their names there."""
+"""The settings that a title names if they are not the protocol's, and their names there."""
+OF_NO_PROTOCOL = {"matmul_precision": "highest", "autocast": None}
+"""The usual values of those that no protocol sets."""
+AGENTS = {"steps": "{:,} steps", "preset": "preset {}", "replay_ratio": "replay ratio {}"}
+"""What a title says of agents instead of a scale, which for them is the paper's or any other."""
 
 
 def results_table(
@@ -53,7 +59,7 @@ def results_table(
             steps = []
     has_iqm = any(row["seeds"] >= IQM_SEEDS for row in ranked)
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
-    others = [name for name in varying(rows) if name not in shown]
+    others = [name for name in telling(rows) if name not in shown]
     headings = ["method", "strength", *others, "first", f"last {count}", *(["at steps"] if steps else [])]
     lines = []
     for place, row in enumerate(ranked):
@@ -63,7 +69,7 @@ def results_table(
             [
                 title_of(row["method"]),
                 strength_text(row["method"], row["strength"]),
-                *(_cell(row[other]) for other in others),
+                *(_cell(other, row[other]) for other in others),
                 "-" if row["first"] is None else f"{row['first']:.{digits}f}",
                 f"{row['mean']:.{digits}f}{error}",
                 *steps[place : place + 1],
@@ -93,8 +99,10 @@ def table_of(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     """One of a row's settings; a dash if it has none."""
+    if name == "options":
+        return options_text(value) or "-"
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -112,25 +120,33 @@ def _steps(row: Mapping[str, Any], count: int) -> str:
 def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[str, Any] = NO_PROTOCOL) -> str:
     """The problem, its scale, and how the runs differ from its protocol: shorter, on other data, in a changing world.
 
+    Where runs differ among each other, their table has a column instead.
+
     Args:
         rows: of one problem.
         problem: its title; its name when left out.
         protocol: the problem's at this scale.
     """
-    stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
+    common = {name: rows[name][0] for name in settings(rows) if rows[name].n_unique() == 1}
+    if is_control(rows) and common.get("scale") != "paper":
+        stamps = [text.format(common[name]) for name, text in AGENTS.items() if name in common]
+    else:
+        stamps = [f"{scale} scale" for scale in rows["scale"].unique(maintain_order=True)]
     shorter = []
     for name in ("tasks", "epochs", "examples"):
         usual, trained = protocol.get(name), rows[name].drop_nulls().to_list() if name in rows.columns else []
         if isinstance(usual, int) and trained and max(trained) < usual:
             shorter.append(f"{max(trained):,} of {usual:,} {name}")
+        elif isinstance(usual, int) and trained and min(trained) > usual:
+            stamps.append(f"{min(trained):,} instead of {usual:,} {name}")
         elif name == "examples" and name in protocol and usual is None and trained:
             shorter.append(f"{max(trained):,} examples")
     if shorter:
         stamps.append(f"shortened to {', '.join(shorter)}")
     for name, word in CHANGED.items():
-        values = rows[name].unique().to_list() if name in rows.columns and name in protocol else []
-        if len(values) == 1 and values[0] != protocol[name]:  # several are a column of the table
-            stamps.append(f"{word} {values[0]}")
+        value = common.get(name)  # None where the configuration leaves out what is usual
+        if value is not None and value != {**OF_NO_PROTOCOL, **protocol}.get(name, value):
+            stamps.append(f"{word} {value}")
     if rows["subset"].any():
         stamps.append("part of the data set")
     if changes := Changes.of(rows):

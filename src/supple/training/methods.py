@@ -270,6 +270,11 @@ def find(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
     return Method(title=name, summary=summary, mitigator=mitigator, strength=strength)
 
 
+def options_text(options: str) -> str:
+    """Options, as a configuration holds them, in words: "target: initial"; "" for the defaults."""
+    return options.strip("{}").replace('"', "")
+
+
 def title_of(name: str) -> str:
     """The name of a method in charts and tables; a user's own method keeps its name."""
     return METHODS[name].title if name in METHODS else name
