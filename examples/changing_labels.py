@@ -1,4 +1,4 @@
-"""Classification of a stream: no example comes twice, and the classes change their names again and again.
+"""Classification of a stream: no example comes twice, and the classes exchange their labels again and again.
 
 A fixed random network decides to which of forty classes an example belongs. Every hundred steps the classes exchange
 their labels: what distinguishes them stays useful, and the last layer has to be learned again. Printed is the accuracy

@@ -58,14 +58,21 @@ def test_the_program_with_ppo_runs_shortened(tmp_path, monkeypatch, capsys):
     """One rollout of 256 steps, with 20 epochs of one batch each."""
     monkeypatch.chdir(tmp_path)
     section = (DOCS / "frameworks.md").read_text().split("## Stable-Baselines3\n")[1]
-    program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[2]
     exec(program.replace("STEPS = 50_000", "STEPS = 256"), {})
     assert "attached to Adam (20 steps)" in capsys.readouterr().out
 
 
+def test_the_program_without_the_heads_leaves_them_out(capsys):
+    section = (DOCS / "frameworks.md").read_text().split("## Stable-Baselines3\n")[1]
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
+    left_out = re.findall(r"^ *(\S+\.weight) .*left out", capsys.readouterr().out, re.MULTILINE)
+    assert left_out == ["mu.weight", "log_std.weight", "qf0.4.weight", "qf1.4.weight"]
+
+
 def test_the_program_that_tests_a_critic_runs_shortened(capsys):
     section = (DOCS / "frameworks.md").read_text().split("## Stable-Baselines3\n")[1]
-    program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[2]
+    program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[3]
     exec(program.replace("STEPS = 1_000", "STEPS = 300"), {})
     assert "the network and its optimizer" in capsys.readouterr().out
 
