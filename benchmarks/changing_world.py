@@ -1,7 +1,7 @@
 """Which methods recover when the world changes: ten changes of a control task, with and without LayerNorm.
 
     python benchmarks/changing_world.py train --workers 2    # three hours on two cores; resumes where it stopped
-    python benchmarks/changing_world.py tables    # results so far: rows, chart, and the table in docs/control.md
+    python benchmarks/changing_world.py tables    # results so far: rows, chart, and the table in docs/agents.md
 
 The task must be learned within each world: `Pendulum-v1` is, in a few thousand updates of networks with two layers of
 64 (it has three observations), and its simulation costs nothing. It has one action, so each change turns everything
@@ -136,7 +136,7 @@ class Tables(Study):
     """The folder that was trained into."""
     out: Path = Path("results/changing-world")
     """Folder for the rows."""
-    page: Path = Path("docs/control.md")
+    page: Path = Path("docs/agents.md")
     """The page with the table; the chart lies beside it."""
 
     def __call__(self) -> None:

@@ -100,7 +100,7 @@ class Tables(Study):
     """The folder that was trained into."""
     out: Path = Path("results/control-forms")
     """Folder for the rows."""
-    page: Path = Path("docs/control.md")
+    page: Path = Path("docs/agents.md")
     """The page with the table; the picture lies beside it."""
 
     def __call__(self) -> None:

@@ -80,7 +80,7 @@ class Tables:
     """The folder that was trained into."""
     out: Path = Path("results/heavy-priming")
     """Folder for the rows."""
-    page: Path = Path("docs/control.md")
+    page: Path = Path("docs/agents.md")
     """The page with the table; the picture lies beside it."""
 
     def __call__(self) -> None:
