@@ -22,6 +22,7 @@ from supple.cli.looking import PlasticityTestCommand, Report, Results
 from supple.cli.options import Engine, Methods, Numbers, Protocol
 from supple.cli.output import choices, show, table
 from supple.errors import check_range, sentence
+from supple.lab.problem import Scale
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,7 +136,7 @@ class FigureCommand(Engine):
     """Reproduce a figure of the paper: train the runs that it needs, and draw it."""
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER", help=FIGURES)]
-    scale: Literal["quick", "reduced", "paper"] = "quick"
+    scale: Scale = "quick"
     """`quick` takes at most ten minutes on two cores and tries every part; `paper` is the published protocol;
     `reduced`, for Figures 1, 2, 3, 13 and 14, has a narrow ResNet-18: an hour or two of one core, with 3 seeds."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None

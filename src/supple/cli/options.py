@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from supple.lab.problem import Scale
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -160,7 +162,7 @@ class Engine:
 class Protocol:
     """Changes to the problem and its training protocol; an option that is left out keeps the problem's value."""
 
-    scale: Literal["quick", "reduced", "paper"] = "quick"
+    scale: Scale = "quick"
     """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol; `reduced`, for the
     problems with ResNet-18, takes about six minutes of one core, with a narrower one."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None

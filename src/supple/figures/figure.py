@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -86,8 +87,9 @@ class Figure:
 
     def draw(self, rows_of: Callable[[Iterable[Run]], pl.DataFrame], scale: Scale, seeds: int) -> alt.VConcatChart:
         """The chart; ``rows_of`` returns the measurements of runs."""
+        read = cache(rows_of)  # panels about other metrics of the same runs
         charts = [
-            [_draw(panel, rows_of(panel.runs)) for panel in row if panel.runs] for row in self.panels(scale, seeds)
+            [_draw(panel, read(tuple(panel.runs))) for panel in row if panel.runs] for row in self.panels(scale, seeds)
         ]
         stamp = f"{scale} scale, {over_seeds(seeds)}"
         return arranged(charts, self.title, stamp, self.note)
