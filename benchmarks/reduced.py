@@ -18,6 +18,7 @@ from forms import Comparison, Form
 from measuring import put_into, with_error, with_interval, write_environment
 
 from supple.cli.options import Engine
+from supple.errors import known
 from supple.figures.figure import REDUCED_DIAGNOSTICS
 from supple.lab.grid import TUNING_SEEDS, finished, results
 from supple.lab.problems import title_of
@@ -88,7 +89,7 @@ class Train(Engine):
     def __call__(self) -> None:
         for problem in self.problems:
             for form in self.forms:
-                if form in COMPARISONS[problem].forms:
+                if known(form, FORMS, "form") in COMPARISONS[problem].forms:
                     COMPARISONS[problem].measured(form, self.seeds, self.train)
 
 

@@ -35,6 +35,10 @@ FORMS: dict[str, Form] = {
     "shrink and perturb": restarted(
         method="shrink-and-perturb", strengths=(0.2, 0.4, 0.6, 0.8), options={"variant": "task"}
     ),
+    # At strength 0.6, what the authors' code does: 0.4 of the old parameters and 0.1 of new ones.
+    "shrink and perturb, 1/6": restarted(
+        method="shrink-and-perturb", strengths=(0.2, 0.4, 0.6, 0.8), options={"variant": "task", "perturb": 1 / 6}
+    ),
     "FIRE": restarted(method="fire"),
     "spectral": restarted(method="spectral", strengths=DECAY),
     "spectral, decoupled": restarted(method="decoupled-spectral", strengths=PULL),

@@ -66,6 +66,14 @@ def test_a_figure_is_drawn_from_the_store(number, scale, tmp_path):
     chart = figure.draw(lambda wanted: results(wanted, str(tmp_path)), scale, 1).to_dict()
     drawn = [axes for row in chart["vconcat"] for axes in row["hconcat"]]
     assert len(drawn) == len(panels)
+    for axes, panel in zip(drawn, panels, strict=True):
+        over_tasks = panel.against == "task"
+        expected = set()
+        for run in panel.runs:
+            values = [measure(run, 0, task, panel.metric) for task in range(run.tasks)]
+            expected |= {*values} if over_tasks else {sum(values) / len(values)}
+        points = chart["datasets"][(axes.get("data") or chart["data"])["name"]]  # of all panels, if it is the same
+        assert {round(point["mean"], 9) for point in points} == {round(value, 9) for value in expected}
     assert f"{scale} scale" in chart["title"]["subtitle"][0]
 
 

@@ -33,7 +33,8 @@ def test_one_of_the_two_neighbours_and_right_on_average(dtype, value, seed):
         # Bernstein's inequality: further away with a probability below 1e-9, however small the share is.
         likely = (2 * 21 * share * (1 - share) / 4096) ** 0.5 + 2 * 21 / 3 / 4096
         assert abs(rounded.mean().item() - value) <= width * likely
-    assert abs(nearest.item() - value) <= max(high - value, value - low, abs(nearest.item() - value))
+    assert nearest.item() in (low, high)
+    assert torch.tensor((low + high) / 2).to(dtype).item() in (low, high), "no other number lies between"
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -99,7 +100,7 @@ def test_additions_to_gradients_that_are_far_larger_are_right_on_average(method,
         added[kind] = total / 200
     exact = added[torch.float32]
     assert exact.norm() > 0
-    assert (added[dtype] * exact).sum() / exact.square().sum() == pytest.approx(1, abs=0.35)
+    assert (added[dtype] * exact).sum() / exact.square().sum() == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -42,6 +42,8 @@ class ShrinkAndPerturb(Mitigator):
     Raises:
         ValueError: for a strength above 1, a negative ``perturb`` or an unknown variant.
 
+    The code of Ash & Adams keeps 0.4 of the parameters and adds 0.1 of fresh ones: s = 0.6 and p = 1/6 with ``task``.
+
     ``step-noise`` shrinks decoupled, after the optimizer's step, as AdamW does. The source leaves the decay to the
     optimizer: with SGD that is the same; with Adam its decay goes through the moments (there, give Adam the
     ``weight_decay`` and take a small s with a large p).

@@ -18,9 +18,10 @@ class UPGD(Mitigator):
 
     Δ is the optimizer's change of a weight, α its step size. The utility u is a moving average of −gθ (to first order,
     how much the loss grows if the weight is removed), û is that average corrected for its start from zero,
-    gate = sigmoid(û / max û) with the maximum over the network, and ξ ~ N(0, noise²). With plain SGD, Δ = −αg, this is
-    the published method. With Adam it is the authors' AdaptiveUPGD, which gates and perturbs Adam's normalized update;
-    except that AdaptiveUPGD doubles the step size, because gates are ½ on average.
+    gate = sigmoid(û / max û) with the maximum over all parameters of the optimizer, as in the authors' code, and
+    ξ ~ N(0, noise²). With plain SGD, Δ = −αg, this is the published method. With Adam it is the authors' AdaptiveUPGD,
+    which gates and perturbs Adam's normalized update; except that AdaptiveUPGD doubles the step size, because gates are
+    ½ on average.
 
     Args:
         network: a module or a :class:`Population`.
@@ -119,7 +120,7 @@ class UPGD(Mitigator):
         return noise.mul_(-update.step_sizes[name])
 
     def _largest_utility(self, parameters: Tensors, utilities: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """max û over the network, by member; or max u."""
+        """max û over the parameters of this step, by member; or max u."""
         peaks = [self.roles[name].vector(utility).amax(-1) for name, utility in zip(parameters, utilities, strict=True)]
         torch._foreach_div_(peaks, weights if self.corrected_maximum else [1 / (1 - self.decay)] * len(peaks))
         peak = torch.stack(peaks).amax(0)

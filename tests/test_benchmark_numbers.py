@@ -1,0 +1,84 @@
+"""What benchmarks compute from their rows, on rows whose answer is known."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from support.modules import module_at
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark_at(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return lambda name: module_at(BENCHMARKS / f"{name}.py")
+
+
+def rows_of(curves, metric="test_accuracy"):
+    """Rows of curves over tasks, by (method, strength, seed)."""
+    rows = [
+        ("run", 0, task, metric, value, seed, method, strength, len(curve))
+        for (method, strength, seed), curve in curves.items()
+        for task, value in enumerate(curve)
+    ]
+    names = ["run", "member", "task", "metric", "value", "seed", "method", "strength", "tasks"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def test_of_equally_good_settings_the_smallest_is_chosen(benchmark_at):
+    forms = benchmark_at("forms")
+    comparison = forms.Comparison(problem="p", forms={}, metric="test_accuracy", last=2)
+    rows = rows_of(
+        {("l2", strength, 1000): [9, 0.5, level] for strength, level in ((1.0, 0.7), (0.1, 0.7), (0.01, 0.6))}
+    )
+    assert comparison.best(rows.with_columns(step_size=pl.lit(1e-3))) == (0.1, 1e-3)
+    changing_world = benchmark_at("changing_world")
+    returns = rows_of({("l2", strength, 1000): [-100, -50] for strength in (0.1, 1.0)}, "return")
+    assert changing_world.best(returns) == 1.0, "there the largest"
+
+
+def test_a_plateau_is_as_wide_as_its_triangle_is_at_the_floor(benchmark_at):
+    strengths, means = pl.Series([1e-4, 1e-3, 1e-2]), pl.Series([0.0, 1.0, 0.0])
+    plateau = benchmark_at("measuring").plateau
+    assert plateau(strengths, means, 0.75) == pytest.approx(0.5, abs=1e-3)
+    assert plateau(strengths, means, 0.0) == pytest.approx(2, abs=1e-3)
+
+
+def test_a_table_in_tens_compares_all_but_the_first_ten_tasks(benchmark_at):
+    first = {("none", 0.0, seed): [0.5] * 10 for seed in (0, 1)}
+    curves = {key: [*curve, *[0.4] * 10, *[0.3] * 10] for key, curve in first.items()}
+    curves |= {("l2", 0.1, 0): [0.1] * 10 + [0.6] * 20, ("l2", 0.1, 1): [0.1] * 10 + [0.8] * 20}
+    *_, best, none = benchmark_at("paper").table_in_tens(rows_of(curves), "test_accuracy")
+    assert best.startswith("| L2 | 0.1 | 0.100 | 0.700 ± 0.100 | 0.500 ± 0.067 | +0.350 (")
+    assert none == "| no mitigation |  | 0.500 | 0.300 ± 0.000 | 0.400 ± 0.000 |  |"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "lost"),
+    [
+        ([0.5, 1.0, 0.96, 0.94, 0.94], 3),  # from then on below 95 % of the best
+        ([0.5, 1.0, 0.94, 0.96, 0.94], None),  # one task is too few
+        ([0.5, 1.0, 0.94, 0.94, 0.96], None),  # it comes back
+        ([0.9, 0.8, 0.7], 1),
+    ],
+)
+def test_accuracy_is_lost_if_it_stays_low_for_two_tasks_at_least(accuracy, lost, benchmark_at):
+    best = [max(accuracy[: task + 1]) for task in range(len(accuracy))]
+    tasks = pl.DataFrame({"task": range(len(accuracy)), "accuracy": accuracy, "best": best}).with_columns(
+        problem=pl.lit("p"), method=pl.lit("m"), run=pl.lit("r")
+    )
+    assert benchmark_at("early_warning").events(tasks)["lost"].to_list() == [lost]
+
+
+@pytest.mark.parametrize(
+    ("ours", "tasks", "verdict"), [(0.75, 2, "agrees"), (0.77, 2, "differs"), (0.75, 1, "unfinished")]
+)
+def test_a_published_number_agrees_where_the_intervals_touch(ours, tasks, verdict, benchmark_at, monkeypatch):
+    field = benchmark_at("field")
+    monkeypatch.setattr(field, "standard", lambda error, seeds: 0.025)
+    row = field.Row(published=0.7, margin=0.03, place="Table 1", problem="p")
+    rows = rows_of({("none", 0.0, seed): [ours] * tasks for seed in (0, 1)}, field.METRIC)
+    assert field.line("name", row, 2, rows).endswith(f"| {tasks} of 2 | {verdict} |")
+    assert field.line("name", row, 2, None).endswith("| 0 of 2 | not run |")
