@@ -77,7 +77,7 @@ def test_a_layer_that_runs_twice_has_the_rows_of_both(device):
     one = torch.tanh(network.enter(x))
     two = torch.tanh(network.shared(one))
     found = seen(network.to(device), x)
-    assert list(found) == ["shared", "first", "frozen", "head"], "a tied weight counts once, with its first owner"
+    assert list(found) == ["shared", "first", "second", "frozen", "head"], "both layers of a tied weight"
     np.testing.assert_allclose(found["shared"], torch.cat([one, two]).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -308,3 +308,59 @@ def test_half_precision_is_averaged_in_single(device):
     h[:, 1] = 0.05
     assert dormant_units({"a": h})[""] == 0.5
     assert dormant_units({"a": h}, 0.0)[""] == 0
+
+
+class TiedHead(nn.Module):
+    """A language model's shape: tokens in, the output layer with the embedding's weights."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.embed, self.hidden, self.head = nn.Embedding(7, 5), nn.Linear(5, 5), nn.Linear(5, 7, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(self.embed.weight)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(relu(self.hidden(self.embed(tokens))))
+
+
+def test_a_tied_output_layer_is_given_the_last_hidden_activations():
+    torch.manual_seed(0)
+    networks = [TiedHead(tied=False), TiedHead(tied=True)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    tokens = torch.randint(7, (6, 3))
+    untied, tied = (Inspection(network, tokens) for network in networks)
+    assert list(tied.activations) == list(untied.activations) == ["hidden", "head"]
+    assert DIAGNOSTICS["feature_rank"](tied) == DIAGNOSTICS["feature_rank"](untied)
+
+
+def test_inputs_that_a_second_branch_gets_in_a_tensor_of_its_own_are_not_hidden(device):
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)) for _ in range(2))
+
+        def forward(self, seen, done):
+            return self.one(torch.cat([seen, done], 1)) + self.two(torch.cat([seen, done], 1))
+
+    network, x = Twins(), (torch.randn(4, 3), torch.randn(4, 3))
+    both = torch.cat(x, 1)
+    assert_seen(network, x, {"one.2": network.one[:2](both), "two.2": network.two[:2](both)}, device)
+
+
+def test_a_padded_batch_of_torchs_encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.encoder = nn.Linear(4, 8), nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x, padding):
+            return self.encoder(self.enter(x), src_key_padding_mask=padding)
+
+    network, x = Encoder().eval(), (torch.randn(3, 5, 4), torch.arange(5) > torch.tensor([[4], [3], [2]]))
+    found = Inspection(network, x).activations
+    assert {name.rpartition(".")[2] for name in found} >= {"linear1", "linear2"}
+    assert torch.backends.mha.get_fastpath_enabled()

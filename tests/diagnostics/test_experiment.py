@@ -342,6 +342,7 @@ def made(own, renewed, fresh, spread=0.01, start=2.0, repeats=5):
         (made(0.25, 0.25, 0.2), "nothing", "; the limit is 0.090, 5 % of what a fresh one learns)"),
         (made(0.3, 0.2, 0.9, spread=0.2), "nothing", "nothing is lost"),  # whatever the optimizer, which is not sure
         (made(0.35, 0.35, 0.2, spread=0.2), "undecided", "take more repeats"),
+        (made(0.35, 0.28, 0.2, spread=0.001), "undecided", "but neither by the network (difference 0.08"),
         (made(1.9, 1.9, 2.0), "undecided", "does not learn either"),
         (made(float("nan"), float("inf"), 0.2), "network", "ends at 2.0"),
         (made(0.2, 0.2, float("nan")), "undecided", "does not learn either"),
@@ -437,6 +438,31 @@ def test_a_network_that_cannot_draw_new_parameters_asks_for_fresh():
     population = supple.Population(make, [0, 1])
     with pytest.raises(TypeError, match="member"):
         short(population, adam(population))
+
+
+def test_factors_of_lora_ask_for_fresh():
+    """Peft sets one of them to zero after it has built them: drawn anew, they would destroy what was trained."""
+    peft = pytest.importorskip("peft")
+    network = peft.get_peft_model(
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), peft.LoraConfig(target_modules=["0", "2"], r=2)
+    )
+    with pytest.raises(ValueError, match=r"got the factors in .*, of which peft sets one to zero: pass fresh="):
+        short(network, adam(network))
+
+
+def test_statistics_of_a_norm_without_gains_are_drawn_anew(monkeypatch):
+    seen = []
+
+    class Norm(nn.BatchNorm1d):
+        def forward(self, x):
+            seen.append(self.running_mean.clone())
+            return super().forward(x)
+
+    network = nn.Sequential(nn.Linear(6, 5), Norm(5, affine=False), nn.ReLU(), nn.Linear(5, 3))
+    network[1].running_mean.fill_(3.0)
+    short(network, adam(network))
+    assert any(not mean.any() for mean in seen), "the fresh network's"
+    assert any((mean == 3).all() for mean in seen)
 
 
 def test_progress_is_a_line_now_and_then(capsys, monkeypatch):

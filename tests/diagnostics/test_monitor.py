@@ -517,10 +517,34 @@ def test_a_damaged_state_is_refused_and_changes_nothing(part, device):
     monitor.load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", ["distance_from_initialization", "representation_change"])
-def test_a_network_that_has_grown_is_named(name, device):
+class Routed(nn.Module):
+    """Two experts, of which each gets some of the examples, or none."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave, self.first = nn.Linear(4, 6), nn.Linear(6, 3), 9
+        self.experts = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+
+    def forward(self, x):
+        h = self.enter(x).relu()
+        routed = zip(self.experts, (h[: self.first], h[self.first :]), strict=True)
+        return self.leave(torch.cat([expert(part) for expert, part in routed if len(part)]).relu())
+
+
+def test_experts_that_get_other_examples_are_left_out_of_the_change(device):
+    network = Routed().to(device)
+    monitor = PlasticityMonitor(network, (torch.randn(9, 4), None), diagnostics=["representation_change"])
+    both = {"experts.0", "experts.1", "leave"}
+    for first, compared in ((9, None), (9, both - {"experts.1"}), (5, {"leave"}), (5, both)):
+        network.first = first
+        measured = monitor.measure()
+        names = {name.partition("/")[2] for name in measured if name.startswith("representation_change/")}
+        assert names == (compared or set())
+
+
+def test_a_network_that_has_grown_is_named(device):
     network = perceptron().to(device)
-    monitor = PlasticityMonitor(network, batch(), diagnostics=[name])
+    monitor = PlasticityMonitor(network, batch(), diagnostics=["distance_from_initialization"])
     monitor.measure()
     network.extend([nn.ReLU(), nn.Linear(3, 5, device=device)])
     with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build another monitor"):

@@ -175,3 +175,32 @@ def test_a_compiled_model_is_looked_at_inside_and_not_compiled_again(how, device
         assert found == expected
     step(wrapped, optimizer, x, y)
     assert len(compiled) == before
+
+
+class Remembering(nn.Module):
+    """Keeps its last output, as recurrent agents do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.h, self.pair = nn.Linear(3, 3), torch.zeros(3), (torch.zeros(3), None)
+
+    def forward(self, x):
+        self.h = self.layer(x).detach()
+        self.pair = (self.h, None)
+        return self.layer(x)
+
+
+def test_what_a_module_keeps_in_attributes_is_put_back():
+    network = Remembering()
+    network(torch.randn(5, 3))
+    h, pair = network.h, network.pair
+    PlasticityMonitor(network, (torch.randn(5, 3), torch.randn(5, 3)), loss=nn.functional.mse_loss).measure()
+    assert network.h is h
+    assert network.pair is pair
+
+
+def test_an_embedding_that_bounds_its_norms_is_left_as_it_is():
+    network = nn.Sequential(nn.Embedding(5, 4, max_norm=0.1), nn.Linear(4, 3))
+    before = network[0].weight.detach().clone()
+    PlasticityMonitor(network, (torch.arange(5), torch.arange(5) % 3)).measure()
+    assert torch.equal(network[0].weight, before)

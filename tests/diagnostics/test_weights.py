@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from oracles.regularizers import kind, matrices, owned
 from supple import Population
-from supple.diagnostics import DIAGNOSTICS, Inspection
+from supple.diagnostics import DIAGNOSTICS, Inspection, inspection
 from supple.nn import spectral_normalization
 from support.probed_networks import NETWORKS, network_and_probe
 
@@ -162,3 +162,26 @@ def test_of_a_parametrized_weight_it_is_what_the_layer_multiplies_by(parametrize
     with torch.no_grad():
         (network.stacked if members else network).get_parameter(raw).mul_(10)
     torch.testing.assert_close(Inspection(network).singular_values, before)
+
+
+@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=lambda old: old.__name__)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("members", [0, 2])
+def test_torchs_older_parametrizations_have_the_matrices_that_they_compute(old, members):
+    def build():
+        network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        return old(network[0]) and network
+
+    network = Population(build, seeds=range(members)) if members else build()
+    found = Inspection(network).singular_values
+    for index in range(members or 1):
+        one = network.member(index) if members else network
+        one.eval()(torch.randn(2, 4))  # computes the weight, without another power iteration
+        values = found["0"][index] if members else found["0"]
+        torch.testing.assert_close(values[0], torch.linalg.svdvals(one[0].weight.double()), rtol=1e-5, atol=1e-6)
+
+
+def test_shards_are_refused(monkeypatch):
+    monkeypatch.setattr(inspection, "is_sharded", lambda parameter: True)
+    with pytest.raises(ValueError, match="expected whole parameters, got a shard of 'weight'"):
+        Inspection(nn.Linear(2, 2))

@@ -64,25 +64,25 @@ def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, 
     does not say how it is normalized. Here it is divided by the norm of the previous activations H', so that wide
     layers and large activations do not count more: 0 for no change, infinite if a layer was all zero and is not now.
 
+    A layer that got no input at one of the two measurements, or another number of rows, is left out: an expert gets
+    those tokens that a router sends it.
+
     Args:
         activations: by layer, now.
         previous: the same at the last measurement.
     """
     changes = {}
     for name, now in activations.items():
-        if name not in previous:
-            raise ValueError(
-                f"expected the layers of the last look, got {name!r}, which was not among them: where the network has "
-                "grown, build another monitor"
-            )
+        if name not in previous or previous[name].shape != now.shape:
+            continue
         then = previous[name].to(now.device)
-        if then.shape != now.shape:
-            raise ValueError(
-                f"expected activations of one shape, got {tuple(now.shape)} entering {name!r} and {tuple(then.shape)} "
-                "before: look at the same probe each time"
-            )
         distance, size = (torch.linalg.vector_norm(h, dim=(-2, -1), dtype=torch.float64) for h in (now - then, then))
         changes[name] = (distance / size).where(distance != 0, 0)
+    if activations and not changes:
+        raise ValueError(
+            "expected the layers and the probe of the last measurement, got activations of other shapes: measure with "
+            "the same probe each time, and build another monitor for another network"
+        )
     return {"": torch.stack(list(changes.values()), -1).mean(-1), **changes} if changes else {}
 
 

@@ -84,10 +84,18 @@ class Trained:
                 again.attach(optimizer)
 
     def _new_values(self, seed: int) -> dict[str, Tensor]:
-        """New initial values of the trainable parameters, and of the buffers of their modules."""
+        """New initial values of the trainable parameters, and of the buffers of their modules and of those without any.
+
+        Such are statistics of a norm without gains. Modules without ``reset_parameters()`` keep their buffers.
+        """
         network = self.network
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         owners = {name.rpartition(".")[0] for name in names}
+        owners |= {
+            path
+            for path, module in network.named_modules()
+            if hasattr(module, "reset_parameters") and not [*module.parameters(recurse=False)]
+        }
         names += [name for name in dict(network.named_buffers()) if name.rpartition(".")[0] in owners]
         try:
             return FreshParameters(network, names).draw([torch.Generator().manual_seed(seed)])

@@ -56,7 +56,8 @@ def plasticity_test(
     ``"network"``    it has lost plasticity: B − C and A − C are above the margin
     ``"optimizer"``  it stalls: A − B is above the margin, and B − C below it (or surely the smaller)
     ``"nothing"``    is lost: A − C is below the margin, and A − B not surely above it
-    ``"undecided"``  anything else: an interval contains the margin, or the fresh network learned nothing
+    ``"undecided"``  anything else: an interval contains the margin, or the fresh network learned nothing, or
+                     network and optimizer lose more than the margin only together
     ===============  ==================================================================================
 
     The network, its optimizer, its buffers, its modes and all random states are the same afterwards, bit for bit.

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from supple.diagnostics import spectra
 from supple.diagnostics.per_example import gradient_grams
 from supple.diagnostics.probing import Inputs, Labels, Loss, Member, hidden_activations, loss_gradients, undisturbed
+from supple.kernels.sharding import is_sharded
 from supple.network.find_roles import find_roles, masks, owned_parameters, owner_of, weight_of
 from supple.network.graph import unwrapped
 from supple.network.module_roles import role_of
@@ -50,7 +54,7 @@ class Inspection:
     Raises:
         TypeError: for a module that ``torch.jit`` has scripted or traced.
         ValueError: for a probe without examples, one that does not fit the members, labels without inputs, and
-            parameters without values (on the meta device).
+            parameters without values (on the meta device) or in shards.
 
     >>> inspection = Inspection(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), torch.ones(4, 2))
     >>> list(inspection.activations)
@@ -81,6 +85,11 @@ class Inspection:
         owned = [entry for entry in owned_parameters(self.network) if entry[0] in self._roles and entry[1].numel()]
         pruned = masks(self.network)
         for name, parameter, _ in owned:
+            if is_sharded(parameter):
+                raise ValueError(
+                    f"expected whole parameters, got a shard of {name!r} (FSDP2 or tensor parallelism): look at a copy "
+                    "of the whole network"
+                )
             if parameter.is_meta:
                 raise ValueError(
                     f"expected parameters with values, got none (the meta device) in {name!r}: initialize or load it "
@@ -91,6 +100,7 @@ class Inspection:
             for name, parameter, _ in owned
         }
         self._trained = [name for name, parameter, _ in owned if parameter.requires_grad]
+        self._parameters = {name: parameter for name, parameter, _ in owned}
 
     def offers(self, need: str) -> bool:
         """Whether the attribute with this name can be computed from what was given."""
@@ -115,7 +125,7 @@ class Inspection:
     def _matrices(self) -> dict[str, tuple[Tensor, Role]]:
         """The matrices that the layers multiply by, and their roles, by the weight's name.
 
-        Of a parametrized weight this is what the parametrization computes.
+        Of a parametrized weight this is what the parametrization computes, also by torch's older functions.
         """
         modules = dict(module_of(self.network).named_modules())
         found = {name: (tensor, self._roles[name]) for name, tensor in self._tensors.items()}
@@ -127,22 +137,31 @@ class Inspection:
         return dict(sorted(matrices.items(), key=lambda item: order[owner_of(item[0])]))
 
     def _computed_weights(self, member: Member) -> dict[str, Tensor]:
-        """The weights that parametrizations compute, by the name of the parametrization in the network."""
+        """The weights that parametrizations compute, by the name of the parametrization, or of the weight."""
         tensors, weights = member.parameters | member.buffers, {}
         for path, module in member.module.named_modules():
+            before = f"{path}." if path else ""
+            own = {name.removeprefix(before): tensor for name, tensor in tensors.items() if name.startswith(before)}
             if isinstance(module, ParametrizationList):
-                own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{path}.")}
-                if own.keys() & self._roles.keys():
-                    named = {name.removeprefix(f"{path}."): tensor for name, tensor in own.items()}
-                    weights[path] = functional_call(module, named, ()).detach()
+                if any(before + name in self._roles for name in own):
+                    weights[path] = functional_call(module, own, ()).detach()
+                continue
+            for hook in module._forward_pre_hooks.values():
+                if not isinstance(hook, WeightNorm | SpectralNorm):
+                    continue
+                if any(f"{before}{hook.name}_{part}" in self._roles for part in ("g", "v", "orig")):
+                    holder: Any = SimpleNamespace(**own)
+                    options = () if isinstance(hook, WeightNorm) else (False,)  # no power iteration
+                    weights[before + hook.name] = hook.compute_weight(holder, *options).detach()
         return weights
 
     @cached_property
     def _layers(self) -> dict[str, nn.Module]:
-        """The modules that own a matrix, or with torch's older functions what it is computed from."""
-        older = [name for name, tensor in self._tensors.items() if name.endswith(("weight_v", "weight_orig"))]
+        """The modules that multiply by a matrix, their own or one that is tied to another module's."""
         module = module_of(self.network)
-        return {path: module.get_submodule(path) for path in map(owner_of, [*self._matrices, *older])}
+        matrices = {self._parameters[name] for name in self._matrices if name in self._parameters}
+        tied = (path for path, part in module.named_modules() if matrices & {*part.parameters(recurse=False)})
+        return {path: module.get_submodule(path) for path in (*map(owner_of, self._matrices), *tied)}
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -166,12 +185,12 @@ class Inspection:
     def activations(self) -> dict[str, Tensor]:
         """Each layer's input on the probe, ``(members…, rows, units)``, in the order in which the layers run.
 
-        A layer is a module that owns a matrix: linear, convolutional, recurrent, attention (its query), or of your own
-        type. Units are the channels of a convolution's input, otherwise the last dimension; rows are the examples times
-        all other dimensions (places, tokens). After flattening each place is a unit. Not hidden activations are: the
-        network's inputs (the probe's tensors, and the inputs of layers that start before any other has finished), and
-        tensors with fewer than two dimensions. If several layers get the same tensor, it is listed once, under the
-        first.
+        A layer is a module with a matrix, its own or one that is tied to another's: linear, convolutional, recurrent,
+        attention (its query), or of your own type. Units are the channels of a convolution's input, otherwise the last
+        dimension; rows are the examples times all other dimensions (places, tokens). After flattening each place is a
+        unit. Not hidden activations are: the network's inputs (the probe's tensors, the inputs of layers that start
+        before any other has finished, and whatever equals one of these), and tensors with fewer than two dimensions. If
+        several layers get the same tensor, it is listed once, under the first.
         """
         return self._by_member(lambda member: hidden_activations(member, self._layers))
 
@@ -247,6 +266,10 @@ class Inspection:
 
     def _member(self, module: nn.Module, part: Callable[[Tensor], Tensor]) -> Member:
         parameters = {name: part(parameter.detach()) for name, parameter in module.named_parameters()}
+        for path, one in module.named_modules():
+            if isinstance(one, nn.Embedding | nn.EmbeddingBag) and one.max_norm is not None:  # which writes into it
+                name = f"{path}.weight" if path else "weight"
+                parameters |= {name: parameters[name].clone()} if name in parameters else {}
         buffers = {name: part(buffer) for name, buffer in module.named_buffers()}
         device = next((tensor.device for tensor in (*parameters.values(), *buffers.values())), None)
         # Copy tensors that were made in inference mode: autograd accepts only copies of them.

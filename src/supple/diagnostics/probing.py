@@ -65,25 +65,32 @@ def copied(x: Inputs) -> Inputs:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode and uncompiled; at the end restore the modes and the random state.
+    """Run the block in evaluation mode and uncompiled; at the end restore modes, random state and tensors kept in
+    attributes, such as a recurrent state.
 
     Gradients can be computed, even under ``torch.inference_mode()``.
     """
     modes = [(part, part.training) for part in module.modules()]
+    kept = [(part, {name: value for name, value in vars(part).items() if _is_kept(value)}) for part, _ in modes]
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     # If the compiler was not imported (this takes seconds), nothing is compiled.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     # cuDNN's recurrent layers have no backward pass in evaluation mode; torch's own have.
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     plain = torch.backends.cudnn.flags(enabled=False) if recurrent and devices else nullcontext()
+    is_fast = torch.backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng(list(devices)), eager, plain, torch.inference_mode(False):
         try:
+            torch.backends.mha.set_fastpath_enabled(False)  # it turns a padded batch into nested tensors
             for part, _ in modes:
                 part.training = False
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(is_fast)
             for part, mode in modes:
                 part.training = mode
+            for part, values in kept:
+                vars(part).update(values)
 
 
 @torch.no_grad()
@@ -97,6 +104,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
     x = copied(member.x)
     inputs = {_memory(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
     of_inputs: set[str] = set()
+    given_first: list[Tensor] = []
     finished = False
 
     def before(name: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -109,9 +117,10 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
             return
         seen.append(given)
         h = outside_vmap(given)
-        if _memory(h) in inputs:
-            return
-        if name not in of_inputs:
+        if name in of_inputs:
+            given_first.append(h)
+        is_input = _memory(h) in inputs or any(h.shape == first.shape and h.equal(first) for first in given_first)
+        if not is_input:
             units = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
             activations.setdefault(name, []).append(h.movedim(units, -1).flatten(0, -2).clone())
 
@@ -156,6 +165,11 @@ def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False)
     dense = (gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients)
     by_id = {id(tensor): gradient for tensor, gradient in zip(reached, dense, strict=True)}
     return [by_id[id(tensor)] if id(tensor) in by_id else torch.zeros_like(tensor) for tensor in tensors]
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether an attribute holds tensors that a forward pass may replace; parameters and buffers are held elsewhere."""
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value))
 
 
 def _memory(tensor: Tensor) -> int:

@@ -110,6 +110,14 @@ class PlasticityTest:
                 f"undecided: a fresh network does not learn either ({self._shown(first)} to {fresh} in {steps} steps); "
                 "take more steps, and check the learning rate"
             )
+        if self.differences["both"].low > self.threshold and all(
+            self.differences[name].high <= self.threshold for name in ("network", "optimizer")
+        ):
+            return (
+                f"undecided: something is lost (the network's loss ends at {own} with its own optimizer, a fresh "
+                f"network's at {fresh}, difference {both}; the limit is {self._shown(self.threshold)}), but neither by "
+                f"the network (difference {network}) nor by the optimizer (difference {optimizer}) alone"
+            )
         more = "; take more repeats, or more steps if the fresh network is still learning"
         return (
             f"undecided: {stalls}, a fresh network's at {fresh} (difference {network}; the limit is "

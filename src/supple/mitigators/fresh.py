@@ -71,7 +71,13 @@ class FreshParameters:
 
     def _check_initializers(self) -> None:
         """Check that no module inside is initialized by another one, as in ``transformers``."""
-        for whole in self._template.modules():
+        for path, whole in self._template.named_modules():
+            factors = [name for name in self._names if name.startswith(f"{path}.lora_")]
+            if factors and hasattr(whole, "reset_lora_parameters"):
+                raise ValueError(
+                    f"expected modules that initialize themselves, got the factors in {path!r}, of which peft sets one "
+                    "to zero: leave them out with roles"
+                )
             parts = [part for part in whole.modules() if [*part.parameters(recurse=False)]]
             if hasattr(whole, "_init_weights") and not all("reset_parameters" in vars(part) for part in parts):
                 kind = type(whole).__name__
