@@ -35,7 +35,8 @@ class PlasticityMonitor:
             ``(members, batch, ...)``. Floating-point inputs are cast to the type of the model's parameters if these are
             all bfloat16, all float16 or all float64 (as under Lightning's ``precision="bf16-true"``). Labels are what
             the loss takes, and are not cast. Labels None: no gradient diagnostics. No probe: only diagnostics of the
-            weights.
+            weights. ``representation_change`` keeps all hidden activations of the probe, in memory and in the state:
+            of a ViT-Tiny on 32x32 images 4 MB an example, so for large models give few examples or leave it out.
         every: steps between measurements, if attached or told of each :meth:`step`.
         diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.

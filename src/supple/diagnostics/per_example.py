@@ -23,6 +23,8 @@ HELD = 2**24
 
 _Call = tuple[Tensor, Tensor]
 """A layer's input in a forward pass, and the loss's gradient with respect to its output."""
+_Piece = tuple[str, int, int]
+"""A part of a parameter's entries: its name, the first entry, and the one after the last."""
 _Norm = _NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm
 
 
@@ -37,11 +39,13 @@ def gradient_grams(member: Member, loss: Loss) -> dict[str, Tensor]:
     which for one position is :math:`(A A^\top) \circ (B B^\top)`. A convolution is a linear layer on patches. For the
     biases and gains of norms the gradients themselves are small. All other parameters (fused projections of attention,
     recurrent layers, embeddings, your own modules, parameters that two modules share, and layers whose input does not
-    have the batch first) need one backward pass per example; gradients of at most 1 GB are in memory at a time.
+    have the batch first) need one backward pass per example. At most 1 GB of such gradients is in memory at a time,
+    besides one example's; if there are more, for large embeddings say, each GB takes these passes anew.
     """
     grams = _by_closed_form(member, loss)
     for group in _groups([name for name in member.trained if name not in grams], member):
-        grams |= _one_by_one(member, loss, group)
+        for name, gram in _one_by_one(member, loss, group):
+            grams[name] = grams[name] + gram if name in grams else gram
     return {name: grams[name] for name in member.trained}
 
 
@@ -275,26 +279,39 @@ def _product_gram(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _gram(vectors: Tensor) -> Tensor:
-    vectors = vectors.double()
-    return vectors @ vectors.mT
+    gram = vectors.new_zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for part in vectors.split(max(1, HELD // len(vectors)), 1):
+        part = part.double()
+        gram += part @ part.mT
+    return gram
 
 
-def _groups(names: list[str], member: Member) -> Iterator[list[str]]:
-    """Groups of parameters whose gradients fit into 1 GB, at least one parameter per group."""
-    group: list[str] = []
-    held = 0
+def _groups(names: list[str], member: Member) -> Iterator[list[_Piece]]:
+    """Groups of parameters, or of parts of large ones, whose gradients fit into 1 GB together."""
+    most = max(1, 16 * HELD // member.examples)
+    group: list[_Piece] = []
+    room = most
     for name in names:
-        size = member.parameters[name].numel() * member.examples
-        if group and held + size > 16 * HELD:
-            yield group
-            group, held = [], 0
-        group.append(name)
-        held += size
+        start, size = 0, member.parameters[name].numel()
+        while start < size:
+            end = min(size, start + room)
+            group.append((name, start, end))
+            room -= end - start
+            start = end
+            if not room:
+                yield group
+                group, room = [], most
     if group:
         yield group
 
 
-def _one_by_one(member: Member, loss: Loss, names: list[str]) -> dict[str, Tensor]:
-    trained = replace(member, trained=tuple(names))
-    rows = [loss_gradients(trained.with_one_example(index), loss) for index in range(member.examples)]
-    return {name: _gram(torch.stack([row[name].flatten() for row in rows])) for name in names}
+def _one_by_one(member: Member, loss: Loss, group: list[_Piece]) -> Iterator[tuple[str, Tensor]]:
+    """Each piece's inner products, with the name of its parameter; one backward pass per example."""
+    trained = replace(member, trained=tuple(name for name, *_ in group))
+    held = [member.parameters[name].new_empty(member.examples, end - start) for name, start, end in group]
+    for index in range(member.examples):
+        gradients = loss_gradients(trained.with_one_example(index), loss)
+        for rows, (name, start, end) in zip(held, group, strict=True):
+            rows[index] = gradients[name].flatten()[start:end]
+    for rows, (name, *_) in zip(held, group, strict=True):
+        yield name, _gram(rows)
