@@ -20,10 +20,11 @@ GITHUB_DARK = "#0d1117"
 """The background of a dark page of GitHub."""
 ROOT = Path(__file__).parents[1]
 TITLE = "A network learns thirty tasks"
-SUBTITLE = (
+SUBTITLE = [
     "One after the other; in each it memorizes new random labels of 1,797 digits. Mean of three seeds, shaded by the "
-    "standard error"
-)
+    "standard error.",
+    "Spectral at strength 0.001 (the best of a finer grid, 0.003, has 0.70 in the last five tasks), decoupled spectral at 1",
+]
 
 
 @dataclass(frozen=True)

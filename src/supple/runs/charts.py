@@ -21,7 +21,7 @@ MAX_COLOURS = 7
 """Lines of one chart that can be told apart."""
 
 
-def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str = "") -> alt.LayerChart:
+def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str | list[str] = "") -> alt.LayerChart:
     """``metric`` over tasks, a line for each setting: the mean over seeds, shaded by its standard error."""
     return configured(curves_of(rows, metric, title, subtitle))
 
@@ -56,7 +56,7 @@ def curves_of(
     rows: pl.DataFrame,
     metric: str,
     title: str,
-    subtitle: str = "",
+    subtitle: str | list[str] = "",
     *,
     series: str = "method",
     width: int = 560,

@@ -78,7 +78,7 @@ class Lines:
             values.sort(key=natural)
         return sorted(values, key=lambda value: value not in self.coloured)
 
-    def sized(self, title: str, subtitle: str = "", *, width: int, height: int) -> alt.LayerChart:
+    def sized(self, title: str, subtitle: str | list[str] = "", *, width: int, height: int) -> alt.LayerChart:
         """The chart with a title and a size; where there is room, the lines' names are at their ends."""
         has_room = width >= LABELLED_WIDTH and self.series == "method" and not self.within
         labels = self._labels(height) if has_room else None
