@@ -135,6 +135,7 @@ GRIDS = {
     "label-flip": tuning(FEW, problem="label-flip-emnist"),
     "pixel-permutation": tuning(FEW, problem="pixel-permutation-emnist"),
     "continual-imagenet": tuning((*FEW, "redo"), problem="continual-imagenet"),
+    "continual-imagenet-whole": tuning(FEW, problem="continual-imagenet"),
 }
 """Grids of strengths, to train before the study with the same name."""
 
@@ -152,6 +153,9 @@ STUDIES: dict[str, Callable[[], list[Run]]] = {
     "continual-imagenet": partial(
         elsewhere, "continual-imagenet", "continual-imagenet", (*FEW, "redo"), "validation_accuracy"
     ),
+    "continual-imagenet-whole": partial(
+        reported, FEW, GRIDS["continual-imagenet-whole"], "validation_accuracy", problem="continual-imagenet"
+    ),
 }
 
 PLAN = (
@@ -167,7 +171,8 @@ PLAN = (
     ("pixel-permutation", PIECE),
     ("mnist", 50),
     ("mnist-layer-norm", 50),
-    ("continual-imagenet", 100),
+    ("continual-imagenet", 40),
+    ("continual-imagenet-whole", 500),
 )
 """The order of training: studies, and the number of tasks to reach."""
 

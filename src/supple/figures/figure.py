@@ -33,7 +33,7 @@ REGULARIZERS = ("l2", "l2-init", "wasserstein", "streaming-ewc", "spectral")
 
 TUNED: dict[str, dict[str, float | None]] = {
     "random-labels": {"none": None, "l2-init": 1e-2, "spectral": 1e-3, "decoupled-spectral": 3.0},
-    "other": {"none": None, "l2-init": 1e-2, "spectral": 1e-3},
+    "other": {"none": None, "l2-init": 1e-4, "spectral": 1e-2},
 }
 """At reduced scale, the methods and their strengths, chosen on random labels and pixel permutation of CIFAR-10."""
 
