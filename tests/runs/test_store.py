@@ -387,6 +387,13 @@ def test_a_damaged_checkpoint_is_said_and_counts_as_none(tmp_path):
         assert folder.begin() is None
 
 
+def test_a_run_that_must_restart_keeps_no_old_measurements(tmp_path):
+    folder = saved(tmp_path)
+    folder.forget()
+    assert folder.checkpoint() is None
+    assert stored(str(tmp_path))[folder.name].rows.is_empty()
+
+
 def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path):
     folder = saved(tmp_path)
     Path(folder.path, ".checkpoint.pt.elsewhere.99").write_bytes(b"half")
