@@ -54,7 +54,7 @@ def test_problems_name_what_there_is(name, scale):
 def test_a_run_takes_the_protocol_and_the_strength(name, scale, method):
     run = dataclasses.asdict(Run.of(name, method, [5, 2], scale=scale))
     protocol = dataclasses.asdict(PROBLEMS[name])
-    changes = {key: protocol.pop(key) for key in ("title", "summary", "quick", "reduced", "published")}
+    changes = {key: protocol.pop(key) for key in ("title", "summary", "quick", "reduced", "online", "published")}
     assert run == protocol | changes.get(scale, {}) | {
         "problem": name,
         "scale": scale,
