@@ -441,7 +441,7 @@ def test_a_network_that_cannot_draw_new_parameters_asks_for_fresh():
 
 
 def test_factors_of_lora_ask_for_fresh():
-    """Peft sets one of them to zero after it has built them: drawn anew, they would destroy what was trained."""
+    """Peft sets one of them to zero. With two random ones the network would forget what it knows."""
     peft = pytest.importorskip("peft")
     network = peft.get_peft_model(
         nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), peft.LoraConfig(target_modules=["0", "2"], r=2)
@@ -450,7 +450,7 @@ def test_factors_of_lora_ask_for_fresh():
         short(network, adam(network))
 
 
-def test_statistics_of_a_norm_without_gains_are_drawn_anew(monkeypatch):
+def test_the_fresh_network_has_new_statistics_in_a_norm_without_gains():
     seen = []
 
     class Norm(nn.BatchNorm1d):

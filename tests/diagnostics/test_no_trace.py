@@ -182,7 +182,7 @@ class Remembering(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer, self.h, self.pair = nn.Linear(3, 3), torch.zeros(3), (torch.zeros(3), None)
+        self.layer, self.h, self.pair = nn.Linear(3, 3), torch.zeros(3), None
 
     def forward(self, x):
         self.h = self.layer(x).detach()
@@ -192,11 +192,13 @@ class Remembering(nn.Module):
 
 def test_what_a_module_keeps_in_attributes_is_put_back():
     network = Remembering()
-    network(torch.randn(5, 3))
-    h, pair = network.h, network.pair
-    PlasticityMonitor(network, (torch.randn(5, 3), torch.randn(5, 3)), loss=nn.functional.mse_loss).measure()
-    assert network.h is h
-    assert network.pair is pair
+    monitor = PlasticityMonitor(network, (torch.randn(5, 3), torch.randn(5, 3)), loss=nn.functional.mse_loss)
+    for _ in range(2):  # before the first forward pass, and after it
+        h, pair = network.h, network.pair
+        monitor.measure()
+        assert network.h is h
+        assert network.pair is pair
+        network(torch.randn(5, 3))
 
 
 def test_an_embedding_that_bounds_its_norms_is_left_as_it_is():

@@ -40,7 +40,7 @@ def gradient_grams(member: Member, loss: Loss) -> dict[str, Tensor]:
     biases and gains of norms the gradients themselves are small. All other parameters (fused projections of attention,
     recurrent layers, embeddings, your own modules, parameters that two modules share, and layers whose input does not
     have the batch first) need one backward pass per example. At most 1 GB of such gradients is in memory at a time,
-    besides one example's; if there are more, for large embeddings say, each GB takes these passes anew.
+    besides one example's. Larger gradients, such as those of embeddings, take these passes once for each GB.
     """
     grams = _by_closed_form(member, loss)
     for group in _groups([name for name in member.trained if name not in grams], member):

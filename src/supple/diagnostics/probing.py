@@ -168,8 +168,9 @@ def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False)
 
 
 def _is_kept(value: Any) -> bool:
-    """Whether an attribute holds tensors that a forward pass may replace; parameters and buffers are held elsewhere."""
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value))
+    """Whether an attribute holds tensors that a forward pass may replace, or none yet; parameters are elsewhere."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return value is None or any(isinstance(part, Tensor) for part in parts)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -96,7 +96,7 @@ class PlasticityMonitorCallback(Callback):
     ) -> None:
         if trainer.global_step == self._global_step:
             return
-        # On every rank, so that all steps take as long; loggers write on rank zero only.
+        # On every rank, so that none waits for another; loggers write on rank zero only.
         measurement = monitors.step(self.monitor)
         if measurement:
             for logger in trainer.loggers:

@@ -114,7 +114,7 @@ class PlasticityMonitorCallback(TrainerCallback):
             monitors.load_state_dict(self.monitor, _saved(file, "the monitor's state", remedy))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # On every rank, so that all steps take as long; integrations write on rank zero only.
+        # On every rank, so that none waits for another; integrations write on rank zero only.
         measurement = monitors.step(self.monitor)
         if measurement:
             should_log = control.should_log

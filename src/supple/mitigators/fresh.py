@@ -72,7 +72,7 @@ class FreshParameters:
     def _check_initializers(self) -> None:
         """Check that no module inside is initialized by another one, as in ``transformers``."""
         for path, whole in self._template.named_modules():
-            factors = [name for name in self._names if name.startswith(f"{path}.lora_")]
+            factors = [name for name in self._names if name.startswith(f"{path}.lora_" if path else "lora_")]
             if factors and hasattr(whole, "reset_lora_parameters"):
                 raise ValueError(
                     f"expected modules that initialize themselves, got the factors in {path!r}, of which peft sets one "

@@ -36,12 +36,9 @@ def varying(rows: pl.DataFrame) -> list[str]:
 def telling(rows: pl.DataFrame) -> list[str]:
     """The settings that a reader must see: those in which the rows differ, and options that are not the defaults."""
     different = varying(rows)
-    return [column for column in settings(rows) if column in different or (column == "options" and has_options(rows))]
-
-
-def has_options(rows: pl.DataFrame) -> bool:
-    """Whether any run has options that are not its method's defaults."""
-    return "options" in rows.columns and bool((rows["options"] != "{}").any())
+    return [
+        column for column in settings(rows) if column in different or (column == "options" and rows[column][0] != "{}")
+    ]
 
 
 def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
