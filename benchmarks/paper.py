@@ -10,6 +10,7 @@ products to bfloat16 where the CPU supports it, which changes no result by more 
 of them; the reported seeds are different ones.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -171,15 +172,18 @@ def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
     tens = rows.with_columns(pl.col("task", "tasks") // 10)
     tens = tens.group_by(pl.exclude("value"), maintain_order=True).agg(pl.mean("value"))
     differences = paired(tens, tens.filter(method="none"), metric, tens["tasks"][0])
-    whole = over_tasks(tens, metric).join(differences, on=("method", "strength"))
-    ranked = whole.join(ranking(tens, metric, 1), on=("method", "strength"), suffix="_last")
+    setting = ("method", "strength", "options")
+    whole = over_tasks(tens, metric).join(differences, on=setting)
+    ranked = whole.join(ranking(tens, metric, 1), on=setting, suffix="_last")
     head = ("tasks 1 to 10", "the last ten", f"all {rows['tasks'][0]}", "minus `none` from task 11 on, 95 %")
     yield f"| method | strength | {' | '.join(head)} |"
     yield "|---|---|---|---|---|---|"
     for row in ranked.sort("mean", descending=True).iter_rows(named=True):
         is_none = row["method"] == "none"
         cells = (
-            title_of(row["method"]),
+            ", ".join(
+                [title_of(row["method"]), *(f"{key} {value}" for key, value in json.loads(row["options"]).items())]
+            ),
             "" if is_none else f"{row['strength']:g}",
             f"{row['first']:.3f}",
             with_error(row["mean_last"], row["error_last"]),

@@ -1,4 +1,4 @@
-"""Network reset (Nikishin et al., 2022; D'Oro et al., 2022): reinitializes the network on a schedule."""
+"""Network reset (Nikishin et al., 2022; D'Oro et al., 2023): reinitializes the network on a schedule."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -51,7 +51,7 @@ class NetworkReset(Mitigator):
     instead. Other skipped steps count as steps.
 
     Source: Nikishin et al., *The Primacy Bias in Deep Reinforcement Learning*, 2022; D'Oro et al., *Sample-Efficient
-    Reinforcement Learning by Breaking the Replay Ratio Barrier*, 2022.
+    Reinforcement Learning by Breaking the Replay Ratio Barrier*, 2023.
 
     >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> before = [parameter.detach().clone() for parameter in network.parameters()]

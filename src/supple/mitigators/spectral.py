@@ -69,7 +69,8 @@ class SpectralRegularizer(Mitigator):
 
     Departures from the paper: a bias vector counts as one, even where one tensor holds the biases of q, k and v; 15
     power iterations are made at construction; each iteration adds a little of a fixed random direction (see
-    :mod:`supple.kernels.power_iteration`); and the gradient is bounded.
+    :mod:`supple.kernels.power_iteration`); the gradient is bounded; and a gain γ is regularized as (γᵏ − 1)², as a
+    matrix is, where the paper has no formula: with an even k a negative gain is pulled to −1.
 
     Source: *Learning Continually by Spectral Regularization*, §4 and App. A.7. ``decoupled``, ``one_sided`` and targets
     other than 1 are not in the paper.

@@ -237,7 +237,7 @@ METHODS: dict[str, Method] = {
     ),
     "network-reset": Method(
         title="network reset",
-        summary="every 1,000 steps, the whole network is reinitialized (Nikishin et al., 2022; D'Oro et al., 2022)",
+        summary="every 1,000 steps, the whole network is reinitialized (Nikishin et al., 2022; D'Oro et al., 2023)",
         mitigator=mitigators.NetworkReset,
         options={"every": 1000},
         strength=1.0,
