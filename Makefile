@@ -41,8 +41,10 @@ wheels: $(READY)  ## what benchmarks/gpu.py needs beside torch, NumPy and transf
 	du --bytes --total --apparent-size wheels/*.whl
 
 # Without --no-compile, pip would compile all 23,000 modules, for over a minute; Python compiles those that are imported.
+# Python's own pip may be old: 23.2 takes three times as long as 26.3 to choose among the releases, a minute more.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[lab,ray,rl,dev,clients,docs]'
 	touch $@
 

@@ -174,7 +174,7 @@ def table(rows: pl.DataFrame) -> Iterator[str]:
     """The lines of the page's table, the best setting first."""
     changes = Changes.of(rows)
     assert changes  # the study has some
-    world = pl.col("task") // changes.evaluations_per_world
+    world = pl.col("task") // (changes.every // changes.evaluate_every)
     parts = {"first": rows.filter(world < ENDS), "late": rows.filter(world > world.max() - ENDS)}
     learned = changes.learned(rows, SETTING)
     for name, part in parts.items():
@@ -209,7 +209,7 @@ def draw(rows: pl.DataFrame, task: str) -> alt.VConcatChart:
     """
     changes = Changes.of(rows)
     assert changes  # the study has some
-    every = changes.evaluations_per_world
+    every = changes.every // changes.evaluate_every
     all_layers = pl.when(form="decoupled").then(pl.lit("decoupled, all layers"))
     after = (
         rows.filter(pl.col("metric") == "return", pl.col("task") >= every)

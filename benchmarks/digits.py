@@ -69,7 +69,7 @@ class Digits(Engine):
             for strength in OTHER_STRENGTHS.get(method, STRENGTHS)
         ]
         tried = replace(self, out=f"{self.out}-tuning").train(tuning)
-        tuned = last_tasks(tried, "train_accuracy").sort("mean", descending=True)
+        tuned = last_tasks(tried, "train_accuracy")
         best = chosen(tuned)
         rows = self.train(
             [run_of(method, seed, best.get(method)) for seed in range(self.seeds) for method in self.methods]
@@ -94,7 +94,8 @@ def with_others(rows: pl.DataFrame, path: Path) -> pl.DataFrame:
 def chart(rows: pl.DataFrame) -> alt.LayerChart:
     """Training accuracy over tasks."""
     title = title_with_scale(rows, title_of(PROBLEM))
-    return charts.learning_curves(rows, "train_accuracy", title, charts.over_seeds(rows["seed"].n_unique()))
+    subtitle = charts.over_seeds(rows["seed"].n_unique())
+    return charts.configured(charts.curves_of(rows, "train_accuracy", title, subtitle))
 
 
 def run_of(method: str, seed: int, strength: float | None, **changes: Any) -> Run:
@@ -104,7 +105,7 @@ def run_of(method: str, seed: int, strength: float | None, **changes: Any) -> Ru
 
 def chosen(tuned: pl.DataFrame) -> dict[str, float]:
     """The best strength of each method."""
-    return {row["method"]: row["strength"] for row in reversed(tuned.sort("mean", descending=True).to_dicts())}
+    return dict(tuned.sort("mean").select("method", "strength").iter_rows())  # of each method, the last is kept
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import polars as pl
 import tyro
 import vl_convert
 
-from supple.runs.charts import learning_curves
+from supple.runs.charts import configured, curves_of
 from supple.runs.colours import colour_scale, on_dark, on_light
 from supple.training.methods import METHODS
 
@@ -34,7 +34,7 @@ class FrontPicture:
     def __call__(self) -> None:
         rows = pl.read_parquet(ROOT / "results/demo/rows.parquet")
         rows = pl.concat([rows.filter(method=name) for name in METHODS if name in rows["method"]])
-        chart = learning_curves(rows, "train_accuracy", TITLE, SUBTITLE)
+        chart = configured(curves_of(rows, "train_accuracy", TITLE, SUBTITLE))
         save_light_and_dark(chart, ROOT / "docs/front.png", colour_scale(rows["method"].unique().to_list()).range)
 
 

@@ -14,7 +14,7 @@ What is known without a GPU, because tests on the CPU check it:
   form, takes at most 45 operators more on the 4x256 MLP, 130 on ResNet-18 and 250 on a GPT-2 of 12 layers: three per
   matrix and about thirty for the network. Other methods take 8 to 124 on the MLP. A test counts them for every method.
 - **Nothing waits.** No method's step reads a number from the device, except methods that act once in a period when a
-  `GradScaler` is used: they then ask, in the steps in which they would act, whether the step was skipped.
+  `GradScaler` is used: in the steps in which they are due, they read whether the scaler skipped the step.
 - **Captured.** Both forms of spectral regularization can be inside `torch.compile`: a compiled step of a population or
   an agent is one full graph, and `torch.compile(optimizer.step)` has only the graph break that torch puts around every
   optimizer's step. A strength that is a tensor may change between steps; a number recompiles the step when it

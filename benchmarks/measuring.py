@@ -1,7 +1,6 @@
 """What benchmarks share: variants that take turns, the machine's limits, results with their environment."""
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict
@@ -57,12 +56,6 @@ def repeated(count: int, step: Callable[[], object]) -> Callable[[], None]:
 def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[float]:
     """The ratio of each round."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
-
-
-def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return low, middle, high
 
 
 def bandwidth(rounds: int) -> float:

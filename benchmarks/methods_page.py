@@ -29,16 +29,16 @@ RARE = ("redo", "continual-backprop", "self-normalized-resets", "network-reset",
 TEXT = """# The methods
 
 Use a method by its name in `supple run --method`, or as a class or layer in your own loop ([API](api.md)). `supple list
-methods` names their options; `help(supple.ContinualBackprop)` in Python, say, explains them.
+methods` lists their options; in Python, `help(supple.ContinualBackprop)`, for example, explains them.
 
 | method | digits | strength | step, MLP | step, conv | state | what it does |
 |---|---|---|---|---|---|---|
 {rows}
 
 - *digits*: training accuracy on random labels of 1,797 digits, mean of the last 5 of 30 tasks, ± standard error over
-  {seeds} seeds. A **quick** result of one small problem, which is no ranking.
+  {seeds} seeds. A **quick** result on one small problem: not a ranking.
 - *strength*: the best on another seed of those in `results/digits/tuning.parquet`: 1e-2, 1e-3 and 1e-4, or others where
-  a strength means something else. The best is at an end of what was tried for:
+  a strength means something else. The best is the smallest or the largest tried for:
   {at_an_end}.
   Not tuned: FIRE, hare and tortoise, network reset, normalize and project, UPGD (its noise is the middle of its
   authors' range). FIRE's authors give each task a new optimizer; then it has 0.927.
@@ -48,7 +48,7 @@ methods` names their options; `help(supple.ContinualBackprop)` in Python, say, e
   steps with and without the method take turns, and the median over rounds is shown. Methods that act rarely have the
   ratio of total times, over {steps:,} steps on the MLP and {conv_steps:,} on the other network (too few for those that
   act every 1,000). Differences of a few percent are noise.
-- *state*: bytes for each parameter of the MLP, in float32, that the method keeps.
+- *state*: bytes that the method keeps for each parameter of the MLP, in float32.
 - A dash: not measured, or not applicable. LayerNorm, CReLU, Fourier features and spectral normalization change the
   network and have no strength; their step is that of the changed network. FIRE acts between tasks, so its steps cost
   nothing extra.
@@ -68,7 +68,7 @@ methods` names their options; `help(supple.ContinualBackprop)` in Python, say, e
 ## Does spectral regularization favour rotations?
 
 No. It holds the largest singular value down and leaves the rest to the data. In a rotation, scaled or not, all are
-equal; Parseval regularization asks for that (all at √2, as its authors have it). Singular values of the hidden layers
+equal; Parseval regularization pulls them to one value (√2, as its authors chose). Singular values of the hidden layers
 of 256 x 256 in the networks of the table above, after 30 tasks, mean over layers and seeds:
 
 | | largest | median | smallest | within 10 % of the median | accuracy |

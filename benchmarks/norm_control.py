@@ -25,7 +25,7 @@ from supple.cli.options import Engine
 from supple.lab.problems import title_of
 from supple.runs import charts
 from supple.runs.lines import LABEL_HEIGHT, spaced
-from supple.runs.stats import last_tasks
+from supple.runs.stats import last_tasks, ranking
 from supple.training.methods import METHODS
 
 METRIC = "train_accuracy"
@@ -126,11 +126,8 @@ def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
     yield "| | strength | first task | last five tasks | strengths tried | plateau, decades |"
     yield "|---|---|---|---|---|---|"
     tuned = last_tasks(grid, METRIC)
-    first = last_tasks(rows.filter(pl.col("task") == 0).with_columns(tasks=1), METRIC, 1)
-    for row in last_tasks(rows, METRIC).sort("mean", descending=True).iter_rows(named=True):
-        name, of_form = row["form"], pl.col("form") == row["form"]
-        begun = first.filter(of_form)["mean"].item()
-        tried = tuned.filter(of_form).sort("strength")
+    for row in ranking(rows, METRIC).iter_rows(named=True):
+        tried = tuned.filter(form=row["form"]).sort("strength")
         cells = ["", "", ""]
         if len(tried):
             strengths, means = tried["strength"], tried["mean"]
@@ -140,7 +137,7 @@ def table(grid: pl.DataFrame, rows: pl.DataFrame) -> Iterator[str]:
             cells = [f"{row['strength']:g}", f"{low:g} to {high:g}", f"{open_ended}{width:.1f}"]
         strength, range_tried, width_told = cells
         kept = with_error(row["mean"], row["error"])
-        yield f"| {name} | {strength} | {begun:.3f} | {kept} | {range_tried} | {width_told} |"
+        yield f"| {row['form']} | {strength} | {row['first']:.3f} | {kept} | {range_tried} | {width_told} |"
 
 
 def draw(grid: pl.DataFrame, rows: pl.DataFrame, problem: str) -> alt.LayerChart:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 import tyro
-from measuring import quartiles, ratios, repeated, take_turns, use_threads, write
+from measuring import ratios, repeated, take_turns, use_threads, write
 from networks import NETWORKS
 from rich.console import Console
 from rich.progress import track
@@ -61,7 +61,7 @@ class Overhead:
         if self.within:
             shares = shares_within(self)
             for form, of_form in shares.items():
-                low, middle, high = quartiles(of_form)
+                low, middle, high = statistics.quantiles(of_form, n=4)
                 print(f"{self.network}, {form}: {middle:.3f} ({low:.3f} to {high:.3f})")
             write(self.out, self, ratios=shares)
             return
@@ -229,7 +229,7 @@ def show(config: Overhead, seconds: dict[str, list[float]]) -> None:
     """Print the times as a table."""
     table = Table("variant", "ms a step", "ratio to none", "quartiles", "ratio of all steps")
     for name, times in seconds.items():
-        low, middle, high = quartiles(ratios(times, seconds["none"]))
+        low, middle, high = statistics.quantiles(ratios(times, seconds["none"]), n=4)
         milliseconds, all_steps = 1e3 * statistics.median(times), sum(times) / sum(seconds["none"])
         table.add_row(name, f"{milliseconds:.2f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{all_steps:.3f}")
     console = Console()

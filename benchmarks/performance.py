@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from measuring import arithmetic, bandwidth, quartiles, ratios, repeated, take_turns, use_threads
+from measuring import arithmetic, bandwidth, ratios, repeated, take_turns, use_threads
 from performance_page import page
 from rich.console import Console
 from torch import nn
@@ -72,7 +72,7 @@ class Performance:
 
 def gain(seconds: dict[str, list[float]], base: str, of: str) -> dict[str, float]:
     """How many times faster ``of`` is than ``base``: median and quartiles."""
-    low, middle, high = quartiles(ratios(seconds[base], seconds[of]))
+    low, middle, high = statistics.quantiles(ratios(seconds[base], seconds[of]), n=4)
     return {"ratio": middle, "low": low, "high": high}
 
 

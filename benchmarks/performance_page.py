@@ -1,12 +1,13 @@
 """The page docs/performance.md, from the results of performance.py and overhead.py."""
 
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gpu_page import section
-from measuring import quartiles, ratios
+from measuring import ratios
 
 from supple.lab.grid import SMALL_STEP
 
@@ -69,7 +70,7 @@ SGD), and data ({data:.0f} MB: the decoded file, which processes share, and the 
 
 ## What was tried and did not help
 
-Looked at once each; the raw times were not kept, so no numbers are given.
+Each was tried once; the raw times were not kept, so no numbers are given.
 
 - ResNet-18 in `channels_last`: no gain (the small network of Continual ImageNet does gain, and has it).
   Compiled it was slower than the plain loop, vectorized over members too, and took minutes to compile: therefore large
@@ -78,9 +79,9 @@ Looked at once each; the raw times were not kept, so no numbers are given.
 - The power iteration of a compiled population as elementwise products and sums, or as a product for each member, in
   place of batched products: the same within noise. What helped was to prepare the vectors when they are kept: a
   compiler that fuses their preparation into the product does it again for every row.
-- Skipping the guards of a compiled step: nothing within noise.
+- Skipping the guards of a compiled step: no difference beyond noise.
 - The regularizer's small operators as `_foreach_` calls: fewer of them, no faster on a CPU.
-- Rank-one updates by `addr_`, biases by `addcmul_`: nothing within noise in a whole step. On the MLP a step of the
+- Rank-one updates by `addr_`, biases by `addcmul_`: no gain beyond noise in a whole step. On the MLP a step of the
   regularizer takes nearly twice as long in training as with its data in the caches: what is left is many calls of small
   operators, and data that have to be fetched again.
 
@@ -152,7 +153,7 @@ def shares_within() -> Iterable[str]:
 
 
 def spread(values: list[float]) -> str:
-    low, middle, high = quartiles(values)
+    low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} | {low:.3f} to {high:.3f}"
 
 

@@ -35,13 +35,13 @@ class Pictures:
             if (file := ROWS / f"paper/{name}.parquet").exists():
                 paper.draw(name, pl.read_parquet(file), DOCS / "paper")
         demo, primed = (pl.read_parquet(ROWS / name) for name in ("demo/rows.parquet", "control/priming.parquet"))
-        accuracy = charts.learning_curves(
+        accuracy = charts.curves_of(
             demo,
             "train_accuracy",
             title_with_scale(demo, title_of(demo["problem"][0])),
             charts.over_seeds(demo["seed"].n_unique()),
         )
-        accuracy.save(DOCS / "demo.png", scale_factor=2)
+        charts.configured(accuracy).save(DOCS / "demo.png", scale_factor=2)
         primed = primed.filter(pl.col("prime") > 0)
         subtitle = f"evaluation return, {charts.over_seeds(primed['seed'].n_unique())}"
         returns = over_steps(primed, "return", "cartpole-swingup, primed with 20,000 updates", subtitle)

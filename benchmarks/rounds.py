@@ -73,18 +73,20 @@ def fresh(network: nn.Module, optimizer: Adam) -> Adam:
     return new_adam(network)
 
 
+def rebuilt(network: nn.Module, optimizer: Adam) -> Adam:
+    return ceilings(network, new_adam(network))
+
+
+def restarted(network: nn.Module, optimizer: Adam) -> Adam:
+    return new_adam(network)
+
+
 TREATMENTS: dict[str, tuple[Treatment, Treatment]] = {
     "nothing": (nothing, nothing),
     "target 1": (to_one, nothing),
     '`"initial"`': (ceilings, nothing),
-    '`"initial"`, built again with a new Adam in each round': (
-        lambda network, optimizer: ceilings(network, new_adam(network)),
-        lambda network, optimizer: ceilings(network, new_adam(network)),
-    ),
-    "a new Adam in each round": (
-        lambda network, optimizer: new_adam(network),
-        lambda network, optimizer: new_adam(network),
-    ),
+    '`"initial"`, built again with a new Adam in each round': (rebuilt, rebuilt),
+    "a new Adam in each round": (restarted, restarted),
     "shrink and perturb once": (shrunk, nothing),
     'shrink and perturb once, then `"initial"`': (
         lambda network, optimizer: ceilings(network, shrunk(network, optimizer)),

@@ -235,7 +235,7 @@ def test_a_sweep_trains_only_what_is_missing(supple, jobs, tmp_path, capsys):
     assert {run.step_size for job in jobs for run in by_member(job)} == {1e-2}
     output = capsys.readouterr().out
     assert len([line for line in output[output.rindex("Training accuracy") :].splitlines() if " L2 " in line]) == 4
-    assert "choose it on other seeds: --tuning-seeds 2" in output
+    assert "choose it on other seeds, --tuning-seeds 2" in output
 
 
 def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, capsys):
@@ -296,7 +296,7 @@ def test_results_leave_out_what_is_not_at_its_end_and_say_so(supple, tmp_path, c
     supple("results", tmp_path)
     output = capsys.readouterr().out
     assert {method: cells[-1] for method, cells in table(output).items()} == {"no mitigation": "2"}
-    assert "2 of 4 networks on Random labels, digits are not at their end and left out" in output
+    assert "2 of 4 networks on Random labels, digits have not finished and are left out" in output
     assert f"supple report {tmp_path}" in output
 
 
@@ -496,8 +496,8 @@ def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path, monkey
         ("{file}", "write to, got '{file}' (Not a directory)"),
         ("{file}/below", "write to, got '{file}/below' (Not a directory)"),
         ("{pipe}", "write to, got '{pipe}' (Not a directory)"),
-        ("memory://runs", "write to, got 'memory://runs' (no other process sees this one's memory)"),
-        ("nothing://runs", "that fsspec opens, got 'nothing://runs': Protocol not known: nothing"),
+        ("memory://runs", "write to, got 'memory://runs' (other processes cannot read this one's memory)"),
+        ("nothing://runs", "that fsspec opens, got 'nothing://runs' (Protocol not known: nothing)"),
         ("missing://runs", "that fsspec opens, got 'missing://runs': Install missingfs"),
     ],
 )
@@ -547,7 +547,7 @@ def test_stopped_by_hand(command, supple, monkeypatch, capsys):
         supple(command, *needed.get(command, []))
     assert stopped.value.code == 130
     trains = command in ("demo", "run", "sweep", "figure", "rl")
-    kept = "finished tasks are kept in runs" if trains else "no file is half written"
+    kept = "finished tasks are kept in runs" if trains else "no file is incomplete"
     output = capsys.readouterr()
     assert output.err.startswith(f"supple: stopped: {kept}")
     assert output.err.count("\n") == 1
@@ -605,12 +605,12 @@ SHOWN_AS = {
     ("run", "problem"): "A name from `supple list`",
     ("sweep", "problem"): "A name from `supple list`",
     ("figure", "number"): "5: returns of soft actor-critic",
-    ("results", "runs"): "The folder that",
-    ("report", "runs"): "The folder that",
+    ("results", "runs"): "The `--out` folder",
+    ("report", "runs"): "The `--out` folder",
     ("test", "run"): "The folder of a run",
     ("rl", "task"): "A task of the DeepMind Control Suite",
     ("rl", "methods"): "--method ",
-    ("list", "kind"): "One of these tables alone",
+    ("list", "kind"): "Show only this table",
 }
 
 

@@ -30,7 +30,7 @@ def sentence(error: BaseException) -> str:
     if is_written_for_users(error) or (isinstance(error, OSError) and not own):
         return text
     if isinstance(error, ImportError) and not own:
-        return f"expected a package, got none: {text}"
+        return f"expected an installed package, got none ({text}): install it"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
     frame = own or (inside or frames)[-1]

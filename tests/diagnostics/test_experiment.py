@@ -341,7 +341,7 @@ def made(own, renewed, fresh, spread=0.01, start=2.0, repeats=5):
         (made(0.25, 0.25, 0.2), "nothing", "little is lost: the network's loss ends at 0.247, a fresh one's at 0.198"),
         (made(0.25, 0.25, 0.2), "nothing", "; the limit is 0.090, 5 % of what a fresh one learns)"),
         (made(0.3, 0.2, 0.9, spread=0.2), "nothing", "nothing is lost"),  # whatever the optimizer, which is not sure
-        (made(0.35, 0.35, 0.2, spread=0.2), "undecided", "take more repeats"),
+        (made(0.35, 0.35, 0.2, spread=0.2), "undecided", "use more repeats"),
         (made(0.35, 0.28, 0.2, spread=0.001), "undecided", "but neither by the network (difference 0.08"),
         (made(1.9, 1.9, 2.0), "undecided", "does not learn either"),
         (made(float("nan"), float("inf"), 0.2), "network", "ends at 2.0"),
@@ -409,8 +409,12 @@ def test_the_chart_draws_every_copy():
         ({"steps": 0}, ValueError, "1 step"),
         ({"step": lambda network, optimizer, batch: 0.0}, TypeError, "both or none"),
         ({"loss": lambda network, batch: network(batch[0])}, TypeError, "return one number"),
-        ({"loss": lambda network, batch: loss(OTHER, batch)}, ValueError, "that loss\\(network, batch\\) is given"),
-        ({"loss": lambda network, batch: torch.zeros(())}, ValueError, "that loss\\(network, batch\\) is given"),
+        (
+            {"loss": lambda network, batch: loss(OTHER, batch)},
+            ValueError,
+            "expected loss\\(network, batch\\) to depend",
+        ),
+        ({"loss": lambda network, batch: torch.zeros(())}, ValueError, "expected loss\\(network, batch\\) to depend"),
         ({"fresh": lambda: nn.Linear(6, 3)}, ValueError, "same architecture"),
     ],
 )
@@ -510,7 +514,7 @@ def test_it_stops_early_only_when_99_percent_sure(monkeypatch):
 @pytest.mark.parametrize("name", ["both", "network", "optimizer", "a fresh network"])
 def test_remedies_have_names_of_their_own(name):
     network = make()
-    with pytest.raises(ValueError, match=f"a name of its own for each remedy, got '{name}'"):
+    with pytest.raises(ValueError, match=f"expected other names for remedies, got '{name}'"):
         short(network, adam(network), remedies={name: lambda network, optimizer: None})
 
 
@@ -521,5 +525,5 @@ def test_a_negative_margin_is_refused():
 
 
 def test_an_optimizer_of_another_network_is_refused():
-    with pytest.raises(ValueError, match="an optimizer of this network's parameters, got one of others"):
+    with pytest.raises(ValueError, match="an optimizer of this network's parameters, got another"):
         short(make(), adam(make()))

@@ -91,7 +91,7 @@ def test_what_the_probe_allows(probe, absent):
 
 @pytest.mark.parametrize("probe", [batch()[0], {"x": batch()[0], "y": batch()[1]}], ids=["inputs", "by name"])
 def test_a_probe_is_a_pair(probe):
-    with pytest.raises(TypeError, match=r"say probe=\(inputs, labels\)"):
+    with pytest.raises(TypeError, match=r"pass probe=\(inputs, labels\)"):
         PlasticityMonitor(perceptron(), probe)
 
 
@@ -157,7 +157,7 @@ def test_a_diagnostic_of_ones_own_that_returns_something_else_is_named(monkeypat
 def test_a_need_that_there_is_not_is_named(monkeypatch):
     weird = Diagnostic(function=lambda weights: {}, metric=Metric(title="weird"))
     monkeypatch.setitem(DIAGNOSTICS, "weird", weird)
-    with pytest.raises(ValueError, match="got the need 'weights'"):
+    with pytest.raises(ValueError, match="got 'weights'"):
         PlasticityMonitor(perceptron())
     monkeypatch.setitem(DIAGNOSTICS, "weird", lambda inspection: {})
     with pytest.raises(TypeError, match=r"expected a Diagnostic as DIAGNOSTICS\['weird'\], got function"):
@@ -274,7 +274,7 @@ def test_arguments_of_the_wrong_kind():
             PlasticityMonitor(perceptron(), **{name: "print"})
     with pytest.raises(ValueError, match=r"write \['weight_norm'\]"):
         PlasticityMonitor(perceptron(), diagnostics="weight_norm")
-    with pytest.raises(TypeError, match=r"torch\.jit, got RecursiveScriptModule"):
+    with pytest.raises(TypeError, match=r"got RecursiveScriptModule from torch\.jit"):
         PlasticityMonitor(torch.jit.script(nn.Linear(2, 2)))
 
 

@@ -187,6 +187,6 @@ def test_the_command_for_agents(tmp_path, monkeypatch, capsys):
 
 def test_without_the_packages_of_control_the_command_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ValueError, match=r"expected the packages of control, .*: pip install '\.\[rl\]' in the clone"):
+    with pytest.raises(ValueError, match=r"expected the extra `rl`, .*: pip install '\.\[rl\]' in the clone"):
         cli.FigureCommand(number=5, out=str(tmp_path))()
     assert not list(tmp_path.iterdir())

@@ -80,7 +80,7 @@ def test_a_narrowing_leaky_network():
 
 
 def test_a_leaky_network_takes_no_other_activation():
-    with pytest.raises(ValueError, match="no activation='crelu' for a network with leaky ReLU"):
+    with pytest.raises(ValueError, match="expected ReLU in a network with leaky ReLU, got activation='crelu'"):
         find("mlp-300-150-leaky")(DATA, activation="crelu")
 
 

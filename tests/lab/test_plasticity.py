@@ -162,7 +162,7 @@ def test_a_folder_that_is_no_run_of_the_laboratory(supple, tmp_path):
     agents = AgentRun.of("cheetah-run", "none", [0], steps=20_000).folder(str(tmp_path))
     with agents.locked():
         agents.begin()
-    with pytest.raises(SystemExit, match=f"got {agents.name}, which is of `supple rl`"):
+    with pytest.raises(SystemExit, match=f"got {agents.name}, which is from `supple rl`"):
         supple("test", agents.path)
 
 
@@ -171,14 +171,16 @@ def test_a_damaged_checkpoint(supple, tmp_path):
     train(run, root=str(tmp_path))
     path = Path(run.folder(str(tmp_path)).path)
     (path / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(SystemExit, match=r"checkpoints that can be read in .*, got a damaged one \(it is not what was"):
+    with pytest.raises(
+        SystemExit, match=r"checkpoints that can be read in .*, got a damaged one \(its content has changed"
+    ):
         supple("test", path)
 
 
 def test_a_run_without_a_next_task_and_one_that_has_diverged(tmp_path):
     last = run_of(seeds=(0,), shift="class-incremental", examples=200)
     train(last, root=str(tmp_path))
-    with pytest.raises(ValueError, match="expected a task after the first 2, got none"):
+    with pytest.raises(ValueError, match="expected a task after task 2, got none"):
         plasticity.run_test(last, str(tmp_path))
     diverged = run_of(optimizer="sgd", step_size=1e30)
     train(diverged, root=str(tmp_path))

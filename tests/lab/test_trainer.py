@@ -640,7 +640,9 @@ def test_a_run_that_is_resumed_with_other_data_starts_again(part, whole, broken,
         return replace(load(name), train=replace(train, **{part: other}))
 
     monkeypatch.setattr(datasets, "load", changed)
-    with pytest.warns(UserWarning, match="expected the images .* began with, got others, in .*: the run starts again"):
+    with pytest.warns(
+        UserWarning, match="expected the images .* of the checkpoint, got others, in .*: the run restarts"
+    ):
         train(run, root=broken)
     train(run, root=whole)
     assert_equal_runs(run, broken, whole)
@@ -651,7 +653,7 @@ def test_a_run_that_is_resumed_with_another_network_starts_again(broken, monkeyp
     with pytest.raises(StoppedError):
         train(run, stop_at(1.5), root=broken)
     monkeypatch.setitem(MODELS, "tiny", partial(mlp, width=13, depth=2))
-    with pytest.warns(UserWarning, match=r"expected the network .* of other shapes, in .*: the run starts again"):
+    with pytest.warns(UserWarning, match=r"expected the network .* of other shapes, in .*: the run restarts"):
         train(run, root=broken)
 
 

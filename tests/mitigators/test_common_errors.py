@@ -138,5 +138,5 @@ def test_something_else_in_the_networks_place_is_named(case, wrong):
 @every_case
 @pytest.mark.parametrize("wrong", ["0.1", mlp()])
 def test_a_strength_that_is_no_number_is_named(case, wrong):
-    with pytest.raises(TypeError, match="expected a strength that is a number or a tensor"):
+    with pytest.raises(TypeError, match="expected a number or a tensor as strength"):
         build(case, mlp(), strength=wrong)

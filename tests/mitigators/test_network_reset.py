@@ -88,13 +88,13 @@ def test_as_a_run_that_starts_again(optimizer):
 def test_a_last_layer_that_is_tied_to_an_earlier_one_is_refused():
     network = nn.ModuleDict({"embed": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "head": nn.Linear(4, 5)})
     network["head"].weight = network["embed"].weight
-    with pytest.raises(ValueError, match=r"a last layer with a weight of its own, got 'embed\.weight', tied to it"):
+    with pytest.raises(ValueError, match=r"a last layer with its own weight, got one tied to 'embed\.weight'"):
         NetworkReset(network, layers=1)
     NetworkReset(network, layers=["hidden"])
 
 
 def test_a_network_without_matrices_has_no_layers_to_count():
-    with pytest.raises(ValueError, match="expected from 1 to 0 layers, the network's matrices, got 1"):
+    with pytest.raises(ValueError, match=r"expected 1 to 0 layers \(those with a matrix\), got 1"):
         NetworkReset(nn.LayerNorm(3), layers=1)
 
 

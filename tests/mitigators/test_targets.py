@@ -298,7 +298,7 @@ def test_describe_has_a_column_of_targets():
         ({"weight": -1.0}, ValueError, r"target for 'weight' of at least 0, got -1"),
         ({"weight": math.nan}, ValueError, r"target for 'weight'"),
         ({"weight": "large"}, TypeError, r"target for 'weight' that is a number"),
-        (None, TypeError, "target that is a number, a mapping or 'initial'"),
+        (None, TypeError, "expected a number, a mapping or 'initial' as target"),
     ],
     ids=str,
 )

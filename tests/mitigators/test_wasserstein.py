@@ -107,7 +107,7 @@ def test_the_mean_is_the_sum_by_the_number_of_entries():
 
 
 def test_another_reduction_is_refused():
-    with pytest.raises(ValueError, match="expected a reduction of 'sum' or 'mean', got 'max'"):
+    with pytest.raises(ValueError, match="expected 'sum' or 'mean' as reduction, got 'max'"):
         WassersteinRegularizer(nn.Linear(2, 2), reduction="max")
 
 

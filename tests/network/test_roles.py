@@ -338,7 +338,7 @@ def test_an_unknown_kind_says_which_there_are():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3)), r"1\.weight.*pass a batch through"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3)), r"1\.weight.*run one batch first"),
         (lambda: nn.Linear(2, 2, dtype=torch.complex64), r"weight.*complex64.*roles="),
     ],
     ids=["lazy", "complex"],

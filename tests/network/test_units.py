@@ -232,8 +232,8 @@ def test_a_layer_that_is_also_used_where_nothing_can_be_traced_is_left_alone():
     ("units", "message"),
     [
         ([("conv1", "conv3")], "did you mean 'conv2'"),
-        ([("conv1", "norm")], "expected a linear layer or a convolution, got BatchNorm2d for 'norm'"),
-        ([("conv1", "fc2")], "to take in the 4 units"),
+        ([("conv1", "norm")], "expected a linear layer or a convolution, got BatchNorm2d as 'norm'"),
+        ([("conv1", "fc2")], "to receive the 4 units"),
         ([("conv2", "norm", "fc1")], "expected norms of 6 units"),
         ([("conv1",)], "entering layer"),
         (["conv1"], "entering layer"),

@@ -59,7 +59,7 @@ def test_a_comparison_from_the_command_line(supple, tmp_path, capsys, monkeypatc
     printed = capsys.readouterr().out
     assert printed.count("no mitigation") == 1, "in the table"
     assert " none " not in printed
-    assert "no reset falls" not in printed
+    assert "before the first reset" not in printed
     (chart,) = tmp_path.glob("chart-Pendulum-v1-*.svg")
     assert {path.name for path in tmp_path.glob("chart-*")} == {
         f"{chart.stem}.{kind}" for kind in ("svg", "png", "pdf", "html")

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from supple.rl.methods import METHODS as AGENT_METHODS
-from supple.runs.charts import curves_of, learning_curves, over_seeds, save, sensitivity_of
+from supple.runs.charts import curves_of, curves_of, over_seeds, save, sensitivity_of
 from supple.runs.colours import COLOURS, GREY, colour_scale
 from supple.runs.lines import LABEL_HEIGHT
 from supple.runs.metrics import find
@@ -32,7 +32,7 @@ def frame(methods, seeds=2):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    chart = learning_curves(frame(["none", "spectral"]), "train_accuracy", "What it shows", "and how")
+    chart = curves_of(frame(["none", "spectral"]), "train_accuracy", "What it shows", "and how")
     paths = save(chart, tmp_path_factory.mktemp("charts") / "deeper", "curve")
     paths = [Path(path) for path in paths]
     assert {path.name for path in paths} == {"curve.svg", "curve.png", "curve.html", "curve.pdf"}
@@ -60,7 +60,7 @@ def test_options_that_were_left_alone_have_a_name():
 
 
 def test_charts_go_wherever_files_go(files):
-    paths = save(learning_curves(frame(["none"]), "train_accuracy", "title"), "memory://charts/deeper")
+    paths = save(curves_of(frame(["none"]), "train_accuracy", "title"), "memory://charts/deeper")
     assert [fsspec.open(path).open().read(4) for path in paths if path.endswith("png")] == [b"\x89PNG"]
     assert files["pdf"].read_bytes().startswith(b"%PDF")
 
@@ -120,7 +120,7 @@ def test_every_method_has_a_title_of_its_own():
 
 
 def spec_of(rows, metric="train_accuracy"):
-    spec = learning_curves(rows, metric, "title").to_dict()
+    spec = curves_of(rows, metric, "title").to_dict()
     return spec, spec["datasets"][spec["data"]["name"]]
 
 
@@ -132,13 +132,13 @@ def test_curves_show_means_and_errors_from_task_one():
 
 def test_a_title_is_no_wider_than_a_phone():
     long = "Random labels, digits (quick scale, shortened to 2 of 30 tasks)"
-    lines = learning_curves(frame(["none"]), "train_accuracy", long).to_dict()["title"]["text"]
+    lines = curves_of(frame(["none"]), "train_accuracy", long).to_dict()["title"]["text"]
     assert " ".join(lines) == long
     assert max(map(len, lines)) <= 40
 
 
 def test_the_axis_names_whole_tasks_only():
-    x = learning_curves(frame(["none"]), "train_accuracy", "").to_dict()["layer"][0]["encoding"]["x"]
+    x = curves_of(frame(["none"]), "train_accuracy", "").to_dict()["layer"][0]["encoding"]["x"]
     assert x["axis"]["labelExpr"] == "datum.value % 1 ? '' : datum.label"
 
 

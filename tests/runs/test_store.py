@@ -376,14 +376,14 @@ def test_a_checkpoint_of_something_else_counts_as_none(tmp_path):
         content = io.BytesIO()
         torch.save(sound | change, content)
         path.write_bytes(with_digest(content.getvalue() + BLANK))
-        with pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
+        with pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run restarts"):
             assert folder.checkpoint() is None
 
 
 def test_a_damaged_checkpoint_is_said_and_counts_as_none(tmp_path):
     folder = saved(tmp_path)
     Path(folder.path, "checkpoint.pt").write_bytes(b"half")
-    with folder.locked(), pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run starts again"):
+    with folder.locked(), pytest.warns(UserWarning, match=r"checkpoint.pt can't be read, the run restarts"):
         assert folder.begin() is None
 
 
@@ -515,9 +515,8 @@ def test_runs_of_another_kind_are_left_out(tmp_path):
         rows = load(str(tmp_path))
     assert_frame_equal(rows.select(*SCHEMA), rows_of(2))
     assert [str(each.message) for each in told] == [
-        f"{foreign} is left out: its run.json is of another kind, "
-        "without problem, scale, method, options, tasks, seeds, strengths",
-        f"{other.path} is left out: its run.json is of another kind, without scale, options, tasks, seeds, strengths",
+        f"{foreign} is left out: its run.json lacks problem, scale, method, options, tasks, seeds, strengths",
+        f"{other.path} is left out: its run.json lacks scale, options, tasks, seeds, strengths",
     ]
 
 

@@ -148,7 +148,7 @@ def test_a_job_whose_worker_dies_is_begun_again(tmp_path):
 @pytest.mark.usefixtures("quick_workers")
 def test_workers_that_die_one_after_the_other_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "RETRIES", 1)
-    with pytest.raises(LostWorkersError, match="but 2 died one after the other with 1 jobs left"):
+    with pytest.raises(LostWorkersError, match="got 2 crashes in a row with 1 jobs left"):
         work_through([(str(tmp_path), "0")], worker_jobs.dies_always, workers=1, report=lambda job, done: None)
     assert len(list(tmp_path.iterdir())) == 2
 

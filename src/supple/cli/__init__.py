@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "tyro":
         raise
-    raise SystemExit("expected the laboratory, got the library alone: pip install '.[lab]' in the clone") from error
+    raise SystemExit("supple: expected the extra `lab`, got no tyro: pip install '.[lab]' in the clone") from error
 
 from supple import figures
 from supple.cli.control import MAX_SEEDS, Control
@@ -37,9 +37,9 @@ FIGURES = " ".join(f"{number}: {content}" for number, content in figures.content
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Engine):
-    """Watch a network lose its plasticity on real digits, and keep it with one more line.
+    """Show how a small network loses its plasticity over 30 tasks, and how one more line keeps it.
 
-    Small networks memorize random labels of 1,797 scanned digits, thirty times, each time with new labels.
+    In each task the networks memorize new random labels for 1,797 scanned digits.
     """
 
     methods: Methods = ("none", "spectral", "decoupled-spectral")
@@ -101,14 +101,15 @@ class Sweep(Protocol, Engine):
     methods: Methods = ("none", "l2", "l2-init", "spectral")
     """Names from `supple list`, or `package.module:Class`."""
     strengths: Annotated[Numbers, tyro.conf.arg(name="strength", aliases=["--strengths"])] = ()
-    """Strengths of every method that has one; each method's default when left out. If strengths mean
-    different things (see the defaults in `supple list`), sweep the methods one by one with the same `--out`."""
+    """Strengths to try for every method that has one; each method's default when left out. If methods need
+    different strengths (see the defaults in `supple list`), sweep them one by one with the same `--out`."""
     step_sizes: Annotated[Numbers, tyro.conf.arg(name="step-size", aliases=["--step-sizes"])] = ()
     """The optimizer's step sizes; the problem's when left out."""
     seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Networks per setting, each with other initial weights and tasks."""
     tuning_seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Number of other seeds to choose each method's strength and step size; only the best are trained on `seeds`."""
+    """Number of extra seeds for choosing each method's strength and step size; only the best setting is then trained
+    on `--seeds` seeds."""
 
     def __call__(self) -> None:
         from supple.lab.grid import TUNING_SEEDS, product, tuned
@@ -122,11 +123,11 @@ class Sweep(Protocol, Engine):
             tried = self.train(candidates, self.keep_checkpoints)
             show(tried, candidates, self.out, "tuning")
             best = tuned(tried)
-            print(*choices(best, candidates), "now the seeds to report", sep="\n")
+            print(*choices(best, candidates), "now training the seeds to report", sep="\n")
             members = [run for run in members if (run.method, run.strengths[0], run.step_size) in best]
         elif len(members) > self.seeds * len(set(self.methods)):
             print(
-                "note: the best of several settings looks better than it is; choose it on other seeds: --tuning-seeds 2"
+                "note: the best of several settings looks better than it is: choose it on other seeds, --tuning-seeds 2"
             )
         show(self.train(members, self.keep_checkpoints), members, self.out)
 
@@ -137,10 +138,10 @@ class FigureCommand(Engine):
 
     number: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="NUMBER", help=FIGURES)]
     scale: Scale = "quick"
-    """`quick` takes at most ten minutes on two cores and tries every part; `paper` is the published protocol;
-    `reduced`, for Figures 1, 2, 3, 13 and 14, has a narrow ResNet-18: an hour or two of one core, with 3 seeds."""
+    """`quick` takes at most ten minutes on two cores and runs every part of the figure; `paper` is the published
+    protocol; `reduced` (Figures 1, 2, 3, 13 and 14) uses a narrow ResNet-18: one to two hours on one core, 3 seeds."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Networks per curve; when left out, 2 at quick scale, 3 at reduced scale and 10, as in the paper, at paper
+    """Networks per curve; when left out, 2 at quick scale, 3 at reduced scale, 10 (the paper's number) at paper
     scale."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "runs/figures"
     """Folder for results and charts. Runs that are already there are not trained again."""
@@ -155,7 +156,7 @@ class FigureCommand(Engine):
         figure = figures.find(self.number)
         if self.scale not in figure.scales:
             scales = " or ".join(figure.scales)
-            raise ValueError(f"expected figure {self.number} at scale {scales}, got {self.scale}: it has no other form")
+            raise ValueError(f"expected figure {self.number} at scale {scales}, got {self.scale}: choose one of these")
         seeds = {"quick": 2, "reduced": 3, "paper": 10}[self.scale] if self.seeds is None else self.seeds
         check_range("seeds", seeds, 1, MAX_SEEDS)
         if isinstance(figure, ControlFigure):
@@ -177,7 +178,7 @@ class List:
     """Name every problem, method, figure, data set, shift, network and optimizer."""
 
     kind: tyro.conf.Positional[Literal["everything", "problems", "methods", "figures", "parts"]] = "everything"
-    """One of these tables alone."""
+    """Show only this table."""
 
     def __call__(self) -> None:
         from rich.console import Console
@@ -187,7 +188,7 @@ class List:
 
 
 def tables() -> dict[str, "Table"]:
-    """What there is to choose from."""
+    """The tables of `supple list`, by name."""
     from supple.diagnostics import DIAGNOSTICS
     from supple.lab.datasets import DATASETS
     from supple.lab.models import MODELS
@@ -211,7 +212,7 @@ def tables() -> dict[str, "Table"]:
     drawings = table("Figures", "figure", "what it shows")
     for number, content in figures.contents().items():
         drawings.add_row(str(number), content)
-    parts = table("Parts", "of", "there are")
+    parts = table("Parts", "option", "values")
     parts.add_row("--data", ", ".join(DATASETS))
     parts.add_row("--shift", ", ".join(SHIFTS))
     parts.add_row("--model", ", ".join(MODELS))
@@ -221,7 +222,7 @@ def tables() -> dict[str, "Table"]:
 
 
 PLURALS = ("--methods", "--strengths", "--step-sizes")
-"""Second spellings of options."""
+"""Plural spellings that options also accept."""
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
     "run": RunCommand,
@@ -247,9 +248,9 @@ def main() -> None:
         _call(command, with_traceback=len(arguments) < len(sys.argv) - 1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
-        end = "no file is half written, and the same command starts again"
+        end = "no file is incomplete; run the same command to start again"
         if isinstance(command, Engine):
-            end = f"finished tasks are kept in {command.out}, and the same command resumes after them"
+            end = f"finished tasks are kept in {command.out}; run the same command to resume"
         print(f"supple: stopped: {end}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
 
@@ -269,8 +270,8 @@ def _parsed(arguments: list[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="supple",
-        description="Which methods keep a network able to learn as its data changes? "
-        "With --traceback, an error shows where it comes from.",
+        description="Compare methods that keep a network able to learn as its data changes. "
+        "With --traceback, errors show their full traceback.",
         args=arguments,
         config=config,
     )

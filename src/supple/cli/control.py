@@ -33,8 +33,8 @@ class Control(Engine):
     """A task of the DeepMind Control Suite, such as `quadruped-run`, the id of a Gymnasium environment with continuous
     actions, or `module:id` for one that your own module registers."""
     methods: Methods = ("spectral",)
-    """One or more methods to train with: those of `supple list` that do not change the network; `resets` of the whole
-    agent; or `package.module:Class`, your own mitigator."""
+    """Methods to compare: those of `supple list` that do not change the network; `resets`, which reinitializes the
+    whole agent; or `package.module:Class` for your own."""
     seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Agents per method."""
     first_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
@@ -83,9 +83,9 @@ class Control(Engine):
     """Precision of float32 matrix products in updates. `high` lets a GPU round inputs to TensorFloat32; `medium` also
     lets a CPU use bfloat16, if it has units for it. Evaluations stay exact."""
     change: Annotated[Literal["actions", "dynamics", "task"] | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """A world that changes every `change-every` steps, drawn by seed: `actions`, a permutation of the action's
-    components and other signs, in any environment; `dynamics`, other masses, friction and damping, in the suite;
-    `task`, another task of the suite on the same body. Agent and buffer stay. Off when left out."""
+    """What changes in the world every `change-every` steps: `actions`, order and signs of the action's components (any
+    environment); `dynamics`, masses, friction and damping (tasks of the suite); `task`, another task of the suite with
+    the same body. The seed determines each change; agent and buffer are kept. Nothing changes when left out."""
     change_every: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Steps between two changes, a multiple of `evaluate-every`."""
     video: bool = False
@@ -94,7 +94,8 @@ class Control(Engine):
     """Folder for results, checkpoints and charts, on a file system (a local disk is fastest): replay buffers are
     memory-mapped files."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
-    """Device of the agents. On a CPU every seed is a process; elsewhere all seeds of a method are one population."""
+    """Device of the agents. On a CPU each seed is trained in its own process; on other devices all seeds of a method
+    are trained together."""
 
     def __call__(self) -> None:
         if self.video:
@@ -110,7 +111,7 @@ class Control(Engine):
 
             video.rehearse(self.task)
         if any(run.resets and not run.is_reset for run in runs):
-            print("no reset falls into these runs, so that `resets` is `none` here: set a smaller --reset-every")
+            print("these runs end before the first reset, so `resets` equals `none`: set a smaller --reset-every")
         rows = self.train_agents(runs, self.device)
         print_table(_table(rows, self.task))
         primed = f", primed with {self.prime:,} updates" if self.prime else ""
@@ -194,5 +195,5 @@ def _table(rows: "pl.DataFrame", task: str) -> "Table":
 
 
 def _with_error(mean: float | None, error: float | None) -> str:
-    """A mean with its standard error, which one seed doesn't have."""
+    """A mean, with its standard error if there are several seeds."""
     return "-" if mean is None else f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

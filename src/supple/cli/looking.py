@@ -1,4 +1,4 @@
-"""The commands about runs that are there already: ``supple results``, ``report`` and ``test``."""
+"""The commands for existing runs: ``supple results``, ``report`` and ``test``."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -18,11 +18,11 @@ Folder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Print the results in a folder of runs: mean, standard error, and from four seeds on interquartile mean."""
+    """Print the results in a folder of runs: mean, standard error and, for four or more seeds, interquartile mean."""
 
     runs: Folder = "runs"
-    """The folder that a run or sweep was given as `--out`. The default of `supple demo` is `runs/demo`, that of
-    `supple figure` is `runs/figures`, that of `supple rl` is `runs/rl`."""
+    """The `--out` folder of the runs. `supple demo` writes to `runs/demo` by default, `supple figure` to
+    `runs/figures`, `supple rl` to `runs/rl`."""
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """The metric to show, such as `spectral_norm`; accuracies (of `supple rl`: returns) when left out."""
     chart: bool = False
@@ -57,8 +57,8 @@ class Results:
             networks, problem = len(rows.unique(["run", "member"])), title_of(rows["problem"][0])
             if left := networks - len(ended.unique(["run", "member"])):
                 print(
-                    f"{left} of {networks} networks on {problem} are not at their end and left out: "
-                    f"`supple report {self.runs}` shows how far they are"
+                    f"{left} of {networks} networks on {problem} have not finished and are left out: "
+                    f"`supple report {self.runs}` shows their progress"
                 )
 
 
@@ -79,7 +79,7 @@ class Report:
     """Write one page about a folder of runs, to open from disk: curves, rankings, what ran, and how to repeat it."""
 
     runs: Folder = "runs"
-    """The folder that a run or sweep was given as `--out`."""
+    """The `--out` folder of the runs."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """The file of the page; `index.html` in that folder when left out."""
     watch: bool = False
@@ -100,24 +100,24 @@ class Report:
 class PlasticityTestCommand:
     """Test whether a network of a run has lost plasticity, or its optimizer stalls, or neither.
 
-    Copies of the network learn the task that comes next, beside a fresh network. The run itself stays as it is, and may
-    still be training. The result is kept in the run's folder, and `supple report` shows it.
+    Copies of the network and a fresh network learn the next task. The run does not change, and may still be training.
+    The result is saved in the run's folder, and `supple report` shows it.
     """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The folder of a run of `supple run`, `supple sweep` or `supple demo`, such as
-    `runs/random-label-digits-none-75dfc3c8c1a5`, or a beginning of its name that no other folder has."""
+    `runs/random-label-digits-none-75dfc3c8c1a5`, or a unique prefix of its name."""
     seed: int | None = None
-    """Which network of the run; the first when left out."""
+    """The seed of the network to test; the run's first when left out."""
     strength: float | None = None
-    """Which network, if the run has several of one seed."""
+    """The strength of the network to test, if the run has several with this seed."""
     after: int | None = None
-    """The number of finished tasks; those after which `--keep-checkpoints` kept the state are possible. The last when
-    left out."""
+    """Test the network after this many tasks, if `--keep-checkpoints` kept a checkpoint there; the last checkpoint
+    when left out."""
     steps: int | None = None
     """Training steps of each copy; 500, or the task's if it has fewer, when left out."""
     repeats: int = 5
-    """Repeat the experiment at most this often, each time with another fresh network; it stops when it is clear."""
+    """Maximum number of repeats, each with another fresh network; the test stops earlier if the result is clear."""
     threads: int = 1
     """CPU threads; more than one helps only large networks on an idle machine."""
 

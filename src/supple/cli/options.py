@@ -55,13 +55,13 @@ class Engine:
     """Also write the measurements as TensorBoard events to this folder, one TensorBoard run per network."""
 
     def train(self, members: Sequence["Run"], keep: int | None = None) -> "pl.DataFrame":
-        """Train those of these members that are missing; return the measurements of all.
+        """Train the members that are missing; return the measurements of all.
 
         Mistakes in options and in the user's own code are detected before anything is written or started.
 
         Args:
             members: a run for each network.
-            keep: keep the checkpoints after every so many tasks; only the last when left out.
+            keep: keep a checkpoint after every ``keep`` tasks; only the last when left out.
         """
         from functools import partial
 
@@ -71,7 +71,9 @@ class Engine:
         from supple.training.methods import title_of
 
         if keep is not None and keep < 1:
-            raise ValueError(f"expected --keep-checkpoints of at least 1, got {keep}: leave it out to keep none")
+            raise ValueError(
+                f"expected --keep-checkpoints of at least 1, got {keep}: leave it out to keep only the last"
+            )
         self.check()
         runs, wanted = missing(members, self.out), len(set(members))
         rehearse(runs)
@@ -84,7 +86,7 @@ class Engine:
         return rows
 
     def train_agents(self, runs: Sequence["Agents"], device: str = "cpu") -> "pl.DataFrame":
-        """Train those of these agents that are missing; return the measurements of all, with steps as in charts.
+        """Train the agents that are missing; return the measurements of all, with a column ``step``.
 
         Mistakes are detected before anything is written or started.
         """
@@ -149,11 +151,13 @@ class Engine:
         if self.tensorboard is not None:
             tensorboard.check(self.tensorboard)
         if self.address is not None and self.workers is not None:
-            raise ValueError(f"expected no --workers with --address, got {self.workers}: the cluster sets their number")
+            raise ValueError(
+                f"expected no --workers with --address, got {self.workers}: leave it out, the cluster decides"
+            )
         if self.engine == "ray":
             cluster.check(self.gpus, self.address)
         elif self.gpus or self.address is not None:
-            raise ValueError("expected --engine ray with --gpus or --address, got the local engine: leave them out")
+            raise ValueError("expected --engine ray with --gpus or --address, got the local engine: add --engine ray")
         if self.address is None:
             sweep.check(self.workers, self.threads)
 
@@ -163,8 +167,8 @@ class Protocol:
     """Changes to the problem and its training protocol; an option that is left out keeps the problem's value."""
 
     scale: Scale = "quick"
-    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol; `reduced`, for the
-    problems with ResNet-18, takes about six minutes of one core, with a narrower one."""
+    """`quick` takes minutes on two cores and shows the effect; `paper` is the published protocol; `reduced` (problems
+    with ResNet-18 only) uses a narrower network and takes about six minutes on one core."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """A data set by name, a folder of `train-*.parquet`, or `package.module:function`."""
     examples: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -185,14 +189,14 @@ class Protocol:
     """Precision of float32 matrix products in training steps. `high` lets a GPU round inputs to TensorFloat32; `medium`
     also lets a CPU use bfloat16, if it has units for it: twice as fast for the 4x256 MLP. Measurements stay exact."""
     autocast: Annotated[Literal["bfloat16"] | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Training steps under `torch.autocast`, with images in `channels_last`: for large networks on a processor that
-    has units for this type; on others it is slower. Parameters, optimizer and measurements stay float32."""
+    """Run training steps under `torch.autocast`, with `channels_last` images. This speeds up large networks on
+    processors with bfloat16 units; others become slower. Parameters, optimizer and measurements stay float32."""
     diagnostics: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = None
     """Diagnostics of the networks at each task's end, from `supple list`; a dozen of them when left out, none for
     `--diagnostics` without names."""
     keep_checkpoints: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Keep the networks' state after every so many tasks, for `supple test --after`; only the last state when left out.
-    It changes no result, and a run that is finished already keeps no more."""
+    """Keep a checkpoint after every N tasks, for `supple test --after`; only the last one when left out. This changes
+    no result; finished runs are not trained again for it."""
     option: Options = None
     """Keyword arguments of the method's class except its strength, such as `exponent 4` of `spectral`."""
 

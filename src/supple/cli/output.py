@@ -38,7 +38,7 @@ def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "
     from supple.lab.problems import protocol_of, title_of
     from supple.rl.charts import over_steps
     from supple.runs.changes import is_control
-    from supple.runs.charts import learning_curves, over_seeds, save
+    from supple.runs.charts import curves_of, over_seeds, save
     from supple.runs.stats import settings
     from supple.runs.store import file_name
     from supple.runs.tables import title_with_scale
@@ -50,13 +50,13 @@ def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "
     if rows["options"].n_unique() == 1 and (options := options_text(rows["options"][0])):
         title += f", {options}"
     subtitle = over_seeds(min(seeds), max(seeds))
-    chart = (over_steps if is_control(rows) else learning_curves)(rows, metric, title, subtitle)
+    chart = (over_steps if is_control(rows) else curves_of)(rows, metric, title, subtitle)
     for path in save(chart, out, file_name(name)):
         print(f"chart: {path}")
 
 
 def choices(best: "set[tuple[str, float, float]]", candidates: "list[Run]") -> "Iterator[str]":
-    """The chosen strengths and step sizes in words, and whether they lie at an end of what was tried."""
+    """One line per method: its chosen strength and step size, and whether one is the smallest or largest tried."""
     for method, *chosen in sorted(best):
         tried = [run for run in candidates if run.method == method]
         parts = []
@@ -100,7 +100,7 @@ def print_tables(rows: "pl.DataFrame", metric: str | None = None, before: str = 
 
 
 def print_table(numbers: "Table") -> None:
-    """Print a table; where a console is too narrow for its numbers, lines are longer, because none is cut off."""
+    """Print a table; if the console is too narrow for its numbers, print longer lines rather than cut numbers off."""
     from rich.console import Console
 
     console = Console()
@@ -110,7 +110,7 @@ def print_table(numbers: "Table") -> None:
 
 
 def table(title: str, names: str, *columns: str) -> "Table":
-    """An empty table; the names in its first column are never cut off, because they are there to be typed."""
+    """An empty table; names in its first column are never cut off, because users type them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 

@@ -42,8 +42,8 @@ def feature_rank(activations: ByLayer) -> dict[str, Tensor]:
 
     .. math:: \min \left\{ k : \sum_{i \le k} \sigma_i(H) \ge 0.99 \sum_i \sigma_i(H) \right\}
 
-    H is the input of the layer that runs last, rows × units, not centred: of twin critics, that of the second. The rank
-    is 0 if all of H is zero.
+    H is the input of the layer that runs last, rows × units, not centred; with twin critics, the second critic's. The
+    rank is 0 if all of H is zero.
 
     Source: Kumar et al., *Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning*, 2021,
     with δ = 0.01.
@@ -64,8 +64,8 @@ def representation_change(activations: ByLayer, previous: ByLayer) -> dict[str, 
     does not say how it is normalized. Here it is divided by the norm of the previous activations H', so that wide
     layers and large activations do not count more: 0 for no change, infinite if a layer was all zero and is not now.
 
-    A layer that got no input at one of the two measurements, or another number of rows, is left out: an expert gets
-    those tokens that a router sends it.
+    Layers whose input was absent, or had another number of rows, at one of the two measurements are left out: an expert
+    of a mixture receives only the tokens that the router sends to it.
 
     Args:
         activations: by layer, now.

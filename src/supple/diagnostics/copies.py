@@ -23,12 +23,12 @@ from supple.network.population import computed_weights
 
 @dataclass
 class Trained:
-    """A network and what trains it."""
+    """A network with its optimizers, schedulers and gradient scaler."""
 
     network: nn.Module
     optimizers: tuple[Optimizer, ...]
     schedulers: tuple[Any, ...] = ()
-    """Torch's, one step of each after every training step."""
+    """Torch's schedulers; each takes one step after every training step."""
     scaler: Any = None
     """A ``torch.amp.GradScaler``, or None."""
     several: bool = False
@@ -84,9 +84,9 @@ class Trained:
                 again.attach(optimizer)
 
     def _new_values(self, seed: int) -> dict[str, Tensor]:
-        """New initial values of the trainable parameters, and of the buffers of their modules and of those without any.
+        """New initial values of the trainable parameters, of their modules' buffers, and of parameterless modules.
 
-        Such are statistics of a norm without gains. Modules without ``reset_parameters()`` keep their buffers.
+        An example of the last is a norm without gains. Modules without ``reset_parameters()`` keep their buffers.
         """
         network = self.network
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]

@@ -25,7 +25,7 @@ Step = Callable[[nn.Module, Any, Any], Tensor | float]
 """``step(network, optimizer, batch)`` trains on a batch and returns the loss that it had before."""
 
 FEWEST_REPEATS = 3
-"""Before it may stop early: with fewer, an interval of 99 % says little."""
+"""The test stops early only after this many repeats: with fewer, 99 % intervals are too wide."""
 
 
 def plasticity_test(
@@ -164,23 +164,23 @@ def _check_training(
     remedies: Mapping[str, Callable[[nn.Module, Any], object]],
 ) -> None:
     if (loss is None) == (step is None):
-        raise TypeError("expected a loss or step=, got both or none: loss=None if you pass step=")
+        raise TypeError("expected a loss or step=, got both or none: pass loss=None with step=")
     inside = [inner_optimizers(one) for one in optimizers]
     parameters = {id(parameter) for parameter in network.parameters()}
     if not any(held_by(one) & parameters for one in chain(*inside)):
         raise ValueError(
-            "expected an optimizer of this network's parameters, got one of others: pass the optimizer that trains it"
+            "expected an optimizer of this network's parameters, got another: pass the one that trains the network"
         )
     if taken := [name for name in remedies if name in RESERVED]:
         raise ValueError(
-            f"expected a name of its own for each remedy, got {taken[0]!r}, which the result has: rename it"
+            f"expected other names for remedies, got {taken[0]!r}, which the result uses itself: rename it"
         )
     for one, held in zip(optimizers, inside, strict=True):
         if (step or remedies) and held != [one]:
             kinds = ", ".join(type(inner).__name__ for inner in held)
             raise ValueError(
-                f"expected optimizers that hold no others for step= and remedies=, got a {type(one).__name__} that "
-                f"holds {kinds}: pass a list of optimizers, those inside it"
+                f"expected optimizers that wrap no others for step= and remedies=, got a {type(one).__name__} that "
+                f"wraps {kinds}: pass the inner optimizers as a list"
             )
 
 
@@ -229,8 +229,8 @@ def _step(trained: Trained, loss: Loss, batch: Any) -> Tensor:
         (scaler.scale(value) if scaler else value).backward()
     if all(parameter.grad is None for parameter in trained.network.parameters()):
         raise ValueError(
-            "expected a loss of the network that loss(network, batch) is given, got one without a gradient for its "
-            "parameters: call that network in it, not the original"
+            "expected loss(network, batch) to depend on its argument network, got no gradient for its parameters: use "
+            "that argument in it, not the original network"
         )
     for optimizer in trained.optimizers:
         if scaler:

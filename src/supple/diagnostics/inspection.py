@@ -34,8 +34,8 @@ class Inspection:
 
     The network runs in evaluation mode; afterwards it and the random state are bit-for-bit unchanged. A layer's name is
     its weight's name without ``.weight``. For a population every tensor has the members as first dimension; for one
-    network it has no extra dimension. Of a wrapped model (DistributedDataParallel, torch.compile) the inner module is
-    used.
+    network it has no extra dimension. If the model is wrapped (DistributedDataParallel, torch.compile), the inner
+    module is used.
 
     Args:
         network: a module or a :class:`Population`.
@@ -76,8 +76,8 @@ class Inspection:
         self.x, self.y, self.loss = dict(x) if isinstance(x, Mapping) else x, y, loss
         if isinstance(self.network, torch.jit.ScriptModule):
             raise TypeError(
-                f"expected a module as it was before torch.jit, got {type(network).__name__}, which takes no hooks: "
-                "look at the one that it was made from"
+                f"expected a module that takes hooks, got {type(network).__name__} from torch.jit: pass the original "
+                "module"
             )
         self._check_probe()
         self.initial, self.previous = initial, previous
@@ -87,8 +87,8 @@ class Inspection:
         for name, parameter, _ in owned:
             if is_sharded(parameter):
                 raise ValueError(
-                    f"expected whole parameters, got a shard of {name!r} (FSDP2 or tensor parallelism): look at a copy "
-                    "of the whole network"
+                    f"expected whole parameters, got a shard of {name!r} (FSDP2 or tensor parallelism): pass a whole "
+                    "copy of the network"
                 )
             if parameter.is_meta:
                 raise ValueError(
@@ -117,7 +117,7 @@ class Inspection:
                 return self.x is not None and self.y is not None and bool(self._trained)
         if not hasattr(type(self), need) and need not in vars(self):
             raise ValueError(
-                f"expected a diagnostic that needs what an Inspection has, got the need {need!r}: rename it"
+                f"expected a diagnostic whose parameters are attributes of Inspection, got {need!r}: rename it"
             )
         return True
 
@@ -125,7 +125,7 @@ class Inspection:
     def _matrices(self) -> dict[str, tuple[Tensor, Role]]:
         """The matrices that the layers multiply by, and their roles, by the weight's name.
 
-        Of a parametrized weight this is what the parametrization computes, also by torch's older functions.
+        For a parametrized weight (torch's older functions included), this is the computed weight.
         """
         modules = dict(module_of(self.network).named_modules())
         found = {name: (tensor, self._roles[name]) for name, tensor in self._tensors.items()}
@@ -188,9 +188,9 @@ class Inspection:
         A layer is a module with a matrix, its own or one that is tied to another's: linear, convolutional, recurrent,
         attention (its query), or of your own type. Units are the channels of a convolution's input, otherwise the last
         dimension; rows are the examples times all other dimensions (places, tokens). After flattening each place is a
-        unit. Not hidden activations are: the network's inputs (the probe's tensors, the inputs of layers that start
-        before any other has finished, and whatever equals one of these), and tensors with fewer than two dimensions. If
-        several layers get the same tensor, it is listed once, under the first.
+        unit. Excluded are the network's inputs (the probe's tensors, the inputs of layers that start before any other
+        has finished, and tensors equal to one of these) and tensors with fewer than two dimensions. If several layers
+        get the same tensor, it is listed once, under the first.
         """
         return self._by_member(lambda member: hidden_activations(member, self._layers))
 
@@ -248,8 +248,8 @@ class Inspection:
             if shape[: len(members)] != members:
                 raise ValueError(
                     f"expected a probe of shape ({members[0]}, batch, ...) for a population of {members[0]} members, "
-                    f"got a tensor of shape {shape}: say tensor.expand({members[0]}, *tensor.shape) for the same batch "
-                    "in each"
+                    f"got a tensor of shape {shape}: use tensor.expand({members[0]}, *tensor.shape) for the same "
+                    "batch in each"
                 )
             if 0 in shape[: len(members) + 1]:
                 raise ValueError(f"expected a probe with examples, got a tensor of shape {shape}: give at least one")

@@ -21,7 +21,7 @@ class Measurements:
 
     Args:
         network: before training.
-        x: as the other arguments, see :class:`Inspection`.
+        x, y, loss, roles: as for :class:`Inspection`.
         diagnostics: names; None for all that the probe allows, also those that need a previous measurement.
 
     Raises:

@@ -34,10 +34,10 @@ class PlasticityMonitor:
             arguments: a tensor, a tuple or a dictionary, with the batch dimension first; for a population
             ``(members, batch, ...)``. Floating-point inputs are cast to the type of the model's parameters if these are
             all bfloat16, all float16 or all float64 (as under Lightning's ``precision="bf16-true"``). Labels are what
-            the loss takes, and are not cast. Labels None: no gradient diagnostics. No probe: only diagnostics of the
-            weights. ``representation_change`` keeps all hidden activations of the probe, in memory and in the state:
-            of a ViT-Tiny on 32x32 images 4 MB an example, so for large models give few examples or leave it out.
-        every: steps between measurements, if attached or told of each :meth:`step`.
+            the loss takes, and are not cast. Without labels (None), gradients are not measured; without a probe, only
+            the weights are. ``representation_change`` keeps all hidden activations of the probe in memory and in the
+            state (4 MB per example for ViT-Tiny on 32x32 images): give few examples for large models, or leave it out.
+        every: steps between measurements, counted when attached or by calls of :meth:`step`.
         diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.
         roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices.
@@ -71,7 +71,7 @@ class PlasticityMonitor:
                 raise TypeError(f"expected a function as {name}, got {type(function).__name__}: pass it uncalled")
         if probe is not None and not (isinstance(probe, tuple | list) and len(probe) == 2):
             raise TypeError(
-                f"expected a probe of inputs and labels, got {type(probe).__name__}: say probe=(inputs, labels), or "
+                f"expected a probe of inputs and labels, got {type(probe).__name__}: pass probe=(inputs, labels), or "
                 "(inputs, None)"
             )
         self.model, self.every, self.callback = model, every, callback

@@ -139,7 +139,7 @@ def _calls(
 
         return record
 
-    parameters = member.differentiable(member.trained)
+    parameters = member.differentiable()
     with ExitStack() as hooks, torch.enable_grad():
         for path in paths:
             module = member.module.get_submodule(path)

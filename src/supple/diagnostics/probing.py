@@ -1,7 +1,7 @@
 """Runs a network on a probe batch without changing it."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -43,9 +43,9 @@ class Member:
         arguments, named = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
         return functional_call(self.module, {**parameters, **buffers}, arguments, named)
 
-    def differentiable(self, names: Collection[str]) -> dict[str, Tensor]:
-        """All parameters; those with these names are leaves that require gradients."""
-        return {name: p.detach().requires_grad_(name in names) for name, p in self.parameters.items()}
+    def differentiable(self) -> dict[str, Tensor]:
+        """All parameters; the trained ones are leaves that require gradients."""
+        return {name: p.detach().requires_grad_(name in self.trained) for name, p in self.parameters.items()}
 
     @property
     def examples(self) -> int:
@@ -138,7 +138,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
 
 def loss_gradients(member: Member, loss: Loss) -> dict[str, Tensor]:
     """The gradient of the loss on the whole probe, by trained parameter; zero for unused parameters."""
-    parameters = member.differentiable(member.trained)
+    parameters = member.differentiable()
     with torch.enable_grad():
         value = scalar(loss(member(parameters), member.y))
     trained = [parameters[name] for name in member.trained]

@@ -108,7 +108,7 @@ class PlasticityTest:
             steps, first = self.curves[FRESH_NETWORK].shape[1], self.curves[FRESH_NETWORK][:, 0].mean().item()
             return (
                 f"undecided: a fresh network does not learn either ({self._shown(first)} to {fresh} in {steps} steps); "
-                "take more steps, and check the learning rate"
+                "use more steps, and check the learning rate"
             )
         if self.differences["both"].low > self.threshold and all(
             self.differences[name].high <= self.threshold for name in ("network", "optimizer")
@@ -118,7 +118,7 @@ class PlasticityTest:
                 f"network's at {fresh}, difference {both}; the limit is {self._shown(self.threshold)}), but neither by "
                 f"the network (difference {network}) nor by the optimizer (difference {optimizer}) alone"
             )
-        more = "; take more repeats, or more steps if the fresh network is still learning"
+        more = "; use more repeats, or more steps if the fresh network is still learning"
         return (
             f"undecided: {stalls}, a fresh network's at {fresh} (difference {network}; the limit is "
             f"{self._shown(self.threshold)}){self._slower() or more}"
@@ -190,7 +190,7 @@ class PlasticityTest:
         return "\n".join([f"{self.sentence()[0].upper()}{self.sentence()[1:]}.", "", *lines])
 
     def _shown(self, value: float) -> str:
-        """With the decimals that the margin's two digits have."""
+        """A loss, rounded to the decimals of two significant digits of the threshold."""
         decimals = 2 if not self.threshold else max(0, 1 - math.floor(math.log10(self.threshold)))
         return f"{round(value, decimals) + 0.0:.{decimals}f}"  # no minus before zero
 
@@ -201,8 +201,8 @@ class PlasticityTest:
     def results(self) -> dict[str, Tensor]:
         """By copy, the mean loss over the last tenth of the steps, ``(repeats,)``.
 
-        A copy that ends above the loss that it or the fresh network began with, or diverges, has that loss as result:
-        to learn nothing is the worst. If its own first loss is not finite, only the fresh network's counts.
+        A result is at most the larger of the copy's and the fresh network's first loss, also if the copy diverges: the
+        worst that counts is learning nothing. If the copy's first loss is not finite, the fresh network's is the limit.
         """
         first = self.curves[FRESH_NETWORK][:, 0]
         return {

@@ -91,10 +91,10 @@ def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[
     """
     for name, vector in parameters.items():
         if name not in initial or initial[name].shape != vector.shape:
-            before = tuple(initial[name].shape) if name in initial else "nothing"
+            before = tuple(initial[name].shape) if name in initial else "absent"
             raise ValueError(
-                f"expected the parameters that there were at first, got {name!r} of shape {tuple(vector.shape)} where "
-                f"there was {before}: where the network has grown, build another monitor"
+                f"expected the parameters of the initial network, got {name!r} of shape {tuple(vector.shape)}, first "
+                f"{before}: build a new monitor after the network has changed"
             )
     return norms_of({name: vector - initial[name].to(vector.device) for name, vector in parameters.items()})
 

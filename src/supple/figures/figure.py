@@ -48,7 +48,7 @@ REDUCED_DIAGNOSTICS = (
 """What all runs of a ResNet-18 at reduced scale measure; gradients of each example would take too much memory."""
 
 NOTE_WIDTH = 120
-"""The most characters in a line of a figure's subtitle."""
+"""The maximum number of characters in a line of a figure's subtitle."""
 
 EPOCHS: dict[Scale, tuple[int, ...]] = {"paper": (40, 80, 120), "quick": (20, 40)}
 """Epochs per task of the MLP, by scale."""
@@ -123,7 +123,7 @@ def sensitivity(problem: str, scale: Scale, seeds: int, **changes: Any) -> Panel
 
 
 def networks(scale: Scale) -> dict[str, str]:
-    """The two large networks by their names in the paper; at other scales no vision transformer, too slow on a CPU."""
+    """The large networks by their names in the paper; below paper scale without the vision transformer (too slow)."""
     return {
         "quick": {"ResNet-18": "resnet18"},
         "reduced": {"narrow ResNet-18": "resnet18-narrow"},
@@ -132,10 +132,10 @@ def networks(scale: Scale) -> dict[str, str]:
 
 
 PAPERS_STRENGTHS = (
-    "regularizers at the paper's strength, other methods at their defaults, the best on digits; at reduced scale all "
-    "at the strength chosen there on CIFAR-10"
+    "regularizers at the paper's strength, other methods at their defaults (tuned on digits); at reduced scale all at "
+    "the strength chosen there on CIFAR-10"
 )
-DEFAULT_STRENGTHS = "every method at its default strength, the best on digits; the paper tuned them, as a sweep does"
+DEFAULT_STRENGTHS = "every method at its default strength (tuned on digits); the paper tuned each method"
 ALL_SCALES: Sequence[Scale] = ("quick", "reduced", "paper")
 SMALLER_NOTE = "below paper scale without the vision transformer, which takes seconds a step on a CPU"
 

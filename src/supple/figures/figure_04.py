@@ -14,5 +14,5 @@ FIGURE = Figure(
     claim="Spectral regularization is insensitive to its strength while sustaining higher trainability for any given "
     "strength.",
     panels=panels,
-    note="which data the paper's panels show is not in its text: random labels on the sets of Figure 3 here",
+    note="the paper's text does not name the data of its panels; here: random labels on the sets of Figure 3",
 )

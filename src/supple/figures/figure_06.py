@@ -16,10 +16,10 @@ TASKS = 10
 STEPS = 100
 """Gradient descent steps per task."""
 LEARNED = 0.05
-"""The mean loss from which on the tasks count as learned: a tenth of the loss when a target changes."""
+"""Tasks count as learned if the mean loss is below this: a tenth of the loss when a target changes."""
 STEP_SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
 MAX_STEPS = 100_000
-"""After which :func:`steps_to_learn` gives up."""
+"""The number of steps after which :func:`steps_to_learn` gives up."""
 
 
 def loss(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor) -> Tensor:

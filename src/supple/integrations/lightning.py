@@ -31,7 +31,7 @@ class MitigatorCallback(Callback):
         self.mitigators = mitigators
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _refuse_another(self, trainer, "say MitigatorCallback(method, another)")
+        _refuse_another(self, trainer, "pass all to one, as in MitigatorCallback(method, another)")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for mitigator in self.mitigators:
@@ -63,8 +63,8 @@ class PlasticityMonitorCallback(Callback):
 
     It counts the batches after which an optimizer steps: one with gradient accumulation or several optimizers counts
     once. Each measurement goes to all of ``trainer.loggers`` from rank zero, whatever ``log_every_n_steps`` is, at the
-    step at which Lightning logs the same batch's metrics. It follows all optimizers' steps, so the methods attached to
-    them have acted, wherever this callback is in the list.
+    step at which Lightning logs the same batch's metrics. It measures after all optimizers' steps, so attached methods
+    have acted, whatever this callback's position in the list.
 
     A trainer takes one callback of this class: pass all monitors to it.
 
@@ -86,7 +86,9 @@ class PlasticityMonitorCallback(Callback):
         self._global_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _refuse_another(self, trainer, 'say PlasticityMonitorCallback({"actor": monitor, "critic": another})')
+        _refuse_another(
+            self, trainer, 'pass all to one, as in PlasticityMonitorCallback({"actor": monitor, "critic": another})'
+        )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._global_step = trainer.global_step

@@ -20,7 +20,7 @@ def by_name(monitors: Monitors) -> Mapping[str, PlasticityMonitor]:
     if not isinstance(named, Mapping) or not named:
         got = type(monitors).__name__ if monitors else repr(monitors)
         raise TypeError(
-            f'expected a PlasticityMonitor, or several by name, got {got}: say {{"actor": monitor, "critic": another}}'
+            f'expected a PlasticityMonitor, or several by name, got {got}: pass {{"actor": monitor, "critic": another}}'
         )
     for name, monitor in named.items():
         if not isinstance(monitor, PlasticityMonitor):

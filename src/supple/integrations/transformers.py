@@ -27,7 +27,7 @@ class MitigatorCallback(TrainerCallback):
     Args:
         mitigators: methods built on the trainer's model or on parts of it.
         resume_from: the checkpoint folder that you pass to ``train(resume_from_checkpoint=...)``, if it is not the
-            trainer's own ``<output_dir>/checkpoint-<step>``: the trainer does not tell callbacks.
+            trainer's own ``<output_dir>/checkpoint-<step>``; callbacks cannot see that argument.
 
     Raises:
         ValueError: when training starts, if the optimizer does not hold a method's parameters, the trainer has another
@@ -41,7 +41,7 @@ class MitigatorCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        _refuse_another(self, state, FILE, "say MitigatorCallback(method, another)")
+        _refuse_another(self, state, FILE, "pass all to one, as in MitigatorCallback(method, another)")
         for mitigator in self.mitigators:
             mitigator.detach().attach(kwargs["optimizer"])  # still attached if the last training was interrupted
         if state.global_step > 0:
@@ -49,7 +49,7 @@ class MitigatorCallback(TrainerCallback):
             states = _saved(
                 file,
                 "the methods' state",
-                "say MitigatorCallback(..., resume_from=folder) for a checkpoint elsewhere, or attach the methods "
+                "pass resume_from=folder to MitigatorCallback for a checkpoint elsewhere, or attach the methods "
                 "without this callback",
             )
             if len(states) != len(self.mitigators):
@@ -75,15 +75,15 @@ class PlasticityMonitorCallback(TrainerCallback):
     """Measure a network's plasticity while a ``Trainer`` trains, log it, and save the monitor's state in checkpoints.
 
     Each measurement goes through ``trainer.log`` at its ``global_step``, so that every integration in ``report_to``
-    (TensorBoard, W&B, ...) and ``trainer.state.log_history`` get it, whatever ``logging_steps`` is. It follows the
-    optimizer's step, so attached methods have acted, wherever this callback is in the list.
+    (TensorBoard, W&B, ...) and ``trainer.state.log_history`` get it, whatever ``logging_steps`` is. It measures after
+    the optimizer's step, so attached methods have acted, whatever this callback's position in the list.
 
     A trainer takes one callback of this class: pass all monitors to it.
 
     Args:
         monitor: built on the trainer's model or on a part of it, and not attached. Or several by name:
             ``{"actor": monitor, "critic": another}`` logs ``actor/spectral_norm``, and so on.
-        trainer: the trainer to log through, because trainers do not tell callbacks:
+        trainer: the trainer to log through, which callbacks cannot see otherwise:
             ``trainer.add_callback(PlasticityMonitorCallback(monitor, trainer))``.
         resume_from: the checkpoint folder that you pass to ``train(resume_from_checkpoint=...)``, if it is not the
             trainer's own ``<output_dir>/checkpoint-<step>``.
@@ -103,12 +103,12 @@ class PlasticityMonitorCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        remedy = 'say PlasticityMonitorCallback({"actor": monitor, "critic": another}, trainer)'
+        remedy = 'pass all to one, as in PlasticityMonitorCallback({"actor": monitor, "critic": another}, trainer)'
         _refuse_another(self, state, MONITOR_FILE, remedy)
         if state.global_step > 0:
             file = Path(self.resume_from or _checkpoint(args, state)) / MONITOR_FILE
             remedy = (
-                "say PlasticityMonitorCallback(..., resume_from=folder) for a checkpoint elsewhere, or write the file "
+                "pass resume_from=folder to PlasticityMonitorCallback for a checkpoint elsewhere, or write the file "
                 "with torch.save(monitor.state_dict(), file) to begin measuring at this checkpoint"
             )
             monitors.load_state_dict(self.monitor, _saved(file, "the monitor's state", remedy))
@@ -129,7 +129,7 @@ class PlasticityMonitorCallback(TrainerCallback):
 def _refuse_another(callback: TrainerCallback, state: TrainerState, file: str, remedy: str) -> None:
     """Refuse a second callback that would write the same file.
 
-    Trainers do not tell callbacks of each other, but give all of them the state of this training.
+    Callbacks cannot see each other, but all get the state of this training.
     """
     if vars(state).setdefault(file, id(callback)) != id(callback):
         raise ValueError(
@@ -142,7 +142,7 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _written(args: TrainingArguments, state: TrainerState) -> Path:
-    """The checkpoint's folder that the trainer has just written; a trial's has a parent that it does not tell."""
+    """The checkpoint folder that the trainer has just written; in a hyperparameter trial its parent is unknown."""
     folder = _checkpoint(args, state)
     if state.trial_params is None:
         return folder

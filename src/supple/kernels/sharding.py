@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:  # takes a second to import; already imported if a DTensor exists
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -91,11 +90,6 @@ def lay_out_gradient(parameter: "DTensor") -> None:
     gradient = parameter.grad
     if gradient is not None and is_sharded(gradient) and gradient.placements != parameter.placements:
         parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
-
-
-def ranks_along(mesh: "DeviceMesh", dim: int) -> Ranks:
-    """The ranks that hold the shards along one dimension of the mesh."""
-    return ranks_of(mesh.get_group(dim), mesh.device_type)
 
 
 def ranks_of(group: distributed.ProcessGroup, device_type: str) -> Ranks:

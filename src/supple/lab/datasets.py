@@ -48,7 +48,7 @@ class Dataset:
     docs/reproduction.md."""
     std: tuple[float, ...]
     subset: bool = False
-    """Whether the protocol uses more data than are here: then results don't count as the protocol's."""
+    """Whether this is only a part of the protocol's data; results are then labelled so."""
     names: tuple[str, ...] = ()
     """Names of the classes, if they have any."""
 
@@ -57,7 +57,7 @@ class Dataset:
         if count is None:
             return self
         if not 0 < count <= len(self.train):
-            raise ValueError(f"expected 1 to {len(self.train)} training examples, got {count}: this is what there is")
+            raise ValueError(f"expected 1 to {len(self.train)} training examples, got {count}: choose another number")
         kept = torch.arange(count) * len(self.train) // count
         return replace(self, train=Examples(self.train.images[kept], self.train.labels[kept]))
 

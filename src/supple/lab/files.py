@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 VERSION = 1
-"""Version of the cache's format: a new number makes everything be decoded again."""
+"""Version of the cache's format; increase it to decode everything again."""
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label")
 EMNIST = "emnist-balanced"

@@ -51,9 +51,7 @@ def product(
     """
     seeds = [*islice(seeds, TUNING_SEEDS + 1)]
     if len(seeds) > TUNING_SEEDS:
-        raise ValueError(
-            f"expected at most {TUNING_SEEDS} seeds, got more: those from {TUNING_SEEDS} on are for tuning"
-        )
+        raise ValueError(f"expected at most {TUNING_SEEDS} seeds, got more: choose fewer (later ones are for tuning)")
     methods = [*dict.fromkeys(methods)]
     if strengths and not any(find(method).has_strength for method in methods):
         raise ValueError(f"expected methods with a strength, got {', '.join(methods)}: leave --strength out")
@@ -65,7 +63,7 @@ def product(
         for step_size in step_sizes or (None,)
     ]
     if not members:
-        raise ValueError("expected at least one method and one seed, got none: nothing would be trained")
+        raise ValueError("expected at least one method and one seed, got none: give both")
     return members
 
 
@@ -78,7 +76,7 @@ def by_member(run: Run) -> list[Run]:
 
 
 def merged(runs: Iterable[Run], most: int) -> list[Run]:
-    """The same members in as few runs as possible, with at most ``most`` members per run."""
+    """Regroup the members into as few runs as possible, with at most ``most`` members per run."""
     groups: dict[Run, list[Run]] = {}
     for run in runs:
         groups.setdefault(replace(run, seeds=(), strengths=()), []).extend(by_member(run))
@@ -154,7 +152,7 @@ def reported(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def most_stacked(run: Run) -> int:
-    """The largest population for such a run: 1 if stacking members would not be faster, or if their tasks differ."""
+    """The largest population for this run; 1 if stacking members is not faster, or if their tasks differ in length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     is_faster = device == "cuda" or operations(run) < SMALL_STEP
     return MAX_STACKED[device] if is_faster and equally_long(run) else 1

@@ -57,7 +57,7 @@ class Probe:
 
 @torch.no_grad()
 def evaluate(members: Sequence[nn.Module], data: Dataset, tasks: Sequence[Task]) -> Tensors:
-    """By metric of :data:`supple.runs.metrics.METRICS`, one value per member: at the end of a task."""
+    """The metrics at the end of a task, by name (:data:`supple.runs.metrics.METRICS`), one value per member."""
     results = [_evaluate(member, data, task) for member, task in zip(members, tasks, strict=True)]
     return {metric: torch.stack([result[metric] for result in results]) for metric in results[0]}
 

@@ -45,20 +45,20 @@ def mlp(
         data: determines the number of inputs and classes.
         width: units per hidden layer. A CReLU unit has two outputs, so with CReLU the width is reduced until the number
             of parameters is closest to that of the ReLU network. With Fourier features it is halved, as in their
-            source: then layers pass on ``width`` features, with about half the parameters.
+            source: layers then pass on ``width`` features, with about half the parameters.
         depth: hidden layers.
         layer_norm: LayerNorm after the linear map and before the non-linearity.
         activation: the non-linearity.
         spectral_normalization: divide each weight by its largest singular value in the forward pass (Miyato et al.,
             2018).
         linear: the layers, which initialize themselves: torch's default, or :class:`KaimingLinear`.
-        narrowing: how many times fewer units a hidden layer has than the one before it.
-        slope: of the ReLU below zero: above 0 it is a leaky ReLU.
+        narrowing: the number of units of a hidden layer divided by that of the next one.
+        slope: the slope below zero; above 0 the activation is a leaky ReLU.
     """
 
     if slope and activation != "relu":
         raise ValueError(
-            f"expected no activation={activation!r} for a network with leaky ReLU, got both: choose mlp or mlp-2x100"
+            f"expected ReLU in a network with leaky ReLU, got activation={activation!r}: choose mlp or mlp-2x100"
         )
 
     def build(width: int, activation: Activation) -> nn.Sequential:
@@ -242,7 +242,7 @@ def check_network(network: object, name: str) -> nn.Module:
     frozen = [key for key, parameter in network.named_parameters() if not parameter.requires_grad]
     if frozen or not any(True for _ in network.parameters()):
         got = f"{frozen[0]!r}, which is frozen" if frozen else "none"
-        raise ValueError(f"expected parameters to train in {name}, got {got}: the laboratory trains every parameter")
+        raise ValueError(f"expected parameters to train in {name}, got {got}: make every parameter require gradients")
     return network
 
 
@@ -308,4 +308,4 @@ def _off_the_shelf(whole: Any, layers: Iterable[nn.Module]) -> nn.Sequential:
 def _refuse(name: str, layer_norm: bool, activation: str) -> None:
     for given, option in ((layer_norm, "layer_norm"), (activation != "relu", f"activation={activation!r}")):
         if given:
-            raise ValueError(f"expected no {option} for {name}, which is taken off the shelf: choose mlp or conv")
+            raise ValueError(f"expected a model with {option}, got {name}, whose layers are fixed: choose mlp or conv")

@@ -33,7 +33,7 @@ def operations(run: Run) -> float:
 
 
 def equally_long(run: Run) -> bool:
-    """Whether the tasks of all seeds have equally many images: not if seeds draw classes of different sizes."""
+    """Whether the tasks of all seeds have the same number of images; they do not if classes differ in size."""
     with run.naming_own_parts():
         data, shift = datasets.load(run.dataset).thinned(run.examples), shifts.find(run.shift)
         task = shifts.check_task(shift.task(data, run.seeds[0], 0), data, shift.outputs(data), run.shift)

@@ -25,17 +25,17 @@ from supple.training.optimizers import NetworkOptimizer
 from supple.training.precision import flushed_denormals, matmul_precision
 
 STEPS = 500
-"""Steps of a copy, if the task has as many."""
+"""Training steps of a copy; fewer if the task has fewer."""
 
 NAME = re.compile(r"plasticity-test-after-\d+-member-\d+\.json")
 """The file of a result, in the run's folder."""
 
 FIELDS = {"member": int, "after": int, "sentence": str}
-"""What the page needs of a result, with the types."""
+"""The fields of a result that the report page reads, with their types."""
 
 
 def find_run(address: str) -> tuple[str, str, Run]:
-    """The folder of all runs, the name and the run that a run's folder, or the unique beginning of one, stands for.
+    """Find a run by its folder, or by a unique prefix of it: the folder of all runs, the run's name, and the run.
 
     Raises:
         ValueError: if it is not one run of the laboratory.
@@ -47,13 +47,13 @@ def find_run(address: str) -> tuple[str, str, Run]:
     if len(names) != 1:
         got = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "none"
         raise ValueError(
-            f"expected the folder of one run (or the beginning of its name) at {address}, got {got}: `supple report` "
-            "links to the folders"
+            f"expected the folder of one run (or a unique prefix of its name) at {address}, got {got}: `supple report` "
+            "lists the folders"
         )
     run = Run.of_config(configs[names[0]])
     if run is None:
         raise ValueError(
-            f"expected a run of `supple run` or `supple sweep`, got {names[0]}, which is of `supple rl` or of another "
+            f"expected a run of `supple run` or `supple sweep`, got {names[0]}, which is from `supple rl` or another "
             "version: for an agent, call supple.plasticity_test as in docs/frameworks.md, Stable-Baselines3"
         )
     return root, names[0], run
@@ -75,7 +75,7 @@ def member_of(run: Run, seed: int | None = None, strength: float | None = None) 
 
 
 class Member(NamedTuple):
-    """One network of a run as an ordinary module, with what trains it."""
+    """One network of a run as an ordinary module, with its optimizer and method."""
 
     network: nn.Module
     optimizer: NetworkOptimizer
@@ -120,7 +120,7 @@ def load_member(trainer: Trainer, state: dict[str, Any], index: int) -> Member:
 
 
 def _of_member(tensor: Tensor, mine: Tensor | None, index: int) -> Tensor:
-    """A member's part of a population's tensor, where a network alone has ``mine``."""
+    """A member's part of a population's tensor, in the shape of a single network's tensor ``mine``."""
     if mine is None or tensor.shape == mine.shape:  # the same for all members
         return tensor
     # The states of the members' random generators are stacked also for a network alone.
@@ -151,7 +151,7 @@ def run_test(
         run: the run.
         root: the folder of all runs.
         member: the network's index in the run.
-        after: the number of finished tasks, of which a checkpoint was kept; the last one when left out.
+        after: the number of finished tasks, for which a checkpoint was kept; the last checkpoint when left out.
         steps: training steps of a copy; 500, or the task's if it has fewer, when left out.
         repeats: as :func:`supple.plasticity_test` takes them.
         progress: whether to show it on stderr.
@@ -167,8 +167,8 @@ def run_test(
         trainer = Trainer(run, compiled=False)
         if task >= trainer.shift.tasks(trainer.data):
             raise ValueError(
-                f"expected a task after the first {task}, got none: the data of {run.problem} have no more. Test an "
-                "earlier checkpoint with --after; runs keep some with --keep-checkpoints"
+                f"expected a task after task {task}, got none in the data of {run.problem}: test an earlier checkpoint "
+                "with --after, if the run was trained with --keep-checkpoints"
             )
         network, optimizer, _ = load_member(trainer, checkpoint.state, member)
         if not all(parameter.isfinite().all() for parameter in network.parameters()):

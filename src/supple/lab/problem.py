@@ -28,10 +28,9 @@ class Problem:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """The changes at quick scale, which takes minutes on two cores."""
     reduced: Mapping[str, Any] = field(default_factory=dict)
-    """The changes at reduced scale, which takes about six minutes of one core; a problem without them has no such
-    scale."""
+    """The changes at reduced scale, which takes about six minutes on one core; if empty, there is no such scale."""
     online: bool = False
-    """Whether its authors report online accuracy: then this is shown too, and chooses strengths."""
+    """Whether its authors report online accuracy; it is then shown too, and used to choose strengths."""
     published: bool = True
     """Whether there is a published protocol."""
 

@@ -67,7 +67,7 @@ def _pixels(what: str) -> dict[str, Any]:
 
 
 def _flip(what: str) -> dict[str, Any]:
-    summary = f"{what}, the classes exchanged among each other each task"
+    summary = f"{what}, the classes' labels permuted each task"
     return {"title": f"Label flip, {_data(what)}", "summary": summary, "shift": "label-flip"}
 
 
@@ -112,7 +112,7 @@ PROBLEMS: dict[str, Problem] = {
     "continual-imagenet": Problem(
         title="Continual ImageNet",
         # Dohare et al. (2024) train a larger network for 250 epochs, with momentum, and reset its last layer each task.
-        summary="tell two ImageNet classes apart, two others each task (Kumar et al., 2023; not Dohare et al.'s)",
+        summary="classify two ImageNet classes, two others each task (Kumar et al., 2023; not Dohare et al.'s)",
         dataset="imagenet32",
         shift="class-pairs",
         model="conv",
@@ -123,7 +123,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "permuted-mnist-kumar": Problem(
         title="Pixel permutation, MNIST (Kumar et al.)",
-        summary="10,000 others of MNIST each task, seen once, the pixels in a new order (Kumar et al., 2023)",
+        summary="10,000 other images of MNIST each task, seen once, pixels in a new order (Kumar et al., 2023)",
         dataset="mnist-60000-from-minus-1",
         shift="sampled-pixel-permutation",
         model="mlp-2x100",
@@ -137,7 +137,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "random-label-mnist-kumar": Problem(
         title="Random labels, MNIST (Kumar et al.)",
-        summary="memorize the labels of 1,200 of MNIST in a new random order (Kumar et al., 2023)",
+        summary="memorize the shuffled labels of 1,200 MNIST images (Kumar et al., 2023)",
         dataset="mnist-60000-from-minus-1",
         examples=1_200,
         shift="shuffled-labels",
@@ -150,7 +150,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "online-permuted-mnist": Problem(
         title="Pixel permutation, MNIST (Dohare et al.)",
-        summary="all of MNIST one by one, the pixels in a new order each task (Dohare et al., 2024)",
+        summary="all MNIST images one by one, pixels in a new order each task (Dohare et al., 2024)",
         dataset="mnist-60000-from-0",
         shift="pixel-permutation",
         model="mlp-3x2000-kaiming",
@@ -164,7 +164,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "random-label-mnist-lillo": Problem(
         title="Random labels, MNIST (Lillo & Cheney)",
-        summary="memorize random labels for 1,200 of MNIST, always in the same order (Lillo & Cheney, 2025)",
+        summary="memorize random labels for 1,200 MNIST images in a fixed order (Lillo & Cheney, 2025)",
         dataset="mnist-1200-from-0",
         shift="ordered-random-labels",
         model="mlp-2x100",
@@ -177,7 +177,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "streamed-permuted-mnist": Problem(
         title="Pixel permutation, MNIST (Elsayed et al.)",
-        summary="50,000 of MNIST one by one, the pixels in a new order each task (Elsayed et al., 2024)",
+        summary="50,000 MNIST images one by one, pixels in a new order each task (Elsayed et al., 2024)",
         dataset="mnist-60000-from-minus-1",
         shift="pixel-permutation-of-50000",
         model="mlp-300-150-leaky",
@@ -190,7 +190,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "input-permuted-mnist": Problem(
         title="Pixel permutation, MNIST (UPGD)",
-        summary="5,000 of MNIST one by one, the pixels in a new order each task (Elsayed & Mahmood, 2024)",
+        summary="5,000 MNIST images one by one, pixels in a new order each task (Elsayed & Mahmood, 2024)",
         dataset="mnist-60000-from-minus-1",
         shift="pixel-permutation-of-5000",
         model="mlp-300-150",
@@ -204,7 +204,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "label-permuted-emnist": Problem(
         title="Label flip, EMNIST (UPGD)",
-        summary="2,500 of EMNIST one by one, the classes exchanged each task (Elsayed & Mahmood, 2024)",
+        summary="2,500 EMNIST images one by one, labels permuted each task (Elsayed & Mahmood, 2024)",
         dataset="emnist-112800-from-minus-1",
         shift="label-flip-of-2500",
         model="mlp-300-150",
@@ -238,7 +238,7 @@ PROBLEMS: dict[str, Problem] = {
     "drifting-label-mnist": _mnist(
         "mnist",
         title="Drifting labels, MNIST",
-        summary="random labels for MNIST, one in forty changed each epoch, which counts as a task",
+        summary="random labels for MNIST; a task is one epoch, and each changes one label in forty",
         shift="drifting-labels",
         examples=2560,
         epochs=1,
@@ -249,7 +249,7 @@ PROBLEMS: dict[str, Problem] = {
     "drifting-pixel-mnist": _mnist(
         "mnist",
         title="Drifting pixels, MNIST",
-        summary="MNIST, one in forty of the pixels exchanged each epoch, which counts as a task",
+        summary="MNIST; a task is one epoch, and each moves one pixel in forty",
         shift="drifting-pixels",
         examples=2560,
         epochs=1,
@@ -271,9 +271,9 @@ def find(name: str) -> Problem:
 
 
 def protocol_of(name: str, scale: Scale) -> dict[str, Any]:
-    """The protocol of a problem at a scale; empty where the problem has no such scale, or is no longer there.
+    """The protocol of a problem at a scale; empty if the problem has no such scale, or no longer exists.
 
-    The data set is that of the problem's title, also at a scale with a smaller one.
+    The data set is the one in the problem's title, also at a scale that uses a smaller one.
     """
     problem = _present(name)
     return problem.protocol(scale) | {"dataset": problem.dataset} if problem and scale in problem.scales else {}
@@ -286,13 +286,13 @@ def is_online(name: str) -> bool:
 
 
 def title_of(name: str) -> str:
-    """The title of a problem in charts and tables; its name, if it has no title or is no longer there."""
+    """The title of a problem in charts and tables; its name if it has no title or no longer exists."""
     problem = _present(name)
     return (problem and problem.title) or name
 
 
 def _present(name: str) -> Problem | None:
-    """The problem of a run that may have been made elsewhere; None if it is not here."""
+    """The problem with this name, or None if it does not exist on this machine: the run may be from another one."""
     if ":" not in name:
         return PROBLEMS.get(name)
     try:

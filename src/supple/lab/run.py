@@ -84,10 +84,10 @@ class Run(BaseRun):
         protocol = problems.find(problem)
         if scale not in protocol.scales:
             scales = " or ".join(protocol.scales)
-            raise ValueError(f"expected {problem} at scale {scales}, got {scale}: it has no other form")
+            raise ValueError(f"expected {problem} at scale {scales}, got {scale}: choose one of these")
         entry = methods.find(method)
         strength = methods.strength_of(method, entry, strength, entry.strength)
-        methods.check_options(method, entry, options or {})
+        methods.check_options(method, entry, options)
         seeds = tuple(seeds)
         if diagnostics is None:
             diagnostics = [name for name, diagnostic in DIAGNOSTICS.items() if diagnostic.usual]
@@ -109,16 +109,16 @@ class Run(BaseRun):
         run.check_seeds()
         known(run.optimizer, OPTIMIZERS, "optimizer")
         if not (isinstance(run.step_size, int | float) and 0 < run.step_size < math.inf):
-            raise ValueError(f"expected a positive step size, got {run.step_size}: the problem's own is a good start")
+            raise ValueError(f"expected a positive step size, got {run.step_size}: leave it out for the problem's")
         counts = {"tasks": run.tasks, "epochs": run.epochs, "images a batch": run.batch_size}
         for what, count in counts.items():
             if not isinstance(count, int) or count < 1:
-                raise ValueError(f"expected at least 1 of {what}, got {count}: nothing would be trained")
+                raise ValueError(f"expected at least 1 of {what}, got {count}: choose a larger number")
         return replace(run, step_size=float(run.step_size))
 
     @contextmanager
     def naming_own_parts(self) -> Iterator[None]:
-        """Name the user's own parts, if the run has any, in torch's errors in this block."""
+        """In this block, name the user's own parts of the run in errors that torch raises."""
         try:
             yield
         except Exception as error:

@@ -124,7 +124,7 @@ def sampled_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
 
 
 def streamed_pixel_permutation(data: Dataset, seed: int, task: int, *, images: int) -> Task:
-    """A new permutation and a new sample of so many images (or all, if fewer) each task (Elsayed et al., 2024)."""
+    """A new permutation and a new sample of ``images`` images (or all, if fewer) each task (Elsayed et al., 2024)."""
     return replace(pixel_permutation(data, seed, task), images=_sample(data, seed, task, images))
 
 
@@ -153,7 +153,7 @@ def label_flip(data: Dataset, seed: int, task: int) -> Task:
 
 
 def streamed_label_flip(data: Dataset, seed: int, task: int, *, images: int) -> Task:
-    """A new flip and a new sample of so many images (or all, if fewer) each task (Elsayed & Mahmood, 2024)."""
+    """A new flip and a new sample of ``images`` images (or all, if fewer) each task (Elsayed & Mahmood, 2024)."""
     return replace(label_flip(data, seed, task), images=_sample(data, seed, task, images))
 
 
@@ -183,7 +183,7 @@ def class_pairs(data: Dataset, seed: int, task: int) -> Task:
 
 
 def growing_set(data: Dataset, seed: int, task: int, *, chunks: int) -> Task:
-    """The first ``task + 1`` of so many equal chunks of the training images, in a random order (Ash & Adams, 2020)."""
+    """The first ``task + 1`` of ``chunks`` equal chunks of the training images, in random order (Ash & Adams, 2020)."""
     order = generator(Stream.SAMPLE, seed).permutation(len(data.train))
     arrived = order[: len(order) * (task + 1) // chunks]
     return Task(classes=torch.arange(data.classes), images=torch.from_numpy(np.sort(arrived)))
@@ -202,7 +202,7 @@ def batch_order(examples: int, batch_size: int, epochs: int, seed: int, task: in
 
 
 def _sample(data: Dataset, seed: int, task: int, count: int) -> Tensor:
-    """The sorted indices of so many training images, or of all if there are fewer."""
+    """The sorted indices of ``count`` random training images, or of all if there are fewer."""
     rng = generator(Stream.SAMPLE, seed, task)
     return torch.from_numpy(np.sort(rng.choice(len(data.train), min(count, len(data.train)), replace=False)))
 
@@ -217,7 +217,7 @@ class Shift(NamedTuple):
     task: Callable[[Dataset, int, int], Task]
     """Makes a task from a data set, a member's seed and the task's number."""
     outputs: Callable[[Dataset], int] = lambda data: data.classes
-    """Number of classes that a network must tell apart."""
+    """Number of classes that a network must distinguish."""
     tasks: Callable[[Dataset], float] = lambda data: float("inf")
     """The largest number of tasks that the data allow."""
 
@@ -252,7 +252,7 @@ def find(name: str) -> Shift:
 
 
 def check_task(task: object, data: Dataset, outputs: int, name: str) -> Task:
-    """Check that a network with so many outputs can learn a shift's task from these data; return the task.
+    """Check that a network with ``outputs`` outputs can learn a shift's task from these data; return the task.
 
     Raises:
         ValueError: otherwise; the message names the shift.
@@ -276,5 +276,7 @@ def check_task(task: object, data: Dataset, outputs: int, name: str) -> Task:
             "number the classes from 0"
         )
     if task.pixels is not None and task.pixels.sort().values.tolist() != list(range(_positions(data))):
-        raise ValueError(f"expected each of {_positions(data)} pixels once from the shift {name}: give a permutation")
+        raise ValueError(
+            f"expected a permutation of {_positions(data)} pixels from the shift {name}, got another tensor: correct it"
+        )
     return task

@@ -44,7 +44,7 @@ class Trainer:
 
     Args:
         run: what to train.
-        compiled: overrides that choice.
+        compiled: whether the step is compiled; chosen as described when left out.
         device: of all tensors; when left out, a GPU if there is one.
     """
 
@@ -60,7 +60,8 @@ class Trainer:
         self._fingerprint.append((labels * torch.arange(1, len(labels) + 1, device=labels.device)).sum().item())
         if run.tasks > self.shift.tasks(self.data):
             raise ValueError(
-                f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got {run.tasks}"
+                f"expected at most {self.shift.tasks(self.data)} tasks of {run.shift} on {run.dataset}, got "
+                f"{run.tasks}: choose fewer"
             )
         shown = dataclasses.replace(self.data, classes=self.shift.outputs(self.data))
         self._classes = shown.classes
@@ -146,7 +147,7 @@ class Trainer:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the numbers may depend on besides the configuration."""
+        """Facts besides the configuration that the results may depend on."""
         # Sums: on another machine they may differ in their last digits.
         data = " ".join(f"{number:.9g}" for number in self._fingerprint)
         return {"device": self.device, "subset": self.data.subset, "data": data}
@@ -155,17 +156,17 @@ class Trainer:
         """Take over what :meth:`state_dict` returned, into the same memory.
 
         Raises:
-            ChangedDataError: for a state from other images or labels (a name may stand for a part of a data set, and
-                later for all of it), or from a network of other shapes.
+            ChangedDataError: for a state from other images or labels (under one name, a part of a data set may later be
+                replaced by all of it), or from a network of other shapes.
         """
         begun_with = state.get("data", [])  # the first versions saved less
         if begun_with != self._fingerprint[: len(begun_with)]:
-            raise ChangedDataError("expected the images and labels that the run began with, got others")
+            raise ChangedDataError("expected the images and labels of the checkpoint, got others")
         shapes, own = (
             {name: part.shape for name, part in some.items()} for some in (state["parameters"], self.learner.parameters)
         )
         if shapes != own:
-            raise ChangedDataError("expected the network that the run began with, got one of other shapes")
+            raise ChangedDataError("expected the network of the checkpoint, got one of other shapes")
         self.learner.load_state_dict(state)
         copy_into(self.learner.buffers, state["buffers"])
         self.probe.load_state_dict(state["probe"])
@@ -257,7 +258,7 @@ def train(
         report: called regularly with the number of tasks done, including fractions.
         root: the folder of all runs.
         pieces: the number of calls that finish a run; runs can share workers between calls.
-        keep: keep the checkpoints after every so many tasks; only the last when left out.
+        keep: keep a checkpoint after every ``keep`` tasks; only the last when left out.
 
     Returns:
         Whether tasks are left.

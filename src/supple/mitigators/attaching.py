@@ -131,7 +131,7 @@ def _check_company(method: Kernels, optimizer: Optimizer) -> None:
     for hooks in all_on(optimizer):
         if hooks.owner is method:
             raise RuntimeError(
-                "expected an optimizer that it is not attached to yet, got the same one twice: detach() first"
+                "expected an optimizer that it is not attached to yet, got the same one twice: call detach() first"
             )
         common = _identities(hooks.owner) & _identities(method) & held_by(optimizer)
         if type(hooks.owner) is type(method) and common:

@@ -60,9 +60,9 @@ class Mitigator(KernelRunner):
         super().__init__(network, strength, roles=roles)
         self._has_warned = False
         self._judged: set[str] = set()
-        """The parameters whose first changes were forecast."""
+        """The parameters that have been checked for large first changes."""
         self._optimizers: list[weakref.ref[Optimizer]] = []
-        """What the method is attached to. It keeps none alive, so that a new optimizer per task costs no memory."""
+        """The optimizers that it is attached to; weak references, so that a new optimizer per task costs no memory."""
         self._held: dict[int, set[int]] = {}
         """The ids of the parameters of each optimizer that the method is attached to, by the optimizer's id."""
         self._observed: list[RemovableHandle] = []
@@ -217,7 +217,7 @@ class Mitigator(KernelRunner):
         """Warn if the first steps would change these parameters much; return whether it warned."""
         return False
 
-    # What happens on the steps of an attached optimizer.
+    # Called in the steps of an attached optimizer.
 
     def _hook(self, optimizer: Optimizer, steps: int = 0) -> None:
         self._held[id(optimizer)] = held_by(optimizer)

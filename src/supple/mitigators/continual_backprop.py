@@ -31,7 +31,7 @@ class ContinualBackprop(UnitResets):
 
     Args:
         network: a module or a :class:`Population`.
-        strength: ρ, the replacement rate, at most 1. The paper's is 1e-4: of 256 units one every 39 steps.
+        strength: ρ, the replacement rate, at most 1. The paper's is 1e-4: with 256 units, one every 39 steps.
         maturity: steps in which a new unit is not replaced, 100 in the paper: its outgoing weights start at 0.
         decay: β, 0.99 in the paper.
         utility: ``"contribution"`` as above; or ``"adaptable contribution"``, which most of the authors' settings use:

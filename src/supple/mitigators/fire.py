@@ -13,7 +13,7 @@ from supple.network.roles import Overrides
 
 
 class FIRE(Mitigator):
-    r"""Where ``start_task()`` is called, move each weight matrix to the nearest orthogonal one, rescaled.
+    r"""Move each weight matrix to the nearest orthogonal one, rescaled, when ``start_task()`` is called.
 
     .. math:: W \gets (1 - s)\, W + s\, \sqrt{\text{out} / \text{in}} \; U V^\top \qquad \text{for } W = U \Sigma V^\top
 
@@ -31,7 +31,7 @@ class FIRE(Mitigator):
         strength: s, the fraction of the way, from 0 (none) to 1 (all of it: the published method).
         iterations: of Newton and Schulz. The authors use 10 for images.
         roles: parameter name to role. Matrices are changed, the output layer's too, as in the authors' code; biases and
-            gains stay. Embeddings stay unless an override says ``"matrix"``: their number of inputs is a vocabulary's.
+            gains stay. Embeddings stay unless an override says ``"matrix"``: their inputs are a vocabulary.
 
     Raises:
         ValueError: for a strength above 1, less than one iteration, or a network without a weight matrix.

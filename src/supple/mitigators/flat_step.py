@@ -15,12 +15,13 @@ from supple.kernels.power_iteration import RESTART, TINY, half_iteration, normal
 from supple.network.roles import Role
 
 Amount = Callable[[Sequence[str], Tensor, Tensor | None], Tensor]
-"""How much of each stretch's derivative to add, from the parameters' names and all their stretches in one tensor: one
-stretch per matrix or vector, with a tensor of 1 for matrices and 0 for vectors; or one per gain, with None."""
+"""``amount(names, stretches, is_matrix)``: the factor of each stretch's derivative. ``stretches`` has one entry per
+matrix or vector, and ``is_matrix`` is 1 for matrices and 0 for vectors; or one entry per gain, and ``is_matrix`` is
+None."""
 
 
 MAX_LAYOUTS = 8
-"""How many are kept: a network that skips layers at random may have other gradients in every step."""
+"""The maximum number of layouts kept: a network that skips random layers has other gradients in every step."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _owners(shapes: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In at least single precision; of a half-precision network, one matrix at a time is copied."""
+    """The tensor in at least single precision; only half precision is copied, one matrix at a time."""
     return tensor.to(working_dtype(tensor))
 
 

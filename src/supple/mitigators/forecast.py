@@ -11,11 +11,11 @@ STEPS = 10
 """The number of steps to forecast: ten were enough to ruin trained networks."""
 
 LARGE_CHANGE = 0.005
-"""The change in these steps, relative to a matrix's norm, from which it warns: hundreds of steps follow."""
+"""It warns if these steps change a matrix by at least this fraction of its norm: hundreds more steps follow."""
 
 TOLERATED_RATIO = 1.5
-"""A σ₁ up to this multiple of its target is not counted, nor are biases and gains that are as close to theirs as this
-is to one: networks that were trained with the method have such values."""
+"""A σ₁ below this multiple of its target is ignored, as are biases and gains within ``TOLERATED_RATIO - 1`` of their
+target: networks that were trained with the method have such values."""
 
 
 class RewriteWarning(UserWarning):
@@ -23,7 +23,7 @@ class RewriteWarning(UserWarning):
 
 
 class Change(NamedTuple):
-    """What the first steps would do to a parameter; if it holds several matrices, to the one that changes most."""
+    """How the first steps would change a parameter, or the matrix in it that changes most."""
 
     name: str
     size: float
@@ -31,7 +31,7 @@ class Change(NamedTuple):
     share: float
     """How far it would move in the first steps, divided by its Frobenius norm."""
     looks_fresh: bool
-    """Whether it may be untrained: then there is nothing to lose."""
+    """Whether its values look like an initialization, so that no training is lost."""
     measure: Literal["σ₁", "norm", "gain"] = "σ₁"
     """What ``size`` is."""
 

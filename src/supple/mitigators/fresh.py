@@ -83,7 +83,7 @@ class FreshParameters:
                 kind = type(whole).__name__
                 raise ValueError(
                     f"expected modules that initialize themselves, got those of a {kind}, which initializes them in "
-                    "its own way: first say, for each module of network.modules(), module.reset_parameters = "
+                    "its own way: first set, for each module of network.modules(), module.reset_parameters = "
                     f"functools.partial(network._init_weights, module), where network is the {kind}"
                 )
 

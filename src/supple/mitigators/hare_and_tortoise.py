@@ -32,8 +32,8 @@ class HareAndTortoise(Mitigator):
     Buffers of real numbers, such as the statistics of batch norm, are averaged and set too, in the steps of the
     optimizer that holds the first parameter. The optimizer's state is kept.
 
-    If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a return is due, the next step does
-    it instead. Other skipped steps count as steps.
+    If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a return is due, the next step
+    returns instead. Other skipped steps count as steps.
 
     Source: Lee et al., *Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks*, 2024.
     """
@@ -56,7 +56,7 @@ class HareAndTortoise(Mitigator):
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay from 0 to below 1, got {decay}: the source's is 0.999")
         if every < 1:
-            raise ValueError(f"expected a return every 1 or more steps, got every={every}")
+            raise ValueError(f"expected a period of at least 1 step, got every={every}: 1000 is the default")
         super().__init__(network, strength, roles=roles)
         self.decay, self.every = decay, every
         self.state = {

@@ -54,7 +54,7 @@ class Kernels:
     observes = False
     """Whether it records activations in the forward pass: :meth:`observe` chooses the modules."""
     works_on_shards = False
-    """Whether the kernels are correct for sharded parameters, of which they get only this rank's shard."""
+    """Whether the kernels are correct for sharded parameters; they get only this rank's shard."""
     goes_by_role = False
     """Whether a parameter's role decides what the method does to it; it then leaves out parameters of unknown role."""
     makes_small_changes = True
@@ -62,11 +62,11 @@ class Kernels:
     needs_step_sizes = False
     """Whether it must know the optimizer's step size."""
     scheduled = False
-    """Whether it acts in some steps only, once in a period. A :class:`supple.training.learner.Learner` then acts before
-    the next step instead of after this one, so that no measurement in between sees a network that was just reset."""
+    """Whether it acts only once per period of steps. A :class:`supple.training.learner.Learner` then lets it act before
+    the next step instead of after this one, so that no network is measured right after a reset."""
 
     acts_at_task_start = False
-    """Whether it acts where ``start_task()`` is called. The laboratory does so at every task but the first."""
+    """Whether it acts when ``start_task()`` is called. The laboratory calls it before every task but the first."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Kernels:
         if self.goes_by_role:
             self._leave_out_unknown()
         if not self.parameters:
-            raise ValueError("expected a network with parameters, got none: check what was passed, and roles")
+            raise ValueError("expected a network with parameters, got none: pass a whole network, and check roles")
         self._shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             if parameter.is_meta or not local(parameter.detach()).isfinite().all():
@@ -118,7 +118,7 @@ class Kernels:
         """Change ``parameters``, which the optimizer has just updated, and advance ``state``, all in place."""
 
     def _penalty(self, parameters: Tensors) -> Tensor:
-        """The penalty whose gradient ``add_gradients`` adds, at strength 1, by member; 0 for most methods."""
+        """The penalty whose gradient ``add_gradients`` adds: at strength 1, one value a member; 0 for most methods."""
         return local(self._first).new_zeros(self._members)
 
     @property
@@ -130,10 +130,12 @@ class Kernels:
         try:
             tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"expected a strength that is a number or a tensor, got {value!r}") from error
+            raise TypeError(
+                f"expected a number or a tensor as strength, got {value!r}: pass one, such as 1e-4"
+            ) from error
         if tensor.shape not in ((), self._members):
-            expected = f"a number or {self._members[0]} values, one a member," if self._members else "a number"
-            raise ValueError(f"expected a strength of {expected} got shape {tuple(tensor.shape)}: give it that shape")
+            expected = f"a number or {self._members[0]} values, one per member" if self._members else "a number"
+            raise ValueError(f"expected {expected} as strength, got shape {tuple(tensor.shape)}: give it that shape")
         if not (tensor.isfinite() & (tensor >= 0) & (tensor <= self.largest_strength)).all():
             raise ValueError(
                 f"expected a finite strength from 0 to {self.largest_strength}, got {value}: 0 switches the method off"
@@ -196,8 +198,8 @@ class Kernels:
             logging.getLogger("supple").warning(
                 f"{type(self).__name__} leaves out {len(unknown)} parameters of module types or "
                 "parametrizations that it does not know. "
-                f"Say what they are with roles={{{shown}}}, where None leaves out in silence and 'matrix', 'vector' or "
-                "'scale' takes in; or tell it of a whole type with supple.roles.register()."
+                f"Set their roles with roles={{{shown}}}: None leaves a parameter out without this message; 'matrix', "
+                "'vector' or 'scale' includes it. For a whole module type, use supple.roles.register()."
             )
 
     @property
@@ -268,7 +270,7 @@ class Kernels:
 
 
 def per_member(strength: Strength, ndim: int) -> Strength:
-    """``strength`` reshaped to multiply a tensor with ``ndim`` dimensions, of which the first is the members'."""
+    """``strength`` reshaped to multiply a tensor with ``ndim`` dimensions whose first dimension is the members."""
     if isinstance(strength, Tensor) and strength.ndim:
         return strength.reshape(-1, *(1,) * (ndim - 1))
     return strength

@@ -21,7 +21,7 @@ _FIRST = {"mu_product": 1}
 
 
 class NetworkReset(Mitigator):
-    r"""Every ``every`` steps, reinitialize all or the last layers, and the optimizer's state of them.
+    r"""Every ``every`` steps, reinitialize all layers, or the last ones, with their optimizer state.
 
     .. math:: \theta \gets (1 - s)\,\theta + s\,\theta_{\text{fresh}}
 
@@ -38,8 +38,8 @@ class NetworkReset(Mitigator):
 
     Raises:
         ValueError: for a strength above 1, a period or a number of layers below 1, an unknown module, a module that
-            cannot redraw its parameters (it has no ``reset_parameters()``), and in a step, before anything changes,
-            for an optimizer whose state cannot be reset entry by entry.
+            cannot redraw its parameters (it has no ``reset_parameters()``); in a step, before anything changes, for an
+            optimizer whose state cannot be reset entry by entry.
 
     Fresh values come from each module's own ``reset_parameters()``; an initialization that your code applied afterwards
     is not repeated. Batch-norm statistics are reset too, except in modules whose parameters are
@@ -79,7 +79,7 @@ class NetworkReset(Mitigator):
         seed: int = 0,
     ) -> None:
         if every < 1:
-            raise ValueError(f"expected a reset every 1 or more steps, got every={every}")
+            raise ValueError(f"expected a period of at least 1 step, got every={every}: 10000 is the default")
         super().__init__(network, strength, roles=roles)
         self.every = every
         chosen = self._modules_of(layers)
@@ -142,13 +142,15 @@ class NetworkReset(Mitigator):
             weights = [name for name in self.parameters if self.roles[name].kind == "matrix"]
             owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
             if not 1 <= layers <= len(owners):
-                raise ValueError(f"expected from 1 to {len(owners)} layers, the network's matrices, got {layers}")
+                raise ValueError(
+                    f"expected 1 to {len(owners)} layers (those with a matrix), got {layers}: choose fewer"
+                )
             everything = find_roles(self._network)
             last = output_matrix(self._network, everything)
             if last != [name for name, role in everything.items() if role.kind == "matrix"][-1]:
                 raise ValueError(
-                    f"expected a last layer with a weight of its own, got {last!r}, tied to it: name the modules to "
-                    'reset, as in layers=["head"]'
+                    f"expected a last layer with its own weight, got one tied to {last!r}: name the modules to reset, "
+                    'as in layers=["head"]'
                 )
             return set(names[names.index(owners[-layers]) :])
         if isinstance(layers, str):

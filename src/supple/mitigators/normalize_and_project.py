@@ -16,9 +16,9 @@ class NormalizeAndProject(Mitigator):
 
     .. math:: W \gets W \lVert W^{(0)} \rVert / \lVert W \rVert
 
-    For networks with a normalization layer before each non-linearity, whose outputs do not depend on the weights'
-    norms. Without such layers the network's outputs cannot grow. A matrix that is zero at first, such as LoRA's second
-    one, has no norm to keep and is left free.
+    It is meant for networks with a normalization layer before each non-linearity: their outputs do not depend on the
+    weights' norms. In other networks it prevents the outputs from growing. A matrix that starts at zero, such as LoRA's
+    second one, has no norm to keep and is not changed.
 
     Args:
         network: a module or a :class:`Population`.

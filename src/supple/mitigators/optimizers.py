@@ -1,4 +1,4 @@
-"""What an optimizer holds: the optimizers that it wraps, its parameters, its step sizes and its memory."""
+"""What an optimizer holds: the optimizers that it wraps, its parameters, its step sizes and its state."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 StepSize = float | Tensor
 
 _BY_HAND = "call method.before_step() before the parameters move and method.after_step(optimizer) afterwards instead"
-_FACE = ("step", "zero_grad")
-"""What everything has that behaves like an optimizer."""
+_METHODS = ("step", "zero_grad")
+"""Anything with these methods counts as an optimizer."""
 
 
 def inner_optimizers(optimizer: Any) -> list[Optimizer]:
@@ -41,7 +41,7 @@ def inner_optimizers(optimizer: Any) -> list[Optimizer]:
 
 
 def memory_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """An optimizer's own state dictionary of a parameter; if ranks divide the state, the one for this rank's part."""
+    """The optimizer's own state dictionary for a parameter; if ranks share the state, this rank's part."""
     inner = getattr(optimizer, "optim", optimizer)
     held: dict[str, Any] = optimizer.state.get(parameter) or getattr(inner, "state", {}).get(parameter, {})
     return held
@@ -144,7 +144,7 @@ def parameters_in(value: Any, depth: int = 4) -> set[int]:
 
 def _is_like_one(value: Any) -> bool:
     """Whether it behaves like an optimizer: some wrappers, such as schedule-free's, do not subclass torch's."""
-    return all(hasattr(type(value), name) or name in getattr(value, "__dict__", {}) for name in _FACE)
+    return all(hasattr(type(value), name) or name in getattr(value, "__dict__", {}) for name in _METHODS)
 
 
 def _runs_torchs_step(optimizer: Any) -> bool:

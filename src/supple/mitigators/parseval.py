@@ -36,8 +36,8 @@ class ParsevalRegularizer(Mitigator):
         ValueError: when there is no hidden matrix; when attached in the decoupled form, if the optimizer does not give
             its step size.
 
-    The authors' networks have one width; here n is each layer's own. They tuned λ for 64 units, hence the factor a. It
-    stays 1 in narrower layers, where (64 / n)² lets weights diverge: it is 4096 for a depthwise convolution's groups.
+    The authors' networks have one width; here n is each layer's own. They tuned λ for 64 units, hence the factor a². In
+    narrower layers a is 1: (64 / n)² would let weights diverge, since it is 4096 for a depthwise convolution's groups.
 
     Source: Chung, Cherif, Meger & Precup, *Parseval Regularization for Continual Reinforcement Learning*, 2024.
 

@@ -65,7 +65,7 @@ class ReDo(UnitResets):
         seed: int = 0,
     ) -> None:
         if every < 1:
-            raise ValueError(f"expected to recycle every 1 or more steps, got every={every}: the paper's is 1000")
+            raise ValueError(f"expected a period of at least 1 step, got every={every}: the paper's is 1000")
         self.every = every
         super().__init__(network, strength, units=units, initializer=initializer, roles=roles, seed=seed)
 

@@ -36,8 +36,8 @@ class SelfNormalizedResets(UnitResets):
         patience: how many steps a unit may be silent if it has not fired often enough to be judged by its own times.
         quiet: a unit is silent in a step if its mean |h| is at most this fraction of its layer's mean; 0: exactly zero.
         every: steps between resets, 10: searching for units takes more time than counting silences.
-        at_once: the maximum number of units of a layer to reset at once, the longest silent first, the others at the
-            next reset; None for one in 8.
+        at_once: the maximum number of a layer's units to reset at once; the longest silent come first, the others at
+            the next reset. None means one in 8.
         units: which units, if :func:`supple.network.units.find_units` does not find them.
         initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
             default, uniform in ± 1/√fan-in.

@@ -44,12 +44,12 @@ class ShrinkAndPerturb(Mitigator):
 
     The code of Ash & Adams keeps 0.4 of the parameters and adds 0.1 of fresh ones: s = 0.6 and p = 1/6 with ``task``.
 
-    ``step-noise`` shrinks decoupled, after the optimizer's step, as AdamW does. The source leaves the decay to the
-    optimizer: with SGD that is the same; with Adam its decay goes through the moments (there, give Adam the
-    ``weight_decay`` and take a small s with a large p).
+    ``step-noise`` shrinks after the optimizer's step (decoupled), as AdamW does. The source leaves the decay to the
+    optimizer. With SGD that is the same; with Adam the decay goes through the moments (to repeat that, give Adam the
+    ``weight_decay`` and choose a small s with a large p).
 
-    Random numbers are half of a step's cost. If a layer initializes its weights uniformly and is on a CPU,
-    ``step-fresh`` therefore draws 16 bits per weight: one of 65,536 values, of which a step adds a small fraction.
+    Random numbers are half of a step's cost. For layers on a CPU that initialize their weights uniformly,
+    ``step-fresh`` therefore draws only 16 bits per weight: one of 65,536 values.
 
     Source: Ash & Adams, *On Warm-Starting Neural Network Training*, 2020.
     """
@@ -83,7 +83,7 @@ class ShrinkAndPerturb(Mitigator):
     def start_task(self) -> None:
         """Shrink and perturb once, at the start of a task."""
         if self.variant == "step-noise":
-            raise ValueError("expected a variant with a fresh initialization, got 'step-noise': say variant='task'")
+            raise ValueError("expected a variant with a fresh initialization, got 'step-noise': pass variant='task'")
         self._shrink(self._trainable(), self.strength)
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:

@@ -67,8 +67,8 @@ class SpectralRegularizer(Mitigator):
             a parameter that is not regularized, or a parameter cannot be regularized (named in the message). When
             attached in the decoupled form: if the optimizer does not give its step size.
 
-    Departures from the paper: a bias vector counts as one, even where one tensor holds the biases of q, k and v; 15
-    power iterations are made at construction; each iteration adds a little of a fixed random direction (see
+    Departures from the paper: a tensor that holds the biases of q, k and v counts as one vector; construction runs
+    15 power iterations; each iteration adds a little of a fixed random direction (see
     :mod:`supple.kernels.power_iteration`); the gradient is bounded; and a gain γ is regularized as (γᵏ − 1)², as a
     matrix is, where the paper has no formula: with an even k a negative gain is pulled to −1.
 

@@ -12,7 +12,7 @@ Tensors = dict[str, Tensor]
 State = dict[str, Tensors]
 """What a method keeps between steps: for each parameter's name, named tensors."""
 GLOBAL = ""
-"""The entry of a state for values that belong to no single parameter; it stays on the host."""
+"""The key of a state for values that belong to no single parameter; they stay on the host."""
 ROUNDING = "rounding steps"
 """The key in that entry for the number of steps with stochastic rounding; absent if there were none."""
 

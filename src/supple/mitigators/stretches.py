@@ -1,7 +1,7 @@
 """The stretches of a network's parameters (σ₁ of matrices, norms of vectors, gains): measure them, change along them.
 
-It works on a parameter at a time, so that populations, sharded parameters and compiled steps use the same code; for one
-ordinary network :class:`FlatStep` needs fewer operators.
+It works on one parameter at a time, for populations, sharded parameters and compiled steps alike; for a single ordinary
+network, :class:`FlatStep` does the same with fewer operators.
 """
 
 from collections.abc import Iterable, Mapping
@@ -157,7 +157,7 @@ class Stretches:
         return half_iteration(self._roles[name].matrices(parameter), v, restart, iterations)
 
     def _norms(self, name: str, vectors: Tensor) -> Any:
-        """As :meth:`_power_iteration`."""
+        """The norms of one parameter's vectors; for a shard, a generator of them, as in :meth:`_power_iteration`."""
         return self._pieces[name].norms(vectors) if name in self._pieces else norm_of(vectors)
 
     def _joined(self, stretches: list[Tensor]) -> Tensor:

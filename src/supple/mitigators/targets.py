@@ -1,4 +1,4 @@
-"""The targets of a network's stretches: one number for all, numbers by parameter, or the values at the beginning."""
+"""The targets of a network's stretches: one number for all, numbers by parameter, or the initial values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -29,7 +29,7 @@ def check_target(target: Target) -> None:
     for name, number in (target if isinstance(target, Mapping) else {"": target}).items():
         of = f" for {name!r}" if name else ""
         if not isinstance(number, Real):
-            raise TypeError(f"expected a target{of} that is a number, a mapping or 'initial', got {number!r}")
+            raise TypeError(f"expected a number, a mapping or 'initial' as target{of}, got {number!r}: pass one")
         if not 0 <= number < float("inf"):
             raise ValueError(f"expected a target{of} of at least 0, got {number}: the paper's is 1")
 

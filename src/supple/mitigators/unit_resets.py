@@ -93,7 +93,7 @@ class UnitResets(Mitigator):
             reasons = "; ".join(f"{entry.layer!r} {entry.reason}" for entry in self.skipped) or "it has no layers"
             raise ValueError(
                 f"expected a network with hidden units that can be replaced one by one, got none ({reasons}): "
-                'say which with units=[("entering layer", "leaving layer"), ...]'
+                'name them with units=[("entering layer", "leaving layer"), ...]'
             )
         self._searched = units is None
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
@@ -156,7 +156,7 @@ class UnitResets(Mitigator):
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if not isinstance(self.strength, Tensor) and self.strength == 0:
-            for group in self.groups:  # what is seen while it is off does not count later
+            for group in self.groups:  # activations that are observed while it is off do not count later
                 torch._foreach_zero_(list(state[_activity(group)].values()))
             return
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
@@ -222,7 +222,7 @@ class UnitResets(Mitigator):
         if absent and present and all(self.parameters[name].requires_grad for name in absent):
             raise ValueError(
                 f"expected the units of {group.name!r} whole in one optimizer, got {present} in this one and not "
-                f"{absent}: give it all (its groups may differ in step size), or say roles={{{absent[0]!r}: None}}"
+                f"{absent}: give it all (in groups if step sizes differ), or pass roles={{{absent[0]!r}: None}}"
             )
         return not absent
 

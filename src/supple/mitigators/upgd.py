@@ -1,4 +1,4 @@
-"""Utility-based perturbed gradient descent (Elsayed & Mahmood, 2024): useful weights move little, others wander."""
+"""Utility-based perturbed gradient descent (Elsayed & Mahmood, 2024): perturbs weights, useful ones least."""
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class UPGD(Mitigator):
         if not (noise >= 0 and weight_decay >= 0 and 0 <= decay < 1):
             raise ValueError(
                 f"expected noise and weight_decay of at least 0 and a decay from 0 to below 1, got noise={noise}, "
-                f"weight_decay={weight_decay}, decay={decay}"
+                f"weight_decay={weight_decay}, decay={decay}: leave them out for the defaults"
             )
         super().__init__(network, strength, roles=roles)
         self.noise, self.decay, self.weight_decay = noise, decay, weight_decay

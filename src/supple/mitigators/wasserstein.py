@@ -43,7 +43,7 @@ class WassersteinRegularizer(SquaredDistance):
         roles: Overrides | None = None,
     ) -> None:
         if reduction not in ("sum", "mean"):
-            raise ValueError(f"expected a reduction of 'sum' or 'mean', got {reduction!r}")
+            raise ValueError(f"expected 'sum' or 'mean' as reduction, got {reduction!r}: choose one")
         super().__init__(network, strength, roles=roles)
         self.reduction = reduction
         with torch.no_grad():

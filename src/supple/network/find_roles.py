@@ -68,12 +68,10 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
         if name in overrides and overrides[name] is None:
             continue
         if is_lazy(parameter):
-            raise ValueError(
-                f"expected parameters with shapes, got the uninitialized {name!r}: pass a batch through first"
-            )
+            raise ValueError(f"expected parameters with shapes, got the uninitialized {name!r}: run one batch first")
         if parameter.is_complex():
             raise ValueError(
-                f"expected real parameters, got {name!r} of {parameter.dtype}: say roles={{{name!r}: None}}"
+                f"expected real parameters, got {name!r} of {parameter.dtype}: pass roles={{{name!r}: None}}"
             )
         if _is_packed(parameter):
             continue
@@ -94,7 +92,7 @@ def find_roles(network: nn.Module | Population, overrides: Overrides | None = No
 def describe(network: nn.Module | Population, roles: Overrides | None = None) -> str:
     """A table of all parameters: name, shape, role, number of matrices, and current largest singular value.
 
-    It does not show the value of a sharded parameter: this needs other ranks, which may not call it too.
+    The value of a sharded parameter is not shown: computing it needs all ranks, and perhaps only one calls this.
 
     >>> print(describe(nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))))  # doctest: +ELLIPSIS
     parameter  shape  role    matrices  sigma_1
@@ -199,5 +197,5 @@ def _is_packed(parameter: nn.Parameter) -> bool:
 
 def _of_kind(kind: Kind | None, shape: tuple[int, ...], name: str) -> Role:
     if kind is None or kind not in get_args(Kind):
-        raise ValueError(f"expected one of {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {kind!r}")
+        raise ValueError(f"expected {', '.join(get_args(Kind))}, a Role or None for {name!r}, got {kind!r}: pass one")
     return role_of_kind(kind, shape)

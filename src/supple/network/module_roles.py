@@ -139,7 +139,7 @@ def _is_in_a_stack(module: nn.Module, name: str, shape: tuple[int, ...]) -> bool
 def _refuse_stacked(path: str, module: nn.Module, usual: int, shape: tuple[int, ...]) -> None:
     """Refuse ensembles from ``torch.func.stack_module_state``, which adds a dimension for the members."""
     raise ValueError(
-        f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: networks stacked by "
-        "torch.func.stack_module_state are no network; build a supple.Population of them. If the type is your own and "
-        "has such weights, say what they are with supple.roles.register()"
+        f"expected {path!r} of a {type(module).__name__} with {usual} dimensions, got {shape}: for networks stacked by "
+        "torch.func.stack_module_state, build a supple.Population instead; if the module type is your own and has such "
+        "weights, register their roles with supple.roles.register()"
     )

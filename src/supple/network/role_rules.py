@@ -46,13 +46,13 @@ def register(owner: type[nn.Module] | str, rules: Mapping[str, Rule]) -> None:
     """
     if isinstance(owner, type) and is_torchs_type(owner):
         raise ValueError(
-            f"expected a type of your own, got torch's {owner.__name__}: override single parameters by roles="
+            f"expected a type of your own, got torch's {owner.__name__}: pass roles= for single parameters"
         )
     for name, rule in rules.items():
         if not (rule is None or rule in get_args(Kind) or isinstance(rule, Role) or callable(rule)):
             raise ValueError(
                 f"expected 'matrix', 'vector', 'scale', a Role, a function of the shape or None for {name!r}, got "
-                f"{rule!r}"
+                f"{rule!r}: pass one of these"
             )
     _TABLE[:0] = [(owner, {name: _found_by(rule) for name, rule in rules.items()})]
 

@@ -42,7 +42,8 @@ class Role:
         if self.layout and not (fits and len(self.layout) >= (3 if self.kind == "matrix" else 2)):
             expected = "(groups, out, in, ...)" if self.kind == "matrix" else "(groups, n)"
             raise ValueError(
-                f"expected a layout {expected} of as many entries as the shape {self.shape}, got {self.layout}"
+                f"expected a layout {expected} with as many entries as the shape {self.shape}, got {self.layout}: "
+                "correct it"
             )
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from supple.kernels.power_iteration import TINY, normalized, prepare_, working_dtype
-from supple.kernels.sharding import Summing, is_sharded, ranks_along
+from supple.kernels.sharding import Summing, is_sharded, ranks_of
 from supple.network.roles import Role
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def pieces(roles: Mapping[str, Role], parameters: Mapping[str, nn.Parameter]) ->
     """This rank's piece of each sharded parameter, by name; empty for an ordinary network.
 
     Raises:
-        ValueError: for FSDP1's flat parameters, and for a DTensor of which this rank has no shard or copy.
+        ValueError: for FSDP1's flat parameters, and for a DTensor without a shard or copy on this rank.
     """
     for name, parameter in parameters.items():
         if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
@@ -47,7 +47,8 @@ class Piece:
             )
         sharded = [(dim, getattr(p, "dim", None)) for dim, p in enumerate(placements) if mesh.size(dim) > 1]
         sharded = [(dim, tensor_dim) for dim, tensor_dim in sharded if tensor_dim is not None]
-        self._ranks = [ranks_along(mesh, dim) for dim, _ in sharded]
+        ranks = {dim: ranks_of(mesh.get_group(dim), mesh.device_type) for dim, _ in sharded}
+        self._ranks = list(ranks.values())
         self._role, self._vector_index = role, None
         if role.kind == "vector" and role.layout:
             if role.layout != role.shape:
@@ -60,7 +61,7 @@ class Piece:
             outer, middle = _boundaries(name, role)
             rows = range(outer, middle) if role.transposed else range(outer)
             self._boundaries = outer, middle
-            self._ranks_of_a_row = [ranks_along(mesh, dim) for dim, tensor_dim in sharded if tensor_dim not in rows]
+            self._ranks_of_a_row = [ranks[dim] for dim, tensor_dim in sharded if tensor_dim not in rows]
             self._row_mask, self._column_mask, self._column_index = self._find_place(parameter)
 
     def total(self, part: Tensor) -> Summing:
@@ -182,8 +183,8 @@ class Piece:
 
 
 def _boundaries(name: str, role: Role) -> tuple[int, int]:
-    """The number of leading tensor dimensions that hold the groups and the layout's next dimension; and the number that
-    holds these and, in a transposed layout, the rows."""
+    """How many leading tensor dimensions make up (groups, the layout's next dimension), and how many these plus, in a
+    transposed layout, the rows."""
     if role.side_by_side:
         return 1, 2
     groups, first, second, *_ = role.layout

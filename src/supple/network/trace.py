@@ -75,5 +75,5 @@ class _Tracer(fx.Tracer):
 
 
 def runs_torchs_forward(module: nn.Module) -> bool:
-    """Whether its forward pass is one of torch's; it may be a subclass of a module of torch."""
+    """Whether the module, perhaps a subclass of a torch module, uses a forward pass that torch defines."""
     return (type(module).forward.__module__ or "").startswith("torch.nn.")  # torch.fx's have no __module__

@@ -212,18 +212,24 @@ def _norm_parts(norm: nn.Module, name: str) -> Iterator[UnitEntries]:
 def _given(modules: Mapping[str, nn.Module], chain: Sequence[str]) -> UnitGroup:
     """The group that a user named, checked as far as possible."""
     if isinstance(chain, str) or len(chain) < 2:
-        raise ValueError(f"expected units=[(entering layer, norms..., leaving layer), ...], got {chain!r} for a group")
+        raise ValueError(
+            f"expected units=[(entering layer, norms..., leaving layer), ...], got {chain!r}: name two layers"
+        )
     first, *norms, last = (modules[known(name, modules, "module of this network")] for name in chain)
     for name, layer in ((chain[0], first), (chain[-1], last)):
         if not isinstance(layer, Layer):
-            raise ValueError(f"expected a linear layer or a convolution, got {type(layer).__name__} for {name!r}")
+            raise ValueError(
+                f"expected a linear layer or a convolution, got {type(layer).__name__} as {name!r}: name another"
+            )
     assert isinstance(first, Layer)
     assert isinstance(last, Layer)
     size, width = outer_size(first), inner_size(last)
     fits = width % size == 0 if isinstance(last, nn.Linear) else width == size and last.groups == 1
     if not fits:
-        raise ValueError(f"expected {chain[-1]!r} to take in the {size} units of {chain[0]!r}, got inputs for {width}")
+        raise ValueError(
+            f"expected {chain[-1]!r} to receive the {size} units of {chain[0]!r}, got {width} inputs: name another"
+        )
     for name, norm in zip(chain[1:-1], norms, strict=True):
         if entries_a_unit(norm, size) is None:
-            raise ValueError(f"expected norms of {size} units between the layers, got {name!r}")
+            raise ValueError(f"expected norms of {size} units between the layers, got {name!r}: leave it out")
     return _group(Path(first, tuple(norms), (last,)), {id(modules[name]): name for name in chain})

@@ -38,13 +38,17 @@ def page_of(root: str, out: str | None = None) -> str:
     """
     files, path = files_at(root)
     if not files.isdir(path):
-        raise FileNotFoundError(f"expected a folder of runs, found none at {root}: check the name, or run something")
+        raise FileNotFoundError(
+            f"expected a folder of runs, found none at {root}: check the name, or train a run first"
+        )
     out = f"{root.rstrip('/')}/index.html" if out is None else out
     files, path = files_at(out)
     if files.isdir(path):
-        raise ValueError(f"expected a file for the page, got the folder {out}: say {out.rstrip('/')}/index.html")
+        raise ValueError(f"expected a file for the page, got the folder {out}: use {out.rstrip('/')}/index.html")
     if files.isfile(path) and TITLE not in read(files, path)[:1000]:
-        raise ValueError(f"expected a new file or an earlier page, got {out}, which is something else: name another")
+        raise ValueError(
+            f"expected a new file or an earlier page, got {out}, which is something else: choose another name"
+        )
     return out
 
 

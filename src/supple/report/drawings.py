@@ -65,7 +65,7 @@ class Drawings:
         return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
     def _for_the_page(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Remove what the page itself provides: titles, the legend (it also selects) and colours (dark or light)."""
+        """Remove what the page itself provides: titles, the legend (which also selects methods) and colours."""
         for name in ("title", "config", "data", "width", "height"):
             spec.pop(name, None)
         spec["params"] = [{"name": "picked", "value": []}]

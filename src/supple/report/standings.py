@@ -42,7 +42,7 @@ class Headline:
     diverged: bool
     """Whether any network has diverged."""
     note: str
-    """What must be said of networks that have diverged."""
+    """A note about diverged networks."""
     learned: bool
     """Whether the ranking has the columns of :meth:`supple.runs.changes.Changes.learned`."""
 
@@ -53,7 +53,7 @@ class Standings:
 
     methods: list[str]
     unit: str
-    """What is learned one after another: a task; for agents, an evaluation."""
+    """The unit of the horizontal axis: a task; for agents, an evaluation."""
     columns: list[str]
     """The settings, apart from the method, in which the ranked entries differ."""
     chosen_by: str | None
@@ -146,7 +146,7 @@ def at_furthest_task(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _best(rows: pl.DataFrame, metric: str, last: int, *names: str) -> pl.DataFrame:
-    """The best setting for each value of ``names``, among the furthest settings, because early tasks are easier."""
+    """The best setting for each value of ``names``, among those with the most tasks, because early tasks are easier."""
     ranked = ranking(rows, metric, last).sort("tasks", descending=True, maintain_order=True)
     return ranked.unique(names, keep="first", maintain_order=True)
 
@@ -170,7 +170,7 @@ def _placed(ranked: pl.DataFrame) -> pl.DataFrame:
 
 
 def _against(ranked: pl.DataFrame, rows: pl.DataFrame, metric: str, last: int) -> dict[str, Differences]:
-    """The differences of all ranked settings from the best of the furthest, and from no mitigation, by method."""
+    """Differences of all ranked settings from the best with the most tasks and from no mitigation, by their method."""
     furthest = ranked.filter(pl.col("tasks") == pl.col("tasks").max())  # early tasks are easier
     references = {furthest["method"][0]: furthest[:1]}
     if not (none := ranked.filter(pl.col("method") == "none")[:1]).is_empty():

@@ -56,7 +56,9 @@ class DmControl:
         self._environment = suite.load(domain, task, task_kwargs={"random": 0})
         action, observations = self._environment.action_spec(), self._environment.observation_spec()
         if np.abs([action.minimum, action.maximum]).max() >= UNLIMITED:
-            raise ValueError(f"expected a task with bounded actions, got {domain}-{task}, whose actions have no limits")
+            raise ValueError(
+                f"expected a task with bounded actions, got {domain}-{task}, which has none: choose another"
+            )
         self._low, self._range = action.minimum, (action.maximum - action.minimum) / 2
         self.action_size = action.shape[0]
         self.observation_size = sum(int(np.prod(spec.shape)) for spec in observations.values())
@@ -174,8 +176,8 @@ class Gymnasium:
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ValueError(
-                f"expected an environment of Gymnasium that can be played, got {self._name!r}, which raises "
-                f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+                f"expected a Gymnasium environment that runs, got {self._name!r}, which raises {type(error).__name__}: "
+                f"{error} ({place.filename}:{place.lineno}): correct the environment"
             ) from error
 
 
@@ -237,7 +239,7 @@ class Episodes:
 
 
 def random_returns(environments: Sequence[Environment], seed: int, step: int) -> np.ndarray:
-    """Returns of uniformly random actions in the episodes of the evaluation after so many steps."""
+    """Returns of uniformly random actions in the episodes of the evaluation at ``step``."""
     random, totals = generator(Stream.RANDOM_POLICY, seed, step), np.zeros(len(environments))
     for k, environment in enumerate(environments):
         environment.begin(number(Stream.EVALUATION, seed, step, k))
@@ -267,9 +269,7 @@ def make(name: str, *, limited: bool = False) -> Environment:
     try:
         import gymnasium
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"expected the packages of control, found no {error.name}: pip install '.[rl]' in the clone"
-        ) from None
+        raise ValueError(f"expected the extra `rl`, got no {error.name}: pip install '.[rl]' in the clone") from None
     if name in gymnasium.registry or re.fullmatch(r"[\w.]+:[^:]+", name):
         return Gymnasium(name, limited=limited)
     table = tasks()
@@ -286,7 +286,9 @@ def _suite() -> Any:
         raise
     except Exception as error:  # each GL library raises its own exceptions
         name = os.environ["MUJOCO_GL"]
-        raise ValueError(f"expected a GL library in MUJOCO_GL, got {name!r} ({error}): unset it, or say egl") from error
+        raise ValueError(
+            f"expected a GL library in MUJOCO_GL, got {name!r} ({error}): unset it, or set it to egl"
+        ) from error
     return suite
 
 

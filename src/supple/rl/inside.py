@@ -14,7 +14,7 @@ from supple.rl.envs import Environment
 from supple.rl.networks import layers_of
 from supple.rl.sac import SAC, Batch, squashed
 
-LOOKED_AT = 350
+FIRST_STATES = 350
 """Overestimation is averaged over this many first states of an episode: a time limit hardly affects their returns."""
 
 
@@ -63,8 +63,8 @@ def effective_step_sizes(agent: SAC, before: dict[str, Tensors]) -> dict[str, Te
 
     .. math:: \lVert \theta - \theta_{\text{before}} \rVert / \lVert \theta_{\text{before}} \rVert
 
-    Where a normalization follows, the loss does not depend on a weight's size: then this, and not the step size, is how
-    fast the network turns (van Laarhoven, *L2 Regularization versus Batch and Weight Normalization*, 2017).
+    If a normalization follows, the loss does not depend on a weight's norm; this ratio, not the step size, then tells
+    how fast the weight turns (van Laarhoven, *L2 Regularization versus Batch and Weight Normalization*, 2017).
 
     Args:
         agent: after one or more updates.
@@ -133,5 +133,5 @@ def relative_error(
     for reward, bonus in reversed(gains):
         returns.append(reward + discount * following)
         following = returns[-1] + bonus
-    pairs = list(zip(values, reversed(returns), strict=True))[:LOOKED_AT]
+    pairs = list(zip(values, reversed(returns), strict=True))[:FIRST_STATES]
     return float(np.mean([(value - returned) / max(abs(returned), 10) for value, returned in pairs]))

@@ -48,14 +48,14 @@ def check_exempt_heads(name: str, method: Method) -> None:
     """Check that the method can leave out the heads.
 
     Raises:
-        ValueError: for a method that acts on no single layers, or a class that takes no roles.
+        ValueError: for a method that does not act layer by layer, or a class without the argument ``roles``.
     """
     whole = (UnitResets, HareAndTortoise)
     acts_on_layers = method.mitigator is not Mitigator and not _is_a(method, whole)
     if not (acts_on_layers and "roles" in inspect.signature(method.mitigator).parameters):
         raise ValueError(
-            f"expected a method that acts on each layer for itself with exempt heads, got {name}: leave --exempt-heads "
-            "out, or name a method such as spectral"
+            f"expected a method that acts layer by layer with exempt heads, got {name}: leave --exempt-heads out, or "
+            "choose a method such as spectral"
         )
 
 
@@ -80,14 +80,14 @@ def mitigator_for(
     mitigator = method.on(population, strength, **given)
     if mitigator.acts_at_task_start:
         raise ValueError(
-            f"expected a method that acts in steps, got {method.title}, which acts between tasks: an agent has none; "
-            "take another method or variant"
+            f"expected a method that acts in steps, got {method.title}, which acts between tasks: choose another "
+            "method or variant, because agents have no tasks"
         )
     return mitigator
 
 
 def _is_a(method: Method, classes: type | tuple[type, ...]) -> bool:
-    """Whether the method's mitigator is one of these classes, and no function that builds one."""
+    """Whether the method's mitigator is one of these classes, not a function that builds one."""
     return isinstance(method.mitigator, type) and issubclass(method.mitigator, classes)
 
 

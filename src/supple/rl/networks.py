@@ -58,7 +58,7 @@ class Critic(nn.Module):
 
 
 def layers_of(network: nn.Module) -> list[list[str]]:
-    """Names of the parameters by layer, from the input on; all heads together are the last layer."""
+    """Names of the parameters by layer, starting at the input; all heads together are the last layer."""
     layers: dict[int, list[str]] = {}
     hidden = {module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     for name, _ in network.named_parameters():

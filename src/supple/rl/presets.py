@@ -44,15 +44,15 @@ class Constants:
     """The factor of (entropy − target) in the temperature's loss: α or log α."""
 
     def __post_init__(self) -> None:
-        check_range("updates a step", self.replay_ratio, 1, 1_000)
+        check_range("a replay ratio", self.replay_ratio, 1, 1_000)
         check_range("random steps", self.random_steps, 0)
         check_range("transitions in a batch", self.batch_size, 1)
-        check_range("transitions in the buffer, a batch or more,", self.capacity, self.batch_size, 10**9)
+        check_range("a buffer capacity", self.capacity, self.batch_size, 10**9)
         check_range("hidden layers", len(self.hidden), 1)
         check_range("units in each hidden layer", min(self.hidden), 1)
         check_range("critics", self.critics, 1)
         check_range("a discount", self.discount, 0, 1)
-        check_range("an average's share", self.averaging, 0, 1)
+        check_range("an averaging rate", self.averaging, 0, 1)
         for name in ("actor_step_size", "critic_step_size", "temperature_step_size"):
             check_range(name, getattr(self, name), 0)  # a step size of 0 freezes the parameters
         if not 0 < self.temperature < math.inf:
@@ -63,7 +63,7 @@ class Constants:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Lewandowski et al., 2025, §5.4 and App. B; what it does not say is D'Oro et al.'s.
+    # Lewandowski et al., 2025, §5.4 and App. B; where it is silent, D'Oro et al.'s.
     "paper": {},
     # D'Oro et al., Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier, ICLR 2023.
     "doro": {"critics": 2, "layer_norm": False},

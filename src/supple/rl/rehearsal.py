@@ -17,12 +17,14 @@ def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
         ValueError: if one of them can't be used.
     """
     if not isinstance(files_at(root)[0], LocalFileSystem):
-        raise ValueError(f"expected a folder on this machine, got {root!r}: the replay buffer is a file in memory")
+        raise ValueError(
+            f"expected a folder on this machine, got {root!r}: choose one, the replay buffer is memory-mapped"
+        )
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # each kind of device raises its own exceptions
         why = str(error).partition("\n")[0]
-        raise ValueError(f"expected a device of this machine, got {device!r}: {why}") from error
+        raise ValueError(f"expected a device of this machine, got {device!r} ({why}): choose another") from error
     environment = world_at(run, run.seeds[0], run.change_every or 0)
     environment.begin(0)
     environment.step(np.zeros(environment.action_size, np.float32))

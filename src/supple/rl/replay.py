@@ -122,9 +122,7 @@ class Replay:
         count, first, checksum = state
         actual = sum(self._number(step) for step in range(max(first, count - self.capacity), count))
         if checksum != actual:
-            raise ChangedDataError(
-                "expected the replay buffer that the checkpoint was written with, got another content"
-            )
+            raise ChangedDataError("expected the replay buffer of the checkpoint, got one with other rows")
         self.count, self.first, self._checksum = count, first, actual
 
     def _number(self, step: int) -> int:

@@ -34,17 +34,21 @@ class Resets:
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.layers is not None and self.layers < 1):
-            raise ValueError(f"expected a reset of 1 or more layers every 1 or more {self.unit}, got {self}")
+            raise ValueError(
+                f"expected a period and layers of at least 1, got {self.every} and {self.layers}: choose larger ones"
+            )
         if unknown := set(self.parts) - {*PARTS, "buffer"}:
-            raise ValueError(f"expected parts among {', '.join(PARTS)} and buffer, got {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"expected parts among {', '.join(PARTS)} and buffer, got {', '.join(sorted(unknown))}: correct it"
+            )
         if set(self.parts) <= {"optimizer"}:
             raise ValueError(
-                "expected parts to reset, of which the optimizer is only the memory, got "
-                f"{' '.join(self.parts) or 'none'}: name some among {', '.join(PARTS)} and buffer"
+                "expected a part to reset besides the optimizer's state, got "
+                f"{' '.join(self.parts) or 'none'}: name some of {', '.join(PARTS)} and buffer"
             )
 
     def periods(self, steps: int, updates: int) -> int:
-        """How many full periods have passed after so many steps and updates."""
+        """The number of full periods after these steps and updates."""
         return (steps if self.unit == "steps" else updates) // self.every
 
     def reset(self, agent: SAC, generators: Sequence[torch.Generator]) -> None:

@@ -23,7 +23,7 @@ PRIMED_ON = 100
 """Transitions in the buffer when heavy priming begins (Nikishin et al., 2022)."""
 
 Change = Literal["actions", "dynamics", "task"]
-"""What changes in a world that changes; :mod:`supple.rl.worlds` has what is drawn."""
+"""What changes in a changing world; :mod:`supple.rl.worlds` draws the changes."""
 
 COMMAND_FIELDS = (
     "steps",
@@ -38,7 +38,7 @@ COMMAND_FIELDS = (
     "change",
     "change_every",
 )
-"""The settings that are options of ``supple rl`` under the same name, besides the method and what belongs to it."""
+"""The settings with an option of the same name in ``supple rl``; the method's own options are not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ class Run(BaseRun):
         chosen = find(method)
         given = {name: value for name, value in (resets or {}).items() if value is not None}
         if given and method != RESETS:
-            raise ValueError(f"expected resets of the method 'resets' alone, got {sorted(given)} for {method!r}")
-        check_options(method, chosen, options or {})
+            raise ValueError(f"expected the method 'resets' for {sorted(given)}, got {method!r}: leave them out")
+        check_options(method, chosen, options)
         if exempt_heads is None:
             exempt_heads = chosen.control_exempts_heads
         if exempt_heads:
@@ -153,22 +153,22 @@ class Run(BaseRun):
         if constants.capacity < constants.random_steps:
             raise ValueError(
                 f"expected a buffer for the {constants.random_steps:,} random steps before the first update, got one "
-                f"for {constants.capacity:,} transitions: take a larger one (--capacity), or fewer random steps "
+                f"for {constants.capacity:,} transitions: choose a larger one (--capacity), or fewer random steps "
                 "(--random-steps)"
             )
         if self.prime and constants.random_steps < PRIMED_ON:
             raise ValueError(
-                f"expected at least {PRIMED_ON} random steps, on which priming begins before other updates, got "
-                f"{constants.random_steps:,}: take more (--random-steps), or no priming"
+                f"expected at least {PRIMED_ON} random steps before priming, got {constants.random_steps:,}: use more "
+                "(--random-steps), or no priming"
             )
         if not self.updates:
             raise ValueError(
-                f"expected more steps than the {constants.random_steps:,} at random before the first update, got "
-                f"{self.steps:,}: nothing would be learned; take more, or fewer random ones (--random-steps)"
+                f"expected more steps than the {constants.random_steps:,} random ones before the first update, got "
+                f"{self.steps:,}: choose more (--steps), or fewer random ones (--random-steps)"
             )
         if self.resets and self.resets.every < self.evaluate_every * (ratio if self.resets.unit == "updates" else 1):
             raise ValueError(
-                "expected resets no more often than evaluations, after which they come, got one every "
+                "expected an evaluation before each reset, got a reset every "
                 f"{self.resets.every:,} {self.resets.unit} and an evaluation every {self.evaluate_every:,} steps of "
                 f"{ratio} updates: evaluate more often (--evaluate-every)"
             )
@@ -185,20 +185,19 @@ class Run(BaseRun):
         """Check that the world changes, and only right after an evaluation."""
         if self.change is None or self.change_every is None:
             raise ValueError(
-                f"expected what changes and how often, got {self.change} and {self.change_every}: say both "
-                "(--change and --change-every), or neither"
+                f"expected --change and --change-every together, got {self.change} and {self.change_every}: give both, "
+                "or neither"
             )
         known(self.change, get_args(Change), "kind of change")
         if self.change_every < 1 or self.change_every % self.evaluate_every:
             raise ValueError(
-                "expected changes after a whole number of evaluations, which judge what was learned before, got one "
-                f"every {self.change_every:,} steps and an evaluation every {self.evaluate_every:,}: take a multiple "
-                "(--change-every), or evaluate at other steps (--evaluate-every)"
+                "expected --change-every to be a multiple of --evaluate-every, got "
+                f"{self.change_every:,} and {self.evaluate_every:,}: change one of them"
             )
         if self.change_every >= self.steps:
             raise ValueError(
-                f"expected a change before the end, got one every {self.change_every:,} of {self.steps:,} steps: take "
-                "more steps, or change more often (--change-every)"
+                f"expected a change before the end, got one every {self.change_every:,} of {self.steps:,} steps: train "
+                "longer (--steps), or change more often (--change-every)"
             )
 
     def config(self) -> dict[str, Any]:
@@ -236,7 +235,7 @@ class Run(BaseRun):
         return self._updates_until(self.steps)
 
     def work_until(self, step: int) -> float:
-        """The work of so many steps, in steps: priming counts as the steps that take as many updates."""
+        """The work done until ``step``, in steps; priming counts as the number of steps with as many updates."""
         return step + (self.prime / self.constants.replay_ratio if step >= PRIMED_ON else 0)
 
     @property
@@ -263,7 +262,7 @@ class Run(BaseRun):
 
 
 def _joined(value: Any) -> Any:
-    """A tuple as one string, for a table's column; any other value as it is."""
+    """A tuple as one string, for a table's column; any other value unchanged."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 

@@ -27,8 +27,8 @@ _KEEP_WHAT_IS_REUSED: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_reads_threshold": 1,
     "realize_opcount_threshold": 4,
 }
-"""Compiler options. Without them, the compiled code recomputes Adam's new weights of a layer with one output for each
-row of the batch that is multiplied by them."""
+"""Compiler options. Without them, compiled code recomputes the new weights of a layer with one output once for each row
+of the batch."""
 _CALL_FROM_C = {"cpp_wrapper": True}
 """Compiler options for a CPU: an update calls about fifty kernels, which takes a few percent of its time in Python."""
 

@@ -61,7 +61,7 @@ class Training:
         self.returns: list[list[float]] = [[] for _ in run.seeds]
         """For each member, the returns of the episodes finished since the last evaluation."""
         self._before: dict[str, Tensors] | None = None
-        """Actor and critic before the last update, if an evaluation of the inside follows it."""
+        """Actor and critic before the last update, if their inside is measured after it."""
         self._test_environments: list[list[Environment]] = []
         self._pool = ThreadPoolExecutor(len(run.seeds)) if len(run.seeds) > 1 else None
 
@@ -76,8 +76,8 @@ class Training:
             self._learn(self._generators(Stream.MINIBATCH, self.step), constants.replay_ratio)
 
     @property
-    def _is_looked_inside(self) -> bool:
-        """Whether an evaluation follows this step that measures the inside."""
+    def _measures_inside(self) -> bool:
+        """Whether the evaluation after this step measures the networks' inside."""
         return self.run.inside and (self.step % self.run.evaluate_every == 0 or self.step == self.run.steps)
 
     def learn(self, part: int, report: Report) -> pl.DataFrame:
@@ -204,10 +204,10 @@ class Training:
         return self.agent.act(self._on_device(observations), noise.to(self.device)).cpu().numpy()
 
     def _learn(self, generators: list[np.random.Generator], updates: int) -> None:
-        """Update so many times, each time on a new minibatch."""
+        """Take ``updates`` updates, each on a new minibatch."""
         with matmul_precision(self.run.matmul_precision):
             for index, (batch, noise) in enumerate(self._minibatches(generators, updates), 1):
-                if index == updates and self._is_looked_inside:
+                if index == updates and self._measures_inside:
                     self._before = inside.weights(self.agent)
                 self.agent.update(batch, noise)
                 self.updates += 1

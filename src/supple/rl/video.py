@@ -21,7 +21,7 @@ SIZE = 240
 def strip(run: Run, root: str) -> Path:
     """Play an episode with the run's first member from its checkpoint, without noise; return the path of the PNG file.
 
-    A world that changes is shown as the agent met it last.
+    A changing world is shown in its last state.
 
     Args:
         run: a trained run.

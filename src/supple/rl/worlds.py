@@ -1,7 +1,7 @@
-"""A world that changes: other actions, another body, or another task, every so many steps.
+"""A world that changes at regular intervals: other actions, other dynamics, or another task.
 
-What a change draws depends only on the agent's seed and the number of the change, so every method meets the same
-worlds. World 0, before the first change, is the task itself.
+A change depends only on the agent's seed and the number of the change, so every method meets the same worlds. World 0,
+before the first change, is the task itself.
 """
 
 from functools import cache
@@ -80,7 +80,7 @@ def on_the_same_body(problem: str) -> list[str]:
     table, domain = tasks(), problem.partition("-")[0]
     sizes = {}
     if problem not in table:
-        make(problem)  # tells which name was meant, if there is no such environment
+        make(problem)  # for an unknown environment, raises an error that suggests a name
     else:
         for name in (name for name in table if name.partition("-")[0] == domain):
             environment = table[name]()
@@ -95,7 +95,7 @@ def on_the_same_body(problem: str) -> list[str]:
 
 
 def _task_after(problem: str, seed: int, changes: int) -> str:
-    """The task after so many changes; each change draws another one than before it."""
+    """The task after ``changes`` changes; each change draws one that differs from the last."""
     names, current = on_the_same_body(problem), problem
     for change in range(1, changes + 1):
         others = [name for name in names if name != current]
@@ -104,7 +104,7 @@ def _task_after(problem: str, seed: int, changes: int) -> str:
 
 
 def _arrangement_after(size: int, seed: int, changes: int) -> np.ndarray:
-    """The matrix of order and signs after so many changes; each change draws another one than before it."""
+    """The matrix of order and signs after ``changes`` changes; each change draws one that differs from the last."""
     current = np.eye(size, dtype=np.float32)
     for change in range(1, changes + 1):
         random, before = generator(Stream.CHANGE, seed, change), current

@@ -35,11 +35,6 @@ class Changes(NamedTuple):
         return f"new {self.kind} every {self.every:,} steps"
 
     @property
-    def evaluations_per_world(self) -> int:
-        """Evaluations from one change to the next."""
-        return self.every // self.evaluate_every
-
-    @property
     def places(self) -> tuple[int, ...]:
         """The environment steps after which the world changes."""
         return tuple(range(self.every, self.steps, self.every))

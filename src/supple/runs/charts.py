@@ -18,12 +18,7 @@ from supple.runs.stats import by_task, settings
 Chart = TypeVar("Chart", alt.LayerChart, alt.VConcatChart)
 
 MAX_COLOURS = 7
-"""Lines of one chart that can be told apart."""
-
-
-def learning_curves(rows: pl.DataFrame, metric: str, title: str, subtitle: str | list[str] = "") -> alt.LayerChart:
-    """``metric`` over tasks, a line for each setting: the mean over seeds, shaded by its standard error."""
-    return configured(curves_of(rows, metric, title, subtitle))
+"""The maximum number of coloured lines in one chart."""
 
 
 def configured(chart: Chart) -> Chart:
@@ -41,11 +36,11 @@ def shared_selections() -> Iterator[None]:
 
 
 def over_seeds(count: int, most: int | None = None) -> str:
-    """What a line with its band shows, for a subtitle; where lines have different numbers of seeds, of fewest and most.
+    """The subtitle that explains lines and bands: the number of seeds, or its range if lines differ.
 
     Args:
-        count: of the seeds of each line, or of the line with the fewest.
-        most: of the seeds of the line with the most; as many when left out.
+        count: the number of seeds of each line, or of the line with the fewest.
+        most: the number of seeds of the line with the most; ``count`` when left out.
     """
     if most is None or most == count:
         return "one seed" if count == 1 else f"mean and standard error over {count} seeds"
@@ -63,7 +58,7 @@ def curves_of(
     height: int = 320,
     coloured: Collection[str] | None = None,
 ) -> alt.LayerChart:
-    """:func:`learning_curves` as a part of a larger chart.
+    """``metric`` over tasks, a line for each setting: the mean over seeds, shaded by its standard error.
 
     Args:
         rows: the measurements.
@@ -100,7 +95,7 @@ def sensitivity_of(
 def told_apart(rows: pl.DataFrame) -> list[str]:
     """The methods whose lines have a colour: all if they are few, else ``none`` and the best.
 
-    The best have the best main metric in the last five tasks, whatever metric is drawn, so that all panels about the
+    "Best" is by the main metric in the last five tasks, not by the metric that is drawn, so that all panels about the
     same rows agree.
     """
     methods = rows["method"].unique(maintain_order=True).to_list()

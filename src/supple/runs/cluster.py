@@ -76,8 +76,8 @@ def work_through(
                 raise error.cause from error
             except ray.exceptions.WorkerCrashedError as error:
                 raise LostWorkersError(
-                    f"expected workers to live, but {RETRIES + 1} died one after the other at {job}: "
-                    "look for what kills them, such as a lack of memory, or give each more --threads"
+                    f"expected workers to survive, got {RETRIES + 1} crashes in a row at {job}: "
+                    "look for the cause, such as a lack of memory, or give each more --threads"
                 ) from error
             for done in reports:
                 report(job, done)
@@ -94,7 +94,7 @@ def _check_resources(threads: int, gpus: float) -> None:
     if not any(machine.get("CPU", 0) >= threads and machine.get("GPU", 0) >= gpus for machine in machines):
         raise ValueError(
             f"expected a machine with {threads} cores and {gpus:g} GPUs in the cluster, got none that large: "
-            "take fewer (--threads, --gpus), or start one first"
+            "ask for fewer (--threads, --gpus), or add such a machine"
         )
 
 
@@ -107,7 +107,7 @@ def check(gpus: float, address: str | None) -> None:
     if find_spec("ray") is None:
         raise ValueError("expected Ray, got no such package: pip install '.[ray]' in the clone")
     if not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
-        raise ValueError(f"expected a share of a GPU from 0 to 1, or a whole number of them, got {gpus}: choose --gpus")
+        raise ValueError(f"expected a share of a GPU from 0 to 1, or a whole number, got {gpus}: choose another --gpus")
     if address is None:
         return
     connect = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1])", address or "none"]
@@ -120,7 +120,7 @@ def check(gpus: float, address: str | None) -> None:
     else:
         return
     raise ValueError(
-        f"expected the address of a Ray cluster at work, such as auto or host:6379, got {address!r} ({why}): start it, "
+        f"expected the address of a running Ray cluster, such as auto or host:6379, got {address!r} ({why}): start it, "
         "or correct --address"
     )
 

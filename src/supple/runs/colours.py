@@ -8,14 +8,14 @@ import polars as pl
 
 from supple.training.methods import METHODS, title_of
 
-# "resets" is a method of agents alone, which resets all of an agent's networks.
+# "resets" exists only for agents: it resets all networks of an agent.
 COLOURS = {name: method.colour for name, method in METHODS.items()} | {"resets": METHODS["network-reset"].colour}
 
 OTHER_COLOURS = ("#8C6D31", "#5254A3", "#AD494A", "#637939", "#A55194")
 """Colours of your own methods, assigned in the order in which the methods appear."""
 
 GREY = "#C4C4C8"
-"""The colour of lines beyond those that can be told apart."""
+"""The colour of the lines beyond the maximum number of coloured ones."""
 
 DARK_PAGE = (0x14, 0x17, 0x1C)
 """The background of a dark page: red, green, blue."""

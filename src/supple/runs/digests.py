@@ -21,7 +21,7 @@ def verified(content: bytes) -> bytes:
     start = content.rfind(SEAL)
     end = start + len(BLANK)
     if content[start:end] != SEAL + _digest(content[:start] + BLANK + content[end:]):
-        raise ValueError("it is not what was written")
+        raise ValueError("its content has changed since it was written")
     return content
 
 

@@ -21,7 +21,7 @@ def read(files: fsspec.AbstractFileSystem, path: str) -> bytes:
         ValueError: for a pipe or a device, on which a reader would wait forever.
     """
     if isinstance(files, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError("it is no file")
+        raise ValueError("it is not a regular file")
     content: bytes = files.cat_file(path)
     return content
 
@@ -55,7 +55,7 @@ def check_writable(root: str) -> None:
     """
     try:
         if not root:
-            raise ValueError("no name")
+            raise ValueError("the name is empty")
         files, folder = files_at(root)
         if isinstance(files, LocalFileSystem):
             existing = Path(folder)
@@ -64,7 +64,7 @@ def check_writable(root: str) -> None:
             with tempfile.TemporaryFile(dir=existing):
                 pass
         elif isinstance(files, MemoryFileSystem):
-            raise ValueError("no other process sees this one's memory")
+            raise ValueError("other processes cannot read this one's memory")
         else:
             probe = f"{folder}/.{socket.gethostname()}.{os.getpid()}"
             files.pipe_file(probe, b"")
@@ -81,9 +81,11 @@ def check_writable(root: str) -> None:
 def files_at(root: str) -> tuple[Any, str]:
     """The file system and the folder of an address; nothing is cached, so other processes' files are seen at once."""
     if not root:
-        raise ValueError("expected a folder or an address, got an empty name: say where, such as `runs`")
+        raise ValueError("expected a folder or an address, got an empty name: give one, such as `runs`")
     try:
         files, folder = fsspec.url_to_fs(root, use_listings_cache=False)
     except (ImportError, ValueError) as error:  # a package is missing, or no file system has this name
-        raise ValueError(f"expected a folder or an address that fsspec opens, got {root!r}: {error}") from error
+        raise ValueError(
+            f"expected a folder or an address that fsspec opens, got {root!r} ({error}): choose another"
+        ) from error
     return files, folder

@@ -82,7 +82,7 @@ class RunFolder:
     def begin(self, **facts: Any) -> Checkpoint | None:
         """Write the configuration and the environment, including ``facts``; return the checkpoint, if there is one.
 
-        A checkpoint that can't be read counts as none: the run restarts, and ends with the same numbers.
+        A checkpoint that can't be read counts as none: the run restarts, with the same results.
         """
         checkpoint = self.checkpoint()
         self._facts = hardware_and_versions(**facts)
@@ -119,7 +119,7 @@ class RunFolder:
             return self._read("checkpoint.pt")
         except DAMAGED as error:
             warnings.warn(
-                f"{self.path}/checkpoint.pt can't be read, the run starts again: {first_line(error)}", stacklevel=3
+                f"{self.path}/checkpoint.pt can't be read, the run restarts: {first_line(error)}", stacklevel=3
             )
             return None
 
@@ -157,7 +157,7 @@ class RunFolder:
         stored = torch.load(content, map_location="cpu", weights_only=True)  # the next machine may lack the device
         checkpoint = Checkpoint(rows=pl.read_parquet(stored.pop("rows").numpy().tobytes()), **stored)
         if [*map(type, checkpoint)] != [int, dict, pl.DataFrame, float] or checkpoint.rows.schema != SCHEMA:
-            raise ValueError("it holds something else")
+            raise ValueError("it is not a checkpoint of this version")
         return checkpoint
 
     def forget(self) -> None:

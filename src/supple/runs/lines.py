@@ -32,7 +32,7 @@ TITLE_LETTERS = 40
 """The most letters in one line of a title, so that it fits a phone."""
 
 LABELLED_WIDTH = 400
-"""The width of the axes, in pixels, from which on names stand at the ends of lines."""
+"""From this width of the axes, in pixels, lines have their names at their ends."""
 
 LABEL_HEIGHT = 15
 """Room for one of these names, in pixels."""
@@ -215,7 +215,7 @@ def axis_extent(points: pl.DataFrame) -> tuple[float, float]:
 
 
 def spaced(places: np.ndarray, gap: float, bottom: float, top: float) -> np.ndarray:
-    """Ascending places between ``bottom`` and ``top``, moved as little as it takes to be ``gap`` apart."""
+    """Ascending places between ``bottom`` and ``top``, moved as little as possible to be ``gap`` apart."""
     places = places.copy()
     for at in range(1, len(places)):
         places[at] = max(places[at], places[at - 1] + gap)

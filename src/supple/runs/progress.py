@@ -64,7 +64,7 @@ def _lines(jobs: Mapping[Job, tuple[str, float]], console: Console) -> Iterator[
     done, total, began = dict.fromkeys(jobs, 0.0), sum(amount for _, amount in jobs.values()), time.monotonic()
     ended, runs = threading.Event(), f"{len(done)} run{'s'[: len(done) != 1]}"
     before: dict[Job, float] = {}
-    """The work on each that was done before this process started; it does not count for the speed."""
+    """By job, the work that was done before this process started; it does not count for the speed."""
 
     def report(job: Job, amount: float) -> None:
         before.setdefault(job, amount)

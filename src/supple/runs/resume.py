@@ -37,7 +37,7 @@ class Work(Protocol):
         """Continue from what :meth:`state_dict` returned.
 
         Raises:
-            ChangedDataError: if the data have changed; then the work stays as it was.
+            ChangedDataError: if the data have changed; the work is then unchanged.
         """
 
 
@@ -61,7 +61,7 @@ def work_on(
         report: called from time to time with the amount of work done so far.
         amount: gives the amount of work done after a number of parts.
         calls: the number of calls that train a whole run; with several, runs can share workers.
-        keep: keep the checkpoints after every so many parts; only the last when left out.
+        keep: keep a checkpoint after every ``keep`` parts; only the last when left out.
 
     Returns:
         Whether parts are left.
@@ -78,7 +78,7 @@ def work_on(
                 work.load_state_dict(checkpoint.state)
                 finished, rows, seconds = checkpoint.finished, checkpoint.rows, checkpoint.seconds
             except ChangedDataError as error:
-                warnings.warn(f"{error}, in {folder.path}: the run starts again", stacklevel=2)
+                warnings.warn(f"{error}, in {folder.path}: the run restarts", stacklevel=2)
                 folder.forget()
         report(amount(finished))
         end = min(parts, finished + math.ceil(parts / calls))

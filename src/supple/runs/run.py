@@ -28,7 +28,7 @@ class BaseRun:
     def check_seeds(self) -> None:
         """Check that there are seeds, and that they are in their range."""
         if not self.seeds:
-            raise ValueError("expected at least one seed, got none: nothing would be trained")
+            raise ValueError("expected at least one seed, got none: give some")
         for seed in self.seeds:
             if not 0 <= seed <= LARGEST_SEED:
                 raise ValueError(f"expected seeds from 0 to {LARGEST_SEED:,}, got {seed:,}: choose others")

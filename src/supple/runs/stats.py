@@ -10,7 +10,7 @@ MEASURED = ("run", "member", "seed", "task", "metric", "value")
 """The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
 IQM_SEEDS = 4
-"""With fewer seeds the interquartile mean leaves none out, and its bootstrap interval is the range of the seeds."""
+"""The fewest seeds for an interquartile mean: with fewer it drops none, and its interval is the range of the seeds."""
 
 _VALUE = pl.col("value")
 MEAN_AND_ERROR = {"mean": _VALUE.mean(), "error": _VALUE.std() / _VALUE.len().sqrt(), "seeds": _VALUE.len()}
@@ -59,18 +59,12 @@ def by_task(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 def over_tasks(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     """The mean of ``metric`` over all tasks, then over seeds, for each setting, with its standard error."""
-    return (
-        rows.filter(pl.col("metric") == metric)
-        .group_by(*settings(rows), "seed", maintain_order=True)
-        .agg(_VALUE.mean())
-        .group_by(*settings(rows), maintain_order=True)
-        .agg(**MEAN_AND_ERROR)
-        .sort("strength", maintain_order=True)
-    )
+    means = _per_seed(rows, metric, None).group_by(*settings(rows), maintain_order=True).agg(**MEAN_AND_ERROR)
+    return means.sort("strength", maintain_order=True)
 
 
 def note_on_diverged(rows: pl.DataFrame, metric: str) -> str:
-    """What a reader of mean returns must know of agents that have diverged; "" if none has, and for other metrics."""
+    """A note about diverged agents for readers of mean returns; "" if none has diverged, and for other metrics."""
     diverged = rows.filter((pl.col("metric") == "diverged") & (pl.col("value") == 1))
     if metric != "return" or diverged.is_empty():
         return ""
@@ -80,7 +74,8 @@ def note_on_diverged(rows: pl.DataFrame, metric: str) -> str:
 
 
 def last_count(tasks: int, most: int = 5) -> int:
-    """How many last tasks are averaged, at most ``most`` and not the first: of a warm start's two only the second."""
+    """The number of last tasks to average: at most ``most``, without the first task (a warm start averages only its
+    second)."""
     return max(1, min(most, tasks - 1))
 
 

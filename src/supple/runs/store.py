@@ -73,8 +73,8 @@ def load(root: str, runs: Container[str] | None = None) -> pl.DataFrame:
 def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
     """Every measurement of these runs, each row with its member's and its run's configuration as columns.
 
-    Runs on a data set of one name but of other contents would be compared as if they were on the same: a warning names
-    them.
+    A warning names runs whose data sets have the same name but different contents, because their results would be
+    compared.
     """
     frames = []
     _warn_of_other_data(runs)
@@ -94,7 +94,7 @@ def joined(runs: Mapping[str, Stored]) -> pl.DataFrame:
 
 
 def _warn_of_other_data(runs: Mapping[str, Stored]) -> None:
-    """Warn if runs with the same data settings were trained on different data, which a fingerprint tells."""
+    """Warn if runs with the same data settings were trained on different data, by their fingerprints."""
     firsts: dict[tuple[Any, ...], tuple[str, str]] = {}
     for name, (config, facts, _) in runs.items():
         if found := facts.get("data"):  # the first versions did not write it
@@ -141,7 +141,7 @@ def read_folder(files: Any, path: str) -> Stored:
 def _configuration(files: Any, path: str) -> dict[str, Any]:
     config = _read(files, path, "run.json", _object)
     if missing := [name for name in KINDS if name not in config]:
-        raise ValueError(f"its run.json is of another kind, without {', '.join(missing)}")
+        raise ValueError(f"its run.json lacks {', '.join(missing)}")
     for name, kind in KINDS.items():
         if type(config[name]) is not kind:
             raise ValueError(f"expected {name} in its run.json as {kind.__name__}, got {config[name]!r}")
@@ -154,7 +154,7 @@ def _configuration(files: Any, path: str) -> dict[str, Any]:
         raise ValueError(f"expected a seed and a strength for each member, got {seeds} and {strengths} in its run.json")
     name = name_of(config)
     if name != path.rpartition("/")[2]:
-        raise ValueError(f"expected the name {name}, which its run.json stands for: rename it back")
+        raise ValueError(f"expected the folder name {name}, as in its run.json: rename it back")
     return config
 
 
@@ -185,7 +185,7 @@ def name_of(config: Mapping[str, Any]) -> str:
 
 
 def file_name(text: str) -> str:
-    """The text with a hyphen for every character that a file's name may not have everywhere."""
+    """The text with a hyphen for every character that some file systems do not allow in names."""
     return re.sub(r"[^\w-]", "-", text)
 
 

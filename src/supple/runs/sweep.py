@@ -67,8 +67,8 @@ def work_through(
             lost = 0 if sum(furthest.values()) > before else lost + 1
             if lost > RETRIES:
                 raise LostWorkersError(
-                    f"expected workers to live, but {lost} died one after the other with {len(left)} jobs left: "
-                    "look for what kills them, such as a lack of memory, or take fewer with --workers"
+                    f"expected workers to survive, got {lost} crashes in a row with {len(left)} jobs left: "
+                    "look for the cause, such as a lack of memory, or use fewer (--workers)"
                 ) from error
 
 
@@ -126,7 +126,7 @@ def _start(messages: Any, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent dies: a killed parent can't do so; the worker would train on and then hang."""
+    """End this worker when its parent dies: a killed parent cannot end it, and it would train on and then hang."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
@@ -160,7 +160,7 @@ def _interrupts_blocked() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # now a Ctrl-C that came meanwhile arrives
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # a Ctrl-C that arrived in the block takes effect now
 
 
 def done_or_explained(work: Work[Job], job: Job, report: Callable[[float], None]) -> bool | None:

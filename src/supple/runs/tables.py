@@ -24,11 +24,11 @@ CHANGED = {
     "matmul_precision": "matmul precision",
     "autocast": "autocast",
 }
-"""The settings that a title names if they are not the protocol's, and their names there."""
+"""The settings that a title mentions if they differ from the protocol's, and their names in the title."""
 OF_NO_PROTOCOL = {"matmul_precision": "highest", "autocast": None}
-"""The usual values of those that no protocol sets."""
+"""The defaults of the settings above that no protocol sets."""
 AGENTS = {"steps": "{:,} steps", "preset": "preset {}", "replay_ratio": "replay ratio {}"}
-"""What a title says of agents instead of a scale, which for them is the paper's or any other."""
+"""What a title says about agents that are not at paper scale, instead of the scale."""
 
 
 def results_table(
@@ -120,7 +120,7 @@ def _steps(row: Mapping[str, Any], count: int) -> str:
 def title_with_scale(rows: pl.DataFrame, problem: str = "", protocol: Mapping[str, Any] = NO_PROTOCOL) -> str:
     """The problem, its scale, and how the runs differ from its protocol: shorter, on other data, in a changing world.
 
-    Where runs differ among each other, their table has a column instead.
+    Settings in which the runs differ from each other are not in the title: their table has a column for them.
 
     Args:
         rows: of one problem.

@@ -1,4 +1,4 @@
-"""Compiled code: whether this machine can build it, and the removal of what a killed process left half-written."""
+"""Compiled code: whether this machine can build it, and how to remove files that a killed process left incomplete."""
 
 import re
 from collections.abc import Callable

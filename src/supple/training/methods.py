@@ -16,7 +16,7 @@ from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
 
 CODE = ("network", "strength", "roles", "units", "initializer", "seed")
-"""Arguments of mitigators that are no options: they have a place of their own, or can only be given in code."""
+"""Arguments of mitigators that are not options: they have their own command-line option, or need Python code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the mitigator."""
     strength: float = 0.0
-    """The default: the best of those tried on digits, with a seed that is not reported; the source's if none tried."""
+    """The default: the best tried on digits, on a seed that is not reported; the source's if none was tried."""
     control_strength: float | None = None
     """The default for control tasks, if it differs: little was tuned there; regularizers use the paper's 1e-4."""
     control_exempts_heads: bool = False
-    """Whether an agent's last layers are left out if nothing else is said."""
+    """Whether an agent's last layers are left out by default."""
     network: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network that the method changes."""
     colour: str = ""
@@ -54,7 +54,7 @@ class Method:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The mitigator's options that can be typed, with their defaults here."""
+        """The mitigator's options that the command line accepts, with their defaults."""
         if not self.has_strength:
             return {}
         typed = {name: each for name, each in inspect.signature(self.mitigator).parameters.items() if name not in CODE}
@@ -284,25 +284,25 @@ def strength_of(name: str, method: Method, given: float | None, default: float) 
     """The strength of a run: the one that is given, or the default.
 
     Raises:
-        ValueError: for a strength outside the method's range, for any of a method that has none, and for none of a
-            method without a default.
+        ValueError: for a strength outside the method's range, a strength for a method that has none, or a missing
+            strength for a method without a default.
     """
     if given and not method.has_strength:
-        raise ValueError(f"expected no strength of {name}, which has none, got {given:g}: leave it out")
+        raise ValueError(f"expected no strength for {name}, which has none, got {given:g}: leave it out")
     if given is None and math.isnan(default):
-        raise ValueError(f"expected a strength of {name}, which has no default, got none: say --strength")
+        raise ValueError(f"expected a strength for {name}, which has no default, got none: give --strength")
     strength = float(default if given is None else given)  # because 1 and 1.0 must give the same folder
     check_range(f"a strength of {name}", strength, 0, method.largest_strength)
     return strength
 
 
 def strength_text(name: str, strength: float, none: str = "-") -> str:
-    """A strength as text, or ``none`` of a method that has none; a strength of 0 is one."""
+    """A strength as text, or ``none`` for a method without strength; a strength of 0 is shown as 0."""
     has_strength = METHODS[name].has_strength if name in METHODS else ":" in name
     return f"{strength:g}" if strength or has_strength else none
 
 
-def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> None:
+def check_options(method: str, entry: Method, options: Mapping[str, Any] | None) -> None:
     """Check that the method takes these options, apart from its strength, and values of their types.
 
     Raises:
@@ -310,7 +310,7 @@ def check_options(method: str, entry: Method, options: Mapping[str, Any]) -> Non
     """
     parameters = inspect.signature(entry.mitigator).parameters
     names = [name for name in parameters if name not in ("network", "strength")]
-    for name, value in options.items():
+    for name, value in (options or {}).items():
         parameter = parameters[known(name, names, f"keyword of {method}")]
         if not _fits(value, parameter.annotation):
             like = "left out" if parameter.default is None else f"like {parameter.default!r}"

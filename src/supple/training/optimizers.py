@@ -101,11 +101,6 @@ def bias_corrections(beta: float, steps: Tensor) -> Tensor:
     return 1 - torch.exp(steps * math.log(beta)) if beta else torch.ones_like(steps)
 
 
-def no_moments(parameters: Mapping[str, Tensor]) -> Moments:
-    """The empty state of an optimizer without memory."""
-    return {name: {} for name in parameters}
-
-
 def sgd(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Moments, step_size: float) -> None:
     """One step of gradient descent without momentum, in place."""
     torch._foreach_add_(list(parameters.values()), [gradients[name] for name in parameters], alpha=-step_size)
@@ -115,19 +110,18 @@ def muon_moments(parameters: Mapping[str, Tensor]) -> Moments:
     """The state before the first step: Muon's for hidden matrices, Adam's for everything else.
 
     Raises:
-        ValueError: this PyTorch has no ``torch.optim._muon``, in which a step of Muon is a function; or the network has
-            one weight matrix at most, which is its last.
+        ValueError: if this PyTorch lacks ``torch.optim._muon``, which has the step as a function; or if the network has
+            no weight matrix before its last one.
     """
     if functional_muon is None:
         raise ValueError(
             f"expected PyTorch 2.9 or newer for the optimizer muon, got {torch.__version__}, whose torch.optim._muon "
-            "is missing: install a newer one, or take another optimizer"
+            "is missing: install a newer one, or use another optimizer"
         )
     hidden = _hidden_matrices(parameters)
     if not hidden:
         raise ValueError(
-            "expected a network with hidden weight matrices for the optimizer muon, got one without, which Muon would "
-            "leave to Adam: take adam"
+            "expected a network with hidden weight matrices for the optimizer muon, got one without: use adam"
         )
     return {
         name: {"momentum_buffer": torch.zeros_like(parameter)}
@@ -187,16 +181,16 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # Without momentum, as Elsayed & Mahmood (2024) found best for their baselines; the second with weight decay.
     "adam-0-0.99": Optimizer(adam_moments, partial(adam, beta1=0.0, beta2=0.99)),
     "adamw-0-0.9999": Optimizer(adam_moments, partial(adam, beta1=0.0, beta2=0.9999, weight_decay=0.1)),
-    "sgd": Optimizer(no_moments, sgd),
+    "sgd": Optimizer(lambda parameters: {name: {} for name in parameters}, sgd),
     "muon": Optimizer(muon_moments, muon),
 }
 
 
 class NetworkOptimizer(torch.optim.Optimizer):
-    """One of :data:`OPTIMIZERS` for one network, as torch's optimizers are: it takes the step of a population of one.
+    """One of :data:`OPTIMIZERS` as a torch optimizer for a single network: it takes the step of a population of one.
 
-    It holds all parameters, also where the step treats hidden matrices in another way than the rest: a method that
-    replaces units needs all their parameters in one optimizer.
+    It holds all parameters, even if the step treats hidden matrices differently from the rest: a method that replaces
+    units needs all their parameters in one optimizer.
 
     Args:
         parameters: all of the network's, in their order; each needs a gradient in every step.
