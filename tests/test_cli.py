@@ -251,7 +251,8 @@ def test_tuning_chooses_on_seeds_that_are_not_reported(supple, jobs, tmp_path, c
     }
     output = capsys.readouterr().out
     assert (
-        "chosen for l2: strength 0.0001 (the smallest tried: try smaller ones too)\nnow the seeds to report" in output
+        "chosen for l2: strength 0.0001 (the smallest tried: try smaller ones too)\nnow training the seeds to report"
+        in output
     )
     assert output.count("next:") == 1
     assert table(output[output.rindex("Training accuracy") :]).keys() == {"no mitigation", "L2"}
@@ -498,7 +499,7 @@ def test_errors_are_one_line(arguments, expected, supple, jobs, tmp_path, monkey
         ("{pipe}", "write to, got '{pipe}' (Not a directory)"),
         ("memory://runs", "write to, got 'memory://runs' (other processes cannot read this one's memory)"),
         ("nothing://runs", "that fsspec opens, got 'nothing://runs' (Protocol not known: nothing)"),
-        ("missing://runs", "that fsspec opens, got 'missing://runs': Install missingfs"),
+        ("missing://runs", "that fsspec opens, got 'missing://runs' (Install missingfs)"),
     ],
 )
 def test_outputs_that_can_not_be_written(command, out, expected, supple, jobs, tmp_path, monkeypatch):

@@ -299,7 +299,7 @@ def test_a_second_callback_is_refused(make, tmp_path):
         def configure_callbacks(self):
             return [make(self), make(self)]
 
-    with pytest.raises(ValueError, match=r"expected one \w+Callback, .* got 2: say \w+Callback\(.*another"):
+    with pytest.raises(ValueError, match=r"expected one \w+Callback, .* got 2: .* as in \w+Callback\(.*another"):
         fit(Own(), tmp_path)
     module = Module()
     with pytest.raises(RuntimeError, match=r"more than one stateful callback.*consult the documentation"):

@@ -250,7 +250,7 @@ def test_optimizers_inside_another_train_the_copies_but_are_handed_over_only_in_
         {"loss": None, "step": lambda network, optimizer, batch: 0.0},
         {"remedies": {"nothing": lambda *_: None}},
     ):
-        with pytest.raises(ValueError, match=f"Container that holds SGD{', SGD' * (count - 1)}: pass a list"):
+        with pytest.raises(ValueError, match=f"Container that wraps SGD{', SGD' * (count - 1)}: pass the inner"):
             short(network, Container(inner), **options)
         short(network, inner, steps=1, **options)
 

@@ -547,7 +547,7 @@ def test_a_network_that_has_grown_is_named(device):
     monitor = PlasticityMonitor(network, batch(), diagnostics=["distance_from_initialization"])
     monitor.measure()
     network.extend([nn.ReLU(), nn.Linear(3, 5, device=device)])
-    with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build another monitor"):
+    with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build a new monitor"):
         monitor.measure()
 
 
@@ -555,7 +555,7 @@ def test_a_head_that_has_grown_is_named():
     network = perceptron()
     monitor = PlasticityMonitor(network)
     network[-1] = nn.Linear(network[-1].in_features, 5)
-    with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build another monitor"):
+    with pytest.raises(ValueError, match=f"'{len(network) - 1}'.*build a new monitor"):
         monitor.measure()
 
 

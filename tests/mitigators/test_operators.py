@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from supple import (
     UPGD,
@@ -137,3 +138,29 @@ def test_parameters_of_two_data_types_are_pulled_apart() -> None:
         assert one.grad is not None
         assert one.grad.any()
         torch.testing.assert_close(one.grad, other.grad, check_dtype=False)
+
+
+class Arguments(TorchDispatchMode):
+    """Counts the tensors that operators get, which is what many small ones cost."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += sum(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs)))
+        return operator(*args, **(kwargs or {}))
+
+
+def test_a_depthwise_convolution_costs_no_more_operators_than_one_of_two_groups() -> None:
+    """Each of its hundreds of groups is a matrix."""
+    counts = []
+    for groups in (2, 256):
+        network = nn.Sequential(nn.Conv2d(groups, groups, 3, groups=groups), nn.Conv2d(groups, 4, 1))
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+        SpectralRegularizer(network).attach(optimizer)
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        with Arguments() as arguments:
+            optimizer.step()
+        counts.append(arguments.count)
+    assert counts[0] == counts[1]

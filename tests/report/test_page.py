@@ -186,7 +186,7 @@ def test_whatever_was_measured_of_a_network_is_drawn(tmp_path):
 def test_the_page_does_not_take_the_place_of_a_folder(tmp_path):
     store(tmp_path / "runs", runs_of("none"), METRICS, plausible)
     (tmp_path / "site").mkdir()
-    with pytest.raises(ValueError, match=r"expected a file for the page, got the folder .*site: say .*site/index.html"):
+    with pytest.raises(ValueError, match=r"expected a file for the page, got the folder .*site: use .*site/index.html"):
         write_page(str(tmp_path / "runs"), str(tmp_path / "site"))
     assert list((tmp_path / "site").iterdir()) == []
 

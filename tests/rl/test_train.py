@@ -415,15 +415,15 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
     [
         ({"method": "spectrl"}, "did you mean 'spectral'"),
         ({"preset": "d'oro"}, "did you mean 'doro'"),
-        ({"method": "spectral", "resets": {"every": 5}}, "expected the method 'resets' for"),
+        ({"method": "spectral", "resets": {"every": 5}}, "the method 'resets' for"),
         ({"method": "resets", "resets": {"every": 39}}, "an evaluation before each reset"),
         ({"method": "resets", "resets": {"layers": 3}}, "at most the 2 layers that the networks have, got 3"),
         ({"method": "resets", "resets": {"parts": ("actr",)}}, "parts among actor"),
         ({"method": "resets", "resets": {"parts": ("optimizer",)}}, "a part to reset .* got optimizer"),
         ({"method": "resets", "resets": {"parts": ()}}, "a part to reset .* got none"),
-        ({"method": "resets", "resets": {"every": 0}}, "1 or more"),
+        ({"method": "resets", "resets": {"every": 0}}, "at least 1 layer, got every=0"),
         ({"method": "spectral", "strength": -1.0}, "a strength of spectral of at least 0, got -1"),
-        ({"method": "support.extensions:Bare"}, "a strength of support.extensions:Bare, which has no default"),
+        ({"method": "support.extensions:Bare"}, "a strength for support.extensions:Bare, which has no default"),
         ({"method": "spectral", "options": {"targt": 1.0}}, "did you mean 'target'"),
         ({"method": "upgd", "options": {"noise": "much"}}, "noise of upgd to be like 0.001, got 'much'"),
         *(({"method": name, "exempt_heads": True}, f"exempt heads, got {name}") for name in EXEMPT_REFUSED),
@@ -446,11 +446,11 @@ def test_a_buffer_that_is_dropped_is_filled_before_updates_go_on():
         ({"seeds": ()}, "at least one seed"),
         ({"seeds": (0, -1)}, "seeds from 0 to 2,147,483,647, got -1"),
         ({"seeds": (2**31,)}, "seeds from 0 to 2,147,483,647"),
-        ({"capacity": 7}, "a batch or more, from 8 to 1,000,000,000, got 7"),
-        ({"capacity": 10**12}, "a batch or more, from 8"),
+        ({"capacity": 7}, r"a buffer capacity \(at least a batch\) from 8 to 1,000,000,000, got 7"),
+        ({"capacity": 10**12}, r"a buffer capacity \(at least a batch\) from 8"),
         ({"batch_size": 0}, "transitions in a batch of at least 1, got 0"),
         ({"random_steps": -1}, "random steps of at least 0, got -1"),
-        ({"replay_ratio": 0}, "updates a step from 1 to 1,000, got 0"),
+        ({"replay_ratio": 0}, "a replay ratio from 1 to 1,000, got 0"),
         ({"hidden": ()}, "hidden layers of at least 1, got 0"),
         ({"discount": math.nan}, "a discount from 0 to 1, got nan"),
         ({"critic_step_size": -1.0}, "critic_step_size of at least 0, got -1"),
@@ -470,7 +470,7 @@ def test_what_does_not_work_is_told_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"a task of the suite, .* got 'Short-v0': use --change actions"):
         train(run(change="dynamics", change_every=20), root=str(tmp_path))
     for method, options in (("supple:FIRE", {}), ("shrink-and-perturb", {"variant": "task"})):
-        with pytest.raises(ValueError, match=r"a method that acts in steps, got .* between tasks: an agent has none"):
+        with pytest.raises(ValueError, match=r"a method that acts in steps, got .* between tasks: choose another"):
             train(run(method, options=options), root=str(tmp_path))
     monkeypatch.setattr(Short, "step", lambda self, action: (np.float32([0, math.nan, 0]), 0.0, False, False, {}))
     with pytest.raises(ValueError, match=r"the environment 'Short-v0', got \[ 0. nan  0.\] .* correct the environment"):

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from supple.rl.methods import METHODS as AGENT_METHODS
-from supple.runs.charts import curves_of, curves_of, over_seeds, save, sensitivity_of
+from supple.runs.charts import curves_of, over_seeds, save, sensitivity_of
 from supple.runs.colours import COLOURS, GREY, colour_scale
 from supple.runs.lines import LABEL_HEIGHT
 from supple.runs.metrics import find

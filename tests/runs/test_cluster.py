@@ -34,7 +34,7 @@ def test_a_cluster_that_does_not_answer(monkeypatch, error, why):
         raise error
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(ValueError, match=rf"^expected the address of a Ray cluster .*got 'host:6379' \(.*{why}\)"):
+    with pytest.raises(ValueError, match=rf"^expected the address of a running .*got 'host:6379' \(.*{why}\)"):
         cluster.check(0.0, "host:6379")
 
 

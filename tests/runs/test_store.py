@@ -523,7 +523,7 @@ def test_runs_of_another_kind_are_left_out(tmp_path):
 def test_the_configuration_of_another_run_is_no_configuration(tmp_path):
     first, second = saved(tmp_path), saved(tmp_path, model="other")
     Path(first.path, "run.json").write_bytes(Path(second.path, "run.json").read_bytes())
-    with pytest.warns(UserWarning, match=f"{first.name} is left out: expected the name {second.name}"):
+    with pytest.warns(UserWarning, match=f"{first.name} is left out: expected the folder name {second.name}"):
         assert configurations(str(tmp_path)).keys() == {second.name}
 
 
@@ -537,5 +537,5 @@ def test_nobody_waits_for_a_pipe(tmp_path):
     folder = tmp_path / "problem-method-0123456789ab"
     folder.mkdir()
     os.mkfifo(folder / "run.json")
-    with pytest.warns(UserWarning, match=r"run\.json can't be read \(it is no file\)"):
+    with pytest.warns(UserWarning, match=r"run\.json can't be read \(it is not a regular file\)"):
         assert configurations(str(tmp_path)) == {}

@@ -88,14 +88,12 @@ class FlatStep:
             us = [
                 product(_wide(weight), v.to(working_dtype(weight))) for weight, v in zip(weights, starts, strict=True)
             ]
-            parts = _parts(us)
-            inverse = torch.stack(torch._foreach_norm(parts)).clamp_min_(TINY).reciprocal_()
-            flat = torch.cat(parts).mul_(inverse.index_select(0, layout.row_stretch))
+            inverse = _norms(us).clamp_min_(TINY).reciprocal_()
+            flat = torch.cat([u.flatten() for u in us]).mul_(inverse.index_select(0, layout.row_stretch))
             us = _like(us, flat.split_with_sizes(layout.row_sizes))
             ws = [product(_wide(weight).mT, u) for weight, u in zip(weights, us, strict=True)]
         whole = [*ws, *vectors]
-        parts = _parts(whole)
-        stretches, flat = torch.stack(torch._foreach_norm(parts)), torch.cat(parts)
+        stretches, flat = _norms(whole), torch.cat([part.flatten() for part in whole])
         inverse = stretches.clamp_min(TINY).reciprocal_()
         factors = amount([*matrices, *layout.vectors], stretches, layout.is_matrix) * inverse
         pulls = _like(whole, (flat * factors.index_select(0, layout.stretch)).split_with_sizes(layout.sizes))
@@ -146,9 +144,13 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(working_dtype(tensor))
 
 
-def _parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Split into single vectors: ``(n,)`` is one, ``(groups, n)`` several."""
-    return [part for tensor in tensors for part in (tensor.unbind() if tensor.ndim > 1 else (tensor,))]
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The norms of all vectors: ``(n,)`` is one, ``(groups, n)`` several (hundreds in a depthwise convolution)."""
+    singles = [tensor for tensor in tensors if tensor.ndim == 1]
+    of_singles = iter(torch._foreach_norm(singles) if singles else ())
+    return torch.cat(
+        [torch.linalg.vector_norm(t, dim=-1) if t.ndim > 1 else next(of_singles).unsqueeze(0) for t in tensors]
+    )
 
 
 def _like(tensors: Sequence[Tensor], flat: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from supple.mitigators.states import Tensors
 from supple.network.population import outside_vmap
-from supple.network.units import UnitGroup
+from supple.network.units import Consumer, UnitGroup
 
 
 class Recorder:
@@ -20,9 +20,14 @@ class Recorder:
     ``present``, magnitudes are measured from ``past + present * (mean of this batch)`` instead of from 0.
     """
 
-    def __init__(self, group: UnitGroup, sums: Tensors, state: Tensors, slot: int | None, shares: bool) -> None:
-        self.group, self.sums, self.state, self.slot, self.shares = group, sums, state, slot, shares
+    def __init__(
+        self, group: UnitGroup, consumer: Consumer, sums: Tensors, state: Tensors, slot: int | None, shares: bool
+    ) -> None:
+        self.group, self.consumer, self.sums, self.state = group, consumer, sums, state
+        self.slot, self.shares = slot, shares
         self.enabled = True
+        self.saw: bool | None = None
+        """Whether there were examples since the last step; None without a forward pass."""
         self._examples: int | None = None
 
     @property
@@ -49,6 +54,9 @@ class Recorder:
         if not self._is_active(layer):
             return
         activations: Tensor = (inputs[0] if inputs else named["input"]).detach()
+        self.saw = bool(self.saw or activations.numel())
+        if not activations.numel():  # without examples nothing is known about the units
+            return
         if torch.compiler.is_compiling():
             if self.slot is None and self.sums["forwards"].ndim > 1:
                 raise NotImplementedError(
@@ -61,9 +69,10 @@ class Recorder:
         expected, self._examples = self._examples, None
         if expected is not None and expected != (given := activations.numel() // activations.shape[-1]):
             raise ValueError(
-                f"expected {expected} examples in {self.group.leaving[0].path!r} as in {self.group.name!r}, got "
-                f"{given}: flatten each example separately, as flatten(1) does, or name each layer with "
-                'units and the layer that it feeds: units=[("entering layer", "leaving layer"), ...]'
+                f"expected {expected} examples in {self.consumer.path!r} as in {self.group.name!r}, got {given}: "
+                "flatten each example separately, as flatten(1) does, or, if batches are joined or divided in between, "
+                'name each layer with units and the layer that it feeds: units=[("entering layer", "leaving layer"), '
+                "...]"
             )
         if not self.shares and DistributedDataParallel._get_active_ddp_module() is not None:
             raise RuntimeError(
@@ -82,7 +91,7 @@ class Recorder:
     @torch.no_grad()
     def _add(self, activations: Tensor) -> None:
         members = self.sums["forwards"].ndim - 1 if self.slot is None else 0
-        spatial, size = self.group.leaving[0].spatial, self.group.size
+        spatial, size = self.consumer.spatial, self.group.size
         units = activations.ndim - 1 - spatial
         if units == members:  # a single example, without a batch
             activations, units = activations.unsqueeze(members), units + 1

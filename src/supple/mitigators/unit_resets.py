@@ -1,8 +1,11 @@
 """The base of methods that replace hidden units: it records activations and writes the new units."""
 
 import math
+import warnings
+import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from supple.kernels.power_iteration import working_dtype
 from supple.kernels.sharding import ranks_of, sum_over_ranks
@@ -24,6 +28,11 @@ from supple.network.units import Skipped, UnitGroup, Units, check_moments, find_
 
 Initializer = Callable[[Tensor, torch.Generator], object]
 """Fills incoming weights ``(k, *shape of one unit's weights)`` in place."""
+
+
+_of_dropped_methods: list[RemovableHandle] = []
+"""The hooks of methods that no longer exist, such as those of earlier tasks. The next method removes them: a finalizer
+must not, because it may run while torch iterates over a module's hooks."""
 
 
 class Activity(NamedTuple):
@@ -99,6 +108,7 @@ class UnitResets(Mitigator):
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
         self._initializer, self._recorders, self._has_seen = initializer, list[Recorder](), False
+        self._named_unseen: set[str] = set()
         wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
         self._wrapper = next(wrappers, None)
         self._seed(seed)
@@ -136,22 +146,26 @@ class UnitResets(Mitigator):
     # Common to all methods.
 
     def observe(self, networks: Sequence[nn.Module] = ()) -> None:
-        for hook in self._observed:
+        for hook in (*self._observed, *_of_dropped_methods):
             hook.remove()
+        _of_dropped_methods.clear()
         self._recorders.clear()
         self._observed.clear()
         self._has_seen = False
         slots: list[tuple[nn.Module, int | None]] = [(module, index) for index, module in enumerate(networks)]
         for group in self.groups:
-            for module, slot in slots or [(self._module, None)]:
+            # Layers that a search found are called together; of those that a user named, perhaps one, such as a head.
+            consumers = group.leaving[:1] if self._searched else group.leaving
+            for (module, slot), consumer in product(slots or [(self._module, None)], consumers):
                 sums = self.state[_activity(group)]
-                recorder = Recorder(group, sums, self.state[group.name], slot, self._wrapper is not None)
-                layer = module.get_submodule(group.leaving[0].path)
+                recorder = Recorder(group, consumer, sums, self.state[group.name], slot, self._wrapper is not None)
+                layer = module.get_submodule(consumer.path)
                 self._observed.append(layer.register_forward_pre_hook(recorder, with_kwargs=True))
                 self._recorders.append(recorder)
                 first = module.get_submodule(group.name)
                 if self._searched and isinstance(first, _ConvNd) and isinstance(layer, nn.Linear):
                     self._observed.append(first.register_forward_hook(recorder.expect))
+        weakref.finalize(self, _of_dropped_methods.extend, tuple(self._observed)).atexit = False
         self._listen()
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
@@ -175,11 +189,12 @@ class UnitResets(Mitigator):
             self._listen()
             return
         if self._wrapper is not None:
-            seen = [tensor for group in groups for tensor in state[_activity(group)].values()]
-            sum_over_ranks([(tensor, [ranks_of(self._wrapper.process_group, tensor.device.type)]) for tensor in seen])
+            sums = [tensor for group in groups for tensor in state[_activity(group)].values()]
+            sum_over_ranks([(tensor, [ranks_of(self._wrapper.process_group, tensor.device.type)]) for tensor in sums])
         activities = {group.name: self._take_activity(group, state) for group in groups}
+        seen = self._take_seen({group.name for group in groups})
         groups = [group for group in groups if not any(part.name in update.idle for part in group.entering)]
-        self._check_seen({group.name: activities[group.name] for group in groups})
+        groups = self._observed_of(groups, seen, state)
         strength, doomed = per_member(strength, len(self._members) + 1), []
         for group in groups:
             choice = self._choose(group, due[group.name], activities[group.name], tensors, state, strength)
@@ -245,16 +260,43 @@ class UnitResets(Mitigator):
         torch._foreach_zero_(list(sums.values()))
         return Activity(magnitude, mean, seen)
 
-    def _check_seen(self, activities: Mapping[str, Activity]) -> None:
-        """Check once that there were activations (it waits for the device); without them every unit would look dead."""
-        if activities and not self._has_seen:
-            if not any(bool(activity.seen.any()) for activity in activities.values()):
-                raise RuntimeError(
-                    f"expected finite activations since the last step, got none: {type(self).__name__} sees forward "
-                    "passes in training mode and with gradients, after attach() or observe(); call it before the "
-                    "network is compiled"
-                )
-            self._has_seen = True
+    def _take_seen(self, groups: Collection[str]) -> dict[str, bool]:
+        """Those of the groups that had a forward pass since the last step, and whether it had examples."""
+        seen: dict[str, bool] = {}
+        for recorder in self._recorders:
+            if recorder.saw is not None and (name := recorder.group.name) in groups:
+                seen[name] = seen.get(name, False) or recorder.saw
+                recorder.saw = None
+        return seen
+
+    def _observed_of(self, groups: list[UnitGroup], seen: Mapping[str, bool], state: State) -> list[UnitGroup]:
+        """The groups with activations; for the others, whose units would all look dead, the step does not count.
+
+        Raises:
+            RuntimeError: if there was no forward pass since the beginning.
+        """
+        self._has_seen |= bool(seen)
+        if groups and not self._has_seen:
+            raise RuntimeError(
+                f"expected activations since the last step, got none: {type(self).__name__} sees forward passes in "
+                "training mode and with gradients, after attach() or observe(); call it before the network is compiled"
+            )
+        if self._wrapper is not None:  # another rank may have called the layer
+            return groups
+        for group in groups:
+            if not seen.get(group.name):
+                self._tick(group, state, -1)
+        if new := {group.name for group in groups} - seen.keys() - self._named_unseen:
+            self._named_unseen |= new
+            warnings.warn(
+                f"expected activations of all units that are trained, got none of those of {', '.join(sorted(new))} in "
+                f"this step: units without them are not replaced. {type(self).__name__} sees forward passes in "
+                "training mode and with gradients, of the layers in describe(). Call train() after an evaluation; if "
+                "several layers, such as heads, take turns, name each: "
+                'units=[("body", "heads.0"), ("body", "heads.1")]',
+                stacklevel=2,
+            )
+        return [group for group in groups if seen.get(group.name)]
 
     def _fresh(self, group: UnitGroup, tensors: Tensors, choice: Choice) -> Tensor:
         """New incoming weights for the candidates, ``(members…, k, *shape of one unit's weights)``."""

@@ -200,7 +200,7 @@ class _Graph:
         else:
             fits = layout == _Layout(len(layer.kernel_size)) and width == size
         if not fits:
-            raise Stop(f"its units are mixed in the input of {name!r}")
+            raise Stop(f"its units may be mixed in the input of {name!r}")
 
     def _through_module(self, module: nn.Module, size: int, layout: _Layout, norms: list[nn.Module]) -> _Layout:
         kind = type(module).__name__
@@ -212,7 +212,7 @@ class _Graph:
             return layout
         entries = entries_a_unit(module, size, layout.trailing)
         if entries is None or (entries > 1 and not layout.flat):
-            raise Stop(f"its units are mixed by {kind}")
+            raise Stop(f"its units may be mixed by {kind}")
         self._check_used_once(module)
         if entries:
             norms.append(module)
@@ -238,14 +238,14 @@ def _through_function(node: fx.Node, layout: _Layout) -> _Layout:
         if set(dims) in places:
             kept = bool(node.kwargs.get("keepdim", arguments[1] if len(arguments) > 1 else False))
             return layout if kept else _Layout(0)
-    raise Stop(f"its units are mixed by {name}")
+    raise Stop(f"its units may be mixed by {name}")
 
 
 def _flattened(layout: _Layout, start: Any, end: Any) -> _Layout:
     """Accept only flattening the channels with all later dimensions: then a unit's entries are adjacent."""
     if start in (1, -1 - layout.trailing) and end == -1:
         return _Layout(0, flat=layout.flat or layout.trailing > 0)
-    raise Stop("its units are mixed by a flattening of other dimensions")
+    raise Stop("its units may be mixed by a flattening of other dimensions")
 
 
 def _name(node: fx.Node) -> str:

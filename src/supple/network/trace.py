@@ -4,6 +4,7 @@ import copy
 import inspect
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 
@@ -45,7 +46,10 @@ class Trace:
             if parameter.default is not inspect.Parameter.empty
         }
         tracer = _Tracer()
-        self.nodes = list(tracer.trace(shell, concrete_args=defaults or None).nodes)
+        # A forward pass that skips layers at random skips the same ones in each process.
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(0)
+            self.nodes = list(tracer.trace(shell, concrete_args=defaults or None).nodes)
         originals = dict(zip(shell.modules(), network.modules(), strict=True))
         self.modules = {name: originals[module] for name, module in shell.named_modules(remove_duplicate=False)}
         self.opaque = [originals[module] for module in tracer.opaque]

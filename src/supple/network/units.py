@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from supple.network.graph import Layer, Path, Stop, entries_a_unit, inner_size, 
 from supple.network.population import Population, module_of
 
 Units = Sequence[Sequence[str]]
-"""For each group the names of its modules: the layer that computes it, norms if any, and the layer it feeds."""
+"""For each group the names of its modules: the layer that computes it, norms if any, and the layer it feeds. Chains
+that differ only in the last one are one group that feeds several layers."""
 
 MOMENTS = frozenset(
     "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum".split()  # noqa: SIM905 - a list of words reads better so
@@ -87,7 +88,9 @@ def find_units(
     Args:
         network: any module, or a population.
         units: replaces the search. For each group the names of the layer that computes it, of the norms after it, and
-            of the layer that it feeds: ``[("conv1", "norm1", "conv2"), ("conv2", "fc")]``.
+            of the layer that it feeds: ``[("conv1", "norm1", "conv2"), ("conv2", "fc")]``. Of a layer that feeds
+            several, such as actor and critic, or heads that take turns, name each of them:
+            ``[("body", "actor"), ("body", "critic")]``.
 
     Raises:
         ValueError: if the network's forward pass cannot be traced, or if ``units`` do not fit this network's layers.
@@ -101,7 +104,7 @@ def find_units(
     module = module_of(network)
     names = {id(part): name for name, part in module.named_modules()}
     if units is not None:
-        return tuple(_given(dict(module.named_modules()), chain) for chain in units), ()
+        return _merged([_given(dict(module.named_modules()), chain) for chain in units]), ()
     groups, skipped = [], []
     for layer, path in paths(unwrapped(module)):
         name = names[id(layer)]
@@ -184,6 +187,25 @@ def _index(which: Tensor) -> tuple[Tensor, ...]:
     if which.ndim == 1:
         return (which,)
     return torch.arange(which.shape[0], device=which.device).unsqueeze(-1), which
+
+
+def _merged(groups: Sequence[UnitGroup]) -> tuple[UnitGroup, ...]:
+    """One group for each layer, which feeds all the layers named for it."""
+    merged: dict[str, UnitGroup] = {}
+    for group in groups:
+        first = merged.setdefault(group.name, group)
+        if first is group:
+            continue
+        (new,) = group.leaving
+        if first.entering != group.entering:
+            raise ValueError(
+                f"expected the same norms after {group.name!r} in all its chains, got others before {new.path!r}: name "
+                "only layers that receive the same activations"
+            )
+        if new in first.leaving:
+            raise ValueError(f"expected each chain once, got {group.name!r} to {new.path!r} twice: leave one out")
+        merged[group.name] = replace(first, leaving=(*first.leaving, new))
+    return tuple(merged.values())
 
 
 def _group(path: Path, names: Mapping[int, str]) -> UnitGroup:

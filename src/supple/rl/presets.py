@@ -47,7 +47,7 @@ class Constants:
         check_range("a replay ratio", self.replay_ratio, 1, 1_000)
         check_range("random steps", self.random_steps, 0)
         check_range("transitions in a batch", self.batch_size, 1)
-        check_range("a buffer capacity", self.capacity, self.batch_size, 10**9)
+        check_range("a buffer capacity (at least a batch)", self.capacity, self.batch_size, 10**9)
         check_range("hidden layers", len(self.hidden), 1)
         check_range("units in each hidden layer", min(self.hidden), 1)
         check_range("critics", self.critics, 1)

@@ -35,7 +35,8 @@ class Resets:
     def __post_init__(self) -> None:
         if self.every < 1 or (self.layers is not None and self.layers < 1):
             raise ValueError(
-                f"expected a period and layers of at least 1, got {self.every} and {self.layers}: choose larger ones"
+                f"expected a period of at least 1 and at least 1 layer, got every={self.every}, layers={self.layers}: "
+                "choose larger ones"
             )
         if unknown := set(self.parts) - {*PARTS, "buffer"}:
             raise ValueError(
