@@ -25,7 +25,7 @@ FORMS = {
     "without biases": Form(
         method="spectral",
         strengths=STRENGTHS,
-        options={"roles": {f"{layer}.bias": "exempt" for layer in (1, 3, 5, 7, 9)}},
+        options={"roles": {f"{layer}.bias": None for layer in (1, 3, 5, 7, 9)}},
     ),
     "towards zero": Form(method="spectral", strengths=STRENGTHS, options={"target": 0.0}),
     "spectral norm (both)": Form(method="spectral-norm", strengths=STRENGTHS),
