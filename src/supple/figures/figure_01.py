@@ -26,6 +26,7 @@ FIGURE = Figure(
     title="Figure 1: generalization on tiny-ImageNet under three kinds of change",
     claim="Spectral regularization is consistently among the best-performing methods.",
     panels=panels,
-    note=f"{SMALLER_NOTE}; {PAPERS_STRENGTHS}",
+    note="the paper's text does not state the tasks and epochs of class-incremental learning and label flip; "
+    f"{SMALLER_NOTE}; {PAPERS_STRENGTHS}",
     scales=ALL_SCALES,
 )

@@ -20,6 +20,6 @@ FIGURE = Figure(
     claim="Baselines that suffer from a loss of trainability also have an increasing average spectral norm and a "
     "decrease in their average representation change.",
     panels=panels,
-    note=PAPERS_STRENGTHS,
+    note=f"without the paper's last row, which its caption does not explain; {PAPERS_STRENGTHS}",
     scales=ALL_SCALES,
 )

@@ -33,7 +33,7 @@ FIGURE = Figure(
     title="Figure 13: capacity, one task of random labels, measured after each epoch (here called a task)",
     claim="Spectral regularization restricts the capacity of the network least of all regularizers.",
     panels=panels,
-    note="the paper's text does not state the number of epochs; here: 200 (15 at quick scale, 40 at reduced); "
+    note="the paper's text states neither data nor epochs; here: 200 epochs (15 at quick scale, 40 at reduced); "
     + PAPERS_STRENGTHS,
     scales=ALL_SCALES,
 )
