@@ -21,10 +21,11 @@ machine is shared: the quartiles of "none again", a step against itself, show th
 ## The regularizer's share of a training step
 
 Time of a step with the regularizer, or with an alternative, over the same step without. The rows *timed within its
-steps* are the most reliable: a whole step, divided by that same step without the regularizer's own seconds, so that
-differences between steps do not count. *A plain loop* is the same regularizer, written as a simple loop over the
-parameters. The MLP has 784 inputs and four hidden layers of 256 ReLU units, and is trained with Adam at batch 512 in
-float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py`, `--within` for the times within steps).
+steps* are the most reliable: the regularizer's own seconds are measured inside each step, and the ratio is the whole
+step over the step minus these seconds, so that differences between steps do not count. *A plain loop* is the same
+regularizer, written as a simple loop over the parameters. The MLP has 784 inputs and four hidden layers of 256 ReLU
+units, and is trained with Adam at batch 512 in float32; ViT-Tiny at batch 250 (`python benchmarks/overhead.py`,
+`--within` for the times within steps).
 
 {overhead}
 
