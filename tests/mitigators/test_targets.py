@@ -297,7 +297,7 @@ def test_describe_has_a_column_of_targets():
         ({"weigth": 1.0}, ValueError, "did you mean 'weight'"),
         ({"weight": -1.0}, ValueError, r"target for 'weight' of at least 0, got -1"),
         ({"weight": math.nan}, ValueError, r"target for 'weight'"),
-        ({"weight": "large"}, TypeError, r"target for 'weight' that is a number"),
+        ({"weight": "large"}, TypeError, r"a number, a mapping or 'initial' as target for 'weight'"),
         (None, TypeError, "expected a number, a mapping or 'initial' as target"),
     ],
     ids=str,

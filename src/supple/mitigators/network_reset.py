@@ -143,7 +143,7 @@ class NetworkReset(Mitigator):
             owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
             if not 1 <= layers <= len(owners):
                 raise ValueError(
-                    f"expected 1 to {len(owners)} layers (those with a matrix), got {layers}: choose fewer"
+                    f"expected 1 to {len(owners)} layers (those with a matrix), got {layers}: choose another number"
                 )
             everything = find_roles(self._network)
             last = output_matrix(self._network, everything)

@@ -217,6 +217,8 @@ class UnitResets(Mitigator):
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
+        for recorder in self._recorders:
+            recorder.saw = bool(self.state[_activity(recorder.group)]["forwards"].any()) or None
         self._listen()
 
     def describe(self) -> str:
