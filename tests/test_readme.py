@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from supple.lab.run import Run
+from supple.lab.trainer import train
 from support.events import scalars
 
 README = Path(__file__).parents[1] / "README.md"
@@ -52,6 +54,16 @@ def test_each_program_of_the_page_of_frameworks_runs_by_itself(title, tmp_path, 
             name for folder in {file.parent for file in tmp_path.rglob("events.out*")} for name, *_ in scalars(folder)
         }
         assert {"train/spectral_norm", "critic/spectral_norm", "spectral_norm"} & logged
+
+
+def test_a_table_is_exported_as_the_laboratory_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seeds in ((0, 1), (1000,)):
+        train(Run.of("random-label-digits", "none", seeds, tasks=2, epochs=1, diagnostics=[]), root="runs")
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "laboratory.md").read_text(), re.DOTALL)
+    exec(block, {})
+    head, row = (tmp_path / "table.csv").read_text().split()
+    assert (head, row[:9], row[-2:]) == ("method,strength,mean,error,seeds", "none,0.0,", ",2")
 
 
 def test_the_program_with_ppo_runs_shortened(tmp_path, monkeypatch, capsys):

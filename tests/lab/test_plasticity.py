@@ -154,11 +154,13 @@ def test_a_folder_that_is_no_run_of_the_laboratory(supple, tmp_path):
             folder.begin()
     for address, expected in {
         tmp_path / "none": "the folder of one run .*, got none",
-        tmp_path / DIGITS: f"the folder of one run .*, got {DIGITS}-none-.*, {DIGITS}-none-",
+        tmp_path / DIGITS: rf"the folder of one run .*, got {DIGITS}-none-\w+ \(seed \d\), {DIGITS}-none-\w+ \(seed",
         folder.path: f"a checkpoint in {folder.path}, got none: train the run for a task first",
     }.items():
         with pytest.raises(SystemExit, match=f"^supple: expected {expected}"):
             supple("test", address)
+    with pytest.raises(SystemExit, match=f"a checkpoint in {folder.path}, got none"):
+        supple("test", tmp_path / DIGITS, "--seed", "1")
     agents = AgentRun.of("cheetah-run", "none", [0], steps=20_000).folder(str(tmp_path))
     with agents.locked():
         agents.begin()

@@ -210,6 +210,13 @@ def test_returns_over_steps():
     assert found["spectral"]["seeds"] == 3
 
 
+def test_the_column_of_steps_is_no_setting():
+    """The commands draw rows that have it."""
+    rows = stored().filter((pl.col("problem") == "task1") & (pl.col("strength") < 1e-3))
+    drawn, with_column = (charts.over_steps(each, "return", "") for each in (rows, charts.with_steps(rows)))
+    assert with_column.to_dict() == drawn.to_dict()
+
+
 def test_changes_of_the_world_have_rules():
     """One world ends at step 50, the other with the run."""
     rows = stored().filter((pl.col("problem") == "task1") & (pl.col("method") != "spectral"))

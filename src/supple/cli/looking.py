@@ -1,5 +1,6 @@
 """The commands for existing runs: ``supple results``, ``report`` and ``test``."""
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ class Results:
             if left := networks - len(ended.unique(["run", "member"])):
                 print(
                     f"{left} of {networks} networks on {problem} have not finished and are left out: "
-                    f"`supple report {self.runs}` shows their progress"
+                    f"`supple report {shlex.quote(self.runs)}` shows their progress"
                 )
 
 
@@ -89,11 +90,12 @@ class Report:
         from supple.report import page_of, watch, write_page
 
         page = page_of(self.runs, self.out)
-        print(f"page: {page}", flush=True)
         if self.watch:
+            print(f"page: {page}", flush=True)
             watch(self.runs, page)
         else:
             write_page(self.runs, page)
+            print(f"page: {page}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ class PlasticityTestCommand:
 
         sweep.check(None, self.threads)
         torch.set_num_threads(self.threads)
-        root, name, run = plasticity.find_run(self.run)
+        root, name, run = plasticity.find_run(self.run, self.seed, self.strength)
         member = plasticity.member_of(run, self.seed, self.strength)
         tested = plasticity.run_test(run, root, member=member, after=self.after, steps=self.steps, repeats=self.repeats)
         print(f"{name}, seed {run.seeds[member]}, after task {tested.facts['after']}:\n\n{tested.result}\n")

@@ -1,5 +1,6 @@
 """What commands print and draw: tables and curves of one problem."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def show(rows: "pl.DataFrame", members: "list[Run]", out: str, name: str = "char
 def print_ending(out: str) -> None:
     """Print where the runs are, and what to do next."""
     print(f"runs:  {out}")
-    print(f"next:  supple report {out}")
+    print(f"next:  supple report {shlex.quote(out)}")
 
 
 def draw(rows: "pl.DataFrame", metric: str, out: str, name: str, before: str = "") -> None:

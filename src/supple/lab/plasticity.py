@@ -34,8 +34,10 @@ FIELDS = {"member": int, "after": int, "sentence": str}
 """The fields of a result that the report page reads, with their types."""
 
 
-def find_run(address: str) -> tuple[str, str, Run]:
+def find_run(address: str, seed: int | None = None, strength: float | None = None) -> tuple[str, str, Run]:
     """Find a run by its folder, or by a unique prefix of it: the folder of all runs, the run's name, and the run.
+
+    The prefix need only be unique among the runs with this seed and strength, if they are given.
 
     Raises:
         ValueError: if it is not one run of the laboratory.
@@ -44,11 +46,15 @@ def find_run(address: str) -> tuple[str, str, Run]:
     root = root or ("/" if address.startswith("/") else ".")
     configs = configurations(root)
     names = [start] if start in configs else [name for name in configs if start and name.startswith(start)]
+    if len(names) > 1:
+        asked = {"seeds": seed, "strengths": strength}
+        names = [n for n in names if all(value in (None, *configs[n].get(key, ())) for key, value in asked.items())]
     if len(names) != 1:
-        got = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "none"
+        shown = [f"{name} (seed {', '.join(map(str, configs[name].get('seeds', '?')))})" for name in names[:5]]
         raise ValueError(
-            f"expected the folder of one run (or a unique prefix of its name) at {address}, got {got}: `supple report` "
-            "lists the folders"
+            f"expected the folder of one run (or a unique prefix of its name) at {address}, got "
+            f"{', '.join(shown) or 'none'}{', ...' if len(names) > 5 else ''}: `supple report` lists the folders; "
+            "--seed and --strength choose among several"
         )
     run = Run.of_config(configs[names[0]])
     if run is None:

@@ -6,7 +6,7 @@ import scipy  # imports its submodules on first use, not when a run starts
 
 from supple.runs import metrics
 
-MEASURED = ("run", "member", "seed", "task", "metric", "value")
+MEASURED = ("run", "member", "seed", "task", "step", "metric", "value")
 """The columns of a measurement; all other columns are settings."""
 RESAMPLES = 2000
 IQM_SEEDS = 4

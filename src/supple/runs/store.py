@@ -154,7 +154,9 @@ def _configuration(files: Any, path: str) -> dict[str, Any]:
         raise ValueError(f"expected a seed and a strength for each member, got {seeds} and {strengths} in its run.json")
     name = name_of(config)
     if name != path.rpartition("/")[2]:
-        raise ValueError(f"expected the folder name {name}, as in its run.json: rename it back")
+        raise ValueError(
+            f"expected the folder name {name}, as in its run.json: rename it back, unless another version wrote it"
+        )
     return config
 
 

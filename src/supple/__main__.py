@@ -1,0 +1,6 @@
+"""``python -m supple``, the same as ``supple``."""
+
+from supple.cli import main
+
+if __name__ == "__main__":
+    main()
