@@ -202,8 +202,8 @@ def test_members_are_reset_to_other_networks():
     [
         ({"strength": 1.5}, "strength from 0 to 1"),
         ({"every": 0}, "every=0"),
-        ({"layers": 0}, "from 1 to 3 layers"),
-        ({"layers": 4}, "from 1 to 3 layers"),
+        ({"layers": 0}, "expected 1 to 3 layers"),
+        ({"layers": 4}, "expected 1 to 3 layers"),
         ({"layers": ["5"]}, "module of this network"),
         ({"layers": ["1"]}, "expected layers with parameters"),
         ({"layers": "head"}, r"write \['head'\]"),
