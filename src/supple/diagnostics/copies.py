@@ -18,7 +18,7 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.hooks import all_on
 from supple.network.graph import unwrapped
-from supple.network.population import computed_weights
+from supple.network.population import memo_for
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Trained:
 
         Gradients, the optimizers' other hooks and the compiled form of a network are not copied.
         """
-        memo = computed_weights(self.network)
+        memo = memo_for(self.network)
         copied, _ = copy.deepcopy((self, _methods_on(self.optimizers)), memo)
         for live, mine in zip(self.optimizers, copied.optimizers, strict=True):
             # Torch copies groups and state only. A "step" here is a scheduler's wrapper around the original.

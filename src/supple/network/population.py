@@ -1,6 +1,7 @@
 """Many networks of one architecture, stacked on dim 0 and run as one."""
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -78,19 +79,32 @@ def members_of(network: nn.Module | Population) -> tuple[int, ...]:
     return (len(network),) if isinstance(network, Population) else ()
 
 
-def copy_of(module: Module) -> Module:
-    """A deep copy, even of a module that stores a weight computed from its parameters."""
-    return copy.deepcopy(module, computed_weights(module))
+def copy_of(module: Module, *, shared: Iterable[Tensor] = ()) -> Module:
+    """A deep copy that shares the given tensors, even of a module that keeps tensors with a graph."""
+    return copy.deepcopy(module, memo_for(module) | {id(tensor): tensor for tensor in shared})
 
 
-def computed_weights(module: nn.Module) -> dict[int, Any]:
-    """The memo for ``copy.deepcopy`` of something that holds ``module``.
+def memo_for(module: nn.Module) -> dict[int, Any]:
+    """The memo for ``copy.deepcopy`` of something that holds ``module``: its tensors with a graph, without it.
 
-    ``torch.nn.utils.prune`` and the older ``weight_norm`` store a weight computed from the parameters; torch cannot
-    copy tensors with a graph.
+    Torch cannot copy these. A recurrent network may keep its state; ``torch.nn.utils.prune`` and the older
+    ``weight_norm`` keep a weight computed from the parameters.
     """
-    values = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
-    return {id(value): value.detach().clone() for value in values if not value.is_leaf}
+    tensors = (value for value in held_in(module) if isinstance(value, Tensor))
+    return {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+
+
+def held_in(module: nn.Module) -> list[Any]:
+    """Every tensor and container in the attributes of the modules, and inside these containers; each once."""
+    found: dict[int, Any] = {}
+    values: list[Any] = [vars(part) for part in module.modules()]
+    while values:
+        value = values.pop()
+        if isinstance(value, Tensor | dict | list | tuple | set | deque) and id(value) not in found:
+            found[id(value)] = value
+            if not isinstance(value, Tensor):
+                values += value.values() if isinstance(value, dict) else value
+    return [*found.values()]
 
 
 def outside_vmap(tensor: Tensor) -> Tensor:
