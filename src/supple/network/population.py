@@ -1,8 +1,11 @@
 """Many networks of one architecture, stacked on dim 0 and run as one."""
 
 import copy
+import random
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +18,8 @@ Module = TypeVar("Module", bound=nn.Module)
 class Population(nn.Module):
     """Networks of one architecture, one per seed, with every parameter and buffer stacked as ``(members, ...)``.
 
-    Member *i* is initially bit-for-bit identical to ``torch.manual_seed(seeds[i]); make_model()``. Any element-wise
+    Member *i* is initially bit-for-bit identical to ``torch.manual_seed(seeds[i]); make_model()``; Python's and NumPy's
+    global generators are seeded too. Any element-wise
     optimizer on ``population.parameters()`` (SGD, Adam, ...) trains each member as it would train this network alone.
 
     >>> population = Population(lambda: nn.Linear(3, 2), seeds=[0, 1])
@@ -35,7 +39,10 @@ class Population(nn.Module):
         self.seeds = tuple(seeds)
         if not self.seeds:
             raise ValueError("expected at least one seed, got none: give one a member")
-        members = [_seeded(make_model, seed) for seed in self.seeds]
+        members = []
+        for seed in self.seeds:
+            with seeded_globally(seed):
+                members.append(make_model())
         stacks = _stack([_tensors(member) for member in members])
         self.stacked = _with_tensors(members[0], stacks)
         """One network's modules with the stacked parameters and buffers; it gives the names and roles."""
@@ -118,10 +125,22 @@ def outside_vmap(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _seeded(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, Python and, if it is imported, NumPy; restore them after the block."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy and numpy.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"):  # torch.manual_seed seeds all
         torch.manual_seed(seed)
-        return make_model()
+        random.seed(seed)
+        if numpy:
+            numpy.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            if numpy:
+                numpy.random.set_state(states[1])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
