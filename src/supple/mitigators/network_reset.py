@@ -42,10 +42,10 @@ class NetworkReset(Mitigator):
             optimizer whose state cannot be reset entry by entry.
 
     Fresh values come from each module's own ``reset_parameters()``; an initialization that your code applied afterwards
-    is not repeated. Batch-norm statistics are reset too, except in modules whose parameters are
-    frozen or left out. For s below 1, which is not in the sources, the optimizer's
-    state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue. Members of a population share these
-    counters: they restart only if all members are reset with s = 1.
+    is not repeated. Batch-norm statistics are reset too, except in modules whose parameters are frozen or left out.
+    Parameters with a step size of 0 are reset too: freeze them with ``requires_grad_(False)``. For s below 1, which is
+    not in the sources, the optimizer's state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue.
+    Members of a population share these counters: they restart only if all members are reset with s = 1.
 
     If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a reset is due, the next step resets
     instead. Other skipped steps count as steps.
