@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import supple
 from supple.diagnostics.verdict import AS_IT_IS, FRESH_NETWORK, FRESH_OPTIMIZER, Difference, PlasticityTest
+from support.keepers import Keeper
 
 
 def loss(network, batch):
@@ -79,6 +80,14 @@ def test_copies_train_as_loops_of_ones_own_would(device):
                 mine_optimizer.step()
                 expected.append(value.item())
             torch.testing.assert_close(curve[repeat], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_network_that_keeps_a_state_is_copied():
+    network = Keeper("dictionary")
+    network, optimizer = trained(network, adam(network))
+    kept = network.kept["h"]
+    assert short(network, optimizer).curves[AS_IT_IS].shape[0] == 2
+    assert network.kept["h"] is kept
 
 
 @pytest.mark.parametrize("training", [True, False])

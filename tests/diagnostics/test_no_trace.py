@@ -1,11 +1,16 @@
 """That a measurement leaves no trace in the network, whatever it is wrapped in."""
 
+import copy
+from collections import deque
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from supple import PlasticityMonitor, Population
+from support.keepers import Keeper
 from support.probed_networks import batch, perceptron, step, train
 
 
@@ -199,6 +204,54 @@ def test_what_a_module_keeps_in_attributes_is_put_back():
         assert network.h is h
         assert network.pair is pair
         network(torch.randn(5, 3))
+
+
+class Recurrent(nn.Module):
+    """Keeps what it computed in all the ways that a measurement can put back."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(3, 3), 0
+        self.written, self.last, self.past, self.names = torch.zeros(3), {"h": None}, [[torch.zeros(3)]], {"a"}
+        self.line = deque([0], maxlen=3)
+
+    def forward(self, x):
+        self.calls += 1
+        h = self.layer(x) + self.written + self.past[0][0]
+        self.written.copy_(h.detach().mean(0))
+        self.past[0][0] += 1
+        self.past.append([h])
+        self.last["h"] = self.new = h
+        self.names.add(str(self.calls))
+        self.line.append(self.calls)
+        return h
+
+    def state(self):
+        tensors = [*tree_leaves(self.past), self.written, *tree_leaves(self.last)]
+        values = [None if tensor is None else tensor.tolist() for tensor in tensors]
+        return self.calls, values, set(self.names), list(self.line), hasattr(self, "new")
+
+
+def test_what_a_module_changes_in_place_is_put_back():
+    network = Recurrent()
+    monitor = PlasticityMonitor(network, (torch.randn(5, 3), torch.randn(5, 3)), loss=nn.functional.mse_loss)
+    for _ in range(2):  # before the first forward pass, and after it
+        before = copy.deepcopy(network.state())
+        held = [network.written, network.last, network.past, network.past[0], network.names, network.line]
+        monitor.measure()
+        assert network.state() == before
+        now = [network.written, network.last, network.past, network.past[0], network.names, network.line]
+        assert all(one is other for one, other in zip(held, now, strict=True))
+        output = network(torch.randn(5, 3))
+    output.sum().backward()
+
+
+def test_a_kept_graph_can_still_be_differentiated():
+    network = Keeper("list")
+    network(torch.randn(5, 6))
+    PlasticityMonitor(network, (torch.randn(4, 6), torch.randn(4, 3)), loss=nn.functional.mse_loss).measure()
+    network.kept[0].sum().backward()
+    assert network.a.weight.grad.any()
 
 
 def test_an_embedding_that_bounds_its_norms_is_left_as_it_is():

@@ -1,8 +1,10 @@
 """The modules' own initializers draw new parameters, in their order, with random numbers of their own."""
 
 import copy
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -169,3 +171,26 @@ def test_a_parameter_that_two_kinds_of_modules_draw_is_named_unless_they_agree_o
     same = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
     same[1].weight = same[0].weight
     assert fresh(same).draw(generators(0)).keys() == {"0.weight"}
+
+
+class DrawsElsewhere(nn.Linear):
+    """Draws its weight with NumPy and its bias with Python."""
+
+    def reset_parameters(self):
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(np.random.randn(*self.weight.shape)))
+            self.bias.fill_(random.random())
+
+
+def test_other_generators_give_new_values_by_seed_and_keep_their_state():
+    network = DrawsElsewhere(2, 3)
+    np.random.seed(7)
+    random.seed(7)
+    before = np.random.get_state()[1].tolist(), np.random.get_state()[2], random.getstate()
+    one, same, other = (fresh(network).draw(generators(seed)) for seed in (0, 0, 1))
+    for name, value in one.items():
+        assert torch.equal(value, same[name])
+        assert not torch.equal(value, other[name])
+    first, second = Population(lambda: DrawsElsewhere(2, 3), seeds=[0, 2**40 + 1]).stacked.weight
+    assert not torch.equal(first, second)
+    assert (np.random.get_state()[1].tolist(), np.random.get_state()[2], random.getstate()) == before

@@ -106,7 +106,7 @@ def test_bad_options_are_named(options, message):
         HareAndTortoise(nn.Linear(2, 2), **options)
 
 
-def test_buffers_of_real_numbers_are_averaged_and_returned():
+def test_running_statistics_are_averaged_and_returned():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     statistics, slow = network[1].running_mean, network[1].running_mean.clone()
@@ -122,7 +122,7 @@ def test_buffers_of_real_numbers_are_averaged_and_returned():
 
 
 @pytest.mark.parametrize("absent", ["frozen", "in no optimizer"])
-def test_buffers_are_averaged_also_where_the_first_parameter_is_not_trained(absent):
+def test_statistics_are_averaged_also_where_the_first_parameter_is_not_trained(absent):
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     network[0].requires_grad_(absent != "frozen")
     statistics = network[1].running_mean
@@ -137,8 +137,35 @@ def test_buffers_are_averaged_also_where_the_first_parameter_is_not_trained(abse
     torch.testing.assert_close(statistics, slow)
 
 
-def test_pruning_masks_are_not_averaged():
-    network = nn.Linear(4, 4)
+class Masked(nn.Module):
+    """Attends only to the past, and keeps the size of its last batch in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        self.last = torch.zeros(len(x))
+        return self.layer(x) @ self.mask.softmax(-1)
+
+
+def test_other_buffers_are_left_as_they_are():
+    network = Masked()
+    mask = network.mask.clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    HareAndTortoise(network, decay=0.9, every=2).attach(optimizer)
+    for batch in (3, 5):
+        network(torch.randn(batch, 4)).sum().backward()
+        optimizer.step()
+    assert torch.equal(network.mask, mask)
+    assert network.last.shape == (5,)
+
+
+@pytest.mark.parametrize("make_network", [lambda: nn.Linear(4, 4), lambda: nn.BatchNorm1d(4)])
+def test_pruning_masks_are_not_averaged(make_network):
+    network = make_network()
     prune.random_unstructured(network, "weight", 0.25)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     HareAndTortoise(network, decay=0.9, every=2).attach(optimizer)

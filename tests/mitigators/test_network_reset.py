@@ -202,8 +202,8 @@ def test_members_are_reset_to_other_networks():
     [
         ({"strength": 1.5}, "strength from 0 to 1"),
         ({"every": 0}, "every=0"),
-        ({"layers": 0}, "1 to 3 layers"),
-        ({"layers": 4}, "1 to 3 layers"),
+        ({"layers": 0}, "expected 1 to 3 layers"),
+        ({"layers": 4}, "expected 1 to 3 layers"),
         ({"layers": ["5"]}, "module of this network"),
         ({"layers": ["1"]}, "expected layers with parameters"),
         ({"layers": "head"}, r"write \['head'\]"),
@@ -247,3 +247,28 @@ def test_the_statistics_of_a_backbone_that_is_not_trained_stay(absent):
     optimizer.step()
     assert torch.equal(backbone[1].running_mean, statistics)
     assert not network[1].running_mean.any(), "a trained batch norm starts again from zero"
+
+
+class Masked(nn.Linear):
+    """Uses the lower triangle of its weight, and keeps the size of its last batch in a buffer."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.register_buffer("last", torch.zeros(3))
+
+    def forward(self, x):
+        self.last = torch.zeros(len(x))
+        return x @ (self.weight * self.mask.exp()).T + self.bias
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_buffers_that_are_no_statistics_stay_as_they_are(strength):
+    network = Masked()
+    mask = network.mask.clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    NetworkReset(network, strength=strength, every=1).attach(optimizer)
+    network(torch.randn(5, 4)).sum().backward()
+    optimizer.step()
+    assert torch.equal(network.mask, mask)
+    assert network.last.shape == (5,)

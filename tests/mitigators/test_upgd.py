@@ -131,6 +131,14 @@ def test_it_must_see_the_gradients_first():
         method.after_step(optimizer)
 
 
+def test_an_optimizer_that_searches_lines_is_refused():
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.LBFGS(network.parameters())
+    with pytest.raises(ValueError, match=r"one gradient a step, got a LBFGS.*such as SGD or Adam"):
+        UPGD(network).attach(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 @pytest.mark.parametrize("options", [{"noise": -1.0}, {"decay": 1.0}, {"weight_decay": -0.1}, {"noise": float("nan")}])
 def test_bad_options_are_named(options):
     (name, value), *_ = options.items()

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from supple import Population, SpectralRegularizer
+from supple.network.population import copy_of
+from support.keepers import CONTAINERS, Keeper
 from support.zoo import ZOO, Tied
 
 SEEDS = [5, 0, 11]
@@ -297,3 +299,19 @@ def test_one_batch_for_all_members_by_expanding():
     outputs = population(x.expand(3, *x.shape))
     for index in range(3):
         torch.testing.assert_close(outputs[index], population.member(index)(x))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_network_that_keeps_tensors_with_a_graph_is_copied_without_it(container):
+    network = Keeper(container)
+    network(torch.randn(5, 6))
+    copied = copy_of(network, shared=[network.a.weight])
+    assert copied.a.weight is network.a.weight
+    assert copied.b.weight is not network.b.weight
+    (kept,), (mine,) = (
+        [leaf for leaf in torch.utils._pytree.tree_leaves(one.kept) if leaf is not None] for one in (network, copied)
+    )
+    assert kept.requires_grad
+    assert not mine.requires_grad
+    assert mine is not kept
+    assert torch.equal(mine, kept)

@@ -8,6 +8,7 @@ from torch import nn
 
 from supple import Population
 from supple.network.units import check_moments, find_units, reset_units
+from support.keepers import CONTAINERS, Keeper
 
 
 def found(network, units=None):
@@ -159,6 +160,15 @@ def test_a_graph_of_torch_fx_has_the_units_of_its_network():
     graph = torch.fx.symbolic_trace(network)
     assert found(graph) == found(network)
     assert found(nn.Sequential(graph)) == ({"0.0": ("0.2",)}, {"0.2": "reaches the network's output"})
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_network_that_keeps_activations_is_traced_after_a_forward_pass(container):
+    network = Keeper(container)
+    network(torch.randn(5, 6))
+    kept = network.kept
+    assert found(network)[0] == {"a": ("b",)}
+    assert network.kept is kept
 
 
 def test_looking_leaves_the_network_alone():

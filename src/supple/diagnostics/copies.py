@@ -2,8 +2,6 @@
 
 import copy
 import inspect
-import random
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from supple.mitigators.base import Mitigator
 from supple.mitigators.fresh import FreshParameters
 from supple.mitigators.hooks import all_on
 from supple.network.graph import unwrapped
-from supple.network.population import computed_weights
+from supple.network.population import memo_for, seeded_globally
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Trained:
 
         Gradients, the optimizers' other hooks and the compiled form of a network are not copied.
         """
-        memo = computed_weights(self.network)
+        memo = memo_for(self.network)
         copied, _ = copy.deepcopy((self, _methods_on(self.optimizers)), memo)
         for live, mine in zip(self.optimizers, copied.optimizers, strict=True):
             # Torch copies groups and state only. A "step" here is a scheduler's wrapper around the original.
@@ -148,25 +146,15 @@ def seeded(seed: int, network: nn.Module, batches: Any) -> Iterator[None]:
     """
     devices = {device for p in network.parameters() if (device := p.device).type not in ("cpu", "cuda")}
     kind = next(iter(devices)).type if devices else "cuda"
-    numpy = sys.modules.get("numpy")
     samplers = (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
     generators = {id(g): g for part in samplers if (g := getattr(part, "generator", None)) is not None}.values()
-    states = random.getstate(), numpy and numpy.random.get_state(), [g.get_state() for g in generators]
-    with (
-        torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"),  # torch.manual_seed seeds all
-        torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind),
-    ):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        if numpy:
-            numpy.random.seed(seed)
+    states = [generator.get_state() for generator in generators]
+    others = torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind)
+    with others, seeded_globally(seed):
         for generator in generators:
             generator.manual_seed(seed)
         try:
             yield
         finally:
-            random.setstate(states[0])
-            if numpy:
-                numpy.random.set_state(states[1])
-            for generator, state in zip(generators, states[2], strict=True):
+            for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)

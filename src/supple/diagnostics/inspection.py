@@ -32,8 +32,9 @@ _CAST_TO = {torch.bfloat16, torch.float16, torch.float64}
 class Inspection:
     """A network at one moment. Each quantity is computed once, when the first diagnostic needs it.
 
-    The network runs in evaluation mode; afterwards it and the random state are bit-for-bit unchanged. A layer's name is
-    its weight's name without ``.weight``. For a population every tensor has the members as first dimension; for one
+    The network runs in evaluation mode; afterwards it and the random state are bit-for-bit unchanged, except what it
+    keeps inside objects that are no tensors, lists, dictionaries, sets or deques. A layer's name is its weight's name
+    without ``.weight``. For a population every tensor has the members as first dimension; for one
     network it has no extra dimension. If the model is wrapped (DistributedDataParallel, torch.compile), the inner
     module is used.
 

@@ -23,7 +23,8 @@ from supple.network.roles import Overrides
 class PlasticityMonitor:
     """Measures a network's diagnostics, on request or every ``every`` optimizer steps, as floats for any logger.
 
-    After a measurement the network, its modes, buffers, gradients and the random state are bit-for-bit unchanged.
+    After a measurement the network, its modes, buffers, gradients and the random state are bit-for-bit unchanged; of
+    what it keeps in attributes these are tensors, numbers, lists, dictionaries, sets and deques, not other objects.
     Between measurements it only counts steps. The docstrings of the functions in
     :data:`supple.diagnostics.DIAGNOSTICS` define the diagnostics.
 

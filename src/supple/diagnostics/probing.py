@@ -1,6 +1,8 @@
 """Runs a network on a probe batch without changing it."""
 
+import copy
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from supple.network.population import outside_vmap
+from supple.network.population import held_in, outside_vmap
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A network's arguments: one tensor, several in order, or several by name. The batch dimension is first."""
@@ -20,6 +22,8 @@ Labels = Any
 """What the loss takes: a tensor, or tensors in tuples, lists and dictionaries. The batch dimension is first."""
 Loss = Callable[[Any, Labels], Tensor]
 """``loss(outputs, labels)`` of a batch, a scalar."""
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+"""Not their subclasses, which may refuse to be changed."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ def copied(x: Inputs) -> Inputs:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run the block in evaluation mode and uncompiled; at the end restore modes, random state and tensors kept in
-    attributes, such as a recurrent state.
+    """Run the block in evaluation mode and uncompiled; at the end restore modes, random state and attributes.
 
-    Gradients can be computed, even under ``torch.inference_mode()``.
+    Attributes, such as a recurrent state or a count of calls, are restored also where they hold tensors, lists,
+    dictionaries, sets and deques that the block changes in place; other objects are not looked into. Gradients can be
+    computed, even under ``torch.inference_mode()``.
     """
     modes = [(part, part.training) for part in module.modules()]
-    kept = [(part, {name: value for name, value in vars(part).items() if _is_kept(value)}) for part, _ in modes]
+    put_back = _keep_attributes(module)
     devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     # If the compiler was not imported (this takes seconds), nothing is compiled.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
@@ -89,8 +94,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(is_fast)
             for part, mode in modes:
                 part.training = mode
-            for part, values in kept:
-                vars(part).update(values)
+            put_back()
 
 
 @torch.no_grad()
@@ -167,10 +171,30 @@ def derivatives(value: Tensor, tensors: Sequence[Tensor], *, keep: bool = False)
     return [by_id[id(tensor)] if id(tensor) in by_id else torch.zeros_like(tensor) for tensor in tensors]
 
 
-def _is_kept(value: Any) -> bool:
-    """Whether an attribute holds tensors that a forward pass may replace, or none yet; parameters are elsewhere."""
-    parts = value if isinstance(value, tuple) else (value,)
-    return value is None or any(isinstance(part, Tensor) for part in parts)
+def _keep_attributes(module: nn.Module) -> Callable[[], None]:
+    """Copy what the modules keep in attributes; the function that puts it back.
+
+    Parameters and buffers are not copied: a forward pass of a :class:`Member` gets others.
+    """
+    held, own = held_in(module), {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    containers = [(value, copy.copy(value)) for value in held if type(value) in _CONTAINERS]
+    others = (value for value in held if isinstance(value, Tensor) and id(value) not in own)
+    # The block can write neither to tensors of inference mode, which have no version, nor to those of a past vmap.
+    tensors = [
+        (tensor, tensor._version, tensor.detach().clone())
+        for tensor in others
+        if not (tensor.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    ]
+
+    def put_back() -> None:
+        for container, before in containers:
+            container.clear()
+            container.update(before) if isinstance(container, dict | set) else container.extend(before)
+        for tensor, version, values in tensors:
+            if tensor._version != version:
+                tensor.data.copy_(values)
+
+    return put_back
 
 
 def _memory(tensor: Tensor) -> int:

@@ -27,7 +27,8 @@ class ContinualBackprop(UnitResets):
     with h the next layer's input, w its weights and a a unit's age in steps. Each step replaces a fraction ρ of the
     units older than the maturity, those with the smallest û; fractions of units are carried over. A new unit's incoming
     weights are drawn from the layer's initialization; its bias, its outgoing weights and the optimizer's state of all
-    these are 0. The old unit's mean contribution is added to the next layer's bias.
+    these are 0. The old unit's mean contribution is added to the next layer's bias. Parameters with a step size of 0
+    are changed too: freeze them with ``requires_grad_(False)``.
 
     Args:
         network: a module or a :class:`Population`.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from supple.kernels.power_iteration import working_dtype
-from supple.network.population import Population, copy_of
+from supple.network.population import Population, copy_of, seeded_globally
 
 _UNIFORM = (nn.Linear.reset_parameters, _ConvNd.reset_parameters)
 """Functions that draw weight and bias uniformly in ±1/√n, where n is the number of entries of weight[0]."""
@@ -17,7 +17,7 @@ class FreshParameters:
     """Draws new initial parameters for a network, with other random numbers in each call.
 
     Every module that owns parameters draws them with its ``reset_parameters()``, children before parents, as at
-    construction. The global random state does not change.
+    construction. The global random states (torch's, Python's and NumPy's) do not change.
 
     Args:
         network: a module or a population; a copy of one network is kept.
@@ -127,8 +127,7 @@ class FreshParameters:
             )
 
     def _reset(self, seed: int) -> None:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
+        with seeded_globally(seed):
             for reset in self._resets:
                 reset()
 

@@ -2,12 +2,12 @@
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, is_due, move_towards
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.network.find_roles import masks
 from supple.network.population import Population
 from supple.network.roles import Overrides
 
@@ -29,8 +29,9 @@ class HareAndTortoise(Mitigator):
     Raises:
         ValueError: for a strength above 1, a decay outside [0, 1) or a period below 1.
 
-    Buffers of real numbers, such as the statistics of batch norm, are averaged and set too, in the steps of the
-    optimizer that holds the first parameter. The optimizer's state is kept.
+    The running statistics of torch's norms are averaged and set too, in the steps of the optimizer that holds the first
+    parameter. All other buffers stay as they are. The source averages every buffer, and has only statistics; an average
+    would destroy a causal mask of −∞. The optimizer's state is kept.
 
     If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a return is due, the next step
     returns instead. Other skipped steps count as steps.
@@ -63,25 +64,26 @@ class HareAndTortoise(Mitigator):
             name: {"slow": parameter.detach().to(working_dtype(parameter), copy=True)}
             for name, parameter in self.parameters.items()
         }
-        pruning = {id(mask) for mask in masks(network).values()}
-        averaged = {
+        norms = {name for name, module in self._module.named_modules() if isinstance(module, _NormBase)}
+        statistics = {
             name: buffer
             for name, buffer in self._module.named_buffers()
-            if buffer.is_floating_point() and id(buffer) not in pruning
+            if name.rpartition(".")[0] in norms and name.endswith(("running_mean", "running_var"))
         }
-        self._buffers = list(averaged)
-        self.state |= {name: {"slow": buffer.to(working_dtype(buffer), copy=True)} for name, buffer in averaged.items()}
+        self._statistics = list(statistics)
+        for name, fast in statistics.items():
+            self.state[name] = {"slow": fast.to(working_dtype(fast), copy=True)}
         # One count per parameter: the parameters may be split between optimizers.
         self.state[GLOBAL] = {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in self.parameters}
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         counted, steps = {**parameters, **update.idle}, state[GLOBAL]
-        # Buffers belong to no optimizer: they go with the first parameter that any optimizer trains.
+        # Statistics belong to no optimizer: they go with the first parameter that any optimizer trains.
         leader = next((name for name in self.parameters if name in counted or steps[name] > 0), None)
         for name, parameter in counted.items():
             tensors = {name: parameter}
             if name == leader:
-                tensors |= {buffer: self._module.get_buffer(buffer) for buffer in self._buffers}
+                tensors |= {statistic: self._module.get_buffer(statistic) for statistic in self._statistics}
             is_back = is_due(steps[name], self.every, update)
             for tensor_name, fast in tensors.items():
                 slow = state[tensor_name]["slow"]

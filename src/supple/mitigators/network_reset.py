@@ -42,10 +42,10 @@ class NetworkReset(Mitigator):
             optimizer whose state cannot be reset entry by entry.
 
     Fresh values come from each module's own ``reset_parameters()``; an initialization that your code applied afterwards
-    is not repeated. Batch-norm statistics are reset too, except in modules whose parameters are
-    frozen or left out. For s below 1, which is not in the sources, the optimizer's
-    state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue. Members of a population share these
-    counters: they restart only if all members are reset with s = 1.
+    is not repeated. Batch-norm statistics are reset too, except in modules whose parameters are frozen or left out.
+    Parameters with a step size of 0 are reset too: freeze them with ``requires_grad_(False)``. For s below 1, which is
+    not in the sources, the optimizer's state is scaled by 1 − s, and its counters, such as Adam's ``step``, continue.
+    Members of a population share these counters: they restart only if all members are reset with s = 1.
 
     If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a reset is due, the next step resets
     instead. Other skipped steps count as steps.
@@ -125,9 +125,10 @@ class NetworkReset(Mitigator):
         # Buffers belong to no optimizer. They are reset once, with the parameters that have taken the most steps.
         if any(of[name] > furthest for name in due):
             for name in self._buffers:
-                own = [*self._owner(name).parameters(recurse=False)]
-                if not own or any(parameter.requires_grad for parameter in own):
-                    _move(self._module.get_buffer(name), fresh[name], strength)
+                own, buffer = [*self._owner(name).parameters(recurse=False)], self._module.get_buffer(name)
+                is_trained = not own or any(parameter.requires_grad for parameter in own)
+                if is_trained and buffer.shape == fresh[name].shape:  # a cache may have grown
+                    _move(buffer, fresh[name], strength)
 
     def _owner(self, name: str) -> nn.Module:
         return self._module.get_submodule(name.rpartition(".")[0])
@@ -160,8 +161,11 @@ class NetworkReset(Mitigator):
 
 
 def _move(tensor: Tensor, fresh: Tensor, strength: Strength) -> None:
-    """Move by the fraction ``strength`` of the way to ``fresh``, in place; at 1 exactly ``fresh``, even from NaN."""
+    """Move by the fraction ``strength`` of the way to ``fresh``, in place; at 1 exactly ``fresh``, even from NaN.
+
+    Constants stay as they are, also the −∞ of a causal mask, whose average with itself is NaN.
+    """
     share = torch.as_tensor(per_member(strength, tensor.ndim), device=tensor.device)
     fresh = fresh.to(tensor)
     between = torch.lerp(tensor, fresh, share.to(tensor.dtype)) if tensor.is_floating_point() else tensor
-    tensor.copy_(torch.where(share >= 1, fresh, between))
+    tensor.copy_(torch.where((share >= 1) | (tensor == fresh), fresh, between))

@@ -18,7 +18,8 @@ class ReDo(UnitResets):
               \qquad \text{dormant where } s_i \le \tau
 
     A new unit's incoming weights are drawn from the layer's initialization. Its bias and outgoing weights are 0, so it
-    does not change the output at first. The optimizer's state of these entries is set to 0.
+    does not change the output at first. The optimizer's state of these entries is set to 0. Parameters with a step size
+    of 0 are changed too: freeze them with ``requires_grad_(False)``.
 
     Args:
         network: a module or a :class:`Population`.

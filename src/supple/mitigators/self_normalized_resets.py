@@ -22,7 +22,8 @@ class SelfNormalizedResets(UnitResets):
     with t the steps since the unit last fired (was not zero on the whole batch), A its last inter-firing times and Q a
     quantile. So a unit that usually fires in every step is reset soon, and one that fires rarely is given more time. A
     new unit's incoming weights are drawn from the layer's initialization; its bias, its outgoing weights and the
-    optimizer's state of all these are 0.
+    optimizer's state of all these are 0. Parameters with a step size of 0 are changed too: freeze them with
+    ``requires_grad_(False)``.
 
     Units behind ReLU can be silent; those behind tanh or GELU never are, unless ``quiet`` sets a limit above 0.
 

@@ -42,6 +42,11 @@ class ShrinkAndPerturb(Mitigator):
     Raises:
         ValueError: for a strength above 1, a negative ``perturb`` or an unknown variant.
 
+    Fresh values come from each module's own ``reset_parameters()``; an initialization that your code applied afterwards
+    is not repeated, so the parameters drift from it to the modules' own. ``step-noise`` also perturbs an embedding's
+    ``padding_idx`` row: leave that embedding out with ``roles``. Parameters with a step size of 0 are changed too:
+    freeze them with ``requires_grad_(False)``.
+
     The code of Ash & Adams keeps 0.4 of the parameters and adds 0.1 of fresh ones: s = 0.6 and p = 1/6 with ``task``.
 
     ``step-noise`` shrinks after the optimizer's step (decoupled), as AdamW does. The source leaves the decay to the

@@ -1,11 +1,15 @@
 """Utility-based perturbed gradient descent (Elsayed & Mahmood, 2024): perturbs weights, useful ones least."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from supple.kernels.power_iteration import TINY, working_dtype
 from supple.mitigators.base import Mitigator
 from supple.mitigators.kernels import Strength, Update, by_member, move_towards
+from supple.mitigators.optimizers import searches_lines
 from supple.mitigators.states import State, Tensors
 from supple.network.population import Population
 from supple.network.roles import Overrides
@@ -39,7 +43,8 @@ class UPGD(Mitigator):
 
     Raises:
         ValueError: for a strength above 1 and for options out of range; when attached, if the optimizer does not give
-            its step size.
+            its step size, or evaluates the loss at several points of a step, as L-BFGS does: such a step has no single
+            gradient for the utility.
 
     Source: Elsayed & Mahmood, *Addressing Loss of Plasticity and Catastrophic Forgetting in Continual Learning*, 2024.
     """
@@ -79,6 +84,14 @@ class UPGD(Mitigator):
         self._before: Tensors = {}
         """During an optimizer's step: the parameters before it."""
         self._seed(seed)
+
+    def _check(self, optimizers: Sequence[Optimizer]) -> None:
+        for optimizer in optimizers:
+            if searches_lines(optimizer):
+                raise ValueError(
+                    f"expected an optimizer that computes one gradient a step, got a {type(optimizer).__name__}, which "
+                    "searches for its step size with several: choose another, such as SGD or Adam"
+                )
 
     def add_gradients(self, parameters: Tensors, gradients: Tensors, state: State, strength: Strength) -> None:
         """Adds nothing; updates the utility, which needs the gradients and parameters before the step."""

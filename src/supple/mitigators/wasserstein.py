@@ -18,7 +18,8 @@ class WassersteinRegularizer(SquaredDistance):
     .. math:: R(\theta) = \sum_p \lVert \mathrm{sort}(p) - \mathrm{sort}(p^{(0)}) \rVert^2
 
     which is the squared 2-Wasserstein distance of the two empirical distributions, times the number of entries. A step
-    must sort every tensor; there is no cheaper closed form.
+    must sort every tensor; there is no cheaper closed form. It also moves an embedding's ``padding_idx`` row: leave
+    that embedding out with ``roles``.
 
     Args:
         network: a module or a :class:`Population`.

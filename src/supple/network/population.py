@@ -1,7 +1,11 @@
 """Many networks of one architecture, stacked on dim 0 and run as one."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +18,8 @@ Module = TypeVar("Module", bound=nn.Module)
 class Population(nn.Module):
     """Networks of one architecture, one per seed, with every parameter and buffer stacked as ``(members, ...)``.
 
-    Member *i* is initially bit-for-bit identical to ``torch.manual_seed(seeds[i]); make_model()``. Any element-wise
+    Member *i* is initially bit-for-bit identical to ``torch.manual_seed(seeds[i]); make_model()``; Python's and NumPy's
+    global generators are seeded too. Any element-wise
     optimizer on ``population.parameters()`` (SGD, Adam, ...) trains each member as it would train this network alone.
 
     >>> population = Population(lambda: nn.Linear(3, 2), seeds=[0, 1])
@@ -34,7 +39,10 @@ class Population(nn.Module):
         self.seeds = tuple(seeds)
         if not self.seeds:
             raise ValueError("expected at least one seed, got none: give one a member")
-        members = [_seeded(make_model, seed) for seed in self.seeds]
+        members = []
+        for seed in self.seeds:
+            with seeded_globally(seed):
+                members.append(make_model())
         stacks = _stack([_tensors(member) for member in members])
         self.stacked = _with_tensors(members[0], stacks)
         """One network's modules with the stacked parameters and buffers; it gives the names and roles."""
@@ -78,19 +86,32 @@ def members_of(network: nn.Module | Population) -> tuple[int, ...]:
     return (len(network),) if isinstance(network, Population) else ()
 
 
-def copy_of(module: Module) -> Module:
-    """A deep copy, even of a module that stores a weight computed from its parameters."""
-    return copy.deepcopy(module, computed_weights(module))
+def copy_of(module: Module, *, shared: Iterable[Tensor] = ()) -> Module:
+    """A deep copy that shares the given tensors, even of a module that keeps tensors with a graph."""
+    return copy.deepcopy(module, memo_for(module) | {id(tensor): tensor for tensor in shared})
 
 
-def computed_weights(module: nn.Module) -> dict[int, Any]:
-    """The memo for ``copy.deepcopy`` of something that holds ``module``.
+def memo_for(module: nn.Module) -> dict[int, Any]:
+    """The memo for ``copy.deepcopy`` of something that holds ``module``: its tensors with a graph, without it.
 
-    ``torch.nn.utils.prune`` and the older ``weight_norm`` store a weight computed from the parameters; torch cannot
-    copy tensors with a graph.
+    Torch cannot copy these. A recurrent network may keep its state; ``torch.nn.utils.prune`` and the older
+    ``weight_norm`` keep a weight computed from the parameters.
     """
-    values = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
-    return {id(value): value.detach().clone() for value in values if not value.is_leaf}
+    tensors = (value for value in held_in(module) if isinstance(value, Tensor))
+    return {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+
+
+def held_in(module: nn.Module) -> list[Any]:
+    """Every tensor and container in the attributes of the modules, and inside these containers; each once."""
+    found: dict[int, Any] = {}
+    values: list[Any] = [vars(part) for part in module.modules()]
+    while values:
+        value = values.pop()
+        if isinstance(value, Tensor | dict | list | tuple | set | deque) and id(value) not in found:
+            found[id(value)] = value
+            if not isinstance(value, Tensor):
+                values += value.values() if isinstance(value, dict) else value
+    return [*found.values()]
 
 
 def outside_vmap(tensor: Tensor) -> Tensor:
@@ -104,10 +125,22 @@ def outside_vmap(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _seeded(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, Python and, if it is imported, NumPy; restore them after the block."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy and numpy.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"):  # torch.manual_seed seeds all
         torch.manual_seed(seed)
-        return make_model()
+        random.seed(seed)
+        if numpy:
+            numpy.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            if numpy:
+                numpy.random.set_state(states[1])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 It imports no other library: types of ``transformers`` and others are recognized by their names.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import get_args
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from supple.kernels.power_iteration import without_autocast
+from supple.network.population import copy_of
 from supple.network.roles import Kind, Role
 
 Shape = tuple[int, ...]
@@ -102,7 +102,7 @@ def _offset(module: nn.Module, name: str, shape: Shape) -> float | None:
     members, outputs = tensor.ndim - 1, []
     x = torch.linspace(-1, 2, 3 * shape[0]).view(3, -1)
     try:  # a copy, in evaluation mode, so that the network does not change
-        twin = copy.deepcopy(module, {id(p): p for p in module.parameters()}).eval()
+        twin = copy_of(module, shared=module.parameters()).eval()
         for value in (0.0, 1.0):
             twin._parameters = {
                 key: None if p is None else nn.Parameter(torch.full(p.shape[members:], value if key == name else 0.0))

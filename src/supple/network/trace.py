@@ -1,11 +1,12 @@
 """Traces which modules and functions a network calls."""
 
-import copy
 import inspect
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+from supple.network.population import copy_of
 
 
 class Trace:
@@ -35,7 +36,7 @@ class Trace:
 
     def _trace(self, network: nn.Module) -> None:
         # Trace a copy, because forward passes may set attributes and update buffers. It shares the parameters.
-        shell = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+        shell = copy_of(network, shared=network.parameters())
         shell.train()
         for module in shell.modules():
             module._forward_hooks.clear()
