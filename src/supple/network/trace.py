@@ -3,10 +3,9 @@
 import inspect
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from supple.network.population import copy_of
+from supple.network.population import copy_of, seeded_globally
 
 
 class Trace:
@@ -48,8 +47,7 @@ class Trace:
         }
         tracer = _Tracer()
         # A forward pass that skips layers at random skips the same ones in each process.
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(0)
+        with seeded_globally(0):
             self.nodes = list(tracer.trace(shell, concrete_args=defaults or None).nodes)
         originals = dict(zip(shell.modules(), network.modules(), strict=True))
         self.modules = {name: originals[module] for name, module in shell.named_modules(remove_duplicate=False)}
