@@ -30,8 +30,8 @@ class HareAndTortoise(Mitigator):
         ValueError: for a strength above 1, a decay outside [0, 1) or a period below 1.
 
     The running statistics of torch's norms are averaged and set too, in the steps of the optimizer that holds the first
-    parameter. All other buffers stay as they are. The source averages every buffer, and has only statistics; an average
-    would destroy a causal mask of −∞. The optimizer's state is kept.
+    parameter. The source averages every buffer; here the others stay as they are, because an average would destroy a
+    causal mask of −∞. The optimizer's state is kept.
 
     If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a return is due, the next step
     returns instead. Other skipped steps count as steps.
