@@ -189,7 +189,7 @@ def test_they_are_those_of_transformers(model):
 @pytest.mark.parametrize("model", OFF_THE_SHELF)
 @pytest.mark.parametrize("option", [{"layer_norm": True}, {"activation": "crelu"}])
 def test_what_they_do_not_have_is_refused(model, option):
-    with pytest.raises(ValueError, match=rf"no {next(iter(option))}.* for {model}.*choose mlp or conv"):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}.*, got {model}, .*choose mlp or conv"):
         find(model)(DATA, **option)
 
 

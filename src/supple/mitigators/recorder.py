@@ -26,9 +26,14 @@ class Recorder:
         self.group, self.consumer, self.sums, self.state = group, consumer, sums, state
         self.slot, self.shares = slot, shares
         self.enabled = True
-        self.saw: bool | None = None
-        """Whether there were examples since the last step; None without a forward pass."""
         self._examples: int | None = None
+        self.saw: bool | None
+        """Whether there were examples since the last step; None without a forward pass."""
+        self.recall()
+
+    def recall(self) -> None:
+        """Find out from the sums, which may be a checkpoint's, whether there were examples."""
+        self.saw = bool(self.sums["forwards"].any()) or None
 
     @property
     def __name__(self) -> str:

@@ -218,7 +218,7 @@ class UnitResets(Mitigator):
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         for recorder in self._recorders:
-            recorder.saw = bool(self.state[_activity(recorder.group)]["forwards"].any()) or None
+            recorder.recall()
         self._listen()
 
     def describe(self) -> str:
