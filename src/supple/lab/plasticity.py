@@ -105,6 +105,7 @@ def load_member(trainer: Trainer, state: dict[str, Any], index: int) -> Member:
     trainer.load_state_dict(state)
     network.load_state_dict(trainer.population.member(index).state_dict())
     mine = method.state_dict()
+    method.observe()  # the state may hold activations of the last step
     method.load_state_dict(
         {
             name: {key: _of_member(tensor, mine.get(name, {}).get(key), index) for key, tensor in entries.items()}
