@@ -77,6 +77,19 @@ def test_an_evaluation_that_leaves_the_network_in_evaluation_mode_is_named(make)
 
 
 @every_method
+def test_what_was_seen_while_it_was_off_does_not_count_as_seen(make):
+    network = Heads()
+    method, optimizer = attached(network, make)
+    replaced(4, network, optimizer)
+    strength, method.strength = method.strength, 0.0
+    replaced(2, network, optimizer)
+    method.strength = strength
+    network.eval()
+    with pytest.warns(UserWarning, match="none of those of body"):
+        replaced(1 if make is not METHODS["ReDo"] else 2, network, optimizer)
+
+
+@every_method
 def test_heads_that_take_turns_are_observed_in_turn_if_they_are_named(make, recwarn):
     network = Heads()
     _, optimizer = attached(network, make, units=UNITS)

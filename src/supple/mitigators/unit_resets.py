@@ -172,6 +172,7 @@ class UnitResets(Mitigator):
         if not isinstance(self.strength, Tensor) and self.strength == 0:
             for group in self.groups:  # activations that are observed while it is off do not count later
                 torch._foreach_zero_(list(state[_activity(group)].values()))
+            self._take_seen({group.name for group in self.groups})
             return
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
         groups = [group for group in self.groups if self._holds_all(group, {**parameters, **update.idle, **buffers})]
@@ -186,6 +187,7 @@ class UnitResets(Mitigator):
             for group in groups:  # the next step is due instead; what was seen may not be finite
                 self._tick(group, state, -1)
                 torch._foreach_zero_(list(state[_activity(group)].values()))
+            self._take_seen({group.name for group in groups})
             self._listen()
             return
         if self._wrapper is not None:
