@@ -405,9 +405,9 @@ def parameters(trainer):
 def test_members_without_a_batch_in_common(monkeypatch):
     monkeypatch.setitem(SHIFTS, "pairs", SHIFTS["class-pairs"])
     run = run_of("none", (0, 1, 2), dataset="unequal", shift="class-pairs", batch_size=10)
-    with pytest.raises(ValueError, match=r"expected tasks of at least one batch of 10, as many for every member, got"):
+    with pytest.raises(ValueError, match=r"expected tasks with equally many batches of 10 for every seed, got \["):
         Trainer(run).learn(0)
-    with pytest.raises(ValueError, match=r"got \[50\] examples: choose another batch size"):
+    with pytest.raises(ValueError, match=r"expected a batch of at most 50 images, which are all that a task has, got 51: choose"):
         Trainer(run_of("none", batch_size=51)).learn(0)
 
 

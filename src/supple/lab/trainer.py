@@ -201,12 +201,16 @@ class Trainer:
         """Every member's label of each image ``(members, examples)``, and its batches ``(steps, members, batch)``."""
         run = self.run
         examples, labels = zip(*(member_task.training_examples(self.data) for member_task in tasks), strict=True)
-        steps = {len(chosen) // run.batch_size for chosen in examples}
-        if len(steps) > 1 or 0 in steps:
+        sizes = sorted({len(chosen) for chosen in examples})
+        if run.batch_size > sizes[0]:
             raise ValueError(
-                f"expected tasks of at least one batch of {run.batch_size}, as many for every member, got "
-                f"{sorted({len(chosen) for chosen in examples})} examples: choose another batch size, or train "
-                "each seed by its own command (--seeds 1 --first-seed N)"
+                f"expected a batch of at most {sizes[0]} images, which are all that a task has, got {run.batch_size}: "
+                "choose a smaller one (--batch-size)"
+            )
+        if len({size // run.batch_size for size in sizes}) > 1:
+            raise ValueError(
+                f"expected tasks with equally many batches of {run.batch_size} for every seed, got {sizes} images: "
+                "train each seed by its own command (--seeds 1 --first-seed N), or choose another batch size"
             )
         orders = [
             chosen[
