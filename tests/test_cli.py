@@ -441,7 +441,7 @@ def test_a_damaged_folder_still_has_results(supple, jobs, tmp_path, capsys):
         (("run", DIGITS, "--first-seed", -1), "seeds from 0"),
         (("run", DIGITS, "--first-seed", 2**64), "seeds from 0"),
         (("demo", "--seeds", 10**9), "at most 1000 seeds"),
-        (("run", DIGITS, "--batch-size", 5000), "a batch of at most 1797 images, which are all that a task has, got 5000"),
+        (("run", DIGITS, "--batch-size", 5000), "a batch of at most 1797 images"),
         (("run", DIGITS, "--examples", -5), "1797 training examples, got -5"),
         (("run", DIGITS, "--method", "none", "--strength", 1), "methods with a strength, got none"),
         (

@@ -407,7 +407,7 @@ def test_members_without_a_batch_in_common(monkeypatch):
     run = run_of("none", (0, 1, 2), dataset="unequal", shift="class-pairs", batch_size=10)
     with pytest.raises(ValueError, match=r"expected tasks with equally many batches of 10 for every seed, got \["):
         Trainer(run).learn(0)
-    with pytest.raises(ValueError, match=r"expected a batch of at most 50 images, which are all that a task has, got 51: choose"):
+    with pytest.raises(ValueError, match=r"expected a batch of at most 50 images, which are all that a task has"):
         Trainer(run_of("none", batch_size=51)).learn(0)
 
 
