@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from supple import Population
+from supple import NetworkReset, Population, ReDo, ShrinkAndPerturb, plasticity_test
 from supple.mitigators.fresh import FreshParameters
 from support.zoo import PatchEmbeddings, Tied
 
@@ -67,6 +67,38 @@ def test_values_are_those_of_a_new_network(name, coarse):
                 / torch.cat([b[key].detach().flatten() for b in built]).std()
             )
             assert 0.4 < ratio < 2.5, key
+
+
+def test_a_function_that_knows_only_the_network_in_use_is_refused_before_it_writes():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    network[0].reset_parameters = lambda: nn.init.orthogonal_(network[0].weight)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    before = network[0].weight.detach().clone()
+    data = [(torch.randn(4, 4), torch.randint(2, (4,)))]
+    for build in (
+        ReDo,
+        NetworkReset,
+        ShrinkAndPerturb,
+        lambda network: plasticity_test(network, loss, data, optimizer=optimizer, steps=1, progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"expected a reset_parameters\(\) that belongs to its Linear"):
+            build(network)
+        assert torch.equal(network[0].weight, before)
+
+
+def loss(network, batch):
+    return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+
+def sevens(layer):
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, 7.0)
+
+
+def test_an_initialization_given_to_a_layer_later_is_its_own_also_if_coarse():
+    layer = nn.Linear(3, 4)
+    layer.reset_parameters = partial(sevens, layer)
+    assert (fresh(layer, coarse=True).draw(generators(0))["weight"] == 7).all()
 
 
 @pytest.mark.parametrize("layer", [lambda: nn.Linear(90, 700), lambda: nn.ConvTranspose1d(80, 60, 6, groups=4)])

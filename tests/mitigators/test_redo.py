@@ -190,6 +190,72 @@ def test_an_initializer_draws_the_new_weights():
     assert (network[0].weight[0] == 7).all()
 
 
+class Counting(nn.Linear):
+    """Its weight starts as 1, 2, 3, ..., with a global random number added."""
+
+    def reset_parameters(self):
+        with torch.no_grad():
+            self.weight.copy_(torch.arange(1.0, self.weight.numel() + 1).view_as(self.weight) + torch.rand(()))
+            self.bias.zero_()
+
+
+class Untouched(nn.Linear):
+    """What builds the network draws its weights."""
+
+    def reset_parameters(self):
+        pass
+
+
+def new_weights(make_layer, members=None):
+    """The incoming weights of four units ``(members…, 4, 3)`` after ReDo replaced those that were silent."""
+
+    def make_network():
+        return nn.Sequential(make_layer(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    network = make_network() if members is None else Population(make_network, members)
+    inside = network if members is None else network.stacked
+    nn.init.constant_(inside[0].weight, 0.0)
+    nn.init.constant_(inside[0].bias, -1.0)
+    optimizer = torch.optim.SGD(inside.parameters(), lr=0.1)
+    method = ReDo(network, every=1, seed=5)
+    singles = [network.member(index, share=True) for index in range(len(members or ()))]
+    method.observe(singles)
+    for one in singles or [network]:
+        one(torch.ones(2, 3))
+    for parameter in inside.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = torch.get_rng_state()
+    method.after_step(optimizer)
+    assert torch.equal(torch.get_rng_state(), before), "the global random numbers are the user's"
+    return inside[0].weight.detach()
+
+
+@pytest.mark.parametrize("members", [None, (0, 1)])
+def test_new_weights_are_drawn_as_the_layer_draws_its_own(members):
+    weights = new_weights(Counting, members)
+    numbers = weights - torch.arange(1.0, 13.0).view(4, 3)
+    assert torch.allclose(numbers, numbers[..., :1, :1])
+    assert ((numbers > 0) & (numbers < 1)).all()
+    assert members is None or (numbers[0] != numbers[1]).all(), "each member has random numbers of its own"
+
+
+def test_a_layer_that_is_drawn_from_outside_has_new_weights_of_torchs_range():
+    weights = new_weights(Untouched)
+    assert weights.abs().max() <= 3**-0.5
+    assert weights.unique().numel() == 12
+
+
+def test_what_was_seen_while_a_layer_was_frozen_does_not_count():
+    network = perceptron()
+    optimizer = OPTIMIZERS["sgd"](network)
+    method = ReDo(network, every=1).attach(optimizer)
+    network.requires_grad_(False)
+    network[-1].requires_grad_(True)
+    for batch in batches(5):
+        train(network, optimizer, batch)
+    assert not any(entry["forwards"].any() for entry in method.state.values() if "forwards" in entry)
+
+
 def test_a_copy_of_the_network_is_not_seen():
     network = perceptron()
     optimizer = OPTIMIZERS["sgd"](network)

@@ -501,11 +501,13 @@ def test_looking_inside_changes_nothing(method):
 
 
 def test_new_units_are_drawn_as_the_networks_were():
-    rows = torch.empty(16, 16)
     for method in ("redo", "continual-backprop", "self-normalized-resets"):
-        Training(run(method)).agent.critic.mitigator._initializer(rows, torch.Generator().manual_seed(1))
-        torch.testing.assert_close(rows @ rows.mT, 2 * torch.eye(16))
-        assert Training(run(method, preset="sb3")).agent.actor.mitigator._initializer is None, "torch's own"
+        for preset, is_orthogonal in (("paper", True), ("sb3", False)):
+            mitigator = Training(run(method, preset=preset)).agent.critic.mitigator
+            (*_, group), rows = mitigator.groups, torch.empty(16, 16)
+            mitigator._initializers[group.name](rows, torch.Generator().manual_seed(1))
+            assert torch.allclose(rows @ rows.mT, 2 * torch.eye(16), atol=1e-5) == is_orthogonal
+            assert is_orthogonal or 0.2 < rows.abs().max() <= 0.25, "torch's own"
 
 
 def test_the_inside_has_the_step_size_of_the_last_update(tmp_path):
@@ -698,3 +700,22 @@ def test_who_has_stopped_is_not_looked_inside():
         training.advance()
     training.stopped = {1: 3}
     assert {row[0] for row in training.measure().rows() if row[2] == "entropy"} == {0}
+
+
+def test_actors_may_have_a_strength_of_their_own():
+    agent = Training(run("spectral", strength=1e-3, actor_strength=1e-2)).agent
+    assert (agent.actor.mitigator.strength, agent.critic.mitigator.strength) == (1e-2, 1e-3)
+
+
+def test_priming_and_training_draw_from_streams_of_their_own(monkeypatch):
+    monkeypatch.setattr(module, "PRIMED_ON", 10)
+    used, generator = [], module.generator
+    monkeypatch.setattr(
+        module, "generator", lambda stream, *counters: used.append((stream, *counters)) or generator(stream, *counters)
+    )
+    training = Training(run(prime=4, steps=102, capacity=100, random_steps=100))
+    for _ in range(102):
+        training.advance()
+    drawn = {stream for stream, *_ in used} - {module.Stream.EXPLORATION}
+    assert drawn == {module.Stream.PRIMING, module.Stream.MINIBATCH}
+    assert len(set(used)) == len(used)

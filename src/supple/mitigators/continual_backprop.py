@@ -40,8 +40,9 @@ class ContinualBackprop(UnitResets):
             by the mean size of the unit's incoming weights. A constant unit is then worth nothing, and a unit with
             small incoming weights, which can change quickly, is worth more.
         units: which units, if :func:`supple.network.units.find_units` does not find them.
-        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
-            default, uniform in ± 1/√fan-in.
+        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for the
+            layer's own ``reset_parameters()``: torch's is uniform in ± 1/√fan-in. Weights that were set in another way
+            (a pretrained network, ``network.apply``) need an initializer if their scale is to be kept.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
 
@@ -54,7 +55,9 @@ class ContinualBackprop(UnitResets):
     Departures from the paper: if a convolution feeds a linear layer, a unit's mean contribution is computed from its
     mean over all places, and its utility is the product of means; a weight between two units that are both replaced
     becomes 0. The authors' code forgets a unit's mean before it adds the contribution to the next bias, so that it adds
-    nothing; and by default it draws whether to replace a fraction of a unit, here it is carried over.
+    nothing; and by default it draws whether to replace a fraction of a unit, here it is carried over. For convolutions
+    it takes the fraction of all units, and moves no mean. With Adam it restarts the step count of a new unit's entries,
+    which torch's optimizers share with all others: so a new unit's first ten steps are 3 to 6 times as long here.
 
     Source: Dohare et al., *Loss of Plasticity in Deep Continual Learning*, 2024, algorithm 1; code:
     github.com/shibhansh/loss-of-plasticity.

@@ -1,6 +1,7 @@
 """New initial parameters, from the initialization of the network's own modules."""
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +42,15 @@ class FreshParameters:
         self._check_initializers()
         self._check_tied()
         # A module that has children may also write to their parameters.
-        coarse = coarse and not any(_reset_of(module) and [*module.children()] for module in self._template.modules())
+        coarse = coarse and not any(reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
-            if coarse and getattr(type(module), "reset_parameters", None) in _UNIFORM:
+            if coarse and draws_uniformly(module):
                 held = {name: p for name, p in module.named_parameters(path, recurse=False) if p.numel()}
                 usual = {f"{path}.{name}" if path else name for name in ("weight", "bias")}
                 if held.keys() <= usual & set(names) and all(p.is_cpu for p in held.values()):
                     self._bounds |= dict.fromkeys(held, module.weight[0].numel() ** -0.5)
                     continue
-            reset = _reset_of(module)
+            reset = reset_of(module)
             if reset is not None:
                 self._resets.append(reset)
                 continue
@@ -94,7 +95,7 @@ class FreshParameters:
         for module in self._template.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 first = owners.setdefault(parameter, module)
-                kinds = {getattr(_reset_of(one), "__func__", None) for one in (first, module)}  # None: your own
+                kinds = {getattr(reset_of(one), "__func__", None) for one in (first, module)}  # None: your own
                 if parameter in drawn and len(kinds - {None}) > 1:
                     raise ValueError(
                         f"expected one initialization for each parameter, got those of {type(first).__name__} and "
@@ -143,8 +144,26 @@ class FreshParameters:
         }
 
 
-def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    return getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+def reset_of(module: nn.Module) -> Callable[[], object] | None:
+    """The function that draws a module's own parameters, if it has one.
+
+    Raises:
+        ValueError: if it is a function that was set on the module: a copy's would still write to the original module.
+    """
+    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+    if isinstance(reset, FunctionType):
+        raise ValueError(
+            f"expected a reset_parameters() that belongs to its {type(module).__name__}, got a function without "
+            "arguments, which would overwrite the network in use: set functools.partial(function, module) instead, or "
+            "write a method of the module's class"
+        )
+    return reset
+
+
+def draws_uniformly(module: nn.Module) -> bool:
+    """Whether it is one of torch's own linear layers or convolutions, without an initialization given to it later."""
+    reset = reset_of(module)
+    return getattr(reset, "__func__", reset) in _UNIFORM
 
 
 def _coarsely_uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:

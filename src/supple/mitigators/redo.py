@@ -26,8 +26,9 @@ class ReDo(UnitResets):
         strength: τ. 0.1 worked well in all of the paper's settings; the paper's cautious default is 0.025.
         every: steps between resets, 1000 in the paper.
         units: which units, if :func:`supple.network.units.find_units` does not find them.
-        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
-            default, uniform in ± 1/√fan-in.
+        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for the
+            layer's own ``reset_parameters()``: torch's is uniform in ± 1/√fan-in. Weights that were set in another way
+            (a pretrained network, ``network.apply``) need an initializer if their scale is to be kept.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
 
@@ -38,7 +39,8 @@ class ReDo(UnitResets):
 
     Departures from the paper: τ = 0 switches the method off instead of resetting units that are always zero; h is the
     next layer's input, after norms and pooling; the score is computed on the step's own batch; a weight between two
-    units that are both reset becomes 0.
+    units that are both reset becomes 0; and the optimizer's state of biases is set to 0 too, which the authors' code
+    leaves (``google/dopamine``).
 
     Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1, alg. 1.
 

@@ -40,8 +40,9 @@ class SelfNormalizedResets(UnitResets):
         at_once: the maximum number of a layer's units to reset at once; the longest silent come first, the others at
             the next reset. None means one in 8.
         units: which units, if :func:`supple.network.units.find_units` does not find them.
-        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for torch's own
-            default, uniform in ± 1/√fan-in.
+        initializer: ``initializer(weights, generator)`` fills a unit's incoming weights in place; None for the
+            layer's own ``reset_parameters()``: torch's is uniform in ± 1/√fan-in. Weights that were set in another way
+            (a pretrained network, ``network.apply``) need an initializer if their scale is to be kept.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
 
@@ -54,8 +55,10 @@ class SelfNormalizedResets(UnitResets):
     Departures from the paper: a window of the last times instead of all of them; ``patience``; ``quiet``; ``every`` and
     ``at_once``. Departures from the authors' code: it leaves times of 0 out of the distribution (a unit that fires in
     every step has times of 1 here), and it doubles or contracts a threshold towards the quantile instead of computing
-    the quantile. As in the authors' code a reset ends a silence, whose length is added to the stored times, and the new
-    unit keeps the old one's times: if the units at one position keep dying, it is reset less and less often.
+    the quantile, starts to count a step later, and has neither ``every`` nor ``at_once``: if all units of a layer die
+    together, it replaces them some 40 steps sooner. As in the authors' code a reset ends a silence, whose length is
+    added to the stored times, and the new unit keeps the old one's times: if the units at one position keep dying, it
+    is reset less and less often.
 
     Source: Farias & Jozefiak, *Self-Normalized Resets for Plasticity in Continual Learning*, 2024, algorithm 1.
 

@@ -5,6 +5,7 @@ import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -18,11 +19,12 @@ from torch.utils.hooks import RemovableHandle
 from supple.kernels.power_iteration import working_dtype
 from supple.kernels.sharding import ranks_of, sum_over_ranks
 from supple.mitigators.base import Mitigator
+from supple.mitigators.fresh import draws_uniformly, reset_of
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.optimizers import held_by
 from supple.mitigators.recorder import Recorder
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.network.population import Population
+from supple.network.population import Population, copy_of, module_of, seeded_globally
 from supple.network.roles import Overrides
 from supple.network.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
 
@@ -66,7 +68,7 @@ class UnitResets(Mitigator):
             activations on all ranks count, and all ranks choose the same units.
         strength: its meaning depends on the method; 0 switches the method off.
         units: which units, if :func:`supple.network.units.find_units` does not find them.
-        initializer: draws a new unit's incoming weights; None for torch's default, uniform in ± 1/√fan-in.
+        initializer: draws a new unit's incoming weights; None for the ``reset_parameters()`` of the layer.
         roles: None for a parameter leaves out the units that it belongs to.
         seed: of the new weights.
 
@@ -107,7 +109,9 @@ class UnitResets(Mitigator):
         self._searched = units is None
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
-        self._initializer, self._recorders, self._has_seen = initializer, list[Recorder](), False
+        self._recorders, self._has_seen = list[Recorder](), False
+        names = [group.name for group in self.groups]
+        self._initializers = dict.fromkeys(names, initializer) if initializer else _initializers(network, self.groups)
         self._named_unseen: set[str] = set()
         wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
         self._wrapper = next(wrappers, None)
@@ -175,6 +179,11 @@ class UnitResets(Mitigator):
             self._take_seen({group.name for group in self.groups})
             return
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
+        frozen = {name for name, parameter in self.parameters.items() if not parameter.requires_grad}
+        for group in self.groups:  # what was seen while it was frozen does not count later
+            if any(part.name in frozen for part in group.parts):
+                torch._foreach_zero_(list(state[_activity(group)].values()))
+                self._take_seen({group.name})
         groups = [group for group in self.groups if self._holds_all(group, {**parameters, **update.idle, **buffers})]
         # A unit may feed a layer without a gradient now, such as another task's head: it is read, but not written.
         read = {c.weight.name: update.idle.get(c.weight.name) for group in groups for c in group.leaving}
@@ -215,7 +224,7 @@ class UnitResets(Mitigator):
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
         for optimizer in optimizers:
             for group in self.groups:
-                self._holds_all(group, {**self._select(held_by(optimizer)), **buffers})
+                self._holds_all(group, {**self._trainable(held_by(optimizer)), **buffers})
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
@@ -305,8 +314,7 @@ class UnitResets(Mitigator):
     def _fresh(self, group: UnitGroup, tensors: Tensors, choice: Choice) -> Tensor:
         """New incoming weights for the candidates, ``(members…, k, *shape of one unit's weights)``."""
         weight, members = tensors[group.entering[0].name], len(self._members)
-        bound = group.fan_in**-0.5
-        draw = self._initializer or (lambda rows, random: rows.uniform_(-bound, bound, generator=random))
+        draw = self._initializers[group.name]
         fresh = weight.new_zeros((*choice.which.shape, *weight.shape[members + 1 :]), device="cpu")
         counts = choice.counts or [fresh.shape[members]] * len(self._generators)
         for rows, count, random in zip(fresh if members else [fresh], counts, self._generators, strict=True):
@@ -326,6 +334,44 @@ class UnitResets(Mitigator):
         """Zeros ``(members…, *shape)`` for a group's state, in at least single precision."""
         weight = self.parameters[group.entering[0].name]
         return torch.zeros(*self._members, *shape, dtype=working_dtype(weight), device=weight.device)
+
+
+def _initializers(network: nn.Module | Population, groups: Sequence[UnitGroup]) -> dict[str, Initializer]:
+    """For each group, what draws incoming weights as its layer does: copies of layers that do so in a way of their own.
+
+    Torch's own layers draw uniformly in ± 1/√fan-in, which needs no copy.
+    """
+    module, found = module_of(network), dict[str, Initializer]()
+    for group in groups:
+        found[group.name] = partial(_draw_uniformly, group.fan_in**-0.5)
+    own = [name for name in found if reset_of(layer := module.get_submodule(name)) and not draws_uniformly(layer)]
+    if own:
+        one = network.member(0) if isinstance(network, Population) else network
+        layers = copy_of(nn.ModuleList(one.get_submodule(name) for name in own)).cpu()
+        found |= {name: partial(_draw_as, layer) for name, layer in zip(own, layers, strict=True) if _writes_all(layer)}
+    return found
+
+
+@torch.no_grad()
+def _writes_all(layer: nn.Module) -> bool:
+    """Whether its ``reset_parameters()`` draws the whole weight; it may do nothing, where a network draws all."""
+    weight = layer.get_parameter("weight").fill_(torch.nan)
+    _draw_as(layer, weight[:0], torch.Generator())
+    return not bool(weight.isnan().any())
+
+
+@torch.no_grad()
+def _draw_as(layer: nn.Module, rows: Tensor, random: torch.Generator) -> None:
+    """Fill incoming weights of units ``(k, …)`` with the first ones of a new weight of the whole layer."""
+    reset = reset_of(layer)
+    assert reset is not None, "only such layers are copied"
+    with seeded_globally(int(torch.randint(2**62, (), generator=random, device="cpu"))):
+        reset()
+    rows.copy_(layer.get_parameter("weight")[: len(rows)])
+
+
+def _draw_uniformly(bound: float, rows: Tensor, random: torch.Generator) -> None:
+    rows.uniform_(-bound, bound, generator=random)
 
 
 def _activity(group: UnitGroup) -> str:

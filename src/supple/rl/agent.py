@@ -14,7 +14,7 @@ COMPILE_FROM = 20_000
 def agent_of(run: Run, observation_size: int, action_size: int, *, compiled: bool, device: str) -> SAC:
     """An agent for each seed of a run, with the run's method on all actors and all critics."""
     method, options = find(run.method), json.loads(run.options)
-    settings = run.constants, options, run.exempt_heads
+    settings = options, run.exempt_heads
     return SAC(
         observation_size,
         action_size,

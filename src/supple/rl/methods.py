@@ -1,18 +1,13 @@
 """The methods for agents: those of the table that do not change the architecture, and resets of the whole agent."""
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from supple.mitigators import HareAndTortoise, Mitigator
 from supple.mitigators.unit_resets import UnitResets
 from supple.network.population import Population
 from supple.rl.networks import layers_of
-from supple.rl.presets import Constants
 from supple.training import methods
 from supple.training.methods import Method
 
@@ -63,18 +58,15 @@ def mitigator_for(
     method: Method,
     population: Population,
     strength: float,
-    constants: Constants,
     options: Mapping[str, Any],
     exempt_heads: bool,
 ) -> Mitigator:
-    """The method's mitigator on all actors or all critics; it reinitializes units as the networks were initialized.
+    """The method's mitigator on all actors or all critics.
 
     Raises:
         ValueError: for a method that acts only between tasks: an agent has none.
     """
     given = dict(options)
-    if _is_a(method, UnitResets) and constants.initialization == "orthogonal":
-        given["initializer"] = _orthogonal
     if exempt_heads:
         given["roles"] = dict.fromkeys(layers_of(population.stacked)[-1])
     mitigator = method.on(population, strength, **given)
@@ -89,8 +81,3 @@ def mitigator_for(
 def _is_a(method: Method, classes: type | tuple[type, ...]) -> bool:
     """Whether the method's mitigator is one of these classes, not a function that builds one."""
     return isinstance(method.mitigator, type) and issubclass(method.mitigator, classes)
-
-
-def _orthogonal(rows: Tensor, generator: torch.Generator) -> None:
-    """Draw the incoming weights of hidden units ``(k, …)`` as :class:`supple.rl.networks.OrthogonalLinear` does."""
-    nn.init.orthogonal_(rows, math.sqrt(2), generator=generator)
