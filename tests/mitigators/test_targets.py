@@ -30,6 +30,25 @@ def stretches(network, parameters):
             yield full, kind, list(value.flatten())
 
 
+@pytest.fixture
+def in_bfloat16_by_default():
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(usual)
+
+
+def test_a_target_is_not_rounded_to_the_default_type(in_bfloat16_by_default):
+    network = nn.Linear(8, 8, bias=False, dtype=torch.float32)
+    optimizer = torch.optim.SGD(resting(network).parameters(), lr=0.1)
+    SpectralRegularizer(network, 1.0, target=0.7, decoupled=True, power_iterations=20).attach(optimizer)
+    for _ in range(100):
+        network.zero_grad()
+        resting(network)
+        optimizer.step()
+    assert torch.linalg.matrix_norm(network.weight.detach(), 2).item() == pytest.approx(0.7, abs=1e-5)
+
+
 def term(stretch, target, k, one_sided):
     """τ²((s/τ)ᵏ − 1)², and s²ᵏ for τ = 0."""
     if one_sided and abs(stretch) <= target:

@@ -129,7 +129,7 @@ class FlatStep:
             row_sizes, sizes = ([groups * size for groups, size in pairs] for pairs in (rows, columns))
             owners = _owners(rows, device), _owners(columns, device)
             kinds = [sum(groups for groups, _ in pairs) for pairs in (rows, vector_shapes)]
-            is_matrix = torch.tensor([1.0] * kinds[0] + [0.0] * kinds[1], device=device)
+            is_matrix = torch.tensor([1.0] * kinds[0] + [0.0] * kinds[1], dtype=torch.float32, device=device)
             self._layouts[key] = _Layout(matrices, vectors, scales, row_sizes, sizes, *owners, is_matrix)
         return self._layouts[key]
 

@@ -59,9 +59,21 @@ def step_size(group: Mapping[str, Any]) -> StepSize | None:
     return lr * estimate
 
 
+def largest_step_size(group: Mapping[str, Any]) -> StepSize | None:
+    """The step size of a parameter group, or the largest that torch's schedulers have noted there, if larger."""
+    lr: StepSize | None = group.get("lr")
+    for noted in ("initial_lr", "max_lr"):
+        if lr is not None and (other := group.get(noted)) is not None:
+            lr = lr.clamp_min(other) if isinstance(lr, Tensor) else max(lr, other)
+    return step_size({**group, "lr": lr})
+
+
 def reach(group: Mapping[str, Any]) -> StepSize | None:
-    """How far a gradient of 1 moves a parameter in total: step size / (1 − momentum), at most 1,000 step sizes."""
-    size, momentum = step_size(group), group.get("momentum", 0.0)
+    """How far a gradient of 1 moves a parameter in total: step size / (1 − momentum), at most 1,000 step sizes.
+
+    The step size is the largest of a schedule, because momentum keeps gradients until a warm-up has raised it.
+    """
+    size, momentum = largest_step_size(group), group.get("momentum", 0.0)
     return size if size is None or not momentum else size / max(1 - momentum, 1e-3)
 
 
@@ -86,12 +98,9 @@ def sizes_by(size_of: Callable[[dict[str, Any]], StepSize | None], optimizer: Op
 
 
 def largest_step_sizes(optimizer: Optimizer) -> dict[int, float]:
-    """The known step sizes, or the largest ones of a schedule, since a warm-up begins at 0."""
-
-    def largest(group: dict[str, Any]) -> StepSize | None:
-        return step_size({**group, "lr": max(group.get("initial_lr", 0.0), group.get("lr") or 0.0)})
-
-    return {key: float(size) for key, size in sizes_by(largest, optimizer).items() if size is not None}
+    """The step sizes, or the largest ones of a schedule, since a warm-up begins at 0; 0 if they are not known."""
+    sizes = sizes_by(largest_step_size, optimizer)
+    return {key: 0.0 if size is None else float(size) for key, size in sizes.items()}
 
 
 def searches_lines(optimizer: Optimizer) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supple.kernels.power_iteration import TINY
 from supple.mitigators.kernels import Strength, per_member
 
 
@@ -48,14 +47,18 @@ class Pull:
     def bounded_slope(
         self, stretches: Tensor, target: Strength, *, strength: Strength, step_size: Strength | None
     ) -> Tensor:
-        """The slope, limited so that a step of this size does not pass the target; None sets no limit."""
+        """The slope, limited so that a step of this size does not pass the target; None sets no limit.
+
+        Before a step of size 0 it is 0: momentum would keep any slope until the steps are larger.
+        """
         slope = self.slope(stretches, target, strength)
-        if step_size is None or (isinstance(step_size, float | int) and step_size == 0):
+        if step_size is None:
             return slope
         distance = (stretches - target).abs()
-        if isinstance(step_size, Tensor):  # may be 0
-            distance = distance.clamp_min(TINY)
-        bound = distance / step_size
+        if isinstance(step_size, Tensor):
+            bound = torch.where(step_size > 0, distance / step_size, 0.0)
+        else:
+            bound = distance / step_size if step_size > 0 else torch.zeros_like(distance)
         return slope.clamp(-bound, bound)
 
     def step(self, stretches: Tensor, target: Strength, *, strength: Strength, step_size: Strength) -> Tensor:
