@@ -5,6 +5,7 @@ import copy
 import gc
 import subprocess
 import sys
+import warnings
 import weakref
 
 import pytest
@@ -787,3 +788,39 @@ def test_layers_may_take_turns_in_the_optimizer(decoupled):
         optimizer.step()
         changed = [not torch.equal(layer.weight, old) for layer, old in zip(network, before, strict=True)]
         assert changed == [turn == 0, turn == 1]
+
+
+def test_an_optimizer_that_moves_some_parameters_beside_the_one_inside_it_is_refused(network):
+    class Hybrid(torch.optim.Optimizer):
+        def __init__(self, main, rest):
+            super().__init__(main, {"lr": 0.1})
+            self.inside = torch.optim.Adam(rest)
+
+        def step(self, closure=None):
+            self.inside.step()
+
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim == 2]
+    hybrid = Hybrid(matrices, [parameter for parameter in network.parameters() if parameter.ndim < 2])
+    method = spectral(resting(network), decoupled=True)
+    before = values(network)
+    for act in (method.attach, method.after_step):
+        with pytest.raises(ValueError, match=r"whose inner optimizer lacks '0.weight'"):
+            act(hybrid)
+    assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
+
+
+def test_a_step_that_clears_the_gradients_warns_once_that_nothing_changed(network):
+    class Clearing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.zero_grad()
+
+    optimizer = Clearing(network.parameters(), lr=0.1)
+    spectral(network, decoupled=True).attach(optimizer)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            step(optimizer, network)
+    messages = [str(warning.message) for warning in seen if "changed nothing" in str(warning.message)]
+    assert len(messages) == 1
+    assert "which parameters Clearing updated before it cleared them" in messages[0]

@@ -342,7 +342,7 @@ def test_a_part_of_the_parameters_as_copies():
         step = zero_grad = lambda self: None
 
     network = stretched()
-    refused(Half(network), network, r"holds '0.weight' as a copy.*penalty\(\)")
+    refused(Half(network), network, r"inner optimizer lacks '0.weight'.*penalty\(\)")
 
 
 def test_one_that_takes_the_optimizer_over_is_noticed():

@@ -77,13 +77,13 @@ def check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
         what = (
             f"that holds none of them{' any more' if lost else ''}"
             if not held & _identities(method)
-            else (f"that holds {min(name for name, p in method.parameters.items() if id(p) in lost)!r} as a copy")
+            else f"whose inner optimizer lacks {min(name for name, p in method.parameters.items() if id(p) in lost)!r}"
         )
         raise ValueError(
             f"expected an optimizer of this network's parameters, got one {what}: build the optimizer from the same "
             "network's parameters(). One that moves copies of them (float32 master weights or flat partitions, as "
-            "DeepSpeed, Megatron and Apex keep them) moves nothing that this method knows: there, add penalty().sum() "
-            "to the loss instead"
+            "DeepSpeed, Megatron and Apex keep them), or some itself beside an optimizer inside it, does not show what "
+            "it moves: there, add penalty().sum() to the loss instead"
         )
 
 

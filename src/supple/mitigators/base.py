@@ -93,15 +93,18 @@ class Mitigator(KernelRunner):
         GradScaler skipped the step, do not call it.
 
         Raises:
-            ValueError: if the optimizer holds none of the network's parameters.
+            ValueError: if the optimizer holds none of the network's parameters, or wraps one that lacks some of them.
         """
         inside = inner_optimizers(optimizer)
         held = set[int]().union(*map(held_by, inside))
-        if held.isdisjoint(map(id, self.parameters.values())):
-            check_parameters(self, held, set())
+        ours = set(map(id, self.parameters.values()))
+        given = held_by(optimizer) if hasattr(optimizer, "param_groups") else set[int]()
+        lost = (given & ours) - held
+        if lost or held.isdisjoint(ours):
+            check_parameters(self, held, lost)
         for inner in inside:
             check_step_sizes(self, inner)
-            self._act_after_step(inner, self._select(held_by(inner)))
+            self._act_after_step(inner, self._trainable(held_by(inner)))
 
     def start_task(self) -> None:
         """Act once, before a new task's first step: only methods with ``acts_at_task_start`` do something here."""
@@ -128,7 +131,8 @@ class Mitigator(KernelRunner):
         method is attached to the copied optimizer.
 
         Warns once if the first steps would change the network much, and again for layers that are thawed or given to
-        the optimizer later.
+        the optimizer later, and if a step clears the gradients: then nobody can tell which parameters it updated, and
+        methods that change parameters change none.
 
         Raises:
             TypeError: if it is not an optimizer.
@@ -140,7 +144,7 @@ class Mitigator(KernelRunner):
         """
         optimizers = fitting(self, optimizer)
         self._check(optimizers)
-        parameters = self._select(set[int]().union(*map(held_by, optimizers)))
+        parameters = self._trainable(set[int]().union(*map(held_by, optimizers)))
         if not self._has_warned:
             self._has_warned = self._warn_of_changes(optimizers, parameters)
         self._judged |= parameters.keys()
@@ -256,7 +260,7 @@ class Mitigator(KernelRunner):
         if held != self._held[id(optimizer)]:  # a parameter group was added, or another library replaced parameters
             check_held(self, optimizer, self._held[id(optimizer)])
             self._held[id(optimizer)] = held
-        selected = self._select(held)
+        selected = self._trainable(held)
         if not (torch.compiler.is_compiling() or selected.keys() <= self._judged):
             self._warn_of_changes([optimizer], {name: selected[name] for name in selected.keys() - self._judged})
             self._judged |= selected.keys()

@@ -31,7 +31,8 @@ class HareAndTortoise(Mitigator):
 
     The running statistics of torch's norms are averaged and set too, in the steps of the optimizer that holds the first
     parameter. The source averages every buffer; here the others stay as they are, because an average would destroy a
-    causal mask of −∞. The optimizer's state is kept.
+    causal mask of −∞. The optimizer's state is kept. In the authors' code the parameters share the average's memory
+    after a return, so that the next step moves the average in full; here they are copied.
 
     If :class:`torch.amp.GradScaler` makes a fused optimizer skip the step in which a return is due, the next step
     returns instead. Other skipped steps count as steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,7 @@ class StepHooks:
         self.owner, self.optimizer, self.steps = owner, optimizer, steps
         self._add, self._term, self._change = add, term, change
         self._outermost, self._acts, self._is_retry = OutermostStep(), False, False
+        self._had_gradients = self._has_warned = False
         self._added: _Writes | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._on_step_start),
@@ -92,7 +94,11 @@ class StepHooks:
     def _on_step_start(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._outermost.begins(optimizer) or self._add is None:
+        if not self._outermost.begins(optimizer):
+            return None
+        compiling = torch.compiler.is_compiling()
+        self._had_gradients = self._change is not None and not compiling and _Writes.of(optimizer) is not None
+        if self._add is None:
             return None
         self._is_retry = self._added is not None
         # args[0] is the optimizer itself. With a closure the gradients are computed inside the step, whenever the
@@ -111,6 +117,14 @@ class StepHooks:
         self._added = None
         if self._change is not None:
             self._acts = self._change()
+            if self._had_gradients and not self._acts and not self._has_warned and _Writes.of(optimizer) is None:
+                self._has_warned = True
+                warnings.warn(
+                    f"expected gradients after the step, got none: {type(self.owner).__name__} changed nothing, since "
+                    f"it cannot tell which parameters {type(optimizer).__name__} updated before it cleared them. Call "
+                    "zero_grad() after the step instead",
+                    stacklevel=2,
+                )
         if not torch.compiler.is_compiling():  # a changing count would cause a recompilation in every step
             self.steps += self._acts
 

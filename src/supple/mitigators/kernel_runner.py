@@ -1,6 +1,6 @@
 """Runs a method's kernels in a training step, and handles missing gradients, pruning and half precision for them."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -117,10 +117,6 @@ class KernelRunner(Kernels):
         devices = set(devices)
         self._rounding_steps += bool(devices)
         return {device: torch.Generator(device).manual_seed(SEED_OFFSET + self._rounding_steps) for device in devices}
-
-    def _select(self, held: Collection[int]) -> Tensors:
-        """The trainable parameters with these ids."""
-        return {name: parameter for name, parameter in self._trainable().items() if id(parameter) in held}
 
 
 def with_gradients(parameters: Tensors) -> Tensors:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,11 @@ class Kernels:
         *,
         roles: Overrides | None = None,
     ) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"expected a {type(self).__name__} that is built outside torch.inference_mode(), got one inside: its "
+                "state could not change in a step"
+            )
         self._network, self._role_overrides = network, roles
         self.acts_on_gradients = type(self).add_gradients is not Kernels.add_gradients
         self.acts_on_parameters = type(self).change_parameters is not Kernels.change_parameters
@@ -206,9 +211,14 @@ class Kernels:
     def _first(self) -> nn.Parameter:
         return next(iter(self.parameters.values()))
 
-    def _trainable(self) -> Tensors:
-        self._follow_devices()
-        trainable: Tensors = {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+    def _trainable(self, held: Collection[int] | None = None) -> Tensors:
+        """The parameters with a gradient, or those of them with these ids."""
+        self._follow_devices(held)
+        trainable: Tensors = {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if parameter.requires_grad and (held is None or id(parameter) in held)
+        }
         for name, parameter in trainable.items():  # libraries may replace frozen ones, as peft does in attention
             owner, own_name = self._owners[name]
             # After a forward pass FSDP2 puts whole parameters into the module, in place of the shards.
@@ -239,10 +249,12 @@ class Kernels:
         totals = run_in_lockstep(pieces[name].total(part) if name in pieces else part for name, part in sums.items())
         return dict(zip(sums, totals, strict=True))
 
-    def _follow_devices(self) -> None:
+    def _follow_devices(self, held: Collection[int] | None = None) -> None:
         """Move the state to the parameters' devices: the network may have been moved since the last step."""
         first = self._first.device
         for name, entry in self.state.items():
+            if held is not None and name in self.parameters and id(self.parameters[name]) not in held:
+                continue  # it waits for its own optimizer
             device = self.parameters[name].device if name in self.parameters else first
             for key, tensor in entry.items():
                 if tensor.device != device and name != GLOBAL:

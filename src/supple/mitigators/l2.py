@@ -11,7 +11,7 @@ class L2Regularizer(SquaredDistance):
 
     Args:
         network: a module or a :class:`Population`.
-        strength: λ; the gradient is 2λθ. 1e-4 is the paper's choice on CIFAR and tiny-ImageNet.
+        strength: λ; the gradient is 2λθ. 1e-4 is the paper's choice on CIFAR and tiny-ImageNet. Some authors write λ/2.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
 
     >>> import torch

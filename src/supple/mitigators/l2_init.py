@@ -20,6 +20,8 @@ class L2InitRegularizer(SquaredDistance):
         roles: None for a parameter leaves it out; the role itself makes no difference here.
 
     Source: Kumar, Marklund & Van Roy, *Maintaining Plasticity in Continual Learning via Regenerative Regularization*.
+    Their code writes λ/2, so its λ is twice this one, and leaves out LayerNorm: to do so, pass None for its parameters
+    in ``roles``.
     """
 
     def __init__(

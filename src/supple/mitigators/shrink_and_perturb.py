@@ -33,8 +33,9 @@ class ShrinkAndPerturb(Mitigator):
     Args:
         network: a module or a :class:`Population`.
         strength: s: 1e-5 to 1e-2 in each step, 1e-4 to 5e-4 for ``step-noise``, 0.2 to 0.8 for ``task``.
-        perturb: p, the perturbation for each unit of shrinking. 1 keeps the scale of the initialization; for
-            ``step-noise`` 0.1 gives the source's noise of 1e-5 at its weight decay of 1e-4.
+        perturb: p, the perturbation for each unit of shrinking. 1 keeps the scale of the initialization (Kumar et al.
+            tune both: on random labels their code has s = 1e-4 and p = 100); for ``step-noise`` 0.1 gives the source's
+            noise of 1e-5 at its weight decay of 1e-4.
         variant: as above. The step forms do not need to know when a task begins.
         roles: None for a parameter leaves it out; the role itself makes no difference here.
         seed: of the perturbation.
@@ -48,10 +49,11 @@ class ShrinkAndPerturb(Mitigator):
     freeze them with ``requires_grad_(False)``.
 
     The code of Ash & Adams keeps 0.4 of the parameters and adds 0.1 of fresh ones: s = 0.6 and p = 1/6 with ``task``.
+    It puts them into a new network, so the running statistics of norms begin anew; here they stay.
 
     ``step-noise`` shrinks after the optimizer's step (decoupled), as AdamW does. The source leaves the decay to the
-    optimizer. With SGD that is the same; with Adam the decay goes through the moments (to repeat that, give Adam the
-    ``weight_decay`` and choose a small s with a large p).
+    optimizer. With SGD that is nearly the same; with Adam the decay goes through the moments (to repeat that, give Adam
+    the ``weight_decay`` and choose a small s with a large p).
 
     Random numbers are half of a step's cost. For layers on a CPU that initialize their weights uniformly,
     ``step-fresh`` therefore draws only 16 bits per weight: one of 65,536 values.

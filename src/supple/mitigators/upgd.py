@@ -21,17 +21,18 @@ class UPGD(Mitigator):
     .. math:: \theta \gets (1 - \alpha\lambda)\,\theta + (\Delta - \alpha\xi)(1 - \text{gate})
 
     Δ is the optimizer's change of a weight, α its step size. The utility u is a moving average of −gθ (to first order,
-    how much the loss grows if the weight is removed), û is that average corrected for its start from zero,
-    gate = sigmoid(û / max û) with the maximum over all parameters of the optimizer, as in the authors' code, and
-    ξ ~ N(0, noise²). With plain SGD, Δ = −αg, this is the published method. With Adam it is the authors' AdaptiveUPGD,
-    which gates and perturbs Adam's normalized update; except that AdaptiveUPGD doubles the step size, because gates are
-    ½ on average.
+    how much the loss grows if the weight is removed), û is that average corrected for its start from zero, gate =
+    sigmoid(û / max û) with the maximum over all parameters of the optimizer, as in the authors' code, and ξ ~ N(0,
+    noise²). With plain SGD, Δ = −αg, this is the published method. With Adam it is the authors' AdaptiveUPGD, which
+    gates and perturbs Adam's normalized update; except that AdaptiveUPGD doubles the step size, because gates are ½ on
+    average, and has ε = 1e-5 (the code that the authors recommend doubles it for SGD too, and has λ = 1e-3).
 
     Args:
         network: a module or a :class:`Population`.
         strength: from 0 (the optimizer's step unchanged) to 1 (the published method).
-        noise: standard deviation of ξ; 1e-3 is the middle of the range that the source searches. It also enters an
-            embedding's ``padding_idx`` row, which has no gradient: leave that embedding out with ``roles``.
+        noise: standard deviation of ξ; 1e-3 is the default of the authors' code and its value where labels change;
+            where pixels are permuted it has 0.1. It also enters an embedding's ``padding_idx`` row, which has no
+            gradient: leave that embedding out with ``roles``.
         decay: the decay of the moving average, 0.999.
         weight_decay: λ; it is not gated. An optimizer's own weight decay is part of Δ.
         corrected_maximum: divide by max û, as in the paper. False divides by max u, as in the authors' code: then gates

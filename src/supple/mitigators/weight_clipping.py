@@ -22,11 +22,11 @@ class WeightClipping(Mitigator):
 
     Args:
         network: a module or a :class:`Population`.
-        strength: 1/ζ: a larger value clips more tightly, and 0 clips nothing. The source tries ζ from 1 to 5. torch's
-            default initialization of linear layers and convolutions lies within ζ = 1, that of embeddings,
-            attention and transposed convolutions does not.
+        strength: 1/ζ: a larger value clips more tightly, and 0 clips nothing. 0.5 is ζ = 2; the source tries ζ from 1
+            to 5, and its code has 1 by default. torch's default initialization of linear layers and convolutions lies
+            within ζ = 1, that of embeddings, attention and transposed convolutions does not.
         roles: parameter name to role. Matrices are clipped, and so are the vectors of a module that owns a matrix, with
-            that matrix's fan-in; other parameters are not changed.
+            that matrix's fan-in; other parameters are not changed (the authors' code also clips the gains of norms).
 
     Raises:
         ValueError: for a network without a weight matrix.
