@@ -40,8 +40,9 @@ methods` lists their options; in Python, `help(supple.ContinualBackprop)`, for e
 - *strength*: the best on another seed of those in `results/digits/tuning.parquet`: 1e-2, 1e-3 and 1e-4, or others where
   a strength means something else. The best is the smallest or the largest tried for:
   {at_an_end}.
-  Not tuned: FIRE, hare and tortoise, network reset, normalize and project, UPGD (its noise is the middle of its
-  authors' range). FIRE's authors give each task a new optimizer; then it has 0.927.
+  Not tuned: FIRE, hare and tortoise, network reset, normalize and project, UPGD (noise as in its authors' code, without
+  their doubled step size), and the perturbation of shrink and perturb, which Kumar et al. tune. FIRE's authors give
+  each task a new optimizer; then it has 0.927.
   [Norm control](norm-control.md) tries finer and wider grids, so it has other numbers.
 - *step*: time of a training step divided by that without a method; on the 4x256 MLP with 784 inputs, and on a small
   convolutional network with 3x32x32 inputs. Both at batch 512 with Adam in float32, in processor seconds of one thread;

@@ -25,14 +25,19 @@ def dormant_units(activations: ByLayer, threshold: float = 0.1) -> dict[str, Ten
         activations: by layer.
         threshold: τ, 0.1 in all of the paper's settings; the cautious default of ReDo is 0.025.
 
-    Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1.
+    Source: Sokar et al., *The Dormant Neuron Phenomenon in Deep Reinforcement Learning*, 2023, definition 3.1. There a
+    channel of a convolution is one unit, as for :class:`supple.ReDo`; here, after it is flattened, each of its places
+    is.
     """
     return _shares({name: redo_scores(size) for name, size in _magnitudes(activations).items()}, threshold)
 
 
 @diagnostic(title="share of dead units", higher_is_better=False, usual=True)
 def dead_units(activations: ByLayer) -> dict[str, Tensor]:
-    """The fraction of units that are zero on all probe examples; for the network, among the units of all layers."""
+    """The fraction of units that are zero on all probe examples; for the network, among the units of all layers.
+
+    A network with one dead layer learns nothing, however small this fraction is: look at each layer's, too.
+    """
     return _shares(_magnitudes(activations), 0.0)
 
 

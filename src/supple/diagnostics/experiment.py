@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from supple.diagnostics.copies import Trained, seeded, without_gradients
 from supple.diagnostics.verdict import AS_IT_IS, FRESH_NETWORK, FRESH_OPTIMIZER, RESERVED, PlasticityTest
@@ -73,7 +74,8 @@ def plasticity_test(
             shuffle. A function that returns an iterable works too, and anything else that can be read again. If there
             are fewer batches than steps, they are read again.
         optimizer: the network's optimizer, or several in a list or tuple. Methods that are attached to it act on the
-            copies too; other step hooks do not. Copies are trained by the optimizers inside one that wraps others
+            copies too; other step hooks do not. Hooks that you put on the network's modules run in the copies, so let
+            none of them collect outputs meanwhile. Copies are trained by the optimizers inside one that wraps others
             (Lookahead, Accelerate's); if you give ``step`` or ``remedies``, pass these yourself.
         fresh: builds a new network of the same architecture. When left out, every module draws new parameters with its
             own ``reset_parameters()``, and frozen parameters keep their values. Pass it if your code initializes the
@@ -84,7 +86,7 @@ def plasticity_test(
             GANs) or that clip gradients. It takes one step and returns the loss before it. ``optimizer`` is one
             optimizer, or a tuple if you passed several.
         schedulers: torch's learning rate schedulers of the optimizer that step once per training step. Copies of them
-            continue in every copy.
+            continue in every copy; ``ReduceLROnPlateau`` gets the loss of each step.
         scaler: the ``torch.amp.GradScaler``, if there is one.
         steps: training steps of a copy: as many as you train on each change of the data, if a fresh network clearly
             learns in them. With many more, a network that only learns more slowly catches up.
@@ -110,6 +112,7 @@ def plasticity_test(
     remedies = dict(remedies or {})
     _check_data(network, batches, steps, repeats, margin)
     _check_training(network, optimizers, loss, step, remedies)
+    _check_schedulers(schedulers, steps)
     inside = tuple(chain.from_iterable(map(inner_optimizers, optimizers)))
     live = Trained(unwrapped(network), inside, tuple(schedulers), scaler, isinstance(optimizer, list | tuple))
     arms = dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK)) | remedies
@@ -184,6 +187,15 @@ def _check_training(
             )
 
 
+def _check_schedulers(schedulers: Sequence[Any], steps: int) -> None:
+    for scheduler in schedulers:
+        if isinstance(scheduler, OneCycleLR) and steps > (left := scheduler.total_steps - scheduler.last_epoch):
+            raise ValueError(
+                f"expected a OneCycleLR with at least {steps} steps left, got one with {left}: test with fewer steps, "
+                "or leave it out, which keeps the present step size"
+            )
+
+
 def _prepare(
     trained: Trained,
     name: str,
@@ -211,7 +223,7 @@ def _losses(
         for batch in batches:
             losses.append(torch.as_tensor(step(batch)).detach().reshape(()))
             for scheduler in trained.schedulers:
-                scheduler.step()
+                scheduler.step(*([losses[-1]] if isinstance(scheduler, ReduceLROnPlateau) else []))
             report()
     return torch.stack(losses).double().cpu()
 

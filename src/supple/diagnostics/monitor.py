@@ -42,7 +42,8 @@ class PlasticityMonitor:
         diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.
         roles: overrides for :func:`supple.roles.find_roles`, which finds the matrices.
-        callback: called with each measurement that a step makes, such as ``wandb.log``.
+        callback: called with each measurement that a step makes, such as ``wandb.log``. It runs inside the optimizer's
+            step: attach and detach methods and monitors only after that.
 
     Raises:
         TypeError: for a probe that is not a pair, and a loss or a callback that is not a function.

@@ -26,8 +26,8 @@ def rehearse(runs: Iterable[Run]) -> None:
             trainer = Trainer(run, compiled=False, device="cpu")
             trainer.rehearse()
         method = trainer.learner.mitigator
-        most = -(-len(trainer.data.train.labels) // run.batch_size) * epochs * run.tasks  # a task may have fewer images
-        if method.scheduled and most < (every := getattr(method, "every", 0)):
+        most = len(trainer.data.train.labels) // run.batch_size * epochs * run.tasks  # a task may have fewer images
+        if method.scheduled and most <= (every := getattr(method, "every", 0)):  # it acts before the step after that
             logging.getLogger("supple").warning(
                 f"{run.method} acts every {every:,} steps, but a run has at most {most:,}: it would never act. Give it "
                 "a shorter period, as in --option every 100"

@@ -178,7 +178,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # remedies: equal decay rates β1 = β2 (Dohare et al., 2023), or a reset at every task's start (Asadi et al., 2023).
     "adam-equal-betas": Optimizer(adam_moments, partial(adam, beta2=BETA1)),
     "adam-restarted": Optimizer(adam_moments, adam, restarts=True),
-    # Without momentum, as Elsayed & Mahmood (2024) found best for their baselines; the second with weight decay.
+    # Without momentum, as Elsayed & Mahmood (2024) found best for most baselines; the second with weight decay.
     "adam-0-0.99": Optimizer(adam_moments, partial(adam, beta1=0.0, beta2=0.99)),
     "adamw-0-0.9999": Optimizer(adam_moments, partial(adam, beta1=0.0, beta2=0.9999, weight_decay=0.1)),
     "sgd": Optimizer(lambda parameters: {name: {} for name in parameters}, sgd),
