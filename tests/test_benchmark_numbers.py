@@ -83,3 +83,31 @@ def test_a_published_number_agrees_where_the_intervals_touch(ours, tasks, verdic
     rows = rows_of({("none", 0.0, seed): [ours] * tasks for seed in (0, 1)}, field.METRIC)
     assert field.line("name", row, 2, rows).endswith(f"| {tasks} of 2 | {verdict} |")
     assert field.line("name", row, 2, None).endswith("| 0 of 2 | not run |")
+
+
+def test_strengths_are_chosen_on_a_seed_that_is_not_reported(benchmark_at):
+    forms, asked = benchmark_at("forms"), []
+    comparison = forms.Comparison(
+        problem="random-label-digits",
+        forms={"l2": forms.Form(method="l2", strengths=(0.1, 1.0))},
+        metric="train_accuracy",
+        around=(0.5, 2.0),
+    )
+
+    def trained(runs):  # 0.2 is the best
+        asked.append([(run.strengths[0], run.seeds[0]) for run in runs])
+        curves = [{("l2", strength, seed): [0.5, 1 - abs(strength - 0.2)]} for strength, seed in asked[-1]]
+        rows = pl.concat(rows_of(curve, "train_accuracy") for curve in curves)
+        return rows.with_columns(step_size=pl.lit(1e-3))
+
+    tried, reported = comparison.measured("l2", 2, trained)
+    first = [(0.1, 1000), (1.0, 1000)]
+    assert asked == [first, [*first, (0.05, 1000), (0.2, 1000)], [(0.2, 0), (0.2, 1)]]
+    assert (len(tried), len(reported)) == (8, 4)
+
+
+def test_an_interval_is_students_and_its_low_end_comes_first(benchmark_at):
+    assert benchmark_at("field").standard(2.0, 3) == pytest.approx(2 * 4.302653)
+    compared = {"difference": 0.5, "low": -0.25, "high": 1.25}
+    assert benchmark_at("measuring").with_interval(compared, 2) == "+0.50 (−0.25 to +1.25)"
+    assert benchmark_at("measuring").with_interval(compared | {"low": None, "high": None}) == "+0.500"

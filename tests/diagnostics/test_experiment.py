@@ -433,6 +433,17 @@ def test_misuse(options, error, words):
         short(network, adam(network), **options)
 
 
+def test_schedulers_that_need_the_loss_or_end():
+    network = make()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    assert short(network, optimizer, schedulers=[plateau]).results
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=3)
+    with pytest.raises(ValueError, match="expected a OneCycleLR with at least 4 steps left, got one with 3"):
+        short(network, optimizer, schedulers=[one_cycle], steps=4)
+    assert short(network, optimizer, schedulers=[one_cycle], steps=3).results
+
+
 OTHER = make()
 
 
@@ -536,3 +547,49 @@ def test_a_negative_margin_is_refused():
 def test_an_optimizer_of_another_network_is_refused():
     with pytest.raises(ValueError, match="an optimizer of this network's parameters, got another"):
         short(make(), adam(make()))
+
+
+@pytest.mark.parametrize("fresh", [None, lambda: nn.Linear(6, 3)], ids=["by its modules", "by a function"])
+def test_each_repeat_has_a_fresh_network_of_its_own(fresh):
+    """On the same batch, so that only the networks differ."""
+    network = nn.Linear(6, 3)
+    curves = short(network, adam(network), batches=batches(1), steps=1, repeats=3, fresh=fresh).curves
+    assert len(set(curves[FRESH_NETWORK].flatten().tolist())) == 3
+    assert len(set(curves[AS_IT_IS].flatten().tolist())) == 1
+
+
+def test_three_repeats_are_the_fewest(monkeypatch):
+    monkeypatch.setattr(PlasticityTest, "verdict_at", lambda self, confidence: "nothing")
+    network = nn.Linear(6, 3)
+    assert len(short(network, adam(network), steps=1, repeats=5).curves[FRESH_NETWORK]) == 3
+
+
+def test_a_result_is_the_mean_over_the_last_tenth_of_the_steps():
+    curve = torch.tensor([[9.0] * 27 + [3.0, 2.0, 1.0]] * 3).double()
+    result = PlasticityTest(dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK), curve), 0.05)
+    assert all(values.tolist() == [2.0] * 3 for values in result.results.values())
+
+
+def test_the_table_has_each_copys_difference_from_a_fresh_network():
+    last = {AS_IT_IS: 1.5, FRESH_OPTIMIZER: 1.0, FRESH_NETWORK: 0.2, "remedy": 0.5}
+    jitter = torch.tensor([[-0.001], [0.0], [0.001]]).double()
+    curves = {name: torch.tensor([[2.0] * 9 + [value]] * 3).double() + jitter for name, value in last.items()}
+    lines = str(PlasticityTest(curves, 0.05)).splitlines()[-4:]
+    shown = [(line.split("  ")[0], line.partition(", 95 %")[0].split()[-1]) for line in lines]
+    assert shown == [(AS_IT_IS, "1.300"), (FRESH_OPTIMIZER, "0.800"), (FRESH_NETWORK, "0.200"), ("remedy", "0.300")]
+
+
+def test_the_chart_shows_mean_losses_in_the_middle_of_their_steps():
+    curves = torch.arange(200.0).repeat(3, 1) + torch.tensor([[0.0], [1.0], [2.0]])
+    chart = PlasticityTest(dict.fromkeys((AS_IT_IS, FRESH_OPTIMIZER, FRESH_NETWORK), curves.double()), 0.05).chart()
+    rows = [row for row in next(iter(chart.to_dict()["datasets"].values())) if row["copy"] == FRESH_NETWORK]
+    assert [(row["step"], row["loss"]) for row in rows[:2]] == [(2, 2.5), (6, 6.5)]
+    assert len(rows) == 50
+
+
+def test_copies_with_a_remedy_train_with_a_fresh_optimizer_and_are_held_against_a_fresh_network():
+    network, optimizer = trained(network := make(), adam(network))
+    result = short(network, optimizer, remedies={"nothing done": lambda network, optimizer: None})
+    assert torch.equal(result.curves["nothing done"], result.curves[FRESH_OPTIMIZER])
+    assert not torch.equal(result.curves["nothing done"], result.curves[AS_IT_IS])
+    assert result.differences["nothing done"] == result.differences["network"] != result.differences["both"]

@@ -228,3 +228,9 @@ def test_folders_hold_the_run_that_they_are_named_after(tmp_path):
     planted(tmp_path, [run])
     config = json.loads(Path(run.folder(str(tmp_path)).path, "run.json").read_text())
     assert Run(**{name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}) == run
+
+
+def test_more_than_a_thousand_seeds_are_refused_because_later_ones_are_for_tuning():
+    assert len(product("random-label-digits", ["none"], range(TUNING_SEEDS))) == TUNING_SEEDS
+    with pytest.raises(ValueError, match="expected at most 1000 seeds, got more"):
+        product("random-label-digits", ["none"], range(TUNING_SEEDS + 1))

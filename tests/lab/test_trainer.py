@@ -14,8 +14,8 @@ from polars.testing import assert_frame_equal
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from supple import HareAndTortoise, NetworkReset, ReDo, SpectralRegularizer, WeightClipping
-from supple.lab import datasets
+from supple import HareAndTortoise, NetworkReset, Population, ReDo, SpectralRegularizer, WeightClipping
+from supple.lab import datasets, measure
 from supple.lab import trainer as trainer_module
 from supple.lab.datasets import DATASETS, Dataset, Examples
 from supple.lab.measure import is_right
@@ -27,6 +27,7 @@ from supple.lab.trainer import Trainer, train
 from supple.lab.trimmed import TrimmedConv2d
 from supple.runs.folder import RunFolder
 from supple.runs.store import SCHEMA, load
+from supple.runs.streams import Stream, generator
 from supple.training.methods import METHODS, Method
 from support.waits import Waits
 
@@ -772,3 +773,37 @@ def test_a_task_counts_as_done_once_it_is_saved(whole):
     train(run, report, root=whole)
     expected = [(0, 0), (1 / 3, 0), (2 / 3, 0), (1, 1), (4 / 3, 1), (5 / 3, 1), (2, 2)]
     assert seen == [(pytest.approx(tasks), saved) for tasks, saved in expected]
+
+
+def test_the_probe_is_spread_over_the_images_and_has_labels_of_each_members_seed(monkeypatch):
+    seen = []
+
+    class Noted:
+        def __init__(self, population, x, y, diagnostics):
+            seen.extend((x, y))
+
+        def keep(self):
+            """Nothing."""
+
+    monkeypatch.setattr(measure, "Measurements", Noted)
+    images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    data = Dataset(Examples(images, torch.zeros(256, dtype=torch.int64)), None, None, 3, (0.0,), (1.0,))
+    measure.Probe(Population(lambda: nn.Linear(1, 3), [4, 5]), data, 3, ())
+    x, y = seen
+    assert (255 * x).round().view(2, -1).tolist() == [list(range(0, 256, 2))] * 2
+    assert y.tolist() == [generator(Stream.PROBE, seed).integers(3, size=128).tolist() for seed in (4, 5)]
+
+
+def test_dropout_has_the_random_numbers_of_the_runs_first_seed(tmp_path):
+    run = run_of("none", model="dropout")
+    torch.manual_seed(4)
+    expected = learned(Trainer(run))
+    train(run, root=str(tmp_path))
+    assert {tuple(key): value for *key, value in run.folder(str(tmp_path)).checkpoint().rows.rows()} == expected
+
+
+def test_a_part_of_a_data_set_is_stamped():
+    trainer = Trainer(Run.of("random-label-digits", "none", [0], tasks=1, epochs=1, diagnostics=()))
+    assert trainer.facts["subset"] is False
+    trainer.data = replace(trainer.data, subset=True)
+    assert trainer.facts["subset"] is True

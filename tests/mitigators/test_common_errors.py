@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from supple import Population
+from supple import Population, ShrinkAndPerturb
 from supple.mitigators import Mitigator
+from supple.mitigators.states import GLOBAL
 from support.method_cases import SEED, build, every_case, mlp, same_state, sgd, tensors, where_taken
 
 
@@ -27,6 +28,13 @@ def test_a_bad_strength_is_refused_and_nothing_changed(case, members):
         with pytest.raises(ValueError, match=r"expected a.*strength.*got"):
             method.strength = strength
     assert method.strength == before
+
+
+@every_case
+def test_a_method_is_built_outside_inference_mode(case):
+    network = mlp()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"outside torch.inference_mode\(\)"):
+        build(case, network)
 
 
 OTHER_ARCHITECTURES = {
@@ -140,3 +148,13 @@ def test_something_else_in_the_networks_place_is_named(case, wrong):
 def test_a_strength_that_is_no_number_is_named(case, wrong):
     with pytest.raises(TypeError, match="expected a number or a tensor as strength"):
         build(case, mlp(), strength=wrong)
+
+
+def test_a_random_state_that_torch_refuses_changes_no_member():
+    method, other = (ShrinkAndPerturb(Population(lambda: nn.Linear(2, 2), seeds)) for seeds in ([0, 1], [5, 6]))
+    state, before = method.state_dict(), method.state_dict()
+    state[GLOBAL]["random"] = other.state_dict()[GLOBAL]["random"]
+    state[GLOBAL]["random"][1] = 255
+    with pytest.raises(ValueError, match="the state of a random generator in /random, got one that torch refuses"):
+        method.load_state_dict(state)
+    assert torch.equal(method.state_dict()[GLOBAL]["random"], before[GLOBAL]["random"])

@@ -1,5 +1,6 @@
 """What would rewrite a trained network is said before it happens; fresh networks draw no warning."""
 
+import math
 import re
 import warnings
 from itertools import pairwise
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from supple import Population, SpectralNormRegularizer, SpectralRegularizer, WeightClipping
-from supple.mitigators.forecast import RewriteWarning
+from supple.mitigators.forecast import RewriteWarning, looks_fresh
 from supple.rl.networks import Critic
 from supple.rl.presets import Constants
 from support.resting import resting
@@ -231,3 +232,18 @@ def test_clipping_says_what_it_would_cut():
     (text,) = warned(trained([3.0, 30.0]), WeightClipping, strength=1.0)
     assert text.index("2.weight") < text.index("0.weight")
     assert "smaller strength" in text
+
+
+def test_a_step_size_that_has_grown_counts():
+    """As of OneCycleLR, whose ``initial_lr`` is the smallest."""
+    network = trained([12.0])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    optimizer.param_groups[0]["initial_lr"] = 1e-9
+    with pytest.warns(RewriteWarning):
+        SpectralRegularizer(network, decoupled=True).attach(optimizer)
+
+
+@pytest.mark.parametrize(("factor", "fresh"), [(1.4, True), (1.6, False)])
+def test_entries_half_as_large_again_as_those_of_he_are_the_largest_of_a_fresh_matrix(factor, fresh):
+    size = factor * math.sqrt(2 / 64)
+    assert looks_fresh(16 * size, 64 * size, 64, 64) == fresh  # σ₁ is where random entries have it

@@ -175,3 +175,18 @@ def test_pruning_masks_are_not_averaged(make_network):
         network(torch.randn(8, 4)).sum().backward()
         optimizer.step()
     assert torch.equal(network.weight_mask, mask)
+
+
+def test_a_network_between_two_optimizers_averages_its_statistics_once_a_step():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in network]
+    method = HareAndTortoise(network, decay=0.9)
+    for optimizer in optimizers:
+        method.attach(optimizer)
+    slow = network[1].running_mean.clone()
+    for _ in range(3):
+        network(torch.randn(8, 3) + 2).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        slow = 0.9 * slow + 0.1 * network[1].running_mean
+        torch.testing.assert_close(method.state["1.running_mean"]["slow"], slow)

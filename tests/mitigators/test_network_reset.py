@@ -1,5 +1,6 @@
 """A network reset: which layers, how often, with which numbers, and the optimizer's memory with them."""
 
+import collections
 import copy
 import math
 
@@ -272,3 +273,13 @@ def test_buffers_that_are_no_statistics_stay_as_they_are(strength):
     optimizer.step()
     assert torch.equal(network.mask, mask)
     assert network.last.shape == (5,)
+
+
+def test_a_module_is_reset_and_not_one_whose_name_begins_alike():
+    network = nn.Sequential(collections.OrderedDict(head=nn.Linear(2, 2), head2=nn.Linear(2, 2)))
+    before = network.head2.weight.clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    NetworkReset(network, every=1, layers=["head"]).attach(optimizer)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(network.head2.weight, before)

@@ -143,3 +143,16 @@ def test_a_closure_that_leaves_a_head_out_is_as_a_step_without(case):
 
 def test_the_cases_are_those_of_all_methods():
     assert len(CASES) >= 19
+
+
+@every_case_that_acts_in_steps
+@pytest.mark.filterwarnings("ignore:expected activations of all units that are trained")  # head 1 gets them now
+def test_a_head_that_was_used_keeps_its_bits_while_it_rests(case):
+    torch.manual_seed(0)
+    network = Heads()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    build(case, network).attach(optimizer)
+    train(network, optimizer, 3)
+    before = copy.deepcopy(network.heads[0])
+    train(network, optimizer, 9, task=1)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), network.heads[0].parameters(), strict=True))

@@ -174,3 +174,14 @@ def test_a_narrow_layer_is_not_pulled_more_strongly_than_one_of_64_units():
     nn.init.constant_(network.weight, 3.0)
     roles = {"weight": "matrix"}
     assert ParsevalRegularizer(network, 1.0, roles=roles).penalty().item() == pytest.approx(4 * (9 - 2) ** 2)
+
+
+def test_a_layer_of_256_units_is_pulled_a_sixteenth_as_strongly():
+    network = nn.Linear(3, 256, bias=False)
+    nn.init.zeros_(network.weight)
+    method = ParsevalRegularizer(network, 1.0, roles={"weight": "matrix"})
+    assert method.penalty().item() == pytest.approx(256 * 2**2 / 16)
+    nn.init.constant_(network.weight, 1.0)
+    network.weight.grad = torch.zeros_like(network.weight)
+    method.before_step()  # 4 a² (W Wᵀ − 2 I) W, where each entry of W Wᵀ W is 3 · 256
+    torch.testing.assert_close(network.weight.grad, torch.full((256, 3), 4 / 16 * (3 * 256 - 2.0)))

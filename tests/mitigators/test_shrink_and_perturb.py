@@ -158,3 +158,8 @@ def test_new_values_at_a_tasks_start_have_all_their_bits():
     network = nn.Linear(300, 300)
     ShrinkAndPerturb(network, strength=1.0, perturb=1.0, variant="task").start_task()
     assert network.weight.unique().numel() > 65_536
+
+
+def test_the_perturbation_is_a_tenth_for_noise_and_whole_for_fresh_values():
+    variants = ("step-noise", "step-fresh", "task")
+    assert [ShrinkAndPerturb(nn.Linear(2, 2), variant=variant).perturb for variant in variants] == [0.1, 1.0, 1.0]

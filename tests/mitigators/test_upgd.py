@@ -144,3 +144,15 @@ def test_bad_options_are_named(options):
     (name, value), *_ = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         UPGD(nn.Linear(2, 2), **options)
+
+
+def test_where_every_weight_does_harm_the_least_harmful_one_moves_least():
+    """As the paper's quotient has it: û / max û is 1 for the largest, also if that is negative."""
+    network = nn.Linear(2, 1, bias=False)
+    network.weight.data = torch.tensor([[1.0, 2.0]])
+    network.weight.grad = torch.ones(1, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    UPGD(network, noise=0.0).attach(optimizer)
+    optimizer.step()
+    gates = torch.sigmoid(torch.tensor([[1.0, 2.0]]))  # û = -1 and -2
+    torch.testing.assert_close(network.weight.detach(), torch.tensor([[1.0, 2.0]]) - (1 - gates))

@@ -282,3 +282,18 @@ def test_a_method_of_ones_own_and_its_events(supple, tmp_path):
     (events,) = (tmp_path / "events").rglob("events.*")
     reader = event_accumulator.EventAccumulator(str(events.parent)).Reload()
     assert [event.step for event in reader.Scalars("return")] == [10, 20]
+
+
+def test_seeds_are_drawn_within_a_problem_and_never_across():
+    """Seeds that agree leave nothing to chance, however far the problems are apart."""
+    rows = pl.DataFrame(
+        [
+            ("return", "spectral", problem, seed, 1e-4, 0, level, 100, 100)
+            for problem, level in (("a", 1.0), ("b", 11.0))
+            for seed in range(3)
+        ],
+        schema=["metric", "method", "problem", "seed", "strength", "task", "value", "evaluate_every", "steps"],
+        orient="row",
+    )
+    found = shown(charts.aggregate(rows, "title"))["spectral"]
+    assert (found["low"], found["mean"], found["high"]) == (6, 6, 6)

@@ -181,3 +181,28 @@ def test_overestimation_takes_the_smaller_critic():
     found = inside.overestimation(agent, 0, world, 7, np.random.default_rng(0))
     values = agent.critic.population.member(0)(torch.ones(5), world.action)
     assert found == pytest.approx((float(values.min().detach()) - 30) / 30, rel=1e-4)
+
+
+class TwoSteps:
+    """An episode of two steps."""
+
+    action_size = 3
+
+    def begin(self, seed):
+        self.n = 0
+        return np.ones(5, np.float32)
+
+    def step(self, action):
+        self.n += 1
+        return Step(np.ones(5, np.float32), 30.0, terminal=self.n == 2, last=self.n == 2)
+
+
+def test_overestimation_has_the_temperature_of_the_member():
+    agent, alone = SAC(5, 3, SMALL, [0, 1]), SAC(5, 3, SMALL, [1])
+    agent.temperature["logarithm"].copy_(torch.tensor([0.0, 3.0]))
+    alone.temperature["logarithm"].fill_(3.0)
+    found = [
+        inside.overestimation(each, member, TwoSteps(), 7, np.random.default_rng(0))
+        for each, member in ((agent, 1), (alone, 0))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

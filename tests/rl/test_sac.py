@@ -13,6 +13,7 @@ from oracles.sac import NaiveSAC
 from supple import ReDo, SpectralRegularizer
 from supple.rl.presets import PRESETS, Constants
 from supple.rl.sac import SAC, Batch, squashed
+from supple.runs.streams import Stream, number
 from supple.training.learner import Learner
 from support.waits import Waits
 
@@ -286,3 +287,9 @@ def test_acting():
     torch.testing.assert_close(agent.act(observation)[1], mean.tanh())
     torch.testing.assert_close(agent.act(observation, noise)[1], (mean + log_deviation.exp() * noise[1]).tanh())
     torch.testing.assert_close(agent.act(observation[:, 0]), agent.act(observation)[:, 0], msg="a batch or none")
+
+
+def test_actors_and_critics_begin_from_streams_of_their_own():
+    agent = SAC(5, 3, Constants(hidden=(8,)), [3, 4])
+    for learner, stream in ((agent.actor, Stream.ACTOR), (agent.critic, Stream.CRITIC)):
+        assert learner.population.seeds == tuple(number(stream, seed) for seed in (3, 4))

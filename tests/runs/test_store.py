@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import polars as pl
@@ -22,6 +23,7 @@ from polars.testing import assert_frame_equal
 
 from supple.runs.digests import BLANK, with_digest
 from supple.runs.folder import Checkpoint, RunFolder, hardware_and_versions
+from supple.runs.resume import work_on
 from supple.runs.store import NO_ROWS, SCHEMA, configurations, load, stored
 
 OLD = {"problem": "p", "method": "m", "strengths": (0.5, 0.25), "seeds": (7, 1), "tasks": 2, "model": "mlp"}
@@ -539,3 +541,43 @@ def test_nobody_waits_for_a_pipe(tmp_path):
     os.mkfifo(folder / "run.json")
     with pytest.warns(UserWarning, match=r"run\.json can't be read \(it is not a regular file\)"):
         assert configurations(str(tmp_path)) == {}
+
+
+def test_runs_of_one_data_set_with_other_numbers_of_examples_are_not_named(tmp_path):
+    for examples, data in ((None, "4 1.5 6"), (2, "2 0.5 1")):
+        folder = RunFolder(str(tmp_path), CONFIG | {"dataset": "moons", "examples": examples})
+        with folder.locked():
+            folder.begin(data=data)
+            folder.save(checkpoint_of(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(str(tmp_path))
+
+
+class Counting:
+    """Work whose state is the number of its parts."""
+
+    facts: ClassVar = {}
+
+    def __init__(self):
+        self.done = 0
+
+    def learn(self, part, report):
+        self.done += 1
+        return rows_of(part + 1).filter(pl.col("task") == part)
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.done = state["done"]
+
+
+def test_training_time_goes_on_from_the_checkpoints(tmp_path):
+    folder = RunFolder(str(tmp_path), CONFIG)
+    with folder.locked():
+        folder.begin()
+        folder.save(checkpoint_of(1)._replace(state={"done": 1}, seconds=1000.0))
+    work_on(folder, 2, Counting, lambda amount: None)
+    assert folder.checkpoint().seconds >= 1000
+    assert stored(str(tmp_path))[folder.name].environment["seconds"] >= 1000
