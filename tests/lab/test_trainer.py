@@ -29,6 +29,7 @@ from supple.runs.folder import RunFolder
 from supple.runs.store import SCHEMA, load
 from supple.runs.streams import Stream, generator
 from supple.training.methods import METHODS, Method
+from supple.training.precision import flushed_denormals
 from support.waits import Waits
 
 METRICS = ("train_accuracy", "train_loss", "online_accuracy", "spectral_norm", "weight_norm", "diverged")
@@ -754,7 +755,8 @@ def test_a_run_leaves_what_it_measured(whole):
     assert expected.keys() == {(member, task, metric) for member in (0, 1) for task in (0, 1) for metric in METRICS}
     assert set(rows.select("member", "seed", "strength").rows()) == {(0, 3, 0.1), (1, 5, 0.2)}
     facts = json.loads(Path(run.folder(whole).path, "environment.json").read_text())
-    assert (facts["flush_denormal"], facts["device"], facts["subset"]) == (torch.set_flush_denormal(True), "cpu", False)
+    with flushed_denormals() as can_flush:
+        assert (facts["flush_denormal"], facts["device"], facts["subset"]) == (can_flush, "cpu", False)
 
 
 def test_progress_is_told_in_the_middle_of_tasks():
