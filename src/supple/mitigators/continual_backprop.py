@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from supple.errors import known
 from supple.kernels.power_iteration import working_dtype
+from supple.mitigators.initializers import Initializer
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
+from supple.mitigators.unit_resets import Activity, Choice, UnitResets
 from supple.network.population import Population
 from supple.network.roles import Overrides
 from supple.network.units import UnitGroup, Units, rows_of, write_rows

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from supple.mitigators.initializers import Initializer
 from supple.mitigators.kernels import Strength
 from supple.mitigators.states import State, Tensors
-from supple.mitigators.unit_resets import Activity, Choice, Initializer, UnitResets
+from supple.mitigators.unit_resets import Activity, Choice, UnitResets
 from supple.network.population import Population
 from supple.network.roles import Overrides
 from supple.network.units import UnitGroup, Units, redo_scores

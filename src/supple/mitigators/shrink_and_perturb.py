@@ -49,7 +49,7 @@ class ShrinkAndPerturb(Mitigator):
     freeze them with ``requires_grad_(False)``.
 
     The code of Ash & Adams keeps 0.4 of the parameters and adds 0.1 of fresh ones: s = 0.6 and p = 1/6 with ``task``.
-    It puts them into a new network, so the running statistics of norms begin anew; here they stay.
+    It also starts the running statistics of norms again; this class keeps them.
 
     ``step-noise`` shrinks after the optimizer's step (decoupled), as AdamW does. The source leaves the decay to the
     optimizer. With SGD that is nearly the same; with Adam the decay goes through the moments (to repeat that, give Adam

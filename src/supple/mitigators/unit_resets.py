@@ -4,8 +4,7 @@ import math
 import warnings
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -19,18 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from supple.kernels.power_iteration import working_dtype
 from supple.kernels.sharding import ranks_of, sum_over_ranks
 from supple.mitigators.base import Mitigator
-from supple.mitigators.fresh import draws_uniformly, reset_of
+from supple.mitigators.initializers import Initializer, initializers_of
 from supple.mitigators.kernels import Strength, Update, per_member
 from supple.mitigators.optimizers import held_by
 from supple.mitigators.recorder import Recorder
 from supple.mitigators.states import GLOBAL, State, Tensors
-from supple.network.population import Population, copy_of, module_of, seeded_globally
+from supple.network.population import Population
 from supple.network.roles import Overrides
 from supple.network.units import Skipped, UnitGroup, Units, check_moments, find_units, reset_units
-
-Initializer = Callable[[Tensor, torch.Generator], object]
-"""Fills incoming weights ``(k, *shape of one unit's weights)`` in place."""
-
 
 _of_dropped_methods: list[RemovableHandle] = []
 """The hooks of methods that no longer exist, such as those of earlier tasks. The next method removes them: a finalizer
@@ -111,7 +106,7 @@ class UnitResets(Mitigator):
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
         self._recorders, self._has_seen = list[Recorder](), False
         names = [group.name for group in self.groups]
-        self._initializers = dict.fromkeys(names, initializer) if initializer else _initializers(network, self.groups)
+        self._initializers = dict.fromkeys(names, initializer) if initializer else initializers_of(network, self.groups)
         self._named_unseen: set[str] = set()
         wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
         self._wrapper = next(wrappers, None)
@@ -334,44 +329,6 @@ class UnitResets(Mitigator):
         """Zeros ``(members…, *shape)`` for a group's state, in at least single precision."""
         weight = self.parameters[group.entering[0].name]
         return torch.zeros(*self._members, *shape, dtype=working_dtype(weight), device=weight.device)
-
-
-def _initializers(network: nn.Module | Population, groups: Sequence[UnitGroup]) -> dict[str, Initializer]:
-    """For each group, what draws incoming weights as its layer does: copies of layers that do so in a way of their own.
-
-    Torch's own layers draw uniformly in ± 1/√fan-in, which needs no copy.
-    """
-    module, found = module_of(network), dict[str, Initializer]()
-    for group in groups:
-        found[group.name] = partial(_draw_uniformly, group.fan_in**-0.5)
-    own = [name for name in found if reset_of(layer := module.get_submodule(name)) and not draws_uniformly(layer)]
-    if own:
-        one = network.member(0) if isinstance(network, Population) else network
-        layers = copy_of(nn.ModuleList(one.get_submodule(name) for name in own)).cpu()
-        found |= {name: partial(_draw_as, layer) for name, layer in zip(own, layers, strict=True) if _writes_all(layer)}
-    return found
-
-
-@torch.no_grad()
-def _writes_all(layer: nn.Module) -> bool:
-    """Whether its ``reset_parameters()`` draws the whole weight; it may do nothing, where a network draws all."""
-    weight = layer.get_parameter("weight").fill_(torch.nan)
-    _draw_as(layer, weight[:0], torch.Generator())
-    return not bool(weight.isnan().any())
-
-
-@torch.no_grad()
-def _draw_as(layer: nn.Module, rows: Tensor, random: torch.Generator) -> None:
-    """Fill incoming weights of units ``(k, …)`` with the first ones of a new weight of the whole layer."""
-    reset = reset_of(layer)
-    assert reset is not None, "only such layers are copied"
-    with seeded_globally(int(torch.randint(2**62, (), generator=random, device="cpu"))):
-        reset()
-    rows.copy_(layer.get_parameter("weight")[: len(rows)])
-
-
-def _draw_uniformly(bound: float, rows: Tensor, random: torch.Generator) -> None:
-    rows.uniform_(-bound, bound, generator=random)
 
 
 def _activity(group: UnitGroup) -> str:
