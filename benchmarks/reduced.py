@@ -39,8 +39,9 @@ FORMS = {
     "L2": Form(method="l2", strengths=DECAY),
     "shrink and perturb": Form(method="shrink-and-perturb", strengths=(1e-3, 1e-4, 1e-5)),
     "ReDo": Form(method="redo"),
+    "ReDo, each task": Form(method="redo", strengths=(0.1, 0.025, 0.01), options={"every": 80}),
 }
-"""In the order of training."""
+"""In the order of training; ReDo at its default never acts here."""
 FOUR = {name: FORMS[name] for name in (NONE, "L2 init", "spectral", "coupled ceiling")}
 PROTOCOL = {"scale": "reduced", "diagnostics": REDUCED_DIAGNOSTICS}
 COMPARISONS = {
