@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def supple_updates(
     count: int, *, preset: str = "paper", spectral: bool = False, compiled: bool = True, precision: str = "highest"
 ) -> Callable[[], None]:
     observation, action = QUADRUPED
-    method = (lambda network: supple.SpectralRegularizer(network, 1e-4)) if spectral else supple.Mitigator
-    methods = {"actor_method": method, "critic_method": method} if spectral else {}
+    regularized = partial(supple.SpectralRegularizer, strength=1e-4)
+    methods = {"actor_method": regularized, "critic_method": regularized} if spectral else {}
     agent = SAC(*QUADRUPED, Constants(**PRESETS[preset]), [0], compiled=compiled, **methods)
     batch = Batch(
         torch.randn(1, 256, observation),

@@ -55,7 +55,7 @@ class Row:
     """The published run in results/field/elsayed.csv, which has its mean over the first tasks, however many."""
 
     def run(self, seeds: int) -> Run:
-        """Our run, with so many seeds."""
+        """Our run, with this many seeds."""
         return Run.of(self.problem, self.method, range(seeds), scale="paper", diagnostics=(), **self.settings)
 
     def published_over(self, tasks: int) -> tuple[float, float]:
@@ -68,7 +68,7 @@ class Row:
 
 
 def standard(error: float, runs: int) -> float:
-    """Half of the 95 % interval of a mean with this standard error over so many runs."""
+    """Half of the 95 % interval of a mean with this standard error over ``runs`` runs."""
     return error * float(student.ppf(0.975, runs - 1))
 
 

@@ -44,7 +44,7 @@ def take_turns(
 
 
 def repeated(count: int, step: Callable[[], object]) -> Callable[[], None]:
-    """A function that calls ``step`` so many times."""
+    """A function that calls ``step`` ``count`` times."""
 
     def steps() -> None:
         for _ in range(count):

@@ -198,7 +198,7 @@ def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
 
 
 def means_over(tasks: int, rows: pl.DataFrame) -> pl.DataFrame:
-    """Measurements in which so many tasks in a row count as one: their mean."""
+    """Measurements in which ``tasks`` tasks in a row count as one: their mean."""
     fewer = rows.with_columns(pl.col("task", "tasks") // tasks)
     return fewer.group_by(pl.exclude("value"), maintain_order=True).agg(pl.mean("value"))
 

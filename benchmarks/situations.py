@@ -175,6 +175,17 @@ def burst(one: Situation) -> None:
     one.network.load_state_dict(before)
 
 
+# Networks and optimizers with which nothing is wrong.
+
+
+def kept(one: Situation) -> None:
+    """Ten tasks with a regularizer; then the test without it, and with a new optimizer, as Adam's state may stall."""
+    method = supple.SpectralRegularizer(one.network, decoupled=True).attach(one.optimizer)
+    one.learn(10)
+    method.detach()
+    one.optimizer.state.clear()
+
+
 SITUATIONS: dict[str, dict[str, Callable[[Situation], object]]] = {
     "network": {
         "dead units": dead_units,
@@ -194,18 +205,10 @@ SITUATIONS: dict[str, dict[str, Callable[[Situation], object]]] = {
         "as built": lambda one: None,
         "one short task": lambda one: one.learn(1, epochs=2),
         "the same data again": lambda one: one.learn(1, epochs=5),
-        "kept by spectral regularization": lambda one: kept(one),
+        "kept by spectral regularization": kept,
         "plain gradient descent": lambda one: one.learn(2, epochs=5),
     },
 }
-
-
-def kept(one: Situation) -> None:
-    """Ten tasks with a regularizer; then the test without it, and with a new optimizer, as Adam's state may stall."""
-    method = supple.SpectralRegularizer(one.network, decoupled=True).attach(one.optimizer)
-    one.learn(10)
-    method.detach()
-    one.optimizer.state.clear()
 
 
 NETWORKS = {

@@ -139,10 +139,6 @@ def colour_of(form: str) -> str:
     return OWN_COLOURS.get(form, METHODS[FORMS[form].method].colour)
 
 
-def ink(form: str) -> str:
-    return on_light(colour_of(form))
-
-
 def picture(rows: pl.DataFrame) -> alt.LayerChart:
     """Online accuracy over the stream, in means of ten tasks; the name of each form at the end of its line."""
     ten = (
@@ -167,7 +163,7 @@ def picture(rows: pl.DataFrame) -> alt.LayerChart:
     places = spaced(ends["accuracy"].to_numpy(), top * LABEL_HEIGHT / HEIGHT, 0, top)
     ends = ends.with_columns(accuracy=pl.Series(places))
     names = (
-        alt.Chart(ends.with_columns(ink=pl.col("form").map_elements(ink, pl.String)))
+        alt.Chart(ends.with_columns(ink=pl.Series([on_light(colour_of(form)) for form in ends["form"]])))
         .mark_text(align="left", dx=5)
         .encode(x="images:Q", y="accuracy:Q", text="form:N", color=alt.Color("ink:N", scale=None))
     )

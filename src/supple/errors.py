@@ -66,7 +66,7 @@ def _is_own(filename: str) -> bool:
 def known(name: str, names: Collection[str], kind: str) -> str:
     """Return ``name`` if it is among ``names``; otherwise raise a ValueError with the nearest name and the list."""
     if name not in names:
-        nearest = get_close_matches(name, names, n=1)
+        nearest = get_close_matches(str(name), names, n=1)  # a library user may pass any type
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         shown = list(names) if len(names) <= 40 else [*list(names)[:40], "..."]
         article = "an" if kind[0] in "aeiou" else "a"

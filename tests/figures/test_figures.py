@@ -166,7 +166,7 @@ def test_the_command_for_agents(tmp_path, monkeypatch, capsys):
         trained.extend(jobs)
         store(tmp_path, jobs, ("return", *INSIDE), measure, done=4)
 
-    monkeypatch.setattr(train, "rehearse", lambda run, **_: None)
+    monkeypatch.setattr(train, "dry_run", lambda run, **_: None)
     monkeypatch.setattr(sweep, "work_through", work_through)
     monkeypatch.setattr(charts, "save", lambda chart, out, name: drawn.append((name, chart.to_dict())) or [])
     for number in (5, 16):

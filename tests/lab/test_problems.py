@@ -233,10 +233,10 @@ def test_a_folder_keeps_its_name_without_autocast_and_comes_back_with_it():
             "expected a class that takes a network and a strength, got support.extensions:D",
         ),
         (DIGITS, "upgd", {"strength": 1.5}, "expected a strength of upgd from 0 to 1.0, got 1.5"),
-        (DIGITS, "none", {"tasks": 0}, "expected at least 1 of tasks, got 0"),
-        (DIGITS, "none", {"epochs": 0}, "expected at least 1 of epochs, got 0"),
+        (DIGITS, "none", {"tasks": 0}, "expected tasks as a whole number of at least 1, got 0"),
+        (DIGITS, "none", {"epochs": 0}, "expected epochs as a whole number of at least 1, got 0"),
         (DIGITS, "none", {"diagnostics": ["dead"]}, "expected a diagnostic, got 'dead': "),
-        (DIGITS, "none", {"batch_size": 0}, "expected at least 1 of images a batch, got 0"),
+        (DIGITS, "none", {"batch_size": 0}, "expected images a batch as a whole number of at least 1, got 0"),
         (DIGITS, "none", {"step_size": -0.1}, "expected a positive step size, got -0.1"),
         (DIGITS, "none", {"step_size": float("inf")}, "expected a positive step size, got inf"),
         (

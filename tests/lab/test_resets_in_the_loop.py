@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from supple.lab.rehearsal import rehearse
+from supple.lab.dry_run import dry_run
 from supple.lab.run import Run
 from supple.lab.trainer import Trainer
 from supple.training.methods import METHODS
@@ -97,7 +97,7 @@ def test_a_method_of_task_starts_acts_before_every_task_but_the_first(name, opti
 def test_a_method_whose_period_is_longer_than_the_run_is_named(tasks, told, caplog):
     options = {"every": 100}  # an epoch has about 7 steps: 1,797 images in batches of 256
     run = Run.of("random-label-digits", "redo", [0], tasks=tasks, epochs=9, options=options, diagnostics=())
-    rehearse([run])
+    dry_run([run])
     message = "redo acts every 100 steps, but a run has at most 63"
     assert (message in caplog.text) == told, caplog.text
 
@@ -105,5 +105,5 @@ def test_a_method_whose_period_is_longer_than_the_run_is_named(tasks, told, capl
 @pytest.mark.parametrize(("every", "told"), [(7, True), (6, False)])
 def test_a_method_that_is_due_after_the_last_step_is_named(every, told, caplog):
     run = Run.of("random-label-digits", "redo", [0], tasks=1, epochs=1, options={"every": every}, diagnostics=())
-    rehearse([run])  # 7 steps; it acts before the next step, which there is not
+    dry_run([run])  # 7 steps; it acts before the next step, which there is not
     assert ("would never act" in caplog.text) == told

@@ -20,10 +20,11 @@ from supple.lab.shifts import (
     DRIFT,
     SHIFTS,
     batch_order,
+    label_flip,
+    pixel_permutation,
     random_labels,
     seen,
-    streamed_label_flip,
-    streamed_pixel_permutation,
+    streamed,
 )
 from supple.runs.streams import Stream, generator
 
@@ -264,9 +265,9 @@ def test_data_that_arrive_are_kept_until_all_are_there(name, tasks, data):
     assert shift.tasks(data) == tasks
 
 
-@pytest.mark.parametrize("stream", [streamed_pixel_permutation, streamed_label_flip])
-def test_a_stream_has_other_images_each_task(stream, data):
-    first, second = (stream(data, 1, task, images=20).images.tolist() for task in (0, 1))
+@pytest.mark.parametrize("shift", [pixel_permutation, label_flip])
+def test_a_stream_has_other_images_each_task(shift, data):
+    first, second = (streamed(shift, data, 1, task, images=20).images.tolist() for task in (0, 1))
     assert first == sorted(draws(9, 1, 0).choice(len(data.train), 20, replace=False).tolist())
     assert len(set(second)) == 20
     assert first != second

@@ -17,7 +17,7 @@ from supple.report import write_page
 from supple.rl import charts, train
 from supple.rl.envs import DmControl, make
 from supple.rl.run import Run
-from supple.rl.video import _drawn
+from supple.rl.video import _render
 from supple.runs import sweep
 from supple.runs.changes import Changes
 from supple.runs.store import load
@@ -168,7 +168,7 @@ def test_without_a_gl_library_training_does_not_mind_and_pictures_say_so():
     if os.environ["MUJOCO_GL"] != "off":
         pytest.skip("a GL library was asked for")
     with pytest.raises(ValueError, match="expected a GL library to draw with"):
-        _drawn(world, 64)
+        _render(world, 64)
 
 
 # Charts.

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from supple.training.compiled_code import can_compile, on_sound_code
+from supple.training.compiled_code import can_compile, retry_without_damaged_code
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def loads(*files):
                 ctypes.CDLL(str(file))
         return result
 
-    return on_sound_code(work)
+    return retry_without_damaged_code(work)
 
 
 @pytest.mark.parametrize("content", [b"", b"half of a library" * 100])
@@ -41,7 +41,7 @@ def test_what_cannot_be_loaded_is_removed_and_the_work_begins_again(content, cac
 def test_what_stays_damaged_is_an_error(cache):
     file = cache / "again.so"
 
-    @on_sound_code
+    @retry_without_damaged_code
     def work():
         file.write_bytes(b"")
         ctypes.CDLL(str(file))
@@ -57,7 +57,7 @@ def test_other_files_and_other_errors_are_left_alone(cache, tmp_path):
         loads(own)(0)
     assert own.exists()
     with pytest.raises(ZeroDivisionError):
-        on_sound_code(lambda: 1 / 0)()
+        retry_without_damaged_code(lambda: 1 / 0)()
 
 
 def test_a_machine_that_cannot_compile_is_found(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from supple.training import optimizers as module
-from supple.training.optimizers import OPTIMIZERS, NetworkOptimizer, written_out
+from supple.training.optimizers import OPTIMIZERS, NetworkOptimizer, unfused_adam
 from support.modules import module_at
 
 SHAPES = {"weight": (7, 13), "bias": (7,), "gain": (1,), "kernel": (3, 2, 3, 3), "middle": (9, 7), "head": (4, 9)}
@@ -132,12 +132,12 @@ def test_a_gradient_laid_out_otherwise(gradients):
     ("name", "options"),
     [("adam", {}), ("adam-equal-betas", {"beta2": 0.9}), ("adam-0-0.99", {"beta1": 0.0, "beta2": 0.99})],
 )
-def test_written_out_it_is_the_same_to_rounding(name, options, gradients):
+def test_unfused_adam_it_is_the_same_to_rounding(name, options, gradients):
     start = tensors()
     parameters = {key: value.clone() for key, value in start.items()}
     moments = OPTIMIZERS[name].moments(parameters)
     for given in gradients:
-        written_out(parameters, given, moments, 1e-2, **options)
+        unfused_adam(parameters, given, moments, 1e-2, **options)
     torch.testing.assert_close(parameters, stepped(name, start, gradients)[0], rtol=1e-6, atol=1e-6)
 
 

@@ -109,7 +109,7 @@ class Control(Engine):
         if self.video:
             from supple.rl import video
 
-            video.rehearse(self.task)
+            video.check(self.task)
         if any(run.resets and not run.is_reset for run in runs):
             print("these runs end before the first reset, so `resets` equals `none`: set a smaller --reset-every")
         rows = self.train_agents(runs, self.device)

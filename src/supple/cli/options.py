@@ -65,8 +65,8 @@ class Engine:
         """
         from functools import partial
 
+        from supple.lab.dry_run import dry_run
         from supple.lab.grid import missing, results
-        from supple.lab.rehearsal import rehearse
         from supple.lab.trainer import train
         from supple.training.methods import title_of
 
@@ -76,7 +76,7 @@ class Engine:
             )
         self.check()
         runs, wanted = missing(members, self.out), len(set(members))
-        rehearse(runs)
+        dry_run(runs)
         done = wanted - sum(len(run.seeds) for run in runs)
         work = partial(train, root=self.out, pieces=2, keep=keep)
         lengths = {run: (title_of(run.method), run.tasks) for run in runs}
@@ -93,7 +93,7 @@ class Engine:
         from functools import partial
 
         from supple.rl.charts import with_steps
-        from supple.rl.rehearsal import rehearse
+        from supple.rl.dry_run import dry_run
         from supple.rl.run import results
         from supple.rl.train import train
         from supple.training.methods import title_of
@@ -101,7 +101,7 @@ class Engine:
         self.check()
         missing = [run for run in runs if not run.folder(self.out).finished(run.evaluations)]
         for run in {(run.problem, run.method, run.options): run for run in missing}.values():
-            rehearse(run, root=self.out, device=device)
+            dry_run(run, root=self.out, device=device)
         lengths = {run: (title_of(run.method), run.work_until(run.steps)) for run in missing}
         work = partial(train, root=self.out, device=device)
         self.work_through(lengths, work, done=len(runs) - len(missing), wanted=len(runs))

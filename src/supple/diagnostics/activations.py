@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
-from supple.diagnostics.facts import ByLayer, diagnostic
+from supple.diagnostics.facts import ByLayer, diagnostic, means_of
 from supple.kernels.power_iteration import working_dtype
 from supple.network.units import redo_scores
 
@@ -99,4 +99,4 @@ def _shares(values: ByLayer, threshold: float) -> dict[str, Tensor]:
     if not values:
         return {}
     below = {name: (units <= threshold).double().where(units.isfinite(), torch.nan) for name, units in values.items()}
-    return {"": torch.cat(list(below.values()), -1).mean(-1), **{name: flags.mean(-1) for name, flags in below.items()}}
+    return means_of(below)

@@ -110,6 +110,11 @@ def diagnostic(
     return add
 
 
+def means_of(values: ByLayer) -> dict[str, Tensor]:
+    """The mean of each ``(members…, n)``, and under ``""`` that of all together."""
+    return {"": torch.cat(list(values.values()), -1).mean(-1), **{name: v.mean(-1) for name, v in values.items()}}
+
+
 def norms_of(vectors: ByLayer) -> dict[str, Tensor]:
     """The norm of each vector ``(members…, n)``, and under ``""`` that of all together."""
     norms = {name: torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64) for name, v in vectors.items()}

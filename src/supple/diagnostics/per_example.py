@@ -64,10 +64,11 @@ def _by_closed_form(member: Member, loss: Loss) -> dict[str, Tensor]:
     weights *= torch.randn(member.examples, generator=random, device="cpu").sign()
     confirmed: dict[str, Tensor] = {}
     by_layer, sums = _calls(member, loss, _closed_forms(member), weights)
+    by_example = member.examples, -1  # (batch · positions, ...) becomes (batch, positions, ...)
     for path, calls in by_layer.items():
         if not all(a.ndim > 1 and len(a) % member.examples == len(b) % member.examples == 0 for a, b in calls):
             continue
-        calls = [(_by_example(a, member.examples), _by_example(b, member.examples)) for a, b in calls]
+        calls = [(a.unflatten(0, by_example), b.unflatten(0, by_example)) for a, b in calls]
         factors = _factors(member, path, calls)
         grams = {name: torch.stack([_product_gram(a, b) for a, b in pairs]).sum(0) for name, pairs in factors.items()}
         if all(_holds(pairs, grams[name], weights, sums[name]) for name, pairs in factors.items()):
@@ -194,12 +195,6 @@ def _losses(outputs: Any, y: Labels, loss: Loss) -> Tensor:
 
     losses: Tensor = vmap(single_loss)([leaf for leaf in leaves if isinstance(leaf, Tensor)], y)
     return losses
-
-
-def _by_example(tensor: Tensor, examples: int) -> Tensor:
-    """``(batch, ...)`` or ``(batch · positions, ...)`` as ``(batch, positions, ...)``."""
-    rows: Tensor = tensor.unflatten(0, (examples, -1))
-    return rows
 
 
 def _factors(member: Member, path: str, calls: list[_Call]) -> dict[str, list[_Call]]:

@@ -6,6 +6,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -134,7 +135,7 @@ def hidden_activations(member: Member, layers: Mapping[str, nn.Module]) -> dict[
 
     with ExitStack() as hooks:
         for name, module in layers.items():
-            hooks.enter_context(module.register_forward_pre_hook(_named(before, name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
             hooks.enter_context(module.register_forward_hook(after))
         member(member.parameters, x)
     return {name: torch.cat(calls) for name, calls in activations.items()}
@@ -202,7 +203,3 @@ def _memory(tensor: Tensor) -> int:
     if tensor.layout != torch.strided:
         return id(tensor)
     return tensor.untyped_storage().data_ptr()
-
-
-def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
-    return lambda module, arguments, named: hook(name, module, arguments, named)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from supple.diagnostics import spectra
-from supple.diagnostics.facts import ByLayer, diagnostic, norms_of
+from supple.diagnostics.facts import ByLayer, diagnostic, means_of, norms_of
 
 
 @diagnostic(title="largest singular value, mean over layers", usual=True)
@@ -100,8 +100,4 @@ def distance_from_initialization(parameters: ByLayer, initial: ByLayer) -> dict[
 
 
 def _averaged(singular_values: ByLayer, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    by_layer = {name: of(values) for name, values in singular_values.items()}
-    return {
-        "": torch.cat(list(by_layer.values()), -1).mean(-1),
-        **{name: numbers.mean(-1) for name, numbers in by_layer.items()},
-    }
+    return means_of({name: of(values) for name, values in singular_values.items()})

@@ -53,7 +53,7 @@ def power_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int 
 
 
 def half_iteration(weight: Tensor, v: Tensor, restart: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
-    """u of norm one, and w = Wᵀu = σv, after so many iterations; the last one does not compute v = w / σ.
+    """u of norm one, and w = Wᵀu = σv, after ``iterations`` power iterations. The last one leaves out v = w / σ.
 
     ``v`` must be as :func:`prepare_` returns it.
     """

@@ -244,7 +244,7 @@ def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | N
     console, total = Console(stderr=True), sum(len(table) for table in tables.values())
     bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
     pixels, grey = np.empty(0), True
-    for index, (image, one_channel) in enumerate(bar(_decoded(tables, size), split, total=total)):
+    for index, (image, one_channel) in enumerate(bar(_all_pixels(tables, size), split, total=total)):
         if not index:
             pixels = np.empty((total, *image.shape), np.uint8)
         if image.shape != pixels.shape[1:]:
@@ -255,7 +255,7 @@ def _images(tables: Mapping[Path, "datasets.Dataset"], split: str, size: int | N
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, : 1 if grey else 3].contiguous()
 
 
-def _decoded(tables: Mapping[Path, "datasets.Dataset"], size: int | None) -> Iterator[tuple[Any, bool]]:
+def _all_pixels(tables: Mapping[Path, "datasets.Dataset"], size: int | None) -> Iterator[tuple[Any, bool]]:
     """The result of :func:`_pixels` for each image, in the order of the files."""
     import datasets
 

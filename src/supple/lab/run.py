@@ -113,7 +113,7 @@ class Run(BaseRun):
         counts = {"tasks": run.tasks, "epochs": run.epochs, "images a batch": run.batch_size}
         for what, count in counts.items():
             if not isinstance(count, int) or count < 1:
-                raise ValueError(f"expected at least 1 of {what}, got {count}: choose a larger number")
+                raise ValueError(f"expected {what} as a whole number of at least 1, got {count!r}: choose another")
         return replace(run, step_size=float(run.step_size))
 
     @contextmanager

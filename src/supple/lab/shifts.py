@@ -123,11 +123,6 @@ def sampled_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
     return replace(plain, pixels=plain.pixels if task else None, images=_sample(data, seed, task, count))
 
 
-def streamed_pixel_permutation(data: Dataset, seed: int, task: int, *, images: int) -> Task:
-    """A new permutation and a new sample of ``images`` images (or all, if fewer) each task (Elsayed et al., 2024)."""
-    return replace(pixel_permutation(data, seed, task), images=_sample(data, seed, task, images))
-
-
 def compounding_pixel_permutation(data: Dataset, seed: int, task: int) -> Task:
     """The composition of all tasks' permutations so far. Each task looks like a new permutation."""
     order = np.arange(_positions(data))
@@ -152,9 +147,9 @@ def label_flip(data: Dataset, seed: int, task: int) -> Task:
     return Task(classes=torch.from_numpy(generator(Stream.FLIP, seed, task).permutation(data.classes)))
 
 
-def streamed_label_flip(data: Dataset, seed: int, task: int, *, images: int) -> Task:
-    """A new flip and a new sample of ``images`` images (or all, if fewer) each task (Elsayed & Mahmood, 2024)."""
-    return replace(label_flip(data, seed, task), images=_sample(data, seed, task, images))
+def streamed(shift: Callable[[Dataset, int, int], Task], data: Dataset, seed: int, task: int, *, images: int) -> Task:
+    """Another shift on a new sample of ``images`` images (or all, if fewer) each task (Elsayed et al., 2024)."""
+    return replace(shift(data, seed, task), images=_sample(data, seed, task, images))
 
 
 def compounding_label_flip(data: Dataset, seed: int, task: int) -> Task:
@@ -230,12 +225,12 @@ SHIFTS: dict[str, Shift] = {
     "drifting-labels": Shift(drifting_labels),
     "pixel-permutation": Shift(pixel_permutation),
     "sampled-pixel-permutation": Shift(sampled_pixel_permutation),
-    "pixel-permutation-of-5000": Shift(partial(streamed_pixel_permutation, images=5_000)),
-    "pixel-permutation-of-50000": Shift(partial(streamed_pixel_permutation, images=50_000)),
+    "pixel-permutation-of-5000": Shift(partial(streamed, pixel_permutation, images=5_000)),
+    "pixel-permutation-of-50000": Shift(partial(streamed, pixel_permutation, images=50_000)),
     "compounding-pixel-permutation": Shift(compounding_pixel_permutation),
     "drifting-pixels": Shift(drifting_pixels),
     "label-flip": Shift(label_flip),
-    "label-flip-of-2500": Shift(partial(streamed_label_flip, images=2_500)),
+    "label-flip-of-2500": Shift(partial(streamed, label_flip, images=2_500)),
     "compounding-label-flip": Shift(compounding_label_flip),
     "class-incremental": Shift(class_incremental, tasks=lambda data: data.classes // CLASSES_A_TASK),
     "class-pairs": Shift(

@@ -73,13 +73,10 @@ class Trainer:
         strength = run.strengths[0] if same else torch.tensor(run.strengths, device=self.device)
         mitigator = method.on(self.population, strength, **json.loads(run.options))
         convolves = any(isinstance(module, nn.Conv2d) for module in self.population.stacked.modules())
-        if compiled is None:
-            steps = len(self.data.train.labels) // run.batch_size * run.epochs * run.tasks
-            long = steps * len(run.seeds) >= COMPILE_FROM
-            pays = self.device != "cpu" or (operations(run) <= COMPILE_TO and not convolves)
-            compiled = long and pays and run.autocast is None and can_compile(self.device)
         if mitigator.observes:
             compiled = False  # the method can't observe the members' activations in a compiled step
+        elif compiled is None:
+            compiled = self._should_compile(convolves)
         if compiled and run.autocast:
             raise ValueError(
                 "expected steps that are not compiled with autocast, got compiled=True: compiled members are "
@@ -174,11 +171,20 @@ class Trainer:
         if self._is_cuda and state.get("random_cuda") is not None:  # one saved on a CPU has none
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
+    def _should_compile(self, convolves: bool) -> bool:
+        """Whether to compile the step: if the run is long enough, its step has the right size, and this machine can."""
+        run = self.run
+        steps = len(self.data.train) // run.batch_size * run.epochs * run.tasks
+        if run.autocast is not None or steps * len(run.seeds) < COMPILE_FROM:
+            return False
+        pays = self.device != "cpu" or (not convolves and operations(run) <= COMPILE_TO)
+        return pays and can_compile(self.device)
+
     @property
     def _is_cuda(self) -> bool:
         return torch.device(self.device).type == "cuda"
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """Take one step on two images of the first task."""
         _, labels, batches, pixels = self._begin(0)
         batch = batches[0, :, :2]
@@ -212,14 +218,10 @@ class Trainer:
                 f"expected tasks with equally many batches of {run.batch_size} for every seed, got {sizes} images: "
                 "train each seed by its own command (--seeds 1 --first-seed N), or choose another batch size"
             )
-        orders = [
-            chosen[
-                batch_order(len(chosen), run.batch_size, run.epochs, seed, task, shuffled=member_task.shuffled).to(
-                    self.device
-                )
-            ]
-            for member_task, chosen, seed in zip(tasks, examples, run.seeds, strict=True)
-        ]
+        orders = []
+        for member_task, chosen, seed in zip(tasks, examples, run.seeds, strict=True):
+            order = batch_order(len(chosen), run.batch_size, run.epochs, seed, task, shuffled=member_task.shuffled)
+            orders.append(chosen[order.to(self.device)])
         return torch.stack(labels), torch.stack(orders, dim=1)
 
     def _inputs(self, batch: Tensor, pixels: Tensor | None) -> Tensor:

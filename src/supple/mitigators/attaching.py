@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from supple.mitigators.hooks import all_on
 from supple.mitigators.kernels import Kernels
-from supple.mitigators.optimizers import held_by, inner_optimizers, parameters_in, step_sizes
+from supple.mitigators.optimizers import held_by, inner_optimizers, parameters_in, sizes_by, step_size
 from supple.network.find_roles import owned_parameters
 
 _REBUILD = (
@@ -20,7 +20,7 @@ _REBUILD = (
 """Optimizers that overwrite the parameters in each step, from sums or averages that they keep."""
 
 
-def fitting(method: Kernels, optimizer: Any) -> list[Optimizer]:
+def optimizers_to_hook(method: Kernels, optimizer: Any) -> list[Optimizer]:
     """The optimizers inside ``optimizer`` that hold the method's parameters, checked so that the method can attach.
 
     Raises:
@@ -91,7 +91,7 @@ def check_step_sizes(method: Kernels, optimizer: Optimizer) -> None:
     """Check that the optimizer gives its step size, if the method needs it."""
     if not method.needs_step_sizes:
         return
-    sizes = step_sizes(optimizer)
+    sizes = sizes_by(step_size, optimizer)
     for name, parameter in method.parameters.items():
         if id(parameter) in sizes and sizes[id(parameter)] is None:
             raise ValueError(

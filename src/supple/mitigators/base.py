@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from supple.kernels.power_iteration import without_autocast
-from supple.mitigators.attaching import check_held, check_parameters, check_step_sizes, fitting
+from supple.mitigators.attaching import check_held, check_parameters, check_step_sizes, optimizers_to_hook
 from supple.mitigators.hooks import StepHooks, all_on
 from supple.mitigators.kernel_runner import KernelRunner, with_gradients
 from supple.mitigators.kernels import Strength
@@ -142,7 +142,7 @@ class Mitigator(KernelRunner):
             RuntimeError: if already attached to this optimizer, or if another method of the same class acts there on
                 some of the same parameters.
         """
-        optimizers = fitting(self, optimizer)
+        optimizers = optimizers_to_hook(self, optimizer)
         self._check(optimizers)
         parameters = self._trainable(set[int]().union(*map(held_by, optimizers)))
         if not self._has_warned:
@@ -166,11 +166,10 @@ class Mitigator(KernelRunner):
 
     def __repr__(self) -> str:
         strength = self.strength.tolist() if isinstance(self.strength, Tensor) else self.strength
-        matrices = sum(self.roles[name].kind == "matrix" for name in self.parameters)
         optimizers = ", ".join(f"{type(hooks.optimizer).__name__} ({hooks.steps} steps)" for hooks in self._hooks)
         return (
             f"{type(self).__name__}(strength={strength}, {''.join(f'{fact}, ' for fact in self._facts())}"
-            f"{len(self.parameters)} parameters, {matrices} of them matrices, "
+            f"{len(self.parameters)} parameters, {len(self._matrices)} of them matrices, "
             f"{f'attached to {optimizers}' if optimizers else 'not attached'})"
         )
 

@@ -67,10 +67,10 @@ class FIRE(Mitigator):
             raise ValueError(f"expected 1 or more iterations, got {iterations}: 10 is the authors' number")
         super().__init__(network, strength, roles=roles)
         self.iterations = iterations
-        matrices = [name for name in self.parameters if self.roles[name].kind == "matrix"]
-        embeddings = [name for name in matrices if isinstance(self._owners[name][0], nn.Embedding | nn.EmbeddingBag)]
-        left_out = [name for name in embeddings if (roles or {}).get(name) is None]
-        self._act_on([name for name in matrices if name not in left_out], "a weight matrix")
+        kinds = nn.Embedding | nn.EmbeddingBag
+        embeddings = {name for name in self._matrices if isinstance(self._owners[name][0], kinds)}
+        left_out = embeddings - (roles or {}).keys()
+        self._act_on([name for name in self._matrices if name not in left_out], "a weight matrix")
 
     @torch.no_grad()
     def start_task(self) -> None:

@@ -31,12 +31,12 @@ class _Writes(NamedTuple):
                     return cls(gradient, 0 if gradient.is_inference() else local(gradient)._version)
         return None
 
-    def are(self, others: _Writes | None) -> bool:
+    def same_as(self, others: _Writes | None) -> bool:
         return others is not None and others.gradient is self.gradient and others.writes == self.writes
 
 
 class OutermostStep:
-    """Tells the outermost of nested steps: an optimizer whose ``step()`` calls ``super().step()`` runs hooks twice."""
+    """Recognizes the outermost of nested steps: where ``step()`` calls ``super().step()``, hooks run twice."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -145,12 +145,12 @@ class StepHooks:
             return self._add(grad_scale, found_inf)
         before, is_retry = _Writes.of(self.optimizer), self._is_retry
         self._is_retry = False  # an optimizer may call its closure again
-        if is_retry and before is not None and before.are(self._added):
+        if is_retry and before is not None and before.same_as(self._added):
             return True
         acts = self._add(grad_scale, found_inf)
         if acts:
             for hooks in all_on(self.optimizer):  # the gradients still hold what other methods added
-                if hooks is self or (before is not None and before.are(hooks._added)):
+                if hooks is self or (before is not None and before.same_as(hooks._added)):
                     hooks._added = _Writes.of(self.optimizer)
         return acts
 

@@ -19,9 +19,8 @@ def initializers_of(network: nn.Module | Population, groups: Sequence[UnitGroup]
 
     Torch's own layers draw uniformly in ± 1/√fan-in, which needs no copy.
     """
-    module, found = module_of(network), dict[str, Initializer]()
-    for group in groups:
-        found[group.name] = partial(_draw_uniformly, group.fan_in**-0.5)
+    module = module_of(network)
+    found: dict[str, Initializer] = {group.name: partial(_draw_uniformly, group.fan_in**-0.5) for group in groups}
     own = [name for name in found if reset_of(layer := module.get_submodule(name)) and not draws_uniformly(layer)]
     if own:
         one = network.member(0) if isinstance(network, Population) else network

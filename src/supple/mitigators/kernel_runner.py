@@ -11,7 +11,7 @@ from supple.kernels.power_iteration import without_autocast
 from supple.kernels.sharding import is_sharded, lay_out_gradient, local
 from supple.mitigators.attaching import check_step_sizes
 from supple.mitigators.kernels import SEED_OFFSET, Kernels, Update
-from supple.mitigators.optimizers import StepSize, memory_of, step_sizes
+from supple.mitigators.optimizers import StepSize, memory_of, sizes_by, step_size
 from supple.mitigators.rounding import HALF, rounded_at_random
 from supple.mitigators.states import Tensors
 
@@ -124,7 +124,7 @@ def with_gradients(parameters: Tensors) -> Tensors:
 
 
 def _update_of(optimizer: Optimizer, parameters: Tensors, skipped: Tensor | None) -> Update:
-    sizes = step_sizes(optimizer)
+    sizes = sizes_by(step_size, optimizer)
     idle = {name: local(parameter.detach()) for name, parameter in parameters.items() if parameter.grad is None}
     memory = {name: memory_of(optimizer, parameter) for name, parameter in parameters.items()}
     moments = {

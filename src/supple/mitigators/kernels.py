@@ -44,7 +44,8 @@ class Kernels:
     """What a method does in a training step, as functions over dictionaries of tensors, and what it holds.
 
     The kernels work in place on dictionaries from parameter name to tensor. Tensors may have leading dimensions, so the
-    same kernels serve a network, a population and a compiled training step. They never wait for the device.
+    same kernels serve a network, a population and a compiled training step. They do not wait for the device;
+    only with a GradScaler, a method that acts once per period reads whether the step was skipped, when it is due.
     ``add_gradients`` may take a keyword ``step_sizes``, a dictionary by parameter.
     """
 
@@ -208,6 +209,11 @@ class Kernels:
             )
 
     @property
+    def _matrices(self) -> list[str]:
+        """The names of the weight matrices."""
+        return [name for name in self.parameters if self.roles[name].kind == "matrix"]
+
+    @property
     def _first(self) -> nn.Parameter:
         return next(iter(self.parameters.values()))
 
@@ -288,7 +294,7 @@ def per_member(strength: Strength, ndim: int) -> Strength:
     return strength
 
 
-def by_member(factors: list[Tensor], strength: Strength, tensors: list[Tensor]) -> list[Tensor]:
+def times_strength(factors: list[Tensor], strength: Strength, tensors: list[Tensor]) -> list[Tensor]:
     """``strength`` times each of the factors (one number a tensor), to multiply the tensors."""
     if isinstance(strength, Tensor) and strength.ndim:
         return [torch.as_tensor(per_member(strength * f, t.ndim)) for f, t in zip(factors, tensors, strict=True)]

@@ -140,8 +140,7 @@ class NetworkReset(Mitigator):
             return set(modules)
         if isinstance(layers, int):
             names = list(modules)
-            weights = [name for name in self.parameters if self.roles[name].kind == "matrix"]
-            owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+            owners = list(dict.fromkeys(name.rpartition(".")[0] for name in self._matrices))
             if not 1 <= layers <= len(owners):
                 raise ValueError(
                     f"expected 1 to {len(owners)} layers (those with a matrix), got {layers}: choose another number"

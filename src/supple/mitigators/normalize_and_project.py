@@ -44,7 +44,7 @@ class NormalizeAndProject(Mitigator):
         roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
-        self._act_on([name for name in self.parameters if self.roles[name].kind == "matrix"], "weight matrices")
+        self._act_on(self._matrices, "weight matrices")
         with torch.no_grad():
             present = self._unpruned({**self.parameters})
             self.state = {name: {"norm": self._norm(name, parameter)} for name, parameter in present.items()}

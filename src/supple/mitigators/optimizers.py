@@ -82,11 +82,6 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def step_sizes(optimizer: Optimizer) -> dict[int, StepSize | None]:
-    """The current step size of each of an optimizer's parameters, by the parameter's id; None if it is not known."""
-    return sizes_by(step_size, optimizer)
-
-
 def sizes_by(size_of: Callable[[dict[str, Any]], StepSize | None], optimizer: Optimizer) -> dict[int, StepSize | None]:
     """``size_of(group)`` for each of an optimizer's parameters, by the parameter's id."""
     return {

@@ -129,9 +129,8 @@ class SelfNormalizedResets(UnitResets):
         count.add_(ended)
         silent.masked_fill_(ended, 0.0)
         if step % self.refresh == 0:
-            threshold.copy_(
-                self._quantile(times, count, per_member(self.strength, count.ndim))
-            )  # also if it was skipped
+            own = per_member(self.strength, count.ndim)  # the argument is 0 if GradScaler skipped the step
+            threshold.copy_(self._quantile(times, count, own))
         return choice
 
     def _quantile(self, times: Tensor, count: Tensor, strength: Strength) -> Tensor:

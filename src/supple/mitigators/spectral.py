@@ -120,7 +120,6 @@ class SpectralRegularizer(Mitigator):
         self._pull = Pull(self.exponent, self.one_sided, self.target in (0, 1))
         self.acts_on_gradients, self.acts_on_parameters = not decoupled, decoupled
         self.needs_step_sizes = decoupled
-        self._matrices = [name for name in self.parameters if self.roles[name].kind == "matrix"]
         self._stretches = Stretches(self.roles, self._pieces, self._members, power_iterations)
         self._targets = Targets(self.target, self.roles)
         self._set_initial_state(seed)

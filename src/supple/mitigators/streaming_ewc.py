@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from supple.kernels.power_iteration import working_dtype
 from supple.mitigators.base import Mitigator
-from supple.mitigators.kernels import Strength, by_member
+from supple.mitigators.kernels import Strength, times_strength
 from supple.mitigators.states import State, Tensors
 from supple.network.population import Population
 from supple.network.roles import Overrides
@@ -67,7 +67,7 @@ class StreamingEWC(Mitigator):
         torch._foreach_mul_(fishers, self.decay)
         torch._foreach_addcmul_(fishers, into, into)
         pulls = torch._foreach_sub(present, means)
-        torch._foreach_mul_(pulls, by_member(shares, strength, means))
+        torch._foreach_mul_(pulls, times_strength(shares, strength, means))
         torch._foreach_addcmul_(into, fishers, pulls)
 
     def _penalty(self, parameters: Tensors) -> Tensor:

@@ -105,8 +105,10 @@ class UnitResets(Mitigator):
         self._buffers = sorted({part.name for group in self.groups for part in group.parts} & buffers.keys())
         self._host_strength: tuple[Strength, Strength] = (math.nan, math.nan)
         self._recorders, self._has_seen = list[Recorder](), False
-        names = [group.name for group in self.groups]
-        self._initializers = dict.fromkeys(names, initializer) if initializer else initializers_of(network, self.groups)
+        self._places = {group.name: place for place, group in enumerate(self.groups)}
+        self._initializers = (
+            dict.fromkeys(self._places, initializer) if initializer else initializers_of(network, self.groups)
+        )
         self._named_unseen: set[str] = set()
         wrappers = (part for part in self._module.modules() if isinstance(part, DistributedDataParallel))
         self._wrapper = next(wrappers, None)
@@ -169,16 +171,12 @@ class UnitResets(Mitigator):
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if not isinstance(self.strength, Tensor) and self.strength == 0:
-            for group in self.groups:  # activations that are observed while it is off do not count later
-                torch._foreach_zero_(list(state[_activity(group)].values()))
-            self._take_seen({group.name for group in self.groups})
+            self._forget(self.groups, state)  # activations that are observed while it is off do not count later
             return
         buffers = {name: self._module.get_buffer(name) for name in self._buffers}
         frozen = {name for name, parameter in self.parameters.items() if not parameter.requires_grad}
-        for group in self.groups:  # what was seen while it was frozen does not count later
-            if any(part.name in frozen for part in group.parts):
-                torch._foreach_zero_(list(state[_activity(group)].values()))
-                self._take_seen({group.name})
+        # What was seen while a group was frozen does not count later.
+        self._forget([group for group in self.groups if any(part.name in frozen for part in group.parts)], state)
         groups = [group for group in self.groups if self._holds_all(group, {**parameters, **update.idle, **buffers})]
         # A unit may feed a layer without a gradient now, such as another task's head: it is read, but not written.
         read = {c.weight.name: update.idle.get(c.weight.name) for group in groups for c in group.leaving}
@@ -188,10 +186,9 @@ class UnitResets(Mitigator):
         due = {group.name: step for group in groups if self._needs_activations(step := self._tick(group, state))}
         groups = [group for group in groups if group.name in due]
         if due and self.scheduled and update.skipped is not None and bool(update.skipped):
-            for group in groups:  # the next step is due instead; what was seen may not be finite
+            for group in groups:  # the next step is due instead
                 self._tick(group, state, -1)
-                torch._foreach_zero_(list(state[_activity(group)].values()))
-            self._take_seen({group.name for group in groups})
+            self._forget(groups, state)  # what was seen may not be finite
             self._listen()
             return
         if self._wrapper is not None:
@@ -251,12 +248,18 @@ class UnitResets(Mitigator):
 
     def _tick(self, group: UnitGroup, state: State, count: int = 1) -> int:
         # One counter per group, on the host: a network's groups may be split between optimizers.
-        return int(state[GLOBAL]["steps"][self.groups.index(group)].add_(count))
+        return int(state[GLOBAL]["steps"][self._places[group.name]].add_(count))
 
     def _listen(self) -> None:
         steps = dict(zip((group.name for group in self.groups), self.state[GLOBAL]["steps"].tolist(), strict=True))
         for recorder in self._recorders:
             recorder.enabled = self._needs_activations(steps[recorder.group.name] + 1)
+
+    def _forget(self, groups: Collection[UnitGroup], state: State) -> None:
+        """Discard what was observed of these groups since the last step."""
+        for group in groups:
+            torch._foreach_zero_(list(state[_activity(group)].values()))
+        self._take_seen({group.name for group in groups})
 
     def _take_activity(self, group: UnitGroup, state: State) -> Activity:
         sums = state[_activity(group)]

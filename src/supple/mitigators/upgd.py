@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from supple.kernels.power_iteration import TINY, working_dtype
 from supple.mitigators.base import Mitigator
-from supple.mitigators.kernels import Strength, Update, by_member, move_towards
+from supple.mitigators.kernels import Strength, Update, move_towards, times_strength
 from supple.mitigators.optimizers import searches_lines
 from supple.mitigators.states import State, Tensors
 from supple.network.population import Population
@@ -114,7 +114,7 @@ class UPGD(Mitigator):
             return
         utilities, weights = ([state[name][key] for name in parameters] for key in ("utility", "weight"))
         scale = self._largest_utility(parameters, utilities, weights)
-        keep = torch._foreach_div(utilities, by_member(weights, -scale, utilities))
+        keep = torch._foreach_div(utilities, times_strength(weights, -scale, utilities))
         torch._foreach_sigmoid_(keep)  # 1 - gate
         new, before = list(parameters.values()), [self._before.pop(name).to(p.dtype) for name, p in parameters.items()]
         targets = [self._noise(name, parameter, update) for name, parameter in parameters.items()]

@@ -55,7 +55,7 @@ class WeightClipping(Mitigator):
         roles: Overrides | None = None,
     ) -> None:
         super().__init__(network, strength, roles=roles)
-        self.fan_in = {name: self.roles[name].sizes[2] for name in self.parameters if self.roles[name].kind == "matrix"}
+        self.fan_in = {name: self.roles[name].sizes[2] for name in self._matrices}
         owners = {owner_of(name): fan_in for name, fan_in in self.fan_in.items()}
         for name in self.parameters:
             if self.roles[name].kind == "vector" and owner_of(name) in owners:

@@ -141,7 +141,7 @@ class _Graph:
         known_path = self.known.get(layer)
         if isinstance(known_path, Stop):
             raise known_path
-        self._check_used_once(layer)
+        self._check_replaceable(layer)
         if known_path is not None:
             return known_path
         calls = self._calls.get(id(layer), [])
@@ -174,7 +174,7 @@ class _Graph:
             raise Stop("the layers that it feeds receive different activations")
         return Path(layer, tuple(norms), tuple(consumers))
 
-    def _check_used_once(self, module: nn.Module) -> None:
+    def _check_replaceable(self, module: nn.Module) -> None:
         name = self._names[id(module)]
         if isinstance(module, Layer) and (
             module._parameters.get("weight") is None or "parametrizations" in module._modules
@@ -191,7 +191,7 @@ class _Graph:
             raise Stop(f"the parameters of {name!r} are frozen")
 
     def _check_consumer(self, layer: Layer, size: int, layout: _Layout) -> None:
-        self._check_used_once(layer)
+        self._check_replaceable(layer)
         name, width = self._names[id(layer)], inner_size(layer)
         if isinstance(layer, nn.Linear):
             fits = layout.trailing == 0 and (width == size or (layout.flat and width % size == 0))
@@ -213,7 +213,7 @@ class _Graph:
         entries = entries_a_unit(module, size, layout.trailing)
         if entries is None or (entries > 1 and not layout.flat):
             raise Stop(f"its units may be mixed by {kind}")
-        self._check_used_once(module)
+        self._check_replaceable(module)
         if entries:
             norms.append(module)
         return layout

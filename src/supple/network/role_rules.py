@@ -160,7 +160,7 @@ def _without_leading_ones(shape: Shape) -> Shape:
     return shape
 
 
-def _table(module: nn.Module, name: str, shape: Shape) -> Role | None:
+def _positions(module: nn.Module, name: str, shape: Shape) -> Role | None:
     """A table with one row per position: a matrix that acts on one-hot vectors."""
     return role_of_kind("matrix", shape) if len(_without_leading_ones(shape)) == 2 else None
 
@@ -177,7 +177,7 @@ def _experts(transposed: bool) -> _Found:
 
 
 _NORM: dict[str, _Found] = {**dict.fromkeys(("weight", "gamma"), gain), "bias": _found_by("vector")}
-_TOKENS = dict.fromkeys(("*_token", "*_tokens", "*position_embedding*", "*pos_embed*", "time_embeddings"), _table)
+_TOKENS = dict.fromkeys(("*_token", "*_tokens", "*position_embedding*", "*pos_embed*", "time_embeddings"), _positions)
 
 _TABLE: list[tuple[type | str, Mapping[str, _Found]]] = [
     # Root mean square norms of Llama, Mistral, Qwen, T5, Gemma (1 + weight) and similar; also gated, and LayerNorms.

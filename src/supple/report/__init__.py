@@ -58,7 +58,7 @@ def write_page(root: str, out: str | None = None, *, every: int | None = None) -
     Args:
         root: the folder of all runs, finished or still training: a path, or an address that fsspec understands.
         out: the file of the page; ``index.html`` in that folder when left out.
-        every: the page reloads itself after so many seconds; never when left out.
+        every: seconds after which the page reloads itself; never when left out.
     """
     out = page_of(root, out)
     files, path = files_at(out)

@@ -11,7 +11,7 @@ from supple.rl.charts import at_steps
 from supple.runs.changes import Changes
 from supple.runs.lines import lines_over_strengths, lines_over_tasks
 from supple.runs.metrics import find, headlines, judges
-from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, paired, ranking, settings, telling
+from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, paired, ranking, settings, settings_to_show
 from supple.runs.tables import capitalized
 
 TUNED = ("method", "options", "strength", "step_size")
@@ -127,7 +127,7 @@ def standings(
     return Standings(
         methods=best["method"].unique(maintain_order=True).to_list(),
         unit="evaluation" if evaluated else "task",
-        columns=[name for name in TUNED[1:] if name in telling(best)],
+        columns=[name for name in TUNED[1:] if name in settings_to_show(best)],
         chosen_by=judge if several else None,
         last=last,
         window=window,

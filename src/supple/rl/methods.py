@@ -45,9 +45,9 @@ def check_exempt_heads(name: str, method: Method) -> None:
     Raises:
         ValueError: for a method that does not act layer by layer, or a class without the argument ``roles``.
     """
-    whole = (UnitResets, HareAndTortoise)
-    acts_on_layers = method.mitigator is not Mitigator and not _is_a(method, whole)
-    if not (acts_on_layers and "roles" in inspect.signature(method.mitigator).parameters):
+    kind = method.mitigator  # a class, or a function that builds a mitigator
+    is_whole = kind is Mitigator or (isinstance(kind, type) and issubclass(kind, UnitResets | HareAndTortoise))
+    if is_whole or "roles" not in inspect.signature(kind).parameters:
         raise ValueError(
             f"expected a method that acts layer by layer with exempt heads, got {name}: leave --exempt-heads out, or "
             "choose a method such as spectral"
@@ -76,8 +76,3 @@ def mitigator_for(
             "method or variant, because agents have no tasks"
         )
     return mitigator
-
-
-def _is_a(method: Method, classes: type | tuple[type, ...]) -> bool:
-    """Whether the method's mitigator is one of these classes, not a function that builds one."""
-    return isinstance(method.mitigator, type) and issubclass(method.mitigator, classes)

@@ -15,8 +15,8 @@ from torch import Tensor
 from supple.mitigators.states import Tensors
 from supple.rl import inside
 from supple.rl.agent import agent_of, should_compile
+from supple.rl.dry_run import dry_run
 from supple.rl.envs import Environment, Episodes, Step, random_returns
-from supple.rl.rehearsal import rehearse
 from supple.rl.replay import Replay
 from supple.rl.run import PRIMED_ON, Run
 from supple.rl.sac import Batch
@@ -291,7 +291,7 @@ def train(run: Run, report: Report = lambda steps: None, *, root: str, device: s
             file.
         device: of the agents.
     """
-    rehearse(run, root=root, device=device)
+    dry_run(run, root=root, device=device)
     folder = run.folder(root)
     work_on(
         folder,

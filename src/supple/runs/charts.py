@@ -68,9 +68,9 @@ def curves_of(
         series: the setting that determines a line's colour.
         width: of the axes, in pixels.
         height: of the axes, in pixels.
-        coloured: the methods whose lines have a colour; by default :func:`told_apart` chooses.
+        coloured: the methods whose lines have a colour; by default :func:`coloured_methods` chooses.
     """
-    coloured = told_apart(rows) if coloured is None and series == "method" else coloured
+    coloured = coloured_methods(rows) if coloured is None and series == "method" else coloured
     return lines_over_tasks(rows, metric, series, coloured).sized(title, subtitle, width=width, height=height)
 
 
@@ -88,11 +88,11 @@ def sensitivity_of(
 
     If a method was tried at several strengths, zero is left out: the axis is logarithmic.
     """
-    coloured = told_apart(rows) if coloured is None and series == "method" else coloured
+    coloured = coloured_methods(rows) if coloured is None and series == "method" else coloured
     return lines_over_strengths(rows, metric, series, coloured).sized(title, width=width, height=height)
 
 
-def told_apart(rows: pl.DataFrame) -> list[str]:
+def coloured_methods(rows: pl.DataFrame) -> list[str]:
     """The methods whose lines have a colour: all if they are few, else ``none`` and the best.
 
     "Best" is by the main metric in the last five tasks, not by the metric that is drawn, so that all panels about the

@@ -124,7 +124,7 @@ class RunFolder:
             return None
 
     def checkpoint_after(self, tasks: int | None = None) -> Checkpoint:
-        """The checkpoint after so many tasks, the last one when left out; a run that is training is not disturbed.
+        """The checkpoint after ``tasks`` tasks, the last one when left out; a run that is training is not disturbed.
 
         Raises:
             ValueError: if there is none, or it can't be read.

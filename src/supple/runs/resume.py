@@ -10,7 +10,7 @@ import polars as pl
 
 from supple.runs.folder import Checkpoint, RunFolder
 from supple.runs.store import NO_ROWS
-from supple.training.compiled_code import on_sound_code
+from supple.training.compiled_code import retry_without_damaged_code
 from supple.training.precision import flushed_denormals
 
 Report = Callable[[float], None]
@@ -41,7 +41,7 @@ class Work(Protocol):
         """
 
 
-@on_sound_code
+@retry_without_damaged_code
 def work_on(
     folder: RunFolder,
     parts: int,

@@ -33,7 +33,7 @@ def varying(rows: pl.DataFrame) -> list[str]:
     return [column for column in settings(rows) if rows[column].n_unique() > 1]
 
 
-def telling(rows: pl.DataFrame) -> list[str]:
+def settings_to_show(rows: pl.DataFrame) -> list[str]:
     """The settings that a reader must see: those in which the rows differ, and options that are not the defaults."""
     different = varying(rows)
     return [

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from supple.runs import metrics
 from supple.runs.changes import Changes, is_control
-from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, settings, telling
+from supple.runs.stats import IQM_SEEDS, last_count, note_on_diverged, ranking, settings, settings_to_show
 from supple.training.methods import options_text, strength_text, title_of
 
 NO_PROTOCOL: Mapping[str, Any] = MappingProxyType({})
@@ -59,7 +59,7 @@ def results_table(
             steps = []
     has_iqm = any(row["seeds"] >= IQM_SEEDS for row in ranked)
     shown = {"method", "strength", *(("steps", "tasks") if has_steps else ())}
-    others = [name for name in telling(rows) if name not in shown]
+    others = [name for name in settings_to_show(rows) if name not in shown]
     headings = ["method", "strength", *others, "first", f"last {count}", *(["at steps"] if steps else [])]
     lines = []
     for place, row in enumerate(ranked):

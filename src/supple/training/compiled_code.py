@@ -15,7 +15,7 @@ UNLOADABLE = re.compile(r"(/\S+\.so): ")
 """The file in the linker's message when a library can't be loaded, such as "file too short"."""
 
 
-def on_sound_code(work: Callable[P, Result]) -> Callable[P, Result]:
+def retry_without_damaged_code(work: Callable[P, Result]) -> Callable[P, Result]:
     """``work``, called again if compiled code can't be loaded, after that code has been removed.
 
     ``torch.compile`` keeps its code in a folder that all processes share. A process that is killed while it compiles
@@ -42,7 +42,7 @@ def on_sound_code(work: Callable[P, Result]) -> Callable[P, Result]:
 def can_compile(device: str) -> bool:
     """Whether ``torch.compile`` works here: it needs a C++ compiler, or a GPU that Triton supports."""
     try:
-        on_sound_code(torch.compile(lambda tensor: tensor + 1))(torch.zeros(1, device=device))
+        retry_without_damaged_code(torch.compile(lambda tensor: tensor + 1))(torch.zeros(1, device=device))
     except Exception:  # whatever is missing, training works without compiling
         return False
     return True

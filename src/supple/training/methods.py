@@ -15,7 +15,7 @@ from supple.errors import check_range, imported, known
 from supple.mitigators import Mitigator
 from supple.mitigators.kernels import Strength
 
-CODE = ("network", "strength", "roles", "units", "initializer", "seed")
+NOT_OPTIONS = ("network", "strength", "roles", "units", "initializer", "seed")
 """Arguments of mitigators that are not options: they have their own command-line option, or need Python code."""
 
 
@@ -57,8 +57,12 @@ class Method:
         """The mitigator's options that the command line accepts, with their defaults."""
         if not self.has_strength:
             return {}
-        typed = {name: each for name, each in inspect.signature(self.mitigator).parameters.items() if name not in CODE}
-        return {name: self.options.get(name, each.default) for name, each in typed.items()}
+        parameters = inspect.signature(self.mitigator).parameters
+        return {
+            name: self.options.get(name, parameter.default)
+            for name, parameter in parameters.items()
+            if name not in NOT_OPTIONS
+        }
 
     @property
     def has_strength(self) -> bool:

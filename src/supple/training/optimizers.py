@@ -49,7 +49,7 @@ def adam(
         torch._foreach_mul_(list(parameters.values()), 1 - step_size * weight_decay)
     if torch.compiler.is_compiling():
         # The fused kernel would break the graph. The compiler fuses the written-out form with the code around it.
-        written_out(parameters, gradients, moments, step_size, beta1=beta1, beta2=beta2)
+        unfused_adam(parameters, gradients, moments, step_size, beta1=beta1, beta2=beta2)
         return
     names = list(parameters)
     fused_adam(
@@ -70,7 +70,7 @@ def adam(
     )
 
 
-def written_out(
+def unfused_adam(
     parameters: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
     moments: Moments,
@@ -79,7 +79,7 @@ def written_out(
     beta1: float = BETA1,
     beta2: float = BETA2,
 ) -> None:
-    """One step of Adam, operation by operation."""
+    """One step of Adam, operation by operation, which ``torch.compile`` can trace."""
     for name in parameters:
         moments[name]["step"].add_(1)
     steps = torch.stack([moments[name]["step"] for name in parameters]).double()

@@ -1,4 +1,4 @@
-"""Detect mistakes in runs before anything is written and any process is started."""
+"""A dry run: finds mistakes before anything is written and any process is started."""
 
 import logging
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from supple.lab.run import Run
 from supple.lab.trainer import Trainer
 
 
-def rehearse(runs: Iterable[Run]) -> None:
+def dry_run(runs: Iterable[Run]) -> None:
     """For each kind of run, build everything and take a step on two images.
 
     A log message names methods that would never act, because the runs are shorter than their period.
@@ -24,7 +24,7 @@ def rehearse(runs: Iterable[Run]) -> None:
     for run, epochs in kinds.values():
         with run.naming_own_parts():
             trainer = Trainer(run, compiled=False, device="cpu")
-            trainer.rehearse()
+            trainer.dry_run()
         method = trainer.learner.mitigator
         most = len(trainer.data.train.labels) // run.batch_size * epochs * run.tasks  # a task may have fewer images
         if method.scheduled and most <= (every := getattr(method, "every", 0)):  # it acts before the step after that

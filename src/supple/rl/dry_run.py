@@ -1,4 +1,4 @@
-"""Check a run before anything is written."""
+"""A dry run: finds mistakes before anything is written."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from supple.rl.worlds import world_at
 from supple.runs.files import files_at
 
 
-def rehearse(run: Run, *, root: str, device: str = "cpu") -> None:
+def dry_run(run: Run, *, root: str, device: str = "cpu") -> None:
     """Check the folder, the device, the environment, its first change and the method before anything is written.
 
     Raises:
