@@ -19,7 +19,16 @@ from oracles.plain_loop import (
     spectral,
     train_by_hand,
 )
-from supple import SpectralRegularizer
+from supple import (
+    UPGD,
+    ContinualBackprop,
+    HareAndTortoise,
+    NetworkReset,
+    ReDo,
+    SelfNormalizedResets,
+    ShrinkAndPerturb,
+    SpectralRegularizer,
+)
 from support.resting import resting
 
 compiling = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -131,6 +140,36 @@ def test_a_number_as_strength_in_a_compiled_step_counts_too():
         step()
         train_by_hand(by_hand, expected, optimizer_by_hand, [x])
     assert_same(network, by_hand, rtol=1e-5, atol=1e-6)
+
+
+ACTING_OUTSIDE = {
+    "ReDo": lambda network: ReDo(network, 0.9, every=2),
+    "continual backprop": lambda network: ContinualBackprop(network, 0.2, maturity=1),
+    "self-normalized resets": lambda network: SelfNormalizedResets(network, 0.5, patience=1, quiet=1.0, every=1),
+    "network reset": lambda network: NetworkReset(network, every=3),
+    "hare and tortoise": lambda network: HareAndTortoise(network, every=2),
+    "UPGD": UPGD,
+    "shrink and perturb": lambda network: ShrinkAndPerturb(network, 0.01),
+}
+
+
+@compiling
+@pytest.mark.parametrize("name", ACTING_OUTSIDE)
+def test_methods_that_cannot_be_compiled_act_outside_a_compiled_step(name):
+    torch.compiler.reset()
+    network = mlp()
+    eager, plain = copies(network)
+    for each, compiled, acts in ((network, True, True), (eager, False, True), (plain, False, False)):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        if acts:
+            ACTING_OUTSIDE[name](each).attach(optimizer)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for x in batches(6):
+            optimizer.zero_grad()
+            mean_square(each, x).backward()
+            step()
+    assert_same(network, eager, rtol=1e-6, atol=1e-7)
+    assert_differs(network, plain)
 
 
 def parametrized(kind):

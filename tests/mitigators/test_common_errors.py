@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from supple import Population, ShrinkAndPerturb
+from supple import NormalizeAndProject, Population, ShrinkAndPerturb
 from supple.mitigators import Mitigator
 from supple.mitigators.states import GLOBAL
 from support.method_cases import SEED, build, every_case, mlp, same_state, sgd, tensors, where_taken
@@ -49,10 +49,10 @@ OTHER_ARCHITECTURES = {
 @pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
 def test_a_state_of_another_architecture_is_refused_and_changes_nothing(case, architecture):
     method, other = build(case, mlp()), build(case, OTHER_ARCHITECTURES[architecture]())
-    if shapes(method) == shapes(other):
+    if shapes(method) == shapes(other) and not isinstance(method, NormalizeAndProject):
         pytest.skip("remembers nothing of the architecture")
     before = tensors(method)
-    with pytest.raises(ValueError, match="expected a state with"):
+    with pytest.raises(ValueError, match=r"expected (a|the) state"):
         method.load_state_dict(other.state_dict())
     assert same_state(before, tensors(method))
 

@@ -246,6 +246,14 @@ def test_normalized_weights_are_exact_under_autocast():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("method", [SpectralRegularizer, ReDo])
+def test_what_torch_jit_has_scripted_is_refused(method):
+    network = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.raises(TypeError, match=r"expected a module of Python code, got '0.weight'.*the original module"):
+        method(network)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripting_with_an_observing_method_attached_says_what_to_do():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)

@@ -125,6 +125,22 @@ def test_a_task_starts_only_when_told():
     assert not any(torch.equal(a, b) for a, b in zip(start, network.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("variant", ["step-fresh", "step-noise"])
+def test_forms_of_each_step_do_not_act_when_a_task_starts(variant):
+    network = nn.Linear(3, 2)
+    start = weights(network)
+    ShrinkAndPerturb(network, strength=0.5, variant=variant).start_task()
+    assert all(torch.equal(a, b) for a, b in zip(start, network.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_inputs_is_perturbed_as_well():
+    network = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2))
+    start = weights(network)
+    ShrinkAndPerturb(network, strength=0.5).after_step(sgd(network))
+    assert not any(torch.equal(a, b) for a, b in zip(start[2:], list(network.parameters())[2:], strict=True))
+
+
 def test_a_task_of_a_population_starts_for_each_member_by_its_strength():
     population = Population(lambda: nn.Linear(3, 2), [4, 5])
     start = weights(population)

@@ -44,7 +44,7 @@ class FreshParameters:
         # A module that has children may also write to their parameters.
         coarse = coarse and not any(reset_of(module) and [*module.children()] for module in self._template.modules())
         for path, module in reversed(list(self._template.named_modules())):
-            if coarse and draws_uniformly(module):
+            if coarse and draws_uniformly(module) and module.weight.numel():
                 held = {name: p for name, p in module.named_parameters(path, recurse=False) if p.numel()}
                 usual = {f"{path}.{name}" if path else name for name in ("weight", "bias")}
                 if held.keys() <= usual & set(names) and all(p.is_cpu for p in held.values()):

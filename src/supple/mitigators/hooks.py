@@ -116,7 +116,10 @@ class StepHooks:
             return
         self._added = None
         if self._change is not None:
-            self._acts = self._change()
+            change = self._change
+            if torch.compiler.is_compiling() and not self.owner.traceable:
+                change = torch.compiler.disable(change)
+            self._acts = change()
             if self._had_gradients and not self._acts and not self._has_warned and _Writes.of(optimizer) is None:
                 self._has_warned = True
                 warnings.warn(

@@ -99,6 +99,11 @@ class Kernels:
             raise ValueError("expected a network with parameters, got none: pass a whole network, and check roles")
         self._shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
+            if isinstance(self._owners[name][0], torch.jit.ScriptModule):
+                raise TypeError(
+                    f"expected a module of Python code, got {name!r} in one from torch.jit: build the "
+                    f"{type(self).__name__} on the original module"
+                )
             if parameter.is_meta or not local(parameter.detach()).isfinite().all():
                 what = "none (the meta device)" if parameter.is_meta else "some that are not finite"
                 raise ValueError(
@@ -161,12 +166,15 @@ class Kernels:
 
     @torch.no_grad()
     def load_state_dict(self, state: State) -> None:
-        """Load what :meth:`state_dict` returned, from a method with the same options on the same architecture.
+        """Load what :meth:`state_dict` returned, from a method on the same architecture.
+
+        Options that only say how to go on, such as a period or a decay, may have changed. Those that decide what the
+        state means (of :class:`SpectralRegularizer`: target, exponent, one_sided and decoupled) may not.
 
         Raises:
             TypeError: if an entry is not a tensor or has another type; the message names the first one.
-            ValueError: if an entry is missing, unknown or has another shape, or an option differs; the message names
-                the first one. After an error nothing has changed.
+            ValueError: if an entry is missing, unknown or has another shape, or such an option differs; the message
+                names the first one. After an error nothing has changed.
         """
         check_state(state, self.state_dict(), self._options(), type(self).__name__)
         randoms = state[GLOBAL]["random"].cpu() if self._generators else ()

@@ -56,6 +56,10 @@ class NormalizeAndProject(Mitigator):
             factor = 1 + per_member(strength, back.ndim) * (back - 1)
             self.roles[name].multiply_(parameter, factor)
 
+    def _options(self) -> dict[str, float]:
+        """A norm is one number whatever the matrix, so the sizes tell a state of another architecture."""
+        return {f"entries of {name}": float(self.parameters[name].numel()) for name in self.state}
+
     def _norm(self, name: str, parameter: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.matrix_norm(self.roles[name].matrices(parameter).to(working_dtype(parameter)))
         return norm

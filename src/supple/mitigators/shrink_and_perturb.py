@@ -88,10 +88,9 @@ class ShrinkAndPerturb(Mitigator):
 
     @torch.no_grad()
     def start_task(self) -> None:
-        """Shrink and perturb once, at the start of a task."""
-        if self.variant == "step-noise":
-            raise ValueError("expected a variant with a fresh initialization, got 'step-noise': pass variant='task'")
-        self._shrink(self._trainable(), self.strength)
+        """Shrink and perturb once, at the start of a task, as ``variant="task"``; the others act in steps only."""
+        if self.acts_at_task_start:
+            self._shrink(self._trainable(), self.strength)
 
     def change_parameters(self, parameters: Tensors, state: State, strength: Strength, update: Update) -> None:
         if self.variant != "task":
