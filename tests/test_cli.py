@@ -15,6 +15,7 @@ import pytest
 from fsspec.registry import known_implementations
 
 from supple import cli, figures
+from supple.cli.output import choices, print_tables
 from supple.errors import LostWorkersError
 from supple.lab.datasets import DATASETS
 from supple.lab.grid import TUNING_SEEDS, by_member
@@ -692,3 +693,32 @@ def test_help_waits_for_nothing_heavy():
 
 def in_python(program, *arguments):
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("strengths", "told"), [((1e-3,), False), ((1e-3, 1e-2), True)])
+def test_a_sweep_of_several_settings_without_tuning_seeds_says_what_the_best_is_worth(
+    strengths, told, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli.Sweep, "train", lambda *arguments: None)
+    monkeypatch.setattr(cli, "show", lambda *arguments: None)
+    cli.Sweep(problem=DIGITS, methods=("none", "l2"), strengths=strengths, seeds=2)()
+    assert ("the best of several settings looks better than it is" in capsys.readouterr().out) == told
+
+
+def test_a_choice_at_the_end_of_what_was_tried_says_which_end():
+    tried = [
+        Run.of(DIGITS, "l2", [0], strength=strength, step_size=step_size)
+        for strength in (1e-4, 1e-3, 1e-2)
+        for step_size in (1e-3, 2e-3)
+    ]
+    (line,) = choices({("l2", 1e-3, 2e-3)}, tried)
+    assert line == "chosen for l2: strength 0.001, step size 0.002 (the largest tried: try larger ones too)"
+
+
+def test_the_metric_that_is_drawn_was_measured_in_all_runs(tmp_path):
+    """The last of the tables may be about some of the runs only."""
+    for method, metrics in (("none", ["train_accuracy"]), ("l2", ["train_accuracy", "test_accuracy"])):
+        store(tmp_path, [Run.of(DIGITS, method, [0], tasks=2)], metrics, plausible)
+    rows = load(str(tmp_path))
+    assert print_tables(rows) == "train_accuracy"
+    assert print_tables(rows.filter(method="l2")) == "test_accuracy"

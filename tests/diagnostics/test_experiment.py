@@ -593,3 +593,37 @@ def test_copies_with_a_remedy_train_with_a_fresh_optimizer_and_are_held_against_
     assert torch.equal(result.curves["nothing done"], result.curves[FRESH_OPTIMIZER])
     assert not torch.equal(result.curves["nothing done"], result.curves[AS_IT_IS])
     assert result.differences["nothing done"] == result.differences["network"] != result.differences["both"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_copies_are_in_training_mode_and_keep_the_modes_of_a_network_in_training(training):
+    network, optimizer = trained(network := make(), adam(network))
+    network.train(training)[1].eval()  # a frozen norm, if the network is in training
+    modes = set()
+
+    def noted(network, batch):
+        modes.add(tuple(part.training for part in network.modules()))
+        return loss(network, batch)
+
+    short(network, optimizer, loss=noted)
+    assert modes == {(True, True, not training, True, True, True)}
+
+
+def test_differences_within_the_margin_are_no_findings():
+    """The margin is 0.09: 0.05 more by the optimizer is no stalling, 0.05 less than a fresh network no head start."""
+    lost, kept = made(1.35, 1.3, 0.2), made(0.15, 0.15, 0.2)
+    assert (lost.verdict, kept.verdict) == ("network", "nothing")
+    assert 0 < lost.differences["optimizer"].low < lost.differences["optimizer"].high < lost.threshold
+    assert "stalls too" not in lost.sentence()
+    assert -kept.threshold < kept.differences["both"].low < kept.differences["both"].high < 0
+    assert kept.sentence().endswith("; if its loss was lower before, the data are harder now")
+
+
+def test_gradient_scaling_reaches_every_optimizer():
+    """The scale is a power of two, so that all steps are those without it."""
+    network = make()
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (network[:2], network[4])]
+    plain = short(network, optimizers).curves
+    scaled = short(network, optimizers, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0)).curves
+    for name, curve in plain.items():
+        torch.testing.assert_close(scaled[name], curve)

@@ -190,3 +190,32 @@ def test_without_the_packages_of_control_the_command_says_what_to_install(tmp_pa
     with pytest.raises(ValueError, match=r"expected the extra `rl`, .*: pip install '\.\[rl\]' in the clone"):
         cli.FigureCommand(number=5, out=str(tmp_path))()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", TRAINED)
+def test_no_figure_asks_for_an_off_the_shelf_network_with_crelu(number):
+    """There is none: the run would be refused before it starts."""
+    for scale in figures.find(number).scales:
+        asked = {(run.model, run.method) for run in figures.find(number).runs(scale, 1)}
+        assert asked.isdisjoint({(model, "crelu") for model in ("resnet18", "resnet18-narrow", "vit-tiny")})
+
+
+def test_each_exponent_has_the_strength_that_is_best_for_it_at_paper_scale():
+    """Written down a second time, from docs/reproduction.md: the steeper the penalty, the smaller the strength."""
+    runs = figures.find(7).runs("paper", 1)
+    found = {(json.loads(run.options)["exponent"], run.strengths[0]) for run in runs}
+    assert found == {(1, 1e-1), (2, 1e-2), (4, 1e-4), (8, 1e-6)}
+
+
+@pytest.mark.parametrize(("partly", "stamped"), [((), 0), ((0,), 2), ((0, 1), 2)])
+def test_a_panel_is_stamped_if_any_of_its_runs_had_a_part_of_the_data(partly, stamped, tmp_path):
+    figure = figures.find(7)
+    store(tmp_path, figure.runs("quick", 2), {"train_accuracy"}, measure)
+
+    def rows_of(wanted):
+        return results(wanted, str(tmp_path)).with_columns(subset=pl.col("seed").is_in(partly))
+
+    drawn = figure.draw(rows_of, "quick", 2).to_dict()["vconcat"]
+    titles = [axes["title"]["text"] for row in drawn for axes in row["hconcat"]]
+    whole = [title if isinstance(title, str) else " ".join(title) for title in titles]  # long ones have several lines
+    assert sum(title.endswith("(part of the data set)") for title in whole) == stamped

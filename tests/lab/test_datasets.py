@@ -11,8 +11,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from supple.lab import files
+from supple.lab import datasets, files
 from supple.lab.datasets import Dataset, Examples, digits, load
+from supple.lab.files import Decoded
 from support.pictures import as_tensor, pictures, svhn, write
 
 needs_real_data = pytest.mark.skipif(
@@ -348,3 +349,15 @@ def test_importing_costs_little():
     assert not {"datasets", "transformers", "sklearn", "PIL", "huggingface_hub", "pandas"} & set(
         json.loads(done.stdout)
     )
+
+
+@pytest.mark.parametrize(("held_out", "subset"), [(100, False), (99, True)])
+def test_imagenet32_without_all_its_held_out_images_is_a_part(held_out, subset, monkeypatch, tmp_path):
+    train, test = (
+        (torch.zeros(1000 * count, 3, 1, 1, dtype=torch.uint8), torch.arange(1000).repeat(count))
+        for count in (2, held_out)
+    )
+    contents = Decoded(train, test, tuple(map(str, range(1000))), (0.0,) * 3, (1.0,) * 3)
+    monkeypatch.setattr(datasets, "local", lambda name: tmp_path)
+    monkeypatch.setattr(datasets, "from_folder", lambda folder, size: contents)
+    assert datasets.imagenet32(train=2).subset is subset

@@ -809,3 +809,11 @@ def test_a_part_of_a_data_set_is_stamped():
     assert trainer.facts["subset"] is False
     trainer.data = replace(trainer.data, subset=True)
     assert trainer.facts["subset"] is True
+
+
+def test_one_number_that_is_not_finite_is_a_divergence():
+    trainer = Trainer(run_of("none"))
+    parameter = trainer.learner.parameters["1.weight"]
+    parameter[0, 0, 0] = torch.nan
+    measured = measure.evaluate(trainer.learner.members, trainer.data, trainer._begin(0)[0])
+    assert measured["diverged"].tolist() == [1.0] + [0.0] * (len(parameter) - 1)

@@ -145,3 +145,18 @@ def test_all_layers_that_read_a_unit_count():
     (group,) = method.groups
     expected = torch.cat([network.a.weight, network.b.weight]).abs().mean(0)
     torch.testing.assert_close(method._worth_of_weights(group, dict(network.named_parameters())), expected)
+
+
+def test_a_batch_that_overflows_leaves_the_averages_as_they_are():
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    method = ContinualBackprop(network).attach(optimizer)
+    x = torch.randn(8, 3)
+    network(x).sum().backward()
+    optimizer.step()
+    before = copy.deepcopy(method.state["0"])
+    network(x * torch.inf)  # the gradients are still those of the first batch
+    optimizer.step()
+    for key in ("utility", "mean"):
+        assert before[key].any()
+        assert torch.equal(method.state["0"][key], before[key])

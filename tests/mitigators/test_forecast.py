@@ -247,3 +247,16 @@ def test_a_step_size_that_has_grown_counts():
 def test_entries_half_as_large_again_as_those_of_he_are_the_largest_of_a_fresh_matrix(factor, fresh):
     size = factor * math.sqrt(2 / 64)
     assert looks_fresh(16 * size, 64 * size, 64, 64) == fresh  # σ₁ is where random entries have it
+
+
+def test_near_is_relative_to_the_target():
+    """A σ₁ of 6 is near a target of 5, and far from one of 1."""
+    network = nn.Linear(32, 32, bias=False)
+    with torch.no_grad():
+        network.weight.mul_(0.01)[0, 0] = 6
+    for target, is_near in ((5.0, True), (1.0, False)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RewriteWarning)
+            SpectralRegularizer(network, decoupled=True, target=target).attach(optimizer)
+        assert (not caught) == is_near

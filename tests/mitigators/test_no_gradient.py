@@ -156,3 +156,28 @@ def test_a_head_that_was_used_keeps_its_bits_while_it_rests(case):
     before = copy.deepcopy(network.heads[0])
     train(network, optimizer, 9, task=1)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), network.heads[0].parameters(), strict=True))
+
+
+def test_units_of_a_branch_that_runs_but_is_not_trained_stay():
+    """Silent units of both branches are seen; only those of the branch in the loss are replaced."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(2))
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    network = Branches()
+    with torch.no_grad():
+        for branch in (network.a, network.b):
+            branch[0].bias.fill_(-9)
+    before = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    ReDo(network, every=1).attach(optimizer)
+    network(torch.randn(12, 4))[0].square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(network.a[0].weight, before.a[0].weight)
+    for old, new in zip(before.b.parameters(), network.b.parameters(), strict=True):
+        assert torch.equal(old, new)

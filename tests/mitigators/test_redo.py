@@ -420,3 +420,18 @@ def test_a_reset_that_a_skipped_step_missed_comes_in_the_next_one():
         scaler.update()
         biases.append(network[0].bias[0].item())
     assert biases == [-100.0, -100.0, 0.0]
+
+
+def test_a_single_example_without_a_batch_is_each_members_own():
+    population = Population(perceptron, [0, 1])
+    lone = [population.member(index) for index in range(2)]
+    methods = [ReDo(network, every=1) for network in (population, *lone)]
+    for method in methods:
+        method.observe()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    for network, given in ((population, x), *zip(lone, x, strict=True)):
+        network(given)
+    for group in ("activity of 0", "activity of 2"):
+        for key, sums in methods[0].state[group].items():
+            expected = torch.stack([method.state[group][key] for method in methods[1:]])
+            torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0)

@@ -163,3 +163,17 @@ def test_quiet_is_relative_to_the_mean():
     network(torch.randn(4, 2)).sum().backward()
     optimizer.step()
     assert method.state["0"]["silent"].tolist() == [0.0] * 4
+
+
+def test_a_batch_that_overflows_is_no_silence():
+    network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        network[0].bias.copy_(torch.tensor([9.0, 9.0, -9.0, -9.0]))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    method = SelfNormalizedResets(network).attach(optimizer)
+    x = torch.ones(4, 2)
+    network(x).sum().backward()
+    optimizer.step()
+    network(x * torch.inf)  # the gradients are still those of the first batch
+    optimizer.step()
+    assert method.state["0"]["silent"].tolist() == [0, 0, 1, 1]

@@ -80,3 +80,15 @@ def test_a_layer_without_a_weight_matrix_is_refused(make):
     layer = make()
     with pytest.raises(ValueError, match=f"two or more dimensions, got {type(layer).__name__}"):
         spectral_normalization(layer)
+
+
+def test_an_evaluation_changes_no_vector():
+    layer = spectral_normalization(nn.Linear(4, 3))
+    normalization = layer.parametrizations.weight[0]
+    with torch.no_grad():
+        layer.parametrizations.weight.original.normal_()  # so that the vector of before is another's
+    before = normalization.v.clone()
+    layer.eval()(torch.randn(2, 4))
+    assert torch.equal(normalization.v, before)
+    layer.train()(torch.randn(2, 4))
+    assert not torch.equal(normalization.v, before)

@@ -207,3 +207,12 @@ def test_neighbours_are_averaged_member_by_member():
 )
 def test_columns_are_packed(values, packed):
     assert _packed(pl.Series(values)) == packed
+
+
+def test_sensitivity_is_seen_before_the_runs_are_at_their_end():
+    """The mean of the last two of the three tasks that are finished, of nine."""
+    drawings = Drawings(["a"])
+    curves = {("a", 0.1, 0): [0.0, 0.25, 0.75], ("a", 0.2, 0): [0.0, 0.5, 1.0]}
+    (headline,) = standings(rows_of(curves, tasks=9), drawings).headlines
+    columns = drawings._charts[headline.sensitivity.chart]["columns"]
+    assert (columns["strength"], columns["mean"]) == ([0.1, 0.2], [0.5, 0.75])

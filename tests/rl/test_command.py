@@ -297,3 +297,34 @@ def test_seeds_are_drawn_within_a_problem_and_never_across():
     )
     found = shown(charts.aggregate(rows, "title"))["spectral"]
     assert (found["low"], found["mean"], found["high"]) == (6, 6, 6)
+
+
+def test_the_usual_period_of_resets_has_a_place_on_the_axis():
+    """A configuration leaves out the options that are the defaults."""
+    rows = pl.DataFrame({"options": ["{}", '{"every": 500}', '{"layers": 1}']})
+    assert charts.with_periods(rows)["reset_every"].to_list() == [2_560_000, 500, 2_560_000]
+
+
+def test_the_end_is_each_runs_own():
+    """A run with two evaluations ends with the second one, a run with four with the fourth."""
+    rows = pl.DataFrame(
+        [
+            ("return", "spectral", f"run{strength}", 0, strength, task, float(task))
+            for strength, evaluations in ((1e-4, 2), (1e-3, 4))
+            for task in range(evaluations)
+        ],
+        schema=["metric", "method", "run", "seed", "strength", "task", "value"],
+        orient="row",
+    )
+    (points,) = charts.sensitivity(rows, "strength", "strength").to_dict()["datasets"].values()
+    assert {point["strength"]: point["mean"] for point in points} == {1e-4: 1, 1e-3: 3}
+
+
+def test_strengths_of_one_method_have_dashes_and_a_strength_for_each_method_has_none():
+    rows = stored().filter(pl.col("method") != "resets")
+    for least, settings in ((0.0, {"0", "0.0001", "0.001"}), (1e-3, set())):
+        kept = rows.filter((pl.col("strength") >= least) | (pl.col("method") == "none"))
+        spec = charts.aggregate(kept, "title").to_dict()
+        points = spec["datasets"][spec["data"]["name"]]
+        assert {row.get("setting") for row in points} - {None} == settings
+        assert any("strokeDash" in layer["encoding"] for layer in spec["layer"]) == bool(settings)

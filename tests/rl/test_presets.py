@@ -3,7 +3,9 @@
 import dataclasses
 
 import pytest
+import torch
 
+from supple.rl.networks import Actor
 from supple.rl.presets import PRESETS, Constants
 
 # Read from the published programs, written down a second time: a preset that changes must change here too.
@@ -63,3 +65,11 @@ def test_a_preset_differs_in_what_is_listed_and_nothing_else(name):
 
 def test_every_preset_is_listed_and_has_a_source():
     assert PRESETS.keys() == LISTED.keys()
+
+
+def test_the_heads_of_the_actor_begin_orthogonal_with_gains_of_their_own():
+    """The mean's gain is √2, so its rows have a squared length of 2; the log-deviation's is 1."""
+    actor = Actor(5, 3, Constants())
+    for head, square in ((actor.mean, 2), (actor.log_deviation, 1)):
+        torch.testing.assert_close(head.weight @ head.weight.mT, square * torch.eye(3), atol=1e-5, rtol=0)
+        assert not head.bias.any()

@@ -723,3 +723,39 @@ def test_priming_and_training_draw_from_streams_of_their_own(monkeypatch):
     drawn = {stream for stream, *_ in used} - {module.Stream.EXPLORATION}
     assert drawn == {module.Stream.PRIMING, module.Stream.MINIBATCH}
     assert len(set(used)) == len(used)
+
+
+def test_a_reset_of_the_last_layers_leaves_the_others_of_the_target():
+    """They are still the slow average, not a copy of the critic."""
+    _, agent = changed(Resets(layers=1))
+    name = "critics.0.0.block0.0.weight"
+    assert not torch.equal(agent.target[name], agent.critic.parameters[name])
+
+
+def test_without_an_update_since_the_last_evaluation_there_is_no_step_size():
+    """The buffer that is dropped at step 30 is not full enough at step 40: what was kept before step 30 is past."""
+    resets = {"unit": "steps", "every": 30, "parts": ("actor", "buffer")}
+    training = Training(run("resets", inside=True, evaluate_every=10, steps=50, resets=resets))
+    metrics = [set(training.learn(part, lambda step: None)["metric"]) for part in range(5)]
+    assert ["actor_effective_step_size" in seen for seen in metrics] == [False, True, True, False, True]
+
+
+def test_updates_of_priming_count_for_the_schedule_of_resets():
+    """At step 100 there are two usual updates; with the 1,000 of priming the first reset is due."""
+    options = {"random_steps": 100, "capacity": 200, "steps": 150, "evaluate_every": 100}
+    for prime, is_reset in ((0, False), (1000, True)):
+        asked = run("resets", prime=prime, resets={"unit": "updates", "every": 500}, **options)
+        assert (asked.updates, asked.is_reset) == (102 + prime, is_reset)
+
+
+def test_who_breaks_in_the_last_update_before_an_evaluation_is_found_by_it():
+    """No action of it is taken: its return is that of random actions."""
+    training = Training(run(seeds=(0, 1)))
+    for _ in range(20):
+        training.advance()
+    for parameter in training.agent.actor.parameters.values():
+        parameter[1] = torch.nan
+    rows = training.measure()
+    found = {(member, metric): value for member, _, metric, value in rows.rows()}
+    assert (found[0, "diverged"], found[1, "diverged"], found[1, "stopped"]) == (0, 1, 20)
+    assert all(math.isfinite(value) for value in found.values())

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from supple.rl.methods import METHODS as AGENT_METHODS
-from supple.runs.charts import curves_of, over_seeds, save, sensitivity_of
+from supple.runs.charts import coloured_methods, curves_of, over_seeds, save, sensitivity_of
 from supple.runs.colours import COLOURS, GREY, colour_scale
 from supple.runs.lines import LABEL_HEIGHT
 from supple.runs.metrics import find
@@ -288,3 +288,40 @@ def test_each_methods_own_strength_is_no_setting():
     spec, data = spec_of(rows)
     assert "strokeDash" not in spec["layer"][1]["encoding"]
     assert "setting" not in data[0]
+
+
+def many_methods(value_of, tasks=8):
+    """Ten methods; ``value_of(place, task)`` is what each of two seeds measures."""
+    return pl.DataFrame(
+        [
+            (method, 1.0, seed, task, "train_accuracy", float(value_of(place, task)), tasks)
+            for place, method in enumerate([*METHODS][:10])
+            for seed in range(2)
+            for task in range(tasks)
+        ],
+        schema=["method", "strength", "seed", "task", "metric", "value", "tasks"],
+        orient="row",
+    )
+
+
+def test_the_best_methods_are_those_of_the_last_five_tasks():
+    """What was far ahead in the first tasks only is grey."""
+    rows = many_methods(lambda place, task: 1000 if place in (1, 2, 3) and task < 3 else place)
+    assert coloured_methods(rows) == ["none", *reversed([*METHODS][4:10])]
+
+
+def test_a_method_that_ends_without_a_number_is_not_among_the_best():
+    rows = many_methods(lambda place, task: float("nan") if place == 9 else place)
+    assert coloured_methods(rows) == ["none", *reversed([*METHODS][3:9])]
+
+
+def test_where_less_is_better_the_lowest_are_the_best():
+    rows = many_methods(lambda place, task: place).with_columns(metric=pl.lit("train_loss"))
+    assert coloured_methods(rows) == [*METHODS][:7]
+
+
+def test_the_name_of_a_line_that_breaks_off_is_at_its_last_number():
+    diverged = pl.when(pl.col("task") == 2).then(float("nan")).otherwise(pl.col("value"))
+    rows = pl.concat([frame(["none"]), frame(["l2"]).with_columns(value=diverged)])
+    spec, _ = spec_of(rows)
+    assert labels_of(spec) == {"L2": 1.5, "no mitigation": 2.5}

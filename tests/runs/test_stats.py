@@ -184,3 +184,10 @@ def test_who_diverged_in_the_last_of_three_tasks_counts_whole():
 def test_diverged_agents_of_one_run_are_counted_each():
     rows = pl.DataFrame({"run": ["a", "a"], "member": [0, 1], "metric": ["diverged"] * 2, "value": [1.0, 1.0]})
     assert note_on_diverged(rows, "return").startswith("2 agents have")
+
+
+def test_each_problem_is_drawn_by_itself():
+    """What rises in one stratum where it falls in the other would always cancel if both had the same draws."""
+    values = np.arange(8.0)
+    low, high = bootstrap_interval([values, 7 - values])
+    assert low < 3.2 < 3.8 < high
