@@ -74,8 +74,8 @@ class Control(Engine):
     evaluate_every: Annotated[int, tyro.conf.arg(metavar="N")] = 5_000
     """Steps between two evaluations; each evaluation writes a checkpoint."""
     episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 10
-    """Episodes per evaluation, with the policy's mean. In an environment without a time limit they end after at most
-    10,000 steps."""
+    """Episodes per evaluation, with the policy's mean action. In an environment without a time limit they end after at
+    most 10,000 steps."""
     inside: bool = False
     """Also measure overestimation, policy entropy, norms, singular values, effective step sizes, dormant units and
     effective rank at each evaluation."""

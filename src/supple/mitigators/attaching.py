@@ -70,7 +70,7 @@ def check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
             name = min((now | known)[parameter] for parameter in changed)
             raise ValueError(
                 f"expected the parameters that this {type(method).__name__} was built with, got {name!r}, which is "
-                f"{verb} in the network: build method and optimizer when nothing adds or replaces parameters any more "
+                f"{verb} in the network: build method and optimizer after all changes of parameters "
                 "(new layers, parametrizations, adapters, to_empty(), load_state_dict(assign=True), sharding)"
             )
     if lost or not held & _identities(method):
@@ -81,9 +81,9 @@ def check_parameters(method: Kernels, held: set[int], lost: set[int]) -> None:
         )
         raise ValueError(
             f"expected an optimizer of this network's parameters, got one {what}: build the optimizer from the same "
-            "network's parameters(). One that moves copies of them (float32 master weights or flat partitions, as "
-            "DeepSpeed, Megatron and Apex keep them), or some itself beside an optimizer inside it, does not show what "
-            "it moves: there, add penalty().sum() to the loss instead"
+            "network's parameters(). An optimizer that updates copies of them (float32 master weights or flat "
+            "partitions, as in DeepSpeed, Megatron and Apex), or wraps another and updates some itself, does not show "
+            "what it updates: there, add penalty().sum() to the loss instead"
         )
 
 
@@ -114,8 +114,8 @@ def _check_master_copies(method: Kernels, optimizer: Optimizer) -> None:
     )
     if has_copies and method.acts_on_parameters:
         raise ValueError(
-            f"expected an optimizer that moves parameters from where they are, got a {type(optimizer).__name__}, which "
-            f"computes them from copies of its own and would overwrite what {type(method).__name__} does after a "
+            f"expected an optimizer that updates the parameters themselves, got a {type(optimizer).__name__}, which "
+            f"computes them from its own copies and would overwrite what {type(method).__name__} does after a "
             "step: switch its master weights off, or choose the form of the method that acts on gradients (such as "
             "decoupled=False)"
         )

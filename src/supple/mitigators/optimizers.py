@@ -34,8 +34,8 @@ def inner_optimizers(optimizer: Any) -> list[Optimizer]:
             )
         if hasattr(inner, "first_step") and hasattr(inner, "second_step"):
             raise ValueError(
-                f"expected an optimizer that is moved by step(), got {type(inner).__name__}, which is moved by "
-                f"second_step() and holds no other optimizer: {_BY_HAND}"
+                f"expected an optimizer that updates parameters in step(), got {type(inner).__name__}, which does so "
+                f"in second_step() and wraps no other optimizer: {_BY_HAND}"
             )
     return innermost
 

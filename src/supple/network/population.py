@@ -38,7 +38,7 @@ class Population(nn.Module):
         super().__init__()
         self.seeds = tuple(seeds)
         if not self.seeds:
-            raise ValueError("expected at least one seed, got none: give one a member")
+            raise ValueError("expected at least one seed, got none: give one per member")
         members = []
         for seed in self.seeds:
             with seeded_globally(seed):
