@@ -133,7 +133,7 @@ class Tables:
                 continue
             rows = pl.read_parquet(kept)  # where its runs are not here, those of another machine
             if name.startswith("continual-imagenet"):
-                put_into(self.page, name, table_in_tens(rows, metric))
+                put_into(self.page, name, table_in_tens(named(rows), metric))
             if name in TITLES:
                 draw(name, rows, self.charts)
             for first in sorted({min(PIECE, rows["tasks"][0]), rows["tasks"][0]}):  # of most studies, and of this one
@@ -151,7 +151,7 @@ def draw(name: str, rows: pl.DataFrame, folder: Path) -> None:
     done = f"{rows['tasks'][0]} of {planned} tasks, {charts.over_seeds(rows['seed'].n_unique())}"
     series = SERIES.get(name, "method")
     if name == "continual-imagenet-whole":
-        rows = means_over(CYCLE, rows).with_columns(task=pl.col("task") * CYCLE + CYCLE // 2)
+        rows = means_over(CYCLE, named(rows)).with_columns(task=pl.col("task") * CYCLE + CYCLE // 2)
     if name == "exponents":
         rows = rows.with_columns(options=pl.col("options").replace("{}", '{"exponent": 2}'))
     if series == "optimizer":
@@ -188,13 +188,23 @@ def table_in_tens(rows: pl.DataFrame, metric: str) -> Iterator[str]:
             ", ".join(
                 [title_of(row["method"]), *(f"{key} {value}" for key, value in json.loads(row["options"]).items())]
             ),
-            "" if is_none else f"{row['strength']:g}",
+            f"{row['strength']:g}" if row["strength"] else "",
             f"{row['first']:.3f}",
             with_error(row["mean_last"], row["error_last"]),
             with_error(row["mean"], row["error"]),
             "" if is_none else with_interval(row),
         )
         yield f"| {' | '.join(cells)} |"
+
+
+def named(rows: pl.DataFrame) -> pl.DataFrame:
+    """Continual ImageNet's rows, in which a new network with a new Adam at each task is called starting again."""
+    again = pl.col("optimizer") == "adam-restarted"
+    return rows.with_columns(
+        method=pl.when(again).then(pl.lit("starting again")).otherwise("method"),
+        options=pl.when(again).then(pl.lit("{}")).otherwise("options"),
+        strength=pl.when(again).then(0.0).otherwise("strength"),
+    )
 
 
 def means_over(tasks: int, rows: pl.DataFrame) -> pl.DataFrame:

@@ -56,6 +56,15 @@ def test_a_table_in_tens_compares_all_but_the_first_ten_tasks(benchmark_at):
     assert none == "| no mitigation |  | 0.500 | 0.300 ± 0.000 | 0.400 ± 0.000 |  |"
 
 
+def test_new_networks_at_each_task_are_called_starting_again(benchmark_at):
+    columns = ["method", "optimizer", "options", "strength"]
+    options = '{"variant": "task"}'
+    kept = ("shrink-and-perturb", "adam", options, 1e-3)
+    again = ("shrink-and-perturb", "adam-restarted", options, 1.0)
+    found = benchmark_at("paper").named(pl.DataFrame([kept, again], schema=columns, orient="row"))
+    assert found.rows() == [kept, ("starting again", "adam-restarted", "{}", 0.0)]
+
+
 @pytest.mark.parametrize(
     ("accuracy", "lost"),
     [
