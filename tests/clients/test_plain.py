@@ -142,6 +142,25 @@ def test_a_number_as_strength_in_a_compiled_step_counts_too():
     assert_same(network, by_hand, rtol=1e-5, atol=1e-6)
 
 
+@compiling
+@every_form
+def test_a_compiled_step_follows_what_is_frozen_and_thawed(decoupled):
+    torch.compiler.reset()
+    network = mlp()
+    eager, _ = copies(network)
+    for each in (network, eager):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        SpectralRegularizer(each, 0.3, decoupled=decoupled).attach(optimizer)
+        step = torch.compile(optimizer.step, backend="eager") if each is network else optimizer.step
+        first = next(module for module in each.modules() if isinstance(module, nn.Linear))
+        for number, x in enumerate(batches(8)):
+            first.requires_grad_(number in (3, 4, 7))
+            optimizer.zero_grad()
+            mean_square(each, x).backward()
+            step()
+    assert_same(network, eager, rtol=1e-5, atol=1e-6)
+
+
 ACTING_OUTSIDE = {
     "ReDo": lambda network: ReDo(network, 0.9, every=2),
     "continual backprop": lambda network: ContinualBackprop(network, 0.2, maturity=1),

@@ -708,6 +708,16 @@ def test_maximizing_is_refused(network):
         spectral(network).attach(sgd(network, maximize=True))
 
 
+def test_maximizing_is_refused_in_a_group_added_later(network):
+    optimizer = torch.optim.SGD(network[0].parameters(), lr=0.1)
+    spectral(network).attach(optimizer)
+    optimizer.add_param_group({"params": network[3].parameters(), "maximize": True})
+    before = values(network)
+    with pytest.raises(ValueError, match="maximize"):
+        step(optimizer, network)
+    assert_equal(before, values(network))
+
+
 def test_a_refused_optimizer_is_left_without_hooks(network):
     optimizer = sgd(network, maximize=True)
     with pytest.raises(ValueError, match="maximize"):

@@ -31,13 +31,14 @@ class PlasticityMonitor:
     Args:
         model: a module, or one wrapped by DistributedDataParallel or torch.compile, or a :class:`Population`. Build
             the monitor before training: it copies the current parameters as the initial ones.
-        probe: inputs and labels of one fixed batch of some hundred examples, on any device. Inputs are the model's
-            arguments: a tensor, a tuple or a dictionary, with the batch dimension first; for a population
-            ``(members, batch, ...)``. Floating-point inputs are cast to the type of the model's parameters if these are
-            all bfloat16, all float16 or all float64 (as under Lightning's ``precision="bf16-true"``). Labels are what
-            the loss takes, and are not cast. Without labels (None), gradients are not measured; without a probe, only
-            the weights are. ``representation_change`` keeps all hidden activations of the probe in memory and in the
-            state (4 MB per example for ViT-Tiny on 32x32 images): give few examples for large models, or leave it out.
+        probe: inputs and labels of one fixed batch of some hundred examples, on any device, kept without a copy. Inputs
+            are the model's arguments: a tensor, a tuple or a dictionary, with the batch dimension first; for a
+            population ``(members, batch, ...)``. Floating-point inputs are cast to the type of the model's parameters
+            if these are all bfloat16, all float16 or all float64 (as under Lightning's ``precision="bf16-true"``).
+            Labels are what the loss takes, and are not cast. Without labels (None), gradients are not measured; without
+            a probe, only the weights are. ``representation_change`` keeps all hidden activations of the probe in memory
+            and in the state (4 MB per example for ViT-Tiny on 32x32 images): give few examples for large models, or
+            leave it out.
         every: steps between measurements, counted when attached or by calls of :meth:`step`.
         diagnostics: the names of the diagnostics; None for all that the probe allows.
         loss: ``loss(outputs, labels)`` of a batch.

@@ -34,8 +34,7 @@ def optimizers_to_hook(method: Kernels, optimizer: Any) -> list[Optimizer]:
     held = set[int]().union(*map(held_by, optimizers))
     for inner in optimizers:
         check_parameters(method, held_by(inner), (parameters_in(optimizer) & ours) - held)
-        if any(group.get("maximize") for group in inner.param_groups):
-            raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
+        _check_minimizes(inner)
         check_step_sizes(method, inner)
         _check_master_copies(method, inner)
         _check_company(method, inner)
@@ -51,7 +50,13 @@ def check_held(method: Kernels, optimizer: Optimizer, before: set[int]) -> None:
     held = held_by(optimizer)
     copies = held - before - {id(parameter) for _, parameter, _ in owned_parameters(method._network)}
     check_parameters(method, held, (before - held) & _identities(method) if copies else set())
+    _check_minimizes(optimizer)
     check_step_sizes(method, optimizer)
+
+
+def _check_minimizes(optimizer: Optimizer) -> None:
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError("expected an optimizer that minimizes, got maximize=True: minimize the negative instead")
 
 
 def _identities(method: Kernels) -> set[int]:

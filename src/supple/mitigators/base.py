@@ -71,7 +71,8 @@ class Mitigator(KernelRunner):
         """The term that the method adds to the loss, with the strength included: differentiable, one value per member.
 
         With gradients enabled a call counts as a step and updates the method's state; under ``torch.no_grad()`` it does
-        not. The penalty includes every trainable parameter, even those that the loss does not use.
+        not. The penalty includes every trainable parameter, even those that the loss does not use. It is of the
+        network's own parameters: ``torch.func.grad`` sees nothing of it (call :meth:`before_step` there).
         """
         parameters = self._trainable()
         with without_autocast(self._first):
@@ -83,7 +84,7 @@ class Mitigator(KernelRunner):
 
         With a GradScaler call its ``unscale_(optimizer)`` first: the gradient that is added is not scaled.
         """
-        self._add_to_gradients(self._trainable())
+        self._add_to_gradients(self._trainable(stepping=True))
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
@@ -104,7 +105,7 @@ class Mitigator(KernelRunner):
             check_parameters(self, held, lost)
         for inner in inside:
             check_step_sizes(self, inner)
-            self._act_after_step(inner, self._trainable(held_by(inner)))
+            self._act_after_step(inner, self._trainable(held_by(inner), stepping=True))
 
     def start_task(self) -> None:
         """Act once, before a new task's first step: only methods with ``acts_at_task_start`` do something here."""
@@ -259,7 +260,7 @@ class Mitigator(KernelRunner):
         if held != self._held[id(optimizer)]:  # a parameter group was added, or another library replaced parameters
             check_held(self, optimizer, self._held[id(optimizer)])
             self._held[id(optimizer)] = held
-        selected = self._trainable(held)
+        selected = self._trainable(held, stepping=True)
         if not (torch.compiler.is_compiling() or selected.keys() <= self._judged):
             self._warn_of_changes([optimizer], {name: selected[name] for name in selected.keys() - self._judged})
             self._judged |= selected.keys()

@@ -225,13 +225,16 @@ class Kernels:
     def _first(self) -> nn.Parameter:
         return next(iter(self.parameters.values()))
 
-    def _trainable(self, held: Collection[int] | None = None) -> Tensors:
-        """The parameters with a gradient, or those of them with these ids."""
+    def _trainable(self, held: Collection[int] | None = None, *, stepping: bool = False) -> Tensors:
+        """The parameters that are not frozen, or those of them with these ids; ``stepping`` after a backward pass."""
         self._follow_devices(held)
+        # Compiled code notices that a gradient appears, but not that a parameter is no longer frozen.
+        by_gradient = stepping and torch.compiler.is_compiling()
         trainable: Tensors = {
             name: parameter
             for name, parameter in self.parameters.items()
-            if parameter.requires_grad and (held is None or id(parameter) in held)
+            if (parameter.grad is not None if by_gradient else parameter.requires_grad)
+            and (held is None or id(parameter) in held)
         }
         for name, parameter in trainable.items():  # libraries may replace frozen ones, as peft does in attention
             owner, own_name = self._owners[name]

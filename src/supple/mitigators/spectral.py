@@ -59,8 +59,9 @@ class SpectralRegularizer(Mitigator):
         seed: the seed of the initial singular vectors, which are the same for all members of a population.
 
     When attached, the coupled form's gradient is at most (distance to the target) / (step size), times 1 − m under
-    momentum m. Of a schedule the largest step size counts. So plain gradient descent does not pass the target, and
-    momentum does not grow during a warm-up. Under Adam this bound rarely matters.
+    momentum m. Of a schedule the largest step size counts, where torch notes it in the parameter group (CyclicLR does
+    not). So plain gradient descent does not pass the target, and momentum does not grow during a warm-up. Under Adam
+    this bound rarely matters.
 
     Raises:
         TypeError: if the target has another type.

@@ -67,7 +67,8 @@ class Population(nn.Module):
     def member(self, index: int, *, share: bool = False) -> nn.Module:
         """Member ``index`` as an ordinary module in the same training mode.
 
-        Its parameters and buffers are copies or, with ``share``, views: then a change of one changes the other.
+        Its parameters and buffers are copies or, with ``share``, views: then a change of one changes the other, until
+        the population is moved to another device or type.
         """
         index = range(len(self))[index]
         slices = {name: tensor.detach()[index] for name, tensor in _tensors(self.stacked).items()}
