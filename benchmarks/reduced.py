@@ -170,10 +170,10 @@ def table(rows: pl.DataFrame, metric: str) -> Iterator[str]:
 
 
 def draw(rows: pl.DataFrame, metric: str) -> alt.LayerChart:
-    """A metric of each task, a line for each method; ReDo, which never acted, would cover no mitigation."""
+    """A metric of each task, a line for each method; ReDo, which changed nothing, would cover no mitigation."""
     seeds = charts.over_seeds(rows["seed"].n_unique())
     title = title_with_scale(rows, title_of(rows["problem"][0]))
-    drawn = rows.filter(pl.col("form") != "ReDo").drop("form")
+    drawn = rows.filter(pl.col("method") != "redo").drop("form")
     return charts.configured(charts.curves_of(drawn, metric, title, f"narrow ResNet-18, {seeds}"))
 
 
