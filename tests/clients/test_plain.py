@@ -172,6 +172,42 @@ ACTING_OUTSIDE = {
 }
 
 
+class TwoHeads(nn.Module):
+    """Only the first head is trained: it and the idle one receive the same units."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.used, self.idle = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        return self.used(h), self.idle(h)
+
+
+@compiling
+def test_units_that_feed_an_idle_head_are_reset_in_a_compiled_step_of_ones_own():
+    torch.compiler.reset()
+    network = TwoHeads()
+    eager, plain = copies(network)
+    for each, compiled, acts in ((network, True, True), (eager, False, True), (plain, False, False)):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        method = ReDo(each, 0.9, every=2)
+        method.observe()
+
+        def act(method=method, optimizer=optimizer):
+            method.after_step(optimizer)
+
+        after = torch.compile(act, backend="eager") if compiled else act
+        for number in range(6):
+            optimizer.zero_grad()
+            each(torch.linspace(-1, 1, 48).view(12, 4).roll(number, 0))[0].square().mean().backward()
+            optimizer.step()
+            if acts:
+                after()
+    assert_same(network, eager)
+    assert not torch.equal(network.body.weight, plain.body.weight)
+
+
 @compiling
 @pytest.mark.parametrize("name", ACTING_OUTSIDE)
 def test_methods_that_cannot_be_compiled_act_outside_a_compiled_step(name):

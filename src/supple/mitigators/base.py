@@ -1,9 +1,9 @@
 """The interface for training loops: a method, attached to an optimizer, acts at up to three moments of each step."""
 
 import weakref
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,23 @@ from supple.mitigators.states import Tensors
 from supple.network.find_roles import describe
 from supple.network.population import Population
 from supple.network.roles import Overrides
+
+Result = TypeVar("Result")
+
+
+def _outside_compiled_code(
+    act: Callable[["Mitigator", Optimizer], Result],
+) -> Callable[["Mitigator", Optimizer], Result]:
+    """``act``, which a compiled step calls as it is if the method's choices depend on values."""
+
+    @wraps(act)
+    def called(self: "Mitigator", optimizer: Optimizer) -> Result:
+        if self.traceable or not torch.compiler.is_compiling():
+            return act(self, optimizer)
+        result: Result = torch.compiler.disable(partial(act, self))(optimizer)
+        return result
+
+    return called
 
 
 class Mitigator(KernelRunner):
@@ -87,6 +104,7 @@ class Mitigator(KernelRunner):
         self._add_to_gradients(self._trainable(stepping=True))
 
     @torch.no_grad()
+    @_outside_compiled_code
     def after_step(self, optimizer: Optimizer) -> None:
         """Change the parameters that ``optimizer`` has just updated, in a loop without ``attach``.
 
@@ -250,6 +268,7 @@ class Mitigator(KernelRunner):
             return (self.strength * self._penalty(self._unpruned(self._local_shards(parameters)))).sum()
 
     @torch.no_grad()
+    @_outside_compiled_code
     def _change_on(self, optimizer: Optimizer) -> bool:
         parameters = self._selected_on(optimizer)
         self._act_after_step(optimizer, parameters)

@@ -116,10 +116,7 @@ class StepHooks:
             return
         self._added = None
         if self._change is not None:
-            change = self._change
-            if torch.compiler.is_compiling() and not self.owner.traceable:
-                change = torch.compiler.disable(change)
-            self._acts = change()
+            self._acts = self._change()
             if self._had_gradients and not self._acts and not self._has_warned and _Writes.of(optimizer) is None:
                 self._has_warned = True
                 warnings.warn(
